@@ -1,0 +1,150 @@
+//! Why something waits or fails: one closed list, the same word in the CNI error, the log, the metric and the status.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A CNI error code: 1-99 as the CNI specification defines them, 100 and above ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CniCode(pub u32);
+
+impl CniCode {
+    /// The configuration asks for a CNI version that we do not speak.
+    pub const INCOMPATIBLE_VERSION: Self = Self(1);
+    /// A field of the network configuration is not supported.
+    pub const UNSUPPORTED_FIELD: Self = Self(2);
+    /// The container is unknown or does not exist; the runtime need not clean up.
+    pub const UNKNOWN_CONTAINER: Self = Self(3);
+    /// `CNI_*` environment variables are missing or bad; the message names them.
+    pub const INVALID_ENVIRONMENT: Self = Self(4);
+    /// Input or output failed.
+    pub const IO_FAILURE: Self = Self(5);
+    /// The configuration could not be decoded.
+    pub const DECODE_FAILURE: Self = Self(6);
+    /// The configuration was decoded but is not valid.
+    pub const INVALID_CONFIG: Self = Self(7);
+    /// A transient condition; the runtime should try again later.
+    pub const TRY_AGAIN: Self = Self(11);
+    /// STATUS: the plugin cannot serve ADD.
+    pub const NOT_AVAILABLE: Self = Self(50);
+    /// STATUS: as above, and existing containers may have limited connectivity.
+    pub const LIMITED_CONNECTIVITY: Self = Self(51);
+    /// CHECK: what the kernel holds differs from what it should hold.
+    pub const CHECK_FAILED: Self = Self(100);
+    /// Anything else that is ours.
+    pub const INTERNAL: Self = Self(999);
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $word:literal, $code:ident;)*) => {
+        /// The closed list of reasons.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum Reason {
+            $($(#[$doc])* #[serde(rename = $word)] $name,)*
+        }
+
+        impl Reason {
+            /// Every reason, in the order of the list.
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            /// The word under which this reason is known everywhere.
+            #[must_use]
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$name => $word,)* }
+            }
+
+            /// The CNI code that goes with it.
+            #[must_use]
+            pub const fn cni_code(self) -> CniCode {
+                match self { $(Self::$name => CniCode::$code,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    // What the caller sent.
+    /// `CNI_COMMAND` or another `CNI_*` variable is missing or malformed.
+    BadEnvironment = "bad-environment", INVALID_ENVIRONMENT;
+    /// Standard input or a frame on the socket is not what it must be.
+    BadInput = "bad-input", DECODE_FAILURE;
+    /// The network configuration has a value that cannot be.
+    BadConfig = "bad-config", INVALID_CONFIG;
+    /// The configuration asks for a CNI version outside 0.3.0 to 1.1.0.
+    UnsupportedVersion = "unsupported-version", INCOMPATIBLE_VERSION;
+    /// The network namespace is gone, is not one, or is the host's own.
+    BadNetns = "bad-netns", INVALID_ENVIRONMENT;
+    /// CHECK or another verb names a sandbox that is not known here.
+    UnknownSandbox = "unknown-sandbox", UNKNOWN_CONTAINER;
+    /// This sandbox was released while its ADD was still under way.
+    Superseded = "superseded", TRY_AGAIN;
+    /// Another sandbox of the same pod name holds the host interface name.
+    NameInUse = "name-in-use", TRY_AGAIN;
+    // The daemon.
+    /// The daemon does not answer on its socket.
+    DaemonUnreachable = "daemon-unreachable", TRY_AGAIN;
+    /// The daemon is starting and has not read its state yet.
+    Starting = "starting", TRY_AGAIN;
+    /// The daemon serves as many requests as it allows at once.
+    Busy = "busy", TRY_AGAIN;
+    /// The answer did not come before the deadline.
+    DeadlineExceeded = "deadline-exceeded", TRY_AGAIN;
+    /// The state could not be written to disk, so nothing was promised.
+    StateNotWritable = "state-not-writable", IO_FAILURE;
+    /// The kernel refused what the pod needs.
+    KernelRefused = "kernel-refused", INTERNAL;
+    /// CHECK found the pod's kernel state different from what it should be.
+    Drifted = "drifted", CHECK_FAILED;
+    // The pool.
+    /// Nothing is free and the allocation that this caused is still running.
+    PoolEmpty = "pool-empty", TRY_AGAIN;
+    /// Everything that is not assigned is cooling.
+    AllCooling = "all-cooling", TRY_AGAIN;
+    /// The instance type, `MAX_ENI` or maxPods allows no more addresses.
+    NodeFull = "node-full", TRY_AGAIN;
+    // The cloud.
+    /// The subnet has no free address left.
+    SubnetFull = "subnet-full", TRY_AGAIN;
+    /// The instance has as many ENIs as its type allows, or the account as many as its quota allows.
+    EniLimit = "eni-limit", TRY_AGAIN;
+    /// EC2 throttles us.
+    Throttled = "throttled", TRY_AGAIN;
+    /// EC2 denies a call: the IAM policy lacks an action.
+    Denied = "denied", TRY_AGAIN;
+    /// EC2 or IMDS cannot be reached or answers nonsense.
+    CloudUnreachable = "cloud-unreachable", TRY_AGAIN;
+    /// EC2 says that an ENI or the instance does not exist (any more).
+    CloudGone = "cloud-gone", TRY_AGAIN;
+    /// An internal fault; always a bug, never expected.
+    Internal = "internal", INTERNAL;
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_word_of_its_own_fit_for_a_metric_label() {
+        let words: BTreeSet<_> = Reason::ALL.iter().map(|r| r.word()).collect();
+
+        assert_eq!(words.len(), Reason::ALL.len());
+        assert!(words.iter().all(|w| w.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')));
+    }
+
+    #[test]
+    fn a_reason_travels_as_its_word() {
+        for reason in Reason::ALL {
+            let text = serde_json::to_string(reason).unwrap();
+            assert_eq!(text, format!("\"{reason}\""));
+            assert_eq!(serde_json::from_str::<Reason>(&text).unwrap(), *reason);
+        }
+    }
+}

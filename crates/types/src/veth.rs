@@ -1,0 +1,128 @@
+//! Names of host interfaces.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use sha1::{Digest, Sha1};
+
+use crate::PodName;
+
+/// What host veth names start with: 1 to 4 characters, `eni` unless configured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VethPrefix(String);
+
+/// Why a text cannot be a veth prefix.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} cannot start a host interface name: 1 to 4 of [a-z0-9], and not eth, lo or vlan")]
+pub struct VethPrefixError(pub String);
+
+impl VethPrefix {
+    /// Checks the rules the Go version's entrypoint has: at most 4 characters, not `eth`, `lo` or `vlan`.
+    ///
+    /// # Errors
+    /// When the text breaks one of them.
+    pub fn new(text: &str) -> Result<Self, VethPrefixError> {
+        let plain = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        if text.is_empty() || text.len() > 4 || !plain || matches!(text, "eth" | "lo" | "vlan") {
+            return Err(VethPrefixError(text.chars().take(64).collect()));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The prefix itself.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for VethPrefix {
+    fn default() -> Self {
+        Self("eni".to_owned())
+    }
+}
+
+impl TryFrom<String> for VethPrefix {
+    type Error = VethPrefixError;
+
+    fn try_from(text: String) -> Result<Self, VethPrefixError> {
+        Self::new(&text)
+    }
+}
+
+impl From<VethPrefix> for String {
+    fn from(prefix: VethPrefix) -> Self {
+        prefix.0
+    }
+}
+
+/// The host end of a pod's veth pair.
+///
+/// Prefix and the first 11 hexadecimal digits of SHA-1 over `namespace.name` (`namespace.name.N` for the
+/// Nth additional interface), as the Go version and Calico compute it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct HostVeth(String);
+
+impl HostVeth {
+    /// The name for a pod's interface number `index` (0 is `eth0`).
+    #[must_use]
+    pub fn of_pod(prefix: &VethPrefix, pod: &PodName, index: u8) -> Self {
+        Self(format!("{}{}", prefix.as_str(), hash(pod, index)))
+    }
+
+    /// The interface of the CNI result that exists only there, and carries what DEL needs (the shape of the Go version's result).
+    #[must_use]
+    pub fn dummy(pod: &PodName) -> Self {
+        Self(format!("dummy{}", hash(pod, 0)))
+    }
+
+    /// The name itself, at most 15 bytes (a dummy's, which the kernel never sees, 16).
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for HostVeth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn hash(pod: &PodName, index: u8) -> String {
+    let text = match index {
+        0 => format!("{}.{}", pod.namespace, pod.name),
+        n => format!("{}.{}.{n}", pod.namespace, pod.name),
+    };
+    let mut hex: String = Sha1::digest(text).iter().map(|b| format!("{b:02x}")).collect();
+    hex.truncate(11);
+    hex
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn veth(namespace: &str, name: &str, index: u8) -> String {
+        let pod = PodName { namespace: namespace.to_owned(), name: name.to_owned() };
+        HostVeth::of_pod(&VethPrefix::default(), &pod, index).as_str().to_owned()
+    }
+
+    #[test]
+    fn names_are_those_of_the_go_version() {
+        assert_eq!(veth("kube-system", "coredns-57ff979f67-qqbdh", 0), "enib5faff8a083");
+        assert_eq!(veth("kube-system", "coredns-57ff979f67-8ns9b", 0), "eni9571956a6cc");
+        assert_eq!(veth("default", "sample-pod", 0), "enicc21c2d7785");
+        assert_eq!(veth("default", "sample-pod", 1), "enia0b7655f3c9");
+        assert_eq!(veth("default", "sample-pod", 2), "eni674338b7081");
+    }
+
+    #[test]
+    fn a_prefix_leaves_room_for_the_hash_and_hits_no_other_interface() {
+        assert!(VethPrefix::new("eni").is_ok());
+        for bad in ["", "toolong", "eth", "lo", "vlan", "e/n", "e n", "É"] {
+            assert!(VethPrefix::new(bad).is_err(), "{bad}");
+        }
+    }
+}

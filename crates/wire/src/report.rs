@@ -1,0 +1,117 @@
+//! What `ipamd status` shows.
+
+use std::net::Ipv4Addr;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+use types::{DeviceIndex, EniId, Mac, Moment, NetworkCard, PodName, Reason, SandboxKey, SubnetId, TableId};
+
+/// The state of one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Version of the daemon.
+    pub version: String,
+    /// EC2 instance id; empty until IMDS has answered.
+    pub instance_id: String,
+    /// EC2 instance type.
+    pub instance_type: String,
+    /// When this report was made.
+    pub now: Moment,
+    /// When the daemon started.
+    pub started: Moment,
+    /// Whether ADD would be served; what is missing otherwise.
+    pub not_ready: Vec<String>,
+    /// The node's primary address.
+    pub primary_address: Option<Ipv4Addr>,
+    /// The VPC's IPv4 CIDRs.
+    pub vpc_cidrs: Vec<IpNetwork>,
+    /// Addresses by state, over all ENIs.
+    pub addresses: AddressCount,
+    /// The most addresses for pods this node can hold.
+    pub capacity: u32,
+    /// The ENIs, by card and device.
+    pub enis: Vec<EniReport>,
+    /// The sandboxes that hold an address.
+    pub pods: Vec<PodReport>,
+    /// ADDs that wait for an address.
+    pub waiting: Vec<Waiting>,
+    /// What the pool is about to do, each as a sentence with its reason.
+    pub plan: Vec<String>,
+    /// Trouble with EC2 that holds now.
+    pub cloud: Vec<String>,
+}
+
+/// How many addresses are in each state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct AddressCount {
+    /// Can be assigned now.
+    pub free: u32,
+    /// Promised to an ADD in progress.
+    pub reserved: u32,
+    /// Held by a sandbox.
+    pub assigned: u32,
+    /// Released a short while ago.
+    pub cooling: u32,
+}
+
+impl AddressCount {
+    /// All of them.
+    #[must_use]
+    pub const fn total(&self) -> u32 {
+        self.free + self.reserved + self.assigned + self.cooling
+    }
+}
+
+/// One ENI.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EniReport {
+    /// Its id.
+    pub id: EniId,
+    /// Its MAC address.
+    pub mac: Mac,
+    /// Network card.
+    pub card: NetworkCard,
+    /// Device index.
+    pub device: DeviceIndex,
+    /// Its subnet.
+    pub subnet: SubnetId,
+    /// Its primary address, never given to a pod.
+    pub primary_address: Ipv4Addr,
+    /// Its routing table.
+    pub table: TableId,
+    /// Its addresses by state.
+    pub addresses: AddressCount,
+    /// Why it gets no pods, if so.
+    pub excluded: Option<String>,
+}
+
+/// One pod's address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodReport {
+    /// The pod.
+    pub pod: PodName,
+    /// The sandbox.
+    pub sandbox: SandboxKey,
+    /// Where the address belongs.
+    pub eni: EniId,
+    /// The address.
+    pub address: AddressReport,
+    /// Host end of its veth pair.
+    pub host_if: String,
+    /// Since when.
+    pub since: Moment,
+}
+
+/// An address of either family.
+pub type AddressReport = std::net::IpAddr;
+
+/// An ADD that waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// The pod.
+    pub pod: PodName,
+    /// Since when.
+    pub since: Moment,
+    /// For what.
+    pub reason: Reason,
+}
