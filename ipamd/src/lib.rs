@@ -2,5 +2,18 @@
 //!
 //! `node` decides (events in, effects out, synchronous); everything else does what it says, or tells it what happened.
 
+pub mod clock;
 pub mod cloud;
 pub mod config;
+pub mod daemon;
+pub mod node;
+pub mod server;
+pub mod status;
+pub mod store;
+pub mod telemetry;
+
+mod app;
+mod cloud_tasks;
+mod host;
+mod queue;
+mod workers;

@@ -1,1 +1,47 @@
-//! VPC lab.
+//! The VPC lab: a VPC in network namespaces, with EC2 and instance metadata, real nodes and pods.
+//!
+//! One namespace plays the VPC. Each ENI is a veth pair whose far end is there; the fabric drops every packet whose source is
+//! not an address that EC2 gave to that ENI, as AWS does. The internet behind the gateway knows only the nodes'
+//! primary addresses, so missing source NAT shows. What the demo shows is what the tests test.
+
+pub mod cri;
+pub mod demo;
+pub mod ec2;
+pub mod fabric;
+pub mod imds;
+pub mod netns;
+pub mod node;
+pub mod probe;
+pub mod runtime;
+
+/// Why the lab cannot do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum LabError {
+    /// The system refused.
+    #[error("cannot {doing}: {source}")]
+    System {
+        /// What was being done.
+        doing: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A program refused.
+    #[error("{program}: {said}")]
+    Program {
+        /// Which, with its arguments.
+        program: String,
+        /// What it said.
+        said: String,
+    },
+    /// Something did not happen in time, or happened otherwise.
+    #[error("{0}")]
+    Otherwise(String),
+}
+
+impl LabError {
+    /// For `map_err`.
+    pub fn doing<E: Into<std::io::Error>>(doing: impl Into<String>) -> impl FnOnce(E) -> Self {
+        move |source| Self::System { doing: doing.into(), source: source.into() }
+    }
+}

@@ -1,2 +1,39 @@
-//! To come.
-fn main() {}
+//! The whole system on the VPC lab: the real daemon, the real plugin, real packets, real containerd.
+//!
+//! `main` enters namespaces before any thread exists. Tests run one after the other, each with a lab of its own;
+//! what the machine cannot run is counted as ignored, with its reason.
+
+#![expect(clippy::print_stderr, reason = "a test program: it tells a person")]
+
+mod bad_input;
+mod containerd;
+mod life;
+mod support;
+
+use libtest_mimic::{Arguments, Trial};
+use support::{Test, run, tell_skips};
+
+fn main() -> std::process::ExitCode {
+    let mut arguments = Arguments::from_args();
+    // The namespaces have fixed names, and two cores are soon busy.
+    arguments.test_threads = Some(1);
+    let tests: Vec<Test> = [life::TESTS, bad_input::TESTS].concat();
+    let lab = lab::netns::enter_lab().map_err(|error| error.to_string());
+    let programs = support::missing_programs();
+    let without_lab = lab.err().or(programs);
+    let without_containerd = without_lab.clone().or_else(containerd::missing);
+    let mut trials = trials(&tests, without_lab.as_deref());
+    trials.extend(self::trials(containerd::TESTS, without_containerd.as_deref()));
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn trials(tests: &[Test], missing: Option<&str>) -> Vec<Trial> {
+    if let Some(reason) = missing {
+        tell_skips(tests, reason);
+    }
+    let trial = |(name, test): &Test| {
+        let test = *test;
+        Trial::test(*name, move || run(test)).with_ignored_flag(missing.is_some())
+    };
+    tests.iter().map(trial).collect()
+}

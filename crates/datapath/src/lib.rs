@@ -1,1 +1,33 @@
-//! To come.
+//! What the kernel of a node should hold, and how to make it so.
+//!
+//! ```text
+//!   NodeSpec, PodSpec --desired--> KernelState --diff--> ops --kernel--> netlink
+//!                     the kernel's --observe-->
+//! ```
+//!
+//! `model`, `desired`, `diff` and `mark` are pure; `kernel` and `netfilter` talk to the kernel. Teardown is the
+//! difference against nothing, repair the difference after a change.
+//!
+//! | priority | rule | looks up | how many |
+//! |---|---|---|---|
+//! | 512 | everything | 51200: one route per pod | 1 |
+//! | 1024 | connection mark (0x80) | main | 1 |
+//! | 1536 | mark of a secondary ENI | that ENI's table | 1 per secondary ENI |
+//! | 32765 | from a secondary ENI's own address | that ENI's table | 1 per secondary ENI |
+
+pub mod desired;
+mod diff;
+mod kernel;
+mod mark;
+mod model;
+pub mod netfilter;
+
+pub use diff::{Op, diff};
+pub use kernel::{Converged, Host, KernelError, LinkSeen, PodSeen, WireError, Wirer};
+pub use mark::{MarkError, Marks};
+pub use model::{
+    Address, EniSpec, KernelState, NodeSpec, PodSpec, Route, Rule, RulePriority, Selector, Sysctl,
+};
+
+/// Number by which routes and rules of ours can be told (`rtm_protocol`, `FRA_PROTOCOL`).
+pub const PROTOCOL: u8 = 0x56;

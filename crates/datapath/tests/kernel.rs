@@ -1,2 +1,373 @@
-//! To come.
-fn main() {}
+//! The real kernel, in namespaces of our own; the witness is `ip -j`, not our own reader.
+//!
+//! `main` enters new user, network and mount namespaces before any thread exists (only the latter two as root), and each test runs in
+//! a fresh network namespace on a thread of its own: nothing is left behind, whatever happens.
+
+#![expect(
+    clippy::print_stderr,
+    clippy::expect_used,
+    reason = "a test program: it tells a person, and panics to fail"
+)]
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use datapath::{EniSpec, Host, Marks, NodeSpec, PodSpec, Wirer};
+use libtest_mimic::{Arguments, Failed, Trial};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+use types::{DeviceIndex, HostVeth, Mac, NetworkCard, PodName, VethPrefix};
+
+type Outcome = Result<(), Failed>;
+type Test = fn() -> Outcome;
+
+fn main() -> std::process::ExitCode {
+    let entered = enter();
+    let tests: [(&str, Test); 8] = [
+        ("a_node_with_two_enis_has_its_tables_and_rules", node_with_two_enis),
+        ("a_second_convergence_changes_nothing", idempotent),
+        ("what_is_removed_or_added_behind_our_back_is_mended", drift),
+        ("a_pod_is_wired_checked_and_taken_away", pod_life),
+        ("packets_flow_between_pods_and_host", packets),
+        ("the_same_name_comes_back_at_once_two_hundred_times", same_name),
+        ("a_failed_wiring_leaves_nothing", failed_wiring),
+        ("rules_do_not_grow_with_pods", rules_constant),
+    ];
+    let missing =
+        entered.as_ref().err().cloned().or_else(|| (!has_ip()).then(|| "no `ip` program".to_owned()));
+    if let Some(reason) = &missing {
+        skipped(&tests.map(|(name, _)| name), reason);
+    }
+    let ignored = missing.is_some();
+    let trials = tests.map(|(name, test)| Trial::test(name, move || apart(test)).with_ignored_flag(ignored));
+    libtest_mimic::run(&Arguments::from_args(), trials.into()).exit_code()
+}
+
+/// Enters namespaces of our own.
+fn enter() -> Result<(), String> {
+    let root = rustix::process::geteuid().is_root();
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let mut flags = UnshareFlags::NEWNET | UnshareFlags::NEWNS;
+    if !root {
+        flags |= UnshareFlags::NEWUSER;
+    }
+    unshare(flags).map_err(|error| format!("no namespaces: {error}"))?;
+    if !root {
+        let write = |path: &str, text: String| std::fs::write(path, text).map_err(|e| format!("{path}: {e}"));
+        write("/proc/self/setgroups", "deny".to_owned())?;
+        write("/proc/self/uid_map", format!("0 {uid} 1"))?;
+        write("/proc/self/gid_map", format!("0 {gid} 1"))?;
+    }
+    Ok(())
+}
+
+#[expect(
+    unsafe_code,
+    reason = "rustix marks unshare as unsafe because of CLONE_FILES, which is not used here"
+)]
+fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
+    // SAFETY: no flag that would stop sharing the descriptor table with other threads.
+    unsafe { unshare_unsafe(flags) }
+}
+
+fn has_ip() -> bool {
+    Command::new("ip").arg("-V").output().is_ok_and(|output| output.status.success())
+}
+
+/// Tells the runner which tests were skipped and why.
+fn skipped(names: &[&str], reason: &str) {
+    let lines: String = names.iter().map(|name| format!("datapath kernel {name}: {reason}\n")).collect();
+    eprint!("{lines}");
+    if let Some(path) = std::env::var_os("LAB_SKIPS") {
+        use std::io::Write;
+        let file = File::options().create(true).append(true).open(path);
+        let _written = file.and_then(|mut file| file.write_all(lines.as_bytes()));
+    }
+}
+
+/// Runs a test in a network namespace of its own.
+fn apart(test: Test) -> Outcome {
+    let thread = std::thread::spawn(move || {
+        unshare(UnshareFlags::NEWNET)?;
+        ip("link set lo up")?;
+        test()
+    });
+    thread.join().map_err(|_panic| Failed::from("the test panicked"))?
+}
+
+/// Runs `ip`, in the namespace of this thread.
+fn ip(arguments: &str) -> Result<String, Failed> {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output()?;
+    if !output.status.success() {
+        return Err(format!("ip {arguments}: {}", String::from_utf8_lossy(&output.stderr)).into());
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn json(arguments: &str) -> Result<Vec<serde_json::Value>, Failed> {
+    let text = ip(&format!("-j {arguments}"))?;
+    Ok(if text.trim().is_empty() { Vec::new() } else { serde_json::from_str(&text)? })
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// A node with a primary and one secondary ENI (veths stand in for them).
+fn node() -> Result<NodeSpec, Failed> {
+    let eni = |device: u8, primary: [u8; 4]| EniSpec {
+        mac: Mac([2, 0, 0, 0, 0, device]),
+        card: NetworkCard(0),
+        device: DeviceIndex(device),
+        primary_address: primary.into(),
+        subnet: "10.0.0.0/24".parse().expect("a network"),
+        mtu: 9001,
+        sources: BTreeSet::new(),
+    };
+    for device in 0..2 {
+        ip(&format!(
+            "link add ens{device} address 02:00:00:00:00:0{device} type veth peer name far{device}"
+        ))?;
+        ip(&format!("link set far{device} up"))?;
+    }
+    ip("link set ens0 up")?;
+    ip("addr add 10.0.0.10/24 dev ens0")?;
+    ip("route add default via 10.0.0.1")?;
+    let enis = vec![eni(0, [10, 0, 0, 10]), eni(1, [10, 0, 0, 11])];
+    Ok(NodeSpec { enis, marks: Marks::default(), connmark: true })
+}
+
+fn converge(spec: &NodeSpec) -> Result<Vec<String>, Failed> {
+    let done = runtime()?.block_on(async { Host::open()?.converge(spec, None).await })?;
+    assert!(done.missing.is_empty(), "links not found: {:?}", done.missing);
+    Ok(done.changes)
+}
+
+fn node_with_two_enis() -> Outcome {
+    let spec = node()?;
+
+    converge(&spec)?;
+
+    let rules: Vec<String> =
+        ip("rule")?.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    for wanted in [
+        "512: from all lookup 51200 proto 86",
+        "1024: from all fwmark 0x80/0x80 lookup main proto 86",
+        "1536: from all fwmark 0x100/0x3f00 lookup 2 proto 86",
+        "32765: from 10.0.0.11 lookup 2 proto 86",
+    ] {
+        assert!(rules.iter().any(|rule| rule == wanted), "{wanted} is not in {rules:#?}");
+    }
+    let routes = json("route show table 2")?;
+    assert_eq!(routes.len(), 2, "{routes:?}");
+    assert!(routes.iter().any(|r| r["dst"] == "default" && r["gateway"] == "10.0.0.1" && r["dev"] == "ens1"));
+    let main = json("route show table main")?;
+    assert!(main.iter().all(|r| r["dev"] == "ens0"), "the secondary ENI draws the node's traffic: {main:?}");
+    let link = json("addr show dev ens1")?;
+    assert_eq!(link[0]["mtu"], 9001);
+    assert_eq!(link[0]["addr_info"][0]["local"], "10.0.0.11");
+    assert_eq!(std::fs::read_to_string("/proc/sys/net/ipv4/conf/ens1/rp_filter")?.trim(), "2");
+    Ok(())
+}
+
+fn idempotent() -> Outcome {
+    let spec = node()?;
+    converge(&spec)?;
+
+    let again = converge(&spec)?;
+
+    assert_eq!(again, Vec::<String>::new());
+    Ok(())
+}
+
+fn drift() -> Outcome {
+    let spec = node()?;
+    converge(&spec)?;
+    ip("rule del pref 512")?;
+    ip("route flush table 2")?;
+    ip("link set ens1 mtu 1500")?;
+    ip("addr add 10.0.0.99/24 dev ens1")?;
+    ip("rule add pref 1536 fwmark 0x900/0x3f00 lookup 10 proto 86")?;
+    ip("rule add pref 1536 from 10.0.0.77 lookup 10")?;
+
+    let changes = converge(&spec)?;
+
+    assert!(changes.contains(&"ip rule add pref 512 from all lookup 51200".to_owned()), "{changes:#?}");
+    assert!(changes.iter().any(|change| change.starts_with("ip addr del 10.0.0.99/24")), "{changes:#?}");
+    assert!(
+        changes.contains(&"ip rule del pref 1536 fwmark 0x900/0x3f00 lookup 10".to_owned()),
+        "{changes:#?}"
+    );
+    assert!(ip("rule")?.contains("from 10.0.0.77 lookup 10"), "a rule of somebody else was removed");
+    assert_eq!(converge(&spec)?, Vec::<String>::new());
+    Ok(())
+}
+
+/// A pod's namespace: its descriptor, and what the plugin would pass.
+struct Pod {
+    netns: File,
+    spec: PodSpec,
+}
+
+impl Pod {
+    fn new(number: u32) -> Result<Self, Failed> {
+        let netns = std::thread::spawn(|| {
+            unshare(UnshareFlags::NEWNET)?;
+            ip("link set lo up").map_err(|e| std::io::Error::other(format!("{e:?}")))?;
+            File::open("/proc/thread-self/ns/net")
+        });
+        let netns = netns.join().map_err(|_panic| "no namespace")??;
+        let pod = PodName { namespace: "default".to_owned(), name: format!("pod-{number}") };
+        let host_if = HostVeth::of_pod(&VethPrefix::default(), &pod, 0);
+        let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 4, 0)) + number);
+        Ok(Self { netns, spec: PodSpec { host_if, container_if: "eth0".to_owned(), address, mtu: 9001 } })
+    }
+
+    /// Runs something inside.
+    fn inside<T: Send>(&self, run: impl FnOnce() -> Result<T, Failed> + Send) -> Result<T, Failed> {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                move_into_link_name_space(self.netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+                run()
+            });
+            thread.join().map_err(|_panic| Failed::from("it panicked"))?
+        })
+    }
+
+    fn socket(&self) -> Result<OwnedFd, Failed> {
+        self.inside(|| Ok(socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?))
+    }
+
+    fn add(&self, wirer: &mut Wirer) -> Outcome {
+        let mac = Mac::local([0x12, 0x34, 0x56, 0x78, 0x9a, 0xbc]);
+        Ok(wirer.add(&self.spec, mac, self.netns.as_fd(), self.socket()?)?)
+    }
+}
+
+fn pod_life() -> Outcome {
+    let spec = node()?;
+    converge(&spec)?;
+    let mut wirer = Wirer::open()?;
+    let pod = Pod::new(7)?;
+
+    pod.add(&mut wirer)?;
+
+    let routes = json("route show table 51200")?;
+    assert_eq!(
+        (routes[0]["dst"].as_str(), routes[0]["dev"].as_str()),
+        (Some("10.0.4.7"), Some(pod.spec.host_if.as_str()))
+    );
+    pod.inside(|| {
+        let link = json("addr show dev eth0")?;
+        assert_eq!(link[0]["addr_info"][0]["local"], "10.0.4.7");
+        assert_eq!(link[0]["addr_info"][0]["prefixlen"], 32);
+        assert_eq!(link[0]["mtu"], 9001);
+        let routes = json("route")?;
+        assert!(routes.iter().any(|r| r["dst"] == "default" && r["gateway"] == "169.254.1.1"), "{routes:?}");
+        assert!(routes.iter().any(|r| r["dst"] == "169.254.1.1" && r["scope"] == "link"), "{routes:?}");
+        let neighbours = json("neigh")?;
+        assert_eq!(neighbours[0]["lladdr"], "12:34:56:78:9a:bc");
+        assert_eq!(neighbours[0]["state"][0], "PERMANENT");
+        Ok(())
+    })?;
+    assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new());
+    assert_eq!(wirer.pods()?.len(), 1);
+
+    ip("route flush table 51200")?;
+    let found = wirer.check(&pod.spec, pod.socket()?)?;
+    assert_eq!(found.len(), 1, "{found:?}");
+
+    wirer.remove(&pod.spec)?;
+    wirer.sweep()?;
+    assert!(!ip("link")?.contains(pod.spec.host_if.as_str()));
+    wirer.remove(&pod.spec)?;
+    wirer.sweep()?;
+    Ok(())
+}
+
+fn packets() -> Outcome {
+    let spec = node()?;
+    converge(&spec)?;
+    let mut wirer = Wirer::open()?;
+    let (one, two) = (Pod::new(1)?, Pod::new(2)?);
+    one.add(&mut wirer)?;
+    two.add(&mut wirer)?;
+    let server = two.inside(|| Ok(UdpSocket::bind(("10.0.4.2", 7000))?))?;
+    server.set_read_timeout(Some(Duration::from_secs(5)))?;
+
+    let client = one.inside(|| Ok(UdpSocket::bind(("10.0.4.1", 7001))?))?;
+    client.send_to(b"hello", "10.0.4.2:7000")?;
+    let mut buffer = [0; 16];
+    let (got, from) = server.recv_from(&mut buffer)?;
+
+    assert_eq!((&buffer[..got], from.to_string().as_str()), (&b"hello"[..], "10.0.4.1:7001"));
+    let host = UdpSocket::bind(("10.0.0.10", 7002))?;
+    host.send_to(b"node", "10.0.4.2:7000")?;
+    let (got, from) = server.recv_from(&mut buffer)?;
+    assert_eq!((&buffer[..got], from.to_string().as_str()), (&b"node"[..], "10.0.0.10:7002"));
+    Ok(())
+}
+
+fn same_name() -> Outcome {
+    let mut wirer = Wirer::open()?;
+    let (mut adds, mut removes) = (Vec::new(), Vec::new());
+    for _ in 0..200 {
+        let pod = Pod::new(3)?;
+        let (netns, socket) = (pod.netns.as_fd(), pod.socket()?);
+        let started = Instant::now();
+        wirer.add(&pod.spec, Mac::local([1; 6]), netns, socket)?;
+        adds.push(started.elapsed());
+        let started = Instant::now();
+        wirer.remove(&pod.spec)?;
+        removes.push(started.elapsed());
+    }
+    wirer.sweep()?;
+    adds.sort();
+    removes.sort();
+    eprintln!("200 times the same name, unswept: add p50 {:?}, remove p50 {:?}", adds[100], removes[100]);
+    assert!(!ip("link")?.contains("eni"));
+    Ok(())
+}
+
+fn failed_wiring() -> Outcome {
+    let mut wirer = Wirer::open()?;
+    let pod = Pod::new(4)?;
+    // The pod has an eth0 already.
+    pod.inside(|| ip("link add eth0 type veth peer name other"))?;
+
+    let error = pod.add(&mut wirer).expect_err("eth0 is taken");
+
+    assert!(format!("{error:?}").contains("eth0"), "{error:?}");
+    assert!(!ip("link")?.contains(pod.spec.host_if.as_str()));
+    // A socket that is none of netlink's.
+    let pod = Pod::new(5)?;
+    let socket: OwnedFd = UdpSocket::bind("127.0.0.1:0")?.into();
+    assert!(wirer.add(&pod.spec, Mac::local([1; 6]), pod.netns.as_fd(), socket).is_err());
+    assert!(!ip("link")?.contains(pod.spec.host_if.as_str()));
+    Ok(())
+}
+
+fn rules_constant() -> Outcome {
+    let spec = node()?;
+    converge(&spec)?;
+    let before = ip("rule")?.lines().count();
+    let mut wirer = Wirer::open()?;
+    let pods = (0..50).map(Pod::new).collect::<Result<Vec<_>, _>>()?;
+    let mut times = Vec::new();
+    for pod in &pods {
+        let socket = pod.socket()?;
+        let started = Instant::now();
+        wirer.add(&pod.spec, Mac::local([2; 6]), pod.netns.as_fd(), socket)?;
+        times.push(started.elapsed());
+    }
+    times.sort();
+    eprintln!("50 pods: add p50 {:?}", times[25]);
+
+    assert_eq!(ip("rule")?.lines().count(), before);
+    assert_eq!(wirer.pods()?.len(), 50);
+    Ok(())
+}

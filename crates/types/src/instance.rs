@@ -85,7 +85,15 @@ fn parse_row(line: &str) -> Option<InstanceLimits> {
     let trunk = next().and_then(|t| t.parse().ok());
     let branch_enis = next().and_then(|t| t.parse().ok()).unwrap_or(0);
     let prefix_delegation = hypervisor == "nitro" || bare_metal;
-    Some(InstanceLimits { instance_type, max_enis, ipv4_per_eni, cards, prefix_delegation, trunk, branch_enis })
+    Some(InstanceLimits {
+        instance_type,
+        max_enis,
+        ipv4_per_eni,
+        cards,
+        prefix_delegation,
+        trunk,
+        branch_enis,
+    })
 }
 
 fn parse_card(text: &str) -> Option<NetworkCardLimits> {

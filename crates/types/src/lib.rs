@@ -23,5 +23,7 @@ pub use instance::{InstanceLimits, InstanceTable, NetworkCardLimits};
 pub use moment::Moment;
 pub use place::{DeviceIndex, NetworkCard, TableId};
 pub use reason::{CniCode, Reason};
-pub use sandbox::{PodName, SandboxKey, SandboxKeyError, CONTAINER_ID_BYTES_MAX, IF_NAME_BYTES_MAX, NETWORK_NAME_BYTES_MAX};
+pub use sandbox::{
+    CONTAINER_ID_BYTES_MAX, IF_NAME_BYTES_MAX, NETWORK_NAME_BYTES_MAX, PodName, SandboxKey, SandboxKeyError,
+};
 pub use veth::{HostVeth, VethPrefix, VethPrefixError};

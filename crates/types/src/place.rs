@@ -68,7 +68,10 @@ mod tests {
     fn tables_have_the_numbers_of_the_go_version() {
         let table = |c, d| TableId::of_eni(NetworkCard(c), DeviceIndex(d)).0;
 
-        assert_eq!([table(0, 0), table(0, 1), table(0, 14), table(1, 0), table(3, 2)], [254, 2, 15, 10_100, 10_302]);
+        assert_eq!(
+            [table(0, 0), table(0, 1), table(0, 14), table(1, 0), table(3, 2)],
+            [254, 2, 15, 10_100, 10_302]
+        );
     }
 
     #[test]
@@ -77,7 +80,11 @@ mod tests {
             let mut seen = BTreeSet::from([TableId::PODS]);
             for card in &limits.cards {
                 for d in 0..card.max_enis {
-                    assert!(seen.insert(TableId::of_eni(card.card, DeviceIndex(d))), "{}", limits.instance_type);
+                    assert!(
+                        seen.insert(TableId::of_eni(card.card, DeviceIndex(d))),
+                        "{}",
+                        limits.instance_type
+                    );
                 }
             }
         }

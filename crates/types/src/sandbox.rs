@@ -35,13 +35,17 @@ struct RawKey {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SandboxKeyError {
     /// CNI: must start with an alphanumeric character, then alphanumerics, `_`, `.` or `-`.
-    #[error("container id {0:?} is not 1 to 256 characters of [A-Za-z0-9_.-] that start with an alphanumeric one")]
+    #[error(
+        "container id {0:?} is not 1 to 256 characters of [A-Za-z0-9_.-] that start with an alphanumeric one"
+    )]
     ContainerId(String),
     /// CNI and the kernel: not empty, at most 15 bytes, not `.` or `..`, no `/`, `:` or white space.
     #[error("interface name {0:?} is not one that Linux accepts")]
     IfName(String),
     /// As for the container id.
-    #[error("network name {0:?} is not 1 to 128 characters of [A-Za-z0-9_.-] that start with an alphanumeric one")]
+    #[error(
+        "network name {0:?} is not 1 to 128 characters of [A-Za-z0-9_.-] that start with an alphanumeric one"
+    )]
     NetworkName(String),
 }
 

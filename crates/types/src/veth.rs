@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
 
-use crate::PodName;
+use crate::{PodName, SandboxKey};
 
 /// What host veth names start with: 1 to 4 characters, `eni` unless configured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,13 +68,26 @@ impl HostVeth {
     /// The name for a pod's interface number `index` (0 is `eth0`).
     #[must_use]
     pub fn of_pod(prefix: &VethPrefix, pod: &PodName, index: u8) -> Self {
-        Self(format!("{}{}", prefix.as_str(), hash(pod, index)))
+        Self(format!("{}{}", prefix.as_str(), hash(&pod_text(pod, index))))
+    }
+
+    /// The name for a sandbox that Kubernetes did not ask for, so that it has no pod name to hash.
+    #[must_use]
+    pub fn of_sandbox(prefix: &VethPrefix, sandbox: &SandboxKey) -> Self {
+        Self(format!("{}{}", prefix.as_str(), hash(&format!("{sandbox}"))))
     }
 
     /// The interface of the CNI result that exists only there, and carries what DEL needs (the shape of the Go version's result).
     #[must_use]
     pub fn dummy(pod: &PodName) -> Self {
-        Self(format!("dummy{}", hash(pod, 0)))
+        Self(format!("dummy{}", hash(&pod_text(pod, 0))))
+    }
+
+    /// A name found in the kernel; `None` for one that cannot be a host veth's.
+    #[must_use]
+    pub fn found(name: &str) -> Option<Self> {
+        let plain = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        (plain && (12..=15).contains(&name.len())).then(|| Self(name.to_owned()))
     }
 
     /// The name itself, at most 15 bytes (a dummy's, which the kernel never sees, 16).
@@ -90,11 +103,14 @@ impl fmt::Display for HostVeth {
     }
 }
 
-fn hash(pod: &PodName, index: u8) -> String {
-    let text = match index {
+fn pod_text(pod: &PodName, index: u8) -> String {
+    match index {
         0 => format!("{}.{}", pod.namespace, pod.name),
         n => format!("{}.{}.{n}", pod.namespace, pod.name),
-    };
+    }
+}
+
+fn hash(text: &str) -> String {
     let mut hex: String = Sha1::digest(text).iter().map(|b| format!("{b:02x}")).collect();
     hex.truncate(11);
     hex

@@ -92,8 +92,8 @@ pub struct PodReport {
     pub pod: PodName,
     /// The sandbox.
     pub sandbox: SandboxKey,
-    /// Where the address belongs.
-    pub eni: EniId,
+    /// Where the address belongs, as far as that is known.
+    pub eni: Option<EniId>,
     /// The address.
     pub address: AddressReport,
     /// Host end of its veth pair.

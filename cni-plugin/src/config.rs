@@ -1,0 +1,313 @@
+//! The network configuration on standard input.
+//!
+//! Keys that are not named here are not looked at, among them `runtimeConfig` (which may carry every annotation
+//! of the pod) and `podSGEnforcingMode` (which the daemon knows itself).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+use types::{SandboxKeyError, VethPrefix, VethPrefixError};
+use wire::Kept;
+
+use crate::environment::Command;
+use crate::log::Sink;
+use crate::patience::TIMEOUT_MAX;
+use crate::version::CniVersion;
+
+/// MTU of pod interfaces unless configured, in bytes: jumbo frames, which every VPC carries.
+const MTU_DEFAULT: u32 = 9001;
+/// The smallest MTU that is accepted, in bytes: what every IPv4 host must take in one piece.
+const MTU_MIN: u32 = 576;
+
+/// A configuration of a version that we speak.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) version: CniVersion,
+    pub(crate) name: String,
+    pub(crate) mtu: u32,
+    pub(crate) socket: PathBuf,
+    pub(crate) queue: PathBuf,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) log: Sink,
+    veth_prefix: Option<String>,
+    has_prev_result: bool,
+    attachments: Option<Vec<Kept>>,
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error("error unmarshall network config")]
+    Decode(#[source] serde_json::Error),
+    #[error("missing network name")]
+    NameMissing,
+    #[error("invalid network name")]
+    Name(#[source] SandboxKeyError),
+    #[error(
+        "incompatible CNI versions; config is {found:?}, plugin supports {:?}",
+        CniVersion::ALL.map(CniVersion::as_str)
+    )]
+    Version { found: String },
+    #[error("config version {version} does not allow {command}, which came with {since}")]
+    TooOld { version: CniVersion, command: Command, since: CniVersion },
+    #[error("invalid vethPrefix")]
+    VethPrefix(#[source] VethPrefixError),
+    #[error(
+        "prevResult given to ADD: this plugin creates the pod's interface, so it must be the first of its list"
+    )]
+    NotFirst,
+    #[error("required prevResult missing")]
+    PrevResultMissing,
+    #[error("cni.dev/valid-attachments missing: nothing is released without a list of what stays")]
+    AttachmentsMissing,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Raw {
+    #[serde(default)]
+    cni_version: Option<String>,
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    mtu: Value,
+    veth_prefix: Option<String>,
+    plugin_log_file: Option<String>,
+    plugin_log_level: Option<String>,
+    prev_result: Option<IgnoredAny>,
+    socket: Option<PathBuf>,
+    queue_dir: Option<PathBuf>,
+    timeout_seconds: Option<u64>,
+    #[serde(rename = "cni.dev/valid-attachments")]
+    valid_attachments: Option<Vec<Attachment>>,
+    /// The name by which the reference library sends the same list, beside the right one.
+    #[serde(rename = "cni.dev/attachments")]
+    attachments: Option<Vec<Attachment>>,
+}
+
+#[derive(Deserialize)]
+struct Attachment {
+    #[serde(rename = "containerID")]
+    container_id: String,
+    #[serde(rename = "ifname", alias = "ifName")]
+    if_name: String,
+}
+
+impl Config {
+    /// Decodes a configuration and checks its name and version, in this order.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, ConfigError> {
+        let raw: Raw = serde_json::from_slice(bytes).map_err(ConfigError::Decode)?;
+        let name = raw.name.filter(|n| !n.is_empty()).ok_or(ConfigError::NameMissing)?;
+        // Absent means 0.1.0, says the specification.
+        let found = raw.cni_version.filter(|v| !v.is_empty()).unwrap_or_else(|| "0.1.0".to_owned());
+        let version = CniVersion::of(&found)
+            .ok_or_else(|| ConfigError::Version { found: found.chars().take(32).collect() })?;
+        Ok(Self {
+            version,
+            name,
+            mtu: mtu(&raw.mtu),
+            socket: raw.socket.unwrap_or_else(|| wire::SOCKET_PATH.into()),
+            queue: raw.queue_dir.unwrap_or_else(|| wire::queue::DIRECTORY.into()),
+            timeout: raw.timeout_seconds.map(timeout),
+            log: Sink::new(raw.plugin_log_file, raw.plugin_log_level.as_deref()),
+            veth_prefix: raw.veth_prefix.filter(|p| !p.is_empty()),
+            has_prev_result: raw.prev_result.is_some(),
+            attachments: kept(raw.valid_attachments, raw.attachments),
+        })
+    }
+
+    /// How host interface names start.
+    pub(crate) fn veth_prefix(&self) -> Result<VethPrefix, ConfigError> {
+        self.veth_prefix
+            .as_deref()
+            .map_or_else(|| Ok(VethPrefix::default()), VethPrefix::new)
+            .map_err(ConfigError::VethPrefix)
+    }
+
+    /// What must not be released. Both an absent list and `null` are an error: neither may release everything.
+    pub(crate) fn valid_attachments(&self) -> Result<Vec<Kept>, ConfigError> {
+        self.attachments.clone().ok_or(ConfigError::AttachmentsMissing)
+    }
+
+    /// Whether the command exists in this version, and whether `prevResult` is there as the command needs it.
+    pub(crate) fn allows(&self, command: Command) -> Result<(), ConfigError> {
+        let since = match command {
+            Command::Add | Command::Del | Command::Version => CniVersion::V0_3_0,
+            Command::Check => CniVersion::V0_4_0,
+            Command::Gc | Command::Status => CniVersion::V1_1_0,
+        };
+        if self.version < since {
+            return Err(ConfigError::TooOld { version: self.version, command, since });
+        }
+        match (command, self.has_prev_result) {
+            (Command::Add, true) => Err(ConfigError::NotFirst),
+            (Command::Check, false) => Err(ConfigError::PrevResultMissing),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A number, or its digits in a string as the installed configuration has it; what cannot be is the default.
+fn mtu(value: &Value) -> u32 {
+    let number = match value {
+        Value::Number(n) => n.as_u64().and_then(|n| u32::try_from(n).ok()),
+        Value::String(text) => text.parse().ok(),
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+    };
+    number.filter(|n| (MTU_MIN..=MTU_DEFAULT).contains(n)).unwrap_or(MTU_DEFAULT)
+}
+
+fn timeout(seconds: u64) -> Duration {
+    Duration::from_secs(seconds).clamp(Duration::from_secs(1), TIMEOUT_MAX)
+}
+
+/// Should the two lists differ, what stands in either stays.
+fn kept(right: Option<Vec<Attachment>>, misspelt: Option<Vec<Attachment>>) -> Option<Vec<Kept>> {
+    if right.is_none() && misspelt.is_none() {
+        return None;
+    }
+    let both = right.into_iter().chain(misspelt).flatten();
+    let mut kept: Vec<_> = both.map(|a| Kept { container_id: a.container_id, if_name: a.if_name }).collect();
+    kept.sort_unstable();
+    kept.dedup();
+    Some(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(rest: &str) -> Result<Config, ConfigError> {
+        Config::decode(
+            format!(r#"{{"cniVersion":"1.1.0","name":"aws-cni","type":"aws-cni"{rest}}}"#).as_bytes(),
+        )
+    }
+
+    #[test]
+    fn form_is_checked_before_name_and_name_before_version() {
+        let error = |text: &str| Config::decode(text.as_bytes()).unwrap_err();
+
+        for bad in [
+            "",
+            "{",
+            "[]",
+            "null",
+            "7",
+            r#"{"name":3}"#,
+            r#"{"cniVersion":1.0,"name":"a"}"#,
+            "{\"name\":\"\u{0}\"}",
+        ] {
+            assert!(matches!(error(bad), ConfigError::Decode(_)), "{bad}");
+        }
+        assert!(matches!(error(r#"{"cniVersion":"9.9.9"}"#), ConfigError::NameMissing));
+        assert!(matches!(error(r#"{"cniVersion":"9.9.9","name":""}"#), ConfigError::NameMissing));
+        assert!(matches!(error(r#"{"cniVersion":"9.9.9","name":"a"}"#), ConfigError::Version { .. }));
+    }
+
+    #[test]
+    fn a_configuration_without_version_is_of_version_0_1_0() {
+        let error = Config::decode(br#"{"name":"a"}"#).unwrap_err();
+
+        assert_eq!(
+            error.to_string(),
+            r#"incompatible CNI versions; config is "0.1.0", plugin supports ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]"#
+        );
+    }
+
+    #[test]
+    fn an_mtu_is_a_number_or_its_digits_and_falls_back_to_9001() {
+        let mtu = |text: &str| config(&format!(r#","mtu":{text}"#)).unwrap().mtu;
+
+        assert_eq!(config("").unwrap().mtu, 9001);
+        assert_eq!([mtu("1500"), mtu("\"1500\""), mtu("576"), mtu("\"9001\"")], [1500, 1500, 576, 9001]);
+        for bad in
+            ["575", "9002", "-1", "1500.5", "\"\"", "\"1500 \"", "\"x\"", "null", "true", "{}", "4294967872"]
+        {
+            assert_eq!(mtu(bad), 9001, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_veth_prefix_is_checked_only_when_it_is_asked_for() {
+        let prefix = |text: &str| config(&format!(r#","vethPrefix":"{text}""#)).unwrap().veth_prefix();
+
+        assert_eq!(prefix("").unwrap(), VethPrefix::default());
+        assert_eq!(prefix("pod").unwrap().as_str(), "pod");
+        assert!(matches!(prefix("toolong"), Err(ConfigError::VethPrefix(_))));
+    }
+
+    #[test]
+    fn paths_and_patience_have_defaults_and_bounds() {
+        let default = config("").unwrap();
+        let given = config(r#","socket":"/a","queueDir":"/b","timeoutSeconds":7"#).unwrap();
+        let timeout = |n: u64| config(&format!(r#","timeoutSeconds":{n}"#)).unwrap().timeout;
+
+        assert_eq!(
+            (default.socket, default.queue),
+            (wire::SOCKET_PATH.into(), wire::queue::DIRECTORY.into())
+        );
+        assert_eq!(default.timeout, None);
+        assert_eq!((given.socket, given.queue), ("/a".into(), "/b".into()));
+        assert_eq!(given.timeout, Some(Duration::from_secs(7)));
+        assert_eq!([timeout(0), timeout(u64::MAX)], [Some(Duration::from_secs(1)), Some(TIMEOUT_MAX)]);
+    }
+
+    #[test]
+    fn a_list_of_attachments_is_read_under_either_name() {
+        let list = r#"[{"containerID":"a","ifname":"eth0"}]"#;
+        let valid = |rest: &str| config(rest).unwrap().valid_attachments();
+        let a = vec![Kept { container_id: "a".to_owned(), if_name: "eth0".to_owned() }];
+
+        assert_eq!(valid(&format!(r#","cni.dev/valid-attachments":{list}"#)).unwrap(), a);
+        assert_eq!(valid(&format!(r#","cni.dev/attachments":{list}"#)).unwrap(), a);
+        assert_eq!(
+            valid(&format!(r#","cni.dev/attachments":{list},"cni.dev/valid-attachments":[]"#)).unwrap(),
+            a
+        );
+        assert_eq!(valid(r#","cni.dev/valid-attachments":[]"#).unwrap(), []);
+    }
+
+    #[test]
+    fn an_absent_list_is_not_an_empty_one() {
+        for rest in ["", r#","cni.dev/valid-attachments":null"#] {
+            assert!(matches!(
+                config(rest).unwrap().valid_attachments(),
+                Err(ConfigError::AttachmentsMissing)
+            ));
+        }
+        assert!(matches!(config(r#","cni.dev/valid-attachments":[{}]"#), Err(ConfigError::Decode(_))));
+    }
+
+    #[test]
+    fn a_null_prev_result_is_none() {
+        let with = config(r#","prevResult":{"interfaces":7}"#).unwrap();
+        let without = config(r#","prevResult":null"#).unwrap();
+
+        assert!(with.allows(Command::Check).is_ok() && with.allows(Command::Del).is_ok());
+        assert!(matches!(with.allows(Command::Add), Err(ConfigError::NotFirst)));
+        assert!(without.allows(Command::Add).is_ok());
+        assert!(matches!(without.allows(Command::Check), Err(ConfigError::PrevResultMissing)));
+    }
+
+    #[test]
+    fn a_command_needs_the_version_it_came_with() {
+        let allows = |version: &str, command| {
+            let text = format!(r#"{{"cniVersion":"{version}","name":"a"}}"#);
+            !matches!(
+                Config::decode(text.as_bytes()).unwrap().allows(command),
+                Err(ConfigError::TooOld { .. })
+            )
+        };
+
+        let of = |command| CniVersion::ALL.map(|v| allows(v.as_str(), command));
+
+        assert_eq!(of(Command::Add), [true; 5]);
+        assert_eq!(of(Command::Del), [true; 5]);
+        assert_eq!(of(Command::Check), [false, false, true, true, true]);
+        assert_eq!(of(Command::Gc), [false, false, false, false, true]);
+        assert_eq!(of(Command::Status), [false, false, false, false, true]);
+    }
+}

@@ -1,0 +1,196 @@
+//! Kernel objects as values.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+use types::{DeviceIndex, HostVeth, Mac, NetworkCard, TableId};
+
+use crate::Marks;
+
+/// An ENI as the kernel should have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EniSpec {
+    /// Finds its link.
+    pub mac: Mac,
+    /// Its network card.
+    pub card: NetworkCard,
+    /// Its device index.
+    pub device: DeviceIndex,
+    /// Its primary address.
+    pub primary_address: Ipv4Addr,
+    /// Its subnet; the gateway is the first address in it.
+    pub subnet: Ipv4Network,
+    /// MTU, in bytes.
+    pub mtu: u32,
+    /// Pod addresses (or prefixes) that must leave by this ENI.
+    pub sources: BTreeSet<Ipv4Network>,
+}
+
+impl EniSpec {
+    /// Whether this is the node's own ENI, whose addresses and routes are not ours to touch.
+    #[must_use]
+    pub const fn is_primary(&self) -> bool {
+        self.card.0 == 0 && self.device.0 == 0
+    }
+
+    /// Its routing table.
+    #[must_use]
+    pub fn table(&self) -> TableId {
+        TableId::of_eni(self.card, self.device)
+    }
+}
+
+/// The host part of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeSpec {
+    /// Its ENIs.
+    pub enis: Vec<EniSpec>,
+    /// Bits of marks.
+    pub marks: Marks,
+    /// Whether connections can be bound to the primary ENI by mark (rule 1024).
+    pub connmark: bool,
+}
+
+/// A pod's attachment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodSpec {
+    /// Name of the host end.
+    pub host_if: HostVeth,
+    /// Name inside the pod.
+    pub container_if: String,
+    /// The pod's address.
+    pub address: Ipv4Addr,
+    /// MTU, in bytes.
+    pub mtu: u32,
+}
+
+/// Where a rule of ours stands in the policy database. The whole list, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RulePriority {
+    /// All packets: is it for a pod of this node?
+    Pods,
+    /// Connections that belong to the primary ENI.
+    Connmark,
+    /// Packets of pods on a secondary ENI.
+    Steering,
+    /// Packets of the node itself from a secondary ENI's own address.
+    FromEni,
+}
+
+impl RulePriority {
+    const ALL: [(Self, u32); 4] =
+        [(Self::Pods, 512), (Self::Connmark, 1024), (Self::Steering, 1536), (Self::FromEni, 32765)];
+
+    /// The number.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Pods => 512,
+            Self::Connmark => 1024,
+            Self::Steering => 1536,
+            Self::FromEni => 32765,
+        }
+    }
+
+    /// The priority with this number.
+    #[must_use]
+    pub fn from_number(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|(_, n)| *n == number).map(|(priority, _)| priority)
+    }
+}
+
+/// What a rule matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Selector {
+    /// Everything.
+    All,
+    /// A packet mark under a mask.
+    Mark {
+        /// The value.
+        value: u32,
+        /// The mask.
+        mask: u32,
+    },
+    /// A source address.
+    From(Ipv4Addr),
+}
+
+/// A policy rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rule {
+    /// Its place.
+    pub priority: RulePriority,
+    /// What it matches.
+    pub selector: Selector,
+    /// Where it looks.
+    pub table: TableId,
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pref {} ", self.priority.number())?;
+        match self.selector {
+            Selector::All => f.write_str("from all")?,
+            Selector::Mark { value, mask } => write!(f, "fwmark {value:#x}/{mask:#x}")?,
+            Selector::From(address) => write!(f, "from {address}")?,
+        }
+        write!(f, " lookup {}", self.table)
+    }
+}
+
+/// A route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    /// Its table.
+    pub table: TableId,
+    /// Where to.
+    pub destination: Ipv4Network,
+    /// By which router; none means on the link.
+    pub via: Option<Ipv4Addr>,
+    /// By which link, by kernel index.
+    pub link: u32,
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.destination)?;
+        match self.via {
+            Some(via) => write!(f, " via {via}")?,
+            None => f.write_str(" scope link")?,
+        }
+        write!(f, " dev if{} table {}", self.link, self.table)
+    }
+}
+
+/// An address on a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Address {
+    /// The link, by kernel index.
+    pub link: u32,
+    /// The address and the length of its subnet's prefix.
+    pub address: Ipv4Network,
+}
+
+/// A kernel setting under `/proc/sys`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Sysctl {
+    /// Path below `/proc/sys`.
+    pub path: String,
+    /// What it should say.
+    pub value: &'static str,
+}
+
+/// What the kernel holds, or should hold, of what we own.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct KernelState {
+    /// Rules and how many copies: the kernel keeps duplicates.
+    pub rules: BTreeMap<Rule, u32>,
+    /// Routes in our tables with our protocol number.
+    pub routes: BTreeSet<Route>,
+    /// Addresses of secondary ENIs.
+    pub addresses: BTreeSet<Address>,
+    /// MTU of ENI links, and whether they are up.
+    pub links: BTreeMap<u32, (u32, bool)>,
+}

@@ -1,0 +1,357 @@
+//! The table as data: what a [`NatSpec`] asks of the kernel, before it is text or bytes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use super::intervals::{Interval, most_specific, widest};
+use super::{NatSpec, SnatPorts, TABLE};
+
+/// Name of the set of destinations that keep the pod's address.
+pub(super) const NO_SNAT: &str = "no_snat";
+/// Name of the map from a pod's address to the chain that sets its ENI's mark.
+pub(super) const ENI_OF: &str = "eni_of";
+
+/// Our table with all it holds. Prints as what `nft -f` needs to put it in place of the one before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ruleset {
+    pub(super) no_snat: BTreeSet<Interval>,
+    pub(super) steering: BTreeMap<Interval, u32>,
+    pub(super) steering_mask: u32,
+    pub(super) chains: Vec<Chain>,
+}
+
+/// A chain and its rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Chain {
+    pub(super) name: String,
+    /// Where packets enter it; `None` when only other chains jump to it.
+    pub(super) hook: Option<Hook>,
+    pub(super) rules: Vec<Vec<Term>>,
+}
+
+/// Where in the kernel packets enter a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hook {
+    /// Filter, before kube-proxy's DNAT (-100) and after conntrack (-200).
+    BeforeDnat,
+    /// Filter, after kube-proxy's DNAT and still before the routing decision.
+    AfterDnat,
+    /// Source NAT, after everybody's at 100: who has translated a connection already keeps it.
+    SourceNat,
+}
+
+/// One condition or action of a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Term {
+    /// The packet came by this link.
+    From(Link),
+    /// The packet came by another link.
+    NotFrom(Link),
+    /// The packet leaves by another link.
+    NotTo(Link),
+    /// The packet is the first of its connection.
+    NewConnection,
+    /// The destination is not in the set [`NO_SNAT`].
+    DestinationOutsideNoSnat,
+    /// The destination is an address of the link by which the packet came.
+    DestinationOfArrivalLink,
+    /// The destination is no address of this host.
+    DestinationNotLocal,
+    /// The connection has all of these bits.
+    ConnectionHas(u32),
+    /// Changes the connection's mark.
+    MarkConnection(Bits),
+    /// Changes the packet's mark.
+    MarkPacket(Bits),
+    /// Jumps to the chain that the map [`ENI_OF`] has for the source.
+    JumpBySource,
+    /// Leaves the chain.
+    Return,
+    /// Translates the source.
+    Snat {
+        /// To this address.
+        to: Ipv4Addr,
+        /// With ports chosen like this.
+        ports: SnatPorts,
+    },
+}
+
+/// A link by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Link {
+    /// This one.
+    Named(String),
+    /// All whose names begin like this.
+    Prefixed(String),
+}
+
+/// A change of a mark: what is kept of it, then what is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Bits {
+    pub(super) keep: u32,
+    pub(super) set: u32,
+}
+
+/// The table for a node. Pure.
+#[must_use]
+pub fn ruleset(spec: &NatSpec) -> Ruleset {
+    let mut chains = Vec::new();
+    chains.extend(spec.node_port.then(|| node_port(spec)));
+    chains.push(from_pods(spec));
+    chains.extend(spec.snat.map(|ports| source_nat(spec, ports)));
+    let mut steering = most_specific(&spec.sources);
+    steering.values_mut().for_each(|mark| *mark &= spec.steering_mask);
+    Ruleset { no_snat: widest(&spec.no_snat), steering, steering_mask: spec.steering_mask, chains }
+}
+
+/// A connection that arrives by the primary ENI for one of that ENI's addresses may end at a pod of another ENI:
+/// its replies must leave by the primary ENI too. Seen before DNAT changes the destination.
+fn node_port(spec: &NatSpec) -> Chain {
+    let rule = vec![
+        Term::From(Link::Named(spec.primary_if.clone())),
+        Term::NewConnection,
+        Term::DestinationOfArrivalLink,
+        Term::MarkConnection(Bits::added(spec.connmark)),
+    ];
+    Chain { name: "node_port".to_owned(), hook: Some(Hook::BeforeDnat), rules: vec![rule] }
+}
+
+fn from_pods(spec: &NatSpec) -> Chain {
+    let not_a_pod = vec![Term::NotFrom(Link::Prefixed(spec.pod_if_prefix.clone())), Term::Return];
+    let steer = vec![Term::JumpBySource];
+    let leaving = vec![
+        Term::NewConnection,
+        Term::DestinationOutsideNoSnat,
+        Term::DestinationNotLocal,
+        Term::MarkConnection(Bits::added(spec.connmark)),
+    ];
+    let by_primary = vec![Term::ConnectionHas(spec.connmark), Term::MarkPacket(Bits::added(spec.connmark))];
+    let mut rules = vec![not_a_pod, steer];
+    rules.extend(spec.snat.map(|_| leaving));
+    rules.extend((spec.snat.is_some() || spec.node_port).then_some(by_primary));
+    Chain { name: "from_pods".to_owned(), hook: Some(Hook::AfterDnat), rules }
+}
+
+/// Branch ENIs (`vlan*`) translate nothing: they carry their pod's own address.
+fn source_nat(spec: &NatSpec, ports: SnatPorts) -> Chain {
+    let rule = vec![
+        Term::NotTo(Link::Prefixed("vlan".to_owned())),
+        Term::DestinationOutsideNoSnat,
+        Term::DestinationNotLocal,
+        Term::Snat { to: spec.primary_address, ports },
+    ];
+    Chain { name: "source_nat".to_owned(), hook: Some(Hook::SourceNat), rules: vec![rule] }
+}
+
+impl Ruleset {
+    /// The marks that sources are steered by; each has a chain.
+    pub(super) fn marks(&self) -> BTreeSet<u32> {
+        self.steering.values().copied().collect()
+    }
+
+    /// The chain that gives a packet an ENI's mark. A jump to it, because kernels before 6.13 cannot combine the mark
+    /// with a looked-up value.
+    pub(super) fn steering_chain(&self, mark: u32) -> Chain {
+        let bits = Bits { keep: !self.steering_mask, set: mark };
+        Chain { name: steering_chain_name(mark), hook: None, rules: vec![vec![Term::MarkPacket(bits)]] }
+    }
+
+    /// The table's comment: a fingerprint of everything but the sources, which change without the rest.
+    pub(super) fn comment(&self) -> String {
+        let mut text = format!("{:x}", self.steering_mask);
+        self.no_snat.iter().for_each(|interval| text.push_str(&format!(" {interval}")));
+        self.chains.iter().for_each(|chain| text.push_str(&chain.to_string()));
+        format!("ruleset {:016x}", fnv1a(text.as_bytes()))
+    }
+}
+
+pub(super) fn steering_chain_name(mark: u32) -> String {
+    format!("mark_{mark:x}")
+}
+
+/// The mark of a chain that [`steering_chain_name`] named.
+pub(super) fn steering_chain_mark(name: &str) -> Option<u32> {
+    u32::from_str_radix(name.strip_prefix("mark_")?, 16).ok()
+}
+
+/// 64-bit FNV-1a: tells versions apart and is the same in every build.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+impl Bits {
+    const fn added(set: u32) -> Self {
+        Self { keep: u32::MAX, set }
+    }
+}
+
+impl Hook {
+    /// Kind of chain, as the kernel names it.
+    pub(super) const fn kind(self) -> &'static str {
+        match self {
+            Self::BeforeDnat | Self::AfterDnat => "filter",
+            Self::SourceNat => "nat",
+        }
+    }
+
+    /// Place among the chains of the same hook.
+    pub(super) const fn priority(self) -> i32 {
+        match self {
+            Self::BeforeDnat => -150,
+            Self::AfterDnat => -95,
+            Self::SourceNat => 110,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::BeforeDnat | Self::AfterDnat => "prerouting",
+            Self::SourceNat => "postrouting",
+        }
+    }
+}
+
+impl fmt::Display for Ruleset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "add table ip {TABLE}\ndelete table ip {TABLE}\ntable ip {TABLE} {{")?;
+        writeln!(f, "  comment \"{}\"", self.comment())?;
+        writeln!(f, "  set {NO_SNAT} {{\n    type ipv4_addr\n    flags interval")?;
+        write_elements(f, self.no_snat.iter().map(ToString::to_string))?;
+        writeln!(f, "  }}")?;
+        for mark in self.marks() {
+            write!(f, "{}", self.steering_chain(mark))?;
+        }
+        writeln!(f, "  map {ENI_OF} {{\n    type ipv4_addr : verdict\n    flags interval")?;
+        let jump =
+            |(source, mark): (&Interval, &u32)| format!("{source} : jump {}", steering_chain_name(*mark));
+        write_elements(f, self.steering.iter().map(jump))?;
+        writeln!(f, "  }}")?;
+        self.chains.iter().try_for_each(|chain| write!(f, "{chain}"))?;
+        writeln!(f, "}}")
+    }
+}
+
+fn write_elements(f: &mut fmt::Formatter<'_>, elements: impl Iterator<Item = String>) -> fmt::Result {
+    let elements: Vec<String> = elements.collect();
+    match elements.is_empty() {
+        true => Ok(()),
+        false => writeln!(f, "    elements = {{ {} }}", elements.join(", ")),
+    }
+}
+
+impl fmt::Display for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "  chain {} {{", self.name)?;
+        if let Some(hook) = self.hook {
+            let (kind, name, priority) = (hook.kind(), hook.name(), hook.priority());
+            writeln!(f, "    type {kind} hook {name} priority {priority}; policy accept;")?;
+        }
+        for rule in &self.rules {
+            let terms: Vec<String> = rule.iter().map(ToString::to_string).collect();
+            writeln!(f, "    {}", terms.join(" "))?;
+        }
+        writeln!(f, "  }}")
+    }
+}
+
+impl fmt::Display for Term {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::From(link) => write!(f, "iifname {link}"),
+            Self::NotFrom(link) => write!(f, "iifname != {link}"),
+            Self::NotTo(link) => write!(f, "oifname != {link}"),
+            Self::NewConnection => write!(f, "ct state new"),
+            Self::DestinationOutsideNoSnat => write!(f, "ip daddr != @{NO_SNAT}"),
+            Self::DestinationOfArrivalLink => write!(f, "fib daddr . iif type local"),
+            Self::DestinationNotLocal => write!(f, "fib daddr type != local"),
+            Self::ConnectionHas(mark) => write!(f, "ct mark and {mark:#x} == {mark:#x}"),
+            Self::MarkConnection(bits) => write!(f, "ct mark set ct mark {bits}"),
+            Self::MarkPacket(bits) => write!(f, "meta mark set meta mark {bits}"),
+            Self::JumpBySource => write!(f, "ip saddr vmap @{ENI_OF}"),
+            Self::Return => write!(f, "return"),
+            Self::Snat { to, ports: SnatPorts::Prng } => write!(f, "snat to {to} fully-random"),
+            Self::Snat { to, ports: SnatPorts::HashRandom } => write!(f, "snat to {to} random"),
+            Self::Snat { to, ports: SnatPorts::Plain } => write!(f, "snat to {to}"),
+        }
+    }
+}
+
+impl fmt::Display for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(name) => write!(f, "\"{name}\""),
+            Self::Prefixed(prefix) => write!(f, "\"{prefix}*\""),
+        }
+    }
+}
+
+impl fmt::Display for Bits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.keep {
+            u32::MAX => write!(f, "or {:#x}", self.set),
+            keep => write!(f, "and {keep:#x} or {:#x}", self.set),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::spec;
+    use super::*;
+
+    #[test]
+    fn steering_is_one_lookup_and_changes_only_its_own_bits() {
+        let text = ruleset(&spec()).to_string();
+
+        assert_eq!(text.matches("vmap @eni_of").count(), 1);
+        assert!(text.contains("10.0.0.20 : jump mark_100, 10.0.1.0/28 : jump mark_200"), "{text}");
+        assert!(text.contains("meta mark set meta mark and 0xffffc0ff or 0x100"), "{text}");
+    }
+
+    #[test]
+    fn external_snat_leaves_sources_alone() {
+        let text = ruleset(&NatSpec { snat: None, node_port: false, ..spec() }).to_string();
+
+        assert!(!text.contains("snat to") && !text.contains("ct mark"), "{text}");
+    }
+
+    #[test]
+    fn node_ports_work_without_snat() {
+        let text = ruleset(&NatSpec { snat: None, ..spec() }).to_string();
+
+        assert!(text.contains(
+            "iifname \"ens5\" ct state new fib daddr . iif type local ct mark set ct mark or 0x80"
+        ));
+        assert!(text.contains("ct mark and 0x80 == 0x80 meta mark set meta mark or 0x80"), "{text}");
+        assert!(!text.contains("snat to"), "{text}");
+    }
+
+    #[test]
+    fn the_fingerprint_leaves_out_only_the_sources() {
+        let comment = |spec: &NatSpec| ruleset(spec).comment();
+        let same = comment(&NatSpec { sources: BTreeMap::new(), ..spec() });
+
+        assert_eq!(same, comment(&spec()));
+        let others = [
+            NatSpec { primary_if: "eth0".to_owned(), ..spec() },
+            NatSpec { primary_address: Ipv4Addr::LOCALHOST, ..spec() },
+            NatSpec { no_snat: BTreeSet::new(), ..spec() },
+            NatSpec { snat: Some(SnatPorts::Plain), ..spec() },
+            NatSpec { connmark: 0x40, ..spec() },
+            NatSpec { node_port: false, ..spec() },
+            NatSpec { steering_mask: 0x3f, ..spec() },
+        ];
+        for other in others {
+            assert_ne!(same, comment(&other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_steering_chain_is_known_by_its_name() {
+        assert_eq!(steering_chain_mark(&steering_chain_name(0x3f00)), Some(0x3f00));
+        assert_eq!(steering_chain_mark("from_pods"), None);
+    }
+}

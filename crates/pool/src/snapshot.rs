@@ -1,0 +1,48 @@
+//! The pool as it is written to disk.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use types::Moment;
+
+use crate::model::{EniSeen, Owner};
+use crate::pool::Pool;
+
+/// What survives a restart.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Who holds which address; reservations too, for their record may have gone to disk already.
+    pub owners: Vec<(Owner, Ipv4Addr)>,
+    /// Addresses that cool, and until when.
+    pub cooling: BTreeMap<Ipv4Addr, Moment>,
+    /// The ENIs as last known.
+    pub enis: Vec<EniSeen>,
+}
+
+impl Pool {
+    /// The pool as it should be written.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let owners = self.held.values().map(|held| (held.owner.clone(), held.address)).collect();
+        let slots = self.enis.values().flat_map(|eni| &eni.slots);
+        let cooling = slots.filter_map(|(address, slot)| Some((*address, slot.cooling_until()?)));
+        let cooling = cooling.chain(self.cooling_elsewhere.iter().map(|(a, until)| (*a, *until))).collect();
+        Snapshot { owners, cooling, enis: self.enis() }
+    }
+
+    /// The pool that was written. Cooling that lies further ahead than the cooldown (the clock was set back) is cut.
+    #[must_use]
+    pub fn restore(snapshot: Snapshot, cooldown: Duration, now: Moment) -> Self {
+        let mut pool = Self::new(cooldown);
+        let latest = now.plus(cooldown);
+        pool.cooling_elsewhere =
+            snapshot.cooling.into_iter().map(|(a, until)| (a, until.min(latest))).collect();
+        pool.observe(&snapshot.enis, Moment(0), now);
+        for (owner, address) in snapshot.owners {
+            pool.adopt(owner, address);
+        }
+        pool
+    }
+}

@@ -1,0 +1,86 @@
+//! The Debian packages that the demo and the tests need: installed where we may, asked for plainly where we may not.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::steps::Failure;
+
+/// A program and the package it comes from.
+type Needed = (&'static str, &'static str);
+
+/// Without these nothing works.
+const BASE: &[Needed] = &[("ip", "iproute2"), ("nft", "nftables")];
+/// Without these some tests are skipped, and counted as such.
+const FOR_TESTS: &[Needed] = &[
+    ("containerd", "containerd"),
+    ("runc", "runc"),
+    ("busybox", "busybox-static"),
+    ("/usr/lib/cni/loopback", "containernetworking-plugins"),
+];
+
+/// What the demo needs.
+pub(crate) fn for_demo() -> Result<(), Failure> {
+    install(BASE)?;
+    require(BASE)
+}
+
+/// What the tests need.
+pub(crate) fn for_tests() -> Result<(), Failure> {
+    let all: Vec<Needed> = BASE.iter().chain(FOR_TESTS).copied().collect();
+    install(&all)?;
+    require(BASE)
+}
+
+fn missing(needed: &[Needed]) -> Vec<&'static str> {
+    needed.iter().filter(|(program, _)| !there(program)).map(|(_, package)| *package).collect()
+}
+
+fn there(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).any(|directory| directory.join(program).exists());
+    on_path || ["/usr/sbin", "/sbin"].iter().any(|directory| Path::new(directory).join(program).exists())
+}
+
+fn install(needed: &[Needed]) -> Result<(), Failure> {
+    let packages = missing(needed);
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let names = packages.join(" ");
+    if !there("apt-get") || !is_root() {
+        println!("── missing packages: {names}\n   as root: apt-get install {names}");
+        return Ok(());
+    }
+    println!("── installing {names}");
+    // A package list that cannot be renewed may still do; the install says if not.
+    let _updated = quiet("apt-get", &["update", "-qq"]);
+    let mut arguments = vec!["install", "-y", "-qq", "--no-install-recommends"];
+    arguments.extend(&packages);
+    if !quiet("apt-get", &arguments) {
+        println!("   apt-get could not install all of them; what needs them is skipped");
+    }
+    Ok(())
+}
+
+fn require(needed: &[Needed]) -> Result<(), Failure> {
+    let packages = missing(needed);
+    if packages.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::Why(format!("these packages are needed: {}", packages.join(" "))))
+}
+
+fn quiet(program: &str, arguments: &[&str]) -> bool {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+fn is_root() -> bool {
+    let id = Command::new("id").arg("-u").output();
+    id.is_ok_and(|output| output.stdout.trim_ascii() == b"0")
+}

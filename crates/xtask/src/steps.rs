@@ -1,0 +1,40 @@
+//! Running programs step by step, with names and times.
+
+use std::process::Command;
+use std::time::Instant;
+
+/// Why a command of ours ends early.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The program that was run has said why; this is its exit code.
+    Said(u8),
+    /// This is why.
+    Why(String),
+}
+
+/// Cargo, the one that runs us.
+pub(crate) fn cargo(arguments: &[&str]) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(arguments);
+    cargo
+}
+
+/// Runs a step: says what it does, and how long it took.
+pub(crate) fn step(name: &str, mut command: Command) -> Result<(), Failure> {
+    println!("── {name}");
+    let started = Instant::now();
+    pass_on(&mut command)?;
+    println!("   {name}: {:.0} s", started.elapsed().as_secs_f32());
+    Ok(())
+}
+
+/// Runs a program in the foreground; its exit code becomes ours.
+pub(crate) fn pass_on(command: &mut Command) -> Result<(), Failure> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let status = command.status().map_err(|error| Failure::Why(format!("cannot run {name}: {error}")))?;
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(code) => Err(Failure::Said(u8::try_from(code).unwrap_or(1))),
+        None => Err(Failure::Why(format!("{name} was ended by a signal"))),
+    }
+}

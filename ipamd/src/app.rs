@@ -1,0 +1,239 @@
+//! Builds every part and runs them.
+//!
+//! | task | in | out |
+//! |---|---|---|
+//! | owner (this file) | events; requests from the socket | effects to all the others |
+//! | server | connections | requests to the owner, replies to callers |
+//! | wiring thread | pods to wire, compare, take away | `Wired`, `Checked` |
+//! | writing thread | records | `Written`, `FileLong` |
+//! | host keeper | wishes for the host's kernel | `Converged` |
+//! | cloud tasks, one per call | actions | `Acted`, `Looked`, `Identified` |
+//!
+//! Order of start: lock the delete queue, read the state, ask the kernel which pods there are, replay the queue, serve, unlock
+//! the queue. Everything remote comes after that and alone: a DEL is served while EC2 and IMDS are away.
+//!
+//! Order of stop: take no new requests, answer those that are at work, leave EC2 and the kernel as they are.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+use types::Reason;
+use wire::{Failure, PROTOCOL, Reply, Request, Verb};
+
+use crate::clock::Clock;
+use crate::cloud_tasks::CloudTasks;
+use crate::node::{CallId, Effect, Event, HostWish, Node};
+use crate::queue::LockedQueue;
+use crate::server::{self, Call, FromSocket, ServerError};
+use crate::workers::{Wiring, Writing};
+
+/// Events that may wait for the owner; senders wait when it is full.
+const EVENTS_MAX: usize = 1024;
+/// How long requests at work may take when the daemon stops.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Requests of our own making (the replayed queue) have the numbers below this one.
+const FIRST_FROM_SOCKET: CallId = CallId(1 << 20);
+
+/// Why the daemon cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Something local that it cannot do without.
+    #[error("cannot {doing}")]
+    Local {
+        /// What.
+        doing: &'static str,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The socket.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+}
+
+impl RunError {
+    /// For `map_err`.
+    pub(crate) fn local<E>(doing: &'static str) -> impl FnOnce(E) -> Self
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        move |source| Self::Local { doing, source: source.into() }
+    }
+}
+
+/// The channels to the parts that do things.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) wiring: std::sync::mpsc::Sender<Wiring>,
+    pub(crate) writing: std::sync::mpsc::Sender<Writing>,
+    pub(crate) wishes: mpsc::Sender<(u64, Box<HostWish>)>,
+    pub(crate) cloud: Arc<CloudTasks>,
+}
+
+/// A channel for events.
+pub(crate) fn events() -> (mpsc::Sender<Event>, mpsc::Receiver<Event>) {
+    mpsc::channel(EVENTS_MAX)
+}
+
+/// The owner's loop and what it needs.
+#[derive(Debug)]
+pub(crate) struct Owner {
+    node: Node,
+    clock: Clock,
+    parts: Parts,
+    callers: BTreeMap<CallId, Caller>,
+}
+
+#[derive(Debug)]
+struct Caller {
+    reply: oneshot::Sender<Reply>,
+    descriptors: Vec<OwnedFd>,
+}
+
+impl Owner {
+    pub(crate) const fn new(node: Node, clock: Clock, parts: Parts) -> Self {
+        Self { node, clock, parts, callers: BTreeMap::new() }
+    }
+
+    /// Runs until `stop` says so and the requests at work are answered.
+    pub(crate) async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        mut calls: mpsc::Receiver<FromSocket>,
+        mut stop: oneshot::Receiver<()>,
+    ) {
+        loop {
+            let now = self.clock.now();
+            let pause = self.node.next_wakeup(now).since(now);
+            let event = tokio::select! {
+                biased;
+                _ = &mut stop => break,
+                Some(event) = events.recv() => event,
+                Some(call) = calls.recv() => self.take_in(call),
+                () = tokio::time::sleep(pause) => Event::Tick,
+            };
+            self.step(event);
+        }
+        calls.close();
+        let drained = tokio::time::timeout(DRAIN, async {
+            while self.callers.values().any(|caller| !caller.reply.is_closed()) {
+                let Some(event) = events.recv().await else { break };
+                self.step(event);
+            }
+        });
+        if drained.await.is_err() {
+            tracing::warn!(unanswered = self.callers.len(), "stopping with requests unanswered");
+        }
+    }
+
+    fn take_in(&mut self, call: FromSocket) -> Event {
+        match call {
+            FromSocket::Call(call) => {
+                let Call { id, request, descriptors, reply } = *call;
+                let both = descriptors.len() == 2;
+                self.callers.insert(id, Caller { reply, descriptors });
+                Event::Call { id, request, descriptors: both }
+            }
+            FromSocket::Gone(id) => Event::Gone(id),
+        }
+    }
+
+    fn step(&mut self, event: Event) {
+        for effect in self.node.handle(event, self.clock.now()) {
+            self.start(effect);
+        }
+    }
+
+    /// Hands an effect to the part that does it. A part that is gone is noticed by its callers' deadlines.
+    fn start(&mut self, effect: Effect) {
+        match effect {
+            Effect::Reply(id, reply) => {
+                if let Some(caller) = self.callers.remove(&id) {
+                    drop(caller.reply.send(reply));
+                }
+            }
+            Effect::Wire(id, pod) => {
+                let job = self.descriptors(id).map(|fds| Wiring::Add(id, pod, fds));
+                self.wire_or_fail(job, |result| Event::Wired { id, result });
+            }
+            Effect::Check(id, pod) => {
+                let job = self.descriptors(id).map(|fds| Wiring::Check(id, pod, fds));
+                self.wire_or_fail(job, |result| Event::Checked { id, result });
+            }
+            Effect::Unwire(pod) => self.wire_or_fail(Some(Wiring::Remove(pod)), |_| Event::Tick),
+            Effect::Append(batch, records) => {
+                if self.parts.writing.send(Writing::Append(batch, records)).is_err() {
+                    self.step(Event::Written {
+                        batch,
+                        result: Err("the writing thread has ended".to_owned()),
+                    });
+                }
+            }
+            Effect::Rewrite(snapshot) => drop(self.parts.writing.send(Writing::Rewrite(snapshot))),
+            Effect::Look => self.parts.cloud.look(),
+            Effect::Act(id, action) => self.parts.cloud.act(id, action),
+            Effect::Converge { generation, host } => {
+                if self.parts.wishes.try_send((generation, host)).is_err() {
+                    let result = Err("the host keeper is busy or has ended".to_owned());
+                    self.step(Event::Converged { generation, result });
+                }
+            }
+        }
+    }
+
+    fn wire_or_fail(&mut self, job: Option<Wiring>, event: impl FnOnce(Result<(), Failure>) -> Event) {
+        let sent = job.is_some_and(|job| self.parts.wiring.send(job).is_ok());
+        if !sent {
+            let message = "the caller's descriptors or the wiring thread are gone";
+            self.step(event(Err(Failure::new(Reason::Internal, message))));
+        }
+    }
+
+    fn descriptors(&mut self, id: CallId) -> Option<[OwnedFd; 2]> {
+        let caller = self.callers.get_mut(&id)?;
+        std::mem::take(&mut caller.descriptors).try_into().ok()
+    }
+}
+
+/// Replays the delete queue through the owner, binds the socket, and only then lets plugins at the queue again.
+pub(crate) async fn replay_and_bind(
+    queue: LockedQueue,
+    socket: PathBuf,
+    calls: &mpsc::Sender<FromSocket>,
+) -> Result<UnixListener, RunError> {
+    let queued = queue.list().map_err(RunError::local("list the delete queue"))?;
+    for (number, entry) in (0..).zip(queued) {
+        match entry.detachment {
+            Some(detachment) => {
+                let (reply, answer) = oneshot::channel();
+                let verb = Verb::Del(detachment);
+                let request = Request { version: PROTOCOL, patience_ms: 10_000, started_ns: 0, verb };
+                let call = Call { id: CallId(number), request, descriptors: Vec::new(), reply };
+                drop(calls.send(FromSocket::Call(Box::new(call))).await);
+                if let Ok(Reply::Failed(failure)) = answer.await {
+                    tracing::warn!(reason = %failure.reason, "a queued DEL failed: {}", failure.message);
+                    continue;
+                }
+            }
+            None => {
+                tracing::warn!(file = %entry.path.display(), "a file in the delete queue is not a DEL; removed")
+            }
+        }
+        if let Err(error) = std::fs::remove_file(&entry.path) {
+            tracing::warn!(%error, file = %entry.path.display(), "cannot remove a replayed DEL");
+        }
+    }
+    let listener = server::bind(&socket)?;
+    drop(queue);
+    Ok(listener)
+}
+
+/// Serves the socket.
+pub(crate) async fn serve(listener: UnixListener, calls: mpsc::Sender<FromSocket>) {
+    server::serve(listener, calls, FIRST_FROM_SOCKET).await;
+}

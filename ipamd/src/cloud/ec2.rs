@@ -1,0 +1,417 @@
+//! EC2's API; the only file that names the SDK.
+//!
+//! Reads are tried three times. Calls that change something are tried once, so that the caller knows what may have happened:
+//! silence after one is [`CloudErrorKind::Unclear`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+
+use aws_config::{AppName, BehaviorVersion, Region};
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_ec2::Client;
+use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_ec2::types::{
+    AttachmentStatus, Filter, InstanceType, InstanceTypeHypervisor, InstanceTypeInfo, NetworkInfo,
+    NetworkInterface, NetworkInterfaceAttachmentChanges, NetworkInterfaceType, ResourceType, Tag,
+    TagSpecification,
+};
+use aws_smithy_types::retry::RetryConfig;
+use ipnetwork::Ipv4Network;
+use types::{DeviceIndex, EniId, InstanceId, InstanceLimits, NetworkCard, NetworkCardLimits};
+
+use super::error::Effect;
+use super::{CloudError, CloudErrorKind, EniRecord, NewEni, http};
+use crate::config::Config;
+
+/// Attempts of one read.
+const ATTEMPTS: u32 = 3;
+/// Most pages of one list that are read; an instance's ENIs fit into one.
+const PAGES_MAX: usize = 16;
+/// ENIs a page holds.
+const PAGE: i32 = 1000;
+/// How we are named in user agents.
+const APP_NAME: &str = "amazon-vpc-cni-rust";
+
+/// A client of EC2.
+#[derive(Debug, Clone)]
+pub struct Ec2 {
+    reads: Client,
+    changes: Client,
+}
+
+impl Ec2 {
+    /// A client for the region, with credentials from the usual places (environment, web identity, pod identity, instance role);
+    /// asks nothing yet.
+    pub async fn connect(config: &Config, region: &str) -> Self {
+        Self::with_credentials(config, region, None).await
+    }
+
+    /// As [`Ec2::connect`], with these credentials in place of the usual ones.
+    pub(super) async fn with_credentials(
+        config: &Config,
+        region: &str,
+        credentials: Option<Credentials>,
+    ) -> Self {
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .region(Region::new(region.to_owned()))
+            .http_client(http::client())
+            .timeout_config(http::timeouts(config.http_timeout));
+        if let Ok(name) = AppName::new(APP_NAME) {
+            loader = loader.app_name(name);
+        }
+        if let Some(credentials) = credentials {
+            loader = loader.credentials_provider(credentials);
+        }
+        let shared = loader.load().await;
+        let client = |retry: RetryConfig| {
+            let mut builder = aws_sdk_ec2::config::Builder::from(&shared).retry_config(retry);
+            if let Some(endpoint) = &config.ec2_endpoint {
+                builder = builder.endpoint_url(endpoint);
+            }
+            Client::from_conf(builder.build())
+        };
+        Self {
+            reads: client(RetryConfig::standard().with_max_attempts(ATTEMPTS)),
+            changes: client(RetryConfig::disabled()),
+        }
+    }
+
+    /// The ENIs attached to an instance, without those for EFA only (they have no address) and those being detached.
+    ///
+    /// # Errors
+    /// [`CloudErrorKind::Garbage`] when EC2 describes an ENI that cannot be.
+    pub async fn inventory(&self, instance: &InstanceId) -> Result<Vec<EniRecord>, CloudError> {
+        let call = Call { name: "DescribeNetworkInterfaces", effect: Effect::Reads };
+        let filter = Filter::builder().name("attachment.instance-id").values(instance.as_str()).build();
+        let mut records = Vec::new();
+        let mut next = None;
+        for _ in 0..PAGES_MAX {
+            let request = self.reads.describe_network_interfaces().filters(filter.clone()).max_results(PAGE);
+            let page = request.set_next_token(next).send().await.map_err(|e| call.failed(e))?;
+            for eni in page.network_interfaces().iter().filter(|eni| counts(eni)) {
+                records.push(record(call, eni)?);
+            }
+            next = page.next_token().filter(|token| !token.is_empty()).map(str::to_owned);
+            if next.is_none() {
+                return Ok(records);
+            }
+        }
+        Err(call.nonsense(format!("the list does not end after {PAGES_MAX} pages")))
+    }
+
+    /// Makes an ENI, with its tags and addresses in the same call. The same token asks for the same ENI.
+    ///
+    /// # Errors
+    /// As EC2 says; [`CloudErrorKind::Unclear`] can be repeated with the same token.
+    pub async fn create_eni(&self, want: &NewEni) -> Result<EniRecord, CloudError> {
+        let call = Call { name: "CreateNetworkInterface", effect: Effect::Changes };
+        let groups = want.security_groups.iter().map(ToString::to_string).collect();
+        let mut request = self
+            .changes
+            .create_network_interface()
+            .subnet_id(want.subnet.as_str())
+            .set_groups(Some(groups))
+            .description(&want.description)
+            .client_token(&want.token);
+        if want.addresses > 0 {
+            request = request.secondary_private_ip_address_count(call.count(want.addresses)?);
+        }
+        if !want.tags.is_empty() {
+            let tags = TagSpecification::builder().resource_type(ResourceType::NetworkInterface);
+            request = request.tag_specifications(tags.set_tags(Some(sdk_tags(&want.tags))).build());
+        }
+        let answer = request.send().await.map_err(|e| call.failed(e))?;
+        let eni = answer.network_interface().ok_or_else(|| call.nonsense("the answer holds no ENI"))?;
+        let mut made = record(call, eni)?;
+        if made.tags.is_empty() {
+            made.tags.clone_from(&want.tags);
+        }
+        Ok(made)
+    }
+
+    /// Attaches an ENI to an instance; gives the attachment's id.
+    ///
+    /// # Errors
+    /// As EC2 says.
+    pub async fn attach(
+        &self,
+        eni: &EniId,
+        instance: &InstanceId,
+        device: DeviceIndex,
+        card: NetworkCard,
+    ) -> Result<String, CloudError> {
+        let call = Call { name: "AttachNetworkInterface", effect: Effect::Changes };
+        let request = self
+            .changes
+            .attach_network_interface()
+            .network_interface_id(eni.as_str())
+            .instance_id(instance.as_str())
+            .device_index(device.0.into())
+            .network_card_index(card.0.into());
+        let answer = request.send().await.map_err(|e| call.failed(e))?;
+        let attachment = answer.attachment_id().filter(|id| !id.is_empty());
+        Ok(attachment.ok_or_else(|| call.nonsense("the answer holds no attachment id"))?.to_owned())
+    }
+
+    /// Has EC2 delete an ENI together with the instance.
+    ///
+    /// # Errors
+    /// As EC2 says.
+    pub async fn set_delete_on_termination(&self, eni: &EniId, attachment: &str) -> Result<(), CloudError> {
+        let call = Call { name: "ModifyNetworkInterfaceAttribute", effect: Effect::Changes };
+        let change = NetworkInterfaceAttachmentChanges::builder()
+            .attachment_id(attachment)
+            .delete_on_termination(true)
+            .build();
+        let request = self
+            .changes
+            .modify_network_interface_attribute()
+            .network_interface_id(eni.as_str())
+            .attachment(change);
+        request.send().await.map(drop).map_err(|e| call.failed(e))
+    }
+
+    /// Adds secondary addresses to an ENI; gives those that EC2 chose.
+    ///
+    /// # Errors
+    /// As EC2 says; then none was added, or it is [`CloudErrorKind::Unclear`].
+    pub async fn assign(&self, eni: &EniId, count: u32) -> Result<Vec<Ipv4Addr>, CloudError> {
+        let call = Call { name: "AssignPrivateIpAddresses", effect: Effect::Changes };
+        let request = self.changes.assign_private_ip_addresses().network_interface_id(eni.as_str());
+        let request = request.secondary_private_ip_address_count(call.count(count)?);
+        let answer = request.send().await.map_err(|e| call.failed(e))?;
+        let given = answer.assigned_private_ip_addresses().iter();
+        given.map(|given| call.parsed("address", given.private_ip_address())).collect()
+    }
+
+    /// Takes secondary addresses away from an ENI.
+    ///
+    /// # Errors
+    /// As EC2 says; [`CloudErrorKind::Gone`] if one is not there.
+    pub async fn release(&self, eni: &EniId, addresses: &[Ipv4Addr]) -> Result<(), CloudError> {
+        let call = Call { name: "UnassignPrivateIpAddresses", effect: Effect::Changes };
+        let addresses = addresses.iter().map(ToString::to_string).collect();
+        let request = self.changes.unassign_private_ip_addresses().network_interface_id(eni.as_str());
+        request.set_private_ip_addresses(Some(addresses)).send().await.map(drop).map_err(|e| call.failed(e))
+    }
+
+    /// Detaches an ENI; done when EC2 has taken it in, not when it has happened.
+    ///
+    /// # Errors
+    /// As EC2 says.
+    pub async fn detach(&self, attachment: &str) -> Result<(), CloudError> {
+        let call = Call { name: "DetachNetworkInterface", effect: Effect::Changes };
+        let request = self.changes.detach_network_interface().attachment_id(attachment);
+        request.send().await.map(drop).map_err(|e| call.failed(e))
+    }
+
+    /// Deletes an ENI that is not attached.
+    ///
+    /// # Errors
+    /// As EC2 says; [`CloudErrorKind::InUse`] while it is attached.
+    pub async fn delete(&self, eni: &EniId) -> Result<(), CloudError> {
+        let call = Call { name: "DeleteNetworkInterface", effect: Effect::Changes };
+        let request = self.changes.delete_network_interface().network_interface_id(eni.as_str());
+        request.send().await.map(drop).map_err(|e| call.failed(e))
+    }
+
+    /// Sets tags of an ENI; others stay.
+    ///
+    /// # Errors
+    /// As EC2 says.
+    pub async fn tag(&self, eni: &EniId, tags: &BTreeMap<String, String>) -> Result<(), CloudError> {
+        let call = Call { name: "CreateTags", effect: Effect::Changes };
+        let request = self.changes.create_tags().resources(eni.as_str()).set_tags(Some(sdk_tags(tags)));
+        request.send().await.map(drop).map_err(|e| call.failed(e))
+    }
+
+    /// What an instance type can hold.
+    ///
+    /// # Errors
+    /// [`CloudErrorKind::Gone`] if there is no such type.
+    pub async fn instance_limits(&self, instance_type: &str) -> Result<InstanceLimits, CloudError> {
+        let call = Call { name: "DescribeInstanceTypes", effect: Effect::Reads };
+        let request = self.reads.describe_instance_types().instance_types(InstanceType::from(instance_type));
+        let answer = request.send().await.map_err(|e| call.failed(e))?;
+        let none = || {
+            CloudError::new(CloudErrorKind::Gone, call.name, format!("there is no type {instance_type:?}"))
+        };
+        let info = answer.instance_types().first().ok_or_else(none)?;
+        limits(info, instance_type)
+            .ok_or_else(|| call.nonsense(format!("limits of {instance_type:?} are missing")))
+    }
+}
+
+/// A call as far as its failures are concerned.
+#[derive(Debug, Clone, Copy)]
+struct Call {
+    name: &'static str,
+    effect: Effect,
+}
+
+impl Call {
+    fn failed<E>(self, error: SdkError<E>) -> CloudError
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        match &error {
+            SdkError::ServiceError(answer) => {
+                let status = answer.raw().status().as_u16();
+                let message = answer.err().message().unwrap_or("no message");
+                match answer.err().code() {
+                    Some(code) => return CloudError::refused(self.name, self.effect, code, message),
+                    None if status >= 500 => {
+                        return CloudError::new(
+                            self.effect.silence(),
+                            self.name,
+                            format!("HTTP status {status}"),
+                        );
+                    }
+                    None => {
+                        let message = format!("HTTP status {status} without an error code");
+                        return CloudError::new(CloudErrorKind::Garbage, self.name, message);
+                    }
+                }
+            }
+            SdkError::ResponseError(_) => return self.nonsense("the answer cannot be read").caused_by(error),
+            SdkError::ConstructionFailure(_) => {
+                let message = "the request cannot be made";
+                return CloudError::new(CloudErrorKind::Other, self.name, message).caused_by(error);
+            }
+            SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) => {}
+            _ => {
+                return CloudError::new(self.effect.silence(), self.name, "unknown failure").caused_by(error);
+            }
+        }
+        let kind = if never_sent(&error) { CloudErrorKind::Unreachable } else { self.effect.silence() };
+        CloudError::new(kind, self.name, "no answer").caused_by(error)
+    }
+
+    /// The answer cannot be: after a change, what was asked may have happened all the same.
+    fn nonsense(self, message: impl Into<String>) -> CloudError {
+        CloudError::new(self.effect.nonsense(), self.name, message)
+    }
+
+    fn parsed<T: FromStr>(self, what: &str, text: Option<&str>) -> Result<T, CloudError> {
+        let text = text.ok_or_else(|| self.nonsense(format!("the answer lacks the {what}")))?;
+        text.parse().ok().ok_or_else(|| self.nonsense(format!("{text:?} is no {what}")))
+    }
+
+    fn small(self, what: &str, number: Option<i32>) -> Result<u8, CloudError> {
+        let small = number.and_then(|n| u8::try_from(n).ok());
+        small.ok_or_else(|| self.nonsense(format!("{number:?} is no {what}")))
+    }
+
+    fn count(self, count: u32) -> Result<i32, CloudError> {
+        let fits = i32::try_from(count).ok();
+        fits.ok_or_else(|| {
+            CloudError::new(CloudErrorKind::AddressLimit, self.name, format!("{count} addresses"))
+        })
+    }
+}
+
+/// Whether the request certainly did not leave: there was no connection, or there were no credentials to sign it with.
+fn never_sent(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::{Error, ErrorKind};
+    const UNCONNECTED: [ErrorKind; 3] =
+        [ErrorKind::ConnectionRefused, ErrorKind::HostUnreachable, ErrorKind::NetworkUnreachable];
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let unconnected = error.downcast_ref().is_some_and(|io: &Error| UNCONNECTED.contains(&io.kind()));
+        if unconnected || error.is::<CredentialsError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// Whether an ENI is ours to know: it has an address and stays.
+fn counts(eni: &NetworkInterface) -> bool {
+    let leaving = eni
+        .attachment()
+        .and_then(|attachment| attachment.status())
+        .is_some_and(|s| *s == AttachmentStatus::Detaching || *s == AttachmentStatus::Detached);
+    let bare = eni.interface_type().is_some_and(|kind| kind.as_str() == "efa-only");
+    !leaving && !bare
+}
+
+fn record(call: Call, eni: &NetworkInterface) -> Result<EniRecord, CloudError> {
+    let primary_address = call.parsed("primary address", eni.private_ip_address())?;
+    let mut addresses = BTreeSet::new();
+    for address in eni.private_ip_addresses() {
+        addresses.insert(call.parsed("address", address.private_ip_address())?);
+    }
+    addresses.remove(&primary_address);
+    let prefixes = eni.ipv4_prefixes().iter().map(|p| call.parsed::<Ipv4Network>("prefix", p.ipv4_prefix()));
+    let groups = eni.groups().iter().map(|group| call.parsed("security group", group.group_id()));
+    let attachment = eni.attachment();
+    let (card, device) = match attachment {
+        Some(at) => {
+            let card = call.small("network card", Some(at.network_card_index().unwrap_or(0)))?;
+            (card, call.small("device index", at.device_index())?)
+        }
+        None => (0, 0),
+    };
+    Ok(EniRecord {
+        id: call.parsed("ENI id", eni.network_interface_id())?,
+        mac: call.parsed("MAC address", eni.mac_address())?,
+        card: NetworkCard(card),
+        device: DeviceIndex(device),
+        subnet: call.parsed("subnet id", eni.subnet_id())?,
+        primary_address,
+        addresses,
+        prefixes: prefixes.collect::<Result<_, _>>()?,
+        interface_type: eni.interface_type().unwrap_or(&NetworkInterfaceType::Interface).as_str().to_owned(),
+        tags: eni.tag_set().iter().filter_map(tag).collect(),
+        attachment: attachment.and_then(|at| at.attachment_id()).map(str::to_owned),
+        security_groups: groups.collect::<Result<_, _>>()?,
+    })
+}
+
+fn tag(tag: &Tag) -> Option<(String, String)> {
+    Some((tag.key()?.to_owned(), tag.value().unwrap_or_default().to_owned()))
+}
+
+fn sdk_tags(tags: &BTreeMap<String, String>) -> Vec<Tag> {
+    tags.iter().map(|(key, value)| Tag::builder().key(key).value(value).build()).collect()
+}
+
+fn limits(info: &InstanceTypeInfo, instance_type: &str) -> Option<InstanceLimits> {
+    let network = info.network_info()?;
+    let cards = cards(network)?;
+    let default = NetworkCard(u8::try_from(network.default_network_card_index().unwrap_or(0)).ok()?);
+    let max_enis = cards.iter().find(|card| card.card == default)?.max_enis;
+    let ipv4_per_eni = u8::try_from(network.ipv4_addresses_per_interface()?).ok()?;
+    if max_enis == 0 || ipv4_per_eni == 0 {
+        return None;
+    }
+    let nitro = info.hypervisor() == Some(&InstanceTypeHypervisor::Nitro);
+    Some(InstanceLimits {
+        instance_type: instance_type.to_owned(),
+        max_enis,
+        ipv4_per_eni,
+        cards,
+        prefix_delegation: nitro || info.bare_metal() == Some(true),
+        trunk: None,
+        branch_enis: 0,
+    })
+}
+
+/// The network cards by index; a type without a list of them has one.
+fn cards(network: &NetworkInfo) -> Option<Vec<NetworkCardLimits>> {
+    if network.network_cards().is_empty() {
+        let max_enis = u8::try_from(network.maximum_network_interfaces()?).ok()?;
+        return Some(vec![NetworkCardLimits { card: NetworkCard(0), max_enis }]);
+    }
+    let mut cards = Vec::new();
+    for card in network.network_cards() {
+        let index = u8::try_from(card.network_card_index()?).ok()?;
+        let max_enis = u8::try_from(card.maximum_network_interfaces()?).ok()?;
+        cards.push(NetworkCardLimits { card: NetworkCard(index), max_enis });
+    }
+    cards.sort_by_key(|card| card.card);
+    Some(cards)
+}

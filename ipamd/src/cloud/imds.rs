@@ -1,0 +1,182 @@
+//! The instance metadata service, version 2 ("Instance metadata categories" of the EC2 user guide).
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use aws_config::imds::client::error::ImdsError;
+use aws_config::provider_config::ProviderConfig;
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use ipnetwork::Ipv4Network;
+use types::{DeviceIndex, Mac, NetworkCard, SubnetId};
+
+use super::{CloudError, CloudErrorKind, EniRecord, Identity, http};
+use crate::config::Config;
+
+/// How many interfaces are read at once.
+const AT_ONCE: usize = 4;
+/// Most interfaces an instance can have; more is nonsense.
+const INTERFACES_MAX: usize = 256;
+/// Attempts of one read.
+const ATTEMPTS: u32 = 3;
+const MACS: &str = "network/interfaces/macs";
+const CALL: &str = "instance metadata";
+
+/// A client of the metadata service.
+#[derive(Debug, Clone)]
+pub struct Imds {
+    /// `None` if the configured endpoint is no URL; every read then says so.
+    client: Option<aws_config::imds::Client>,
+}
+
+impl Imds {
+    /// A client; asks nothing yet.
+    #[must_use]
+    pub fn connect(config: &Config) -> Self {
+        let provider = ProviderConfig::without_region().with_http_client(http::client());
+        let builder = aws_config::imds::Client::builder()
+            .configure(&provider)
+            .connect_timeout(config.http_timeout)
+            .read_timeout(config.http_timeout)
+            .max_attempts(ATTEMPTS);
+        let builder = match &config.imds_endpoint {
+            Some(endpoint) => builder.endpoint(endpoint).ok(),
+            None => Some(builder),
+        };
+        Self { client: builder.map(|builder| builder.build()) }
+    }
+
+    /// Where we are and who.
+    ///
+    /// # Errors
+    /// When the service cannot be reached or says what cannot be.
+    pub async fn identity(&self) -> Result<Identity, CloudError> {
+        let mac: Mac = self.one("mac").await?;
+        let of_eni = |name: &str| format!("{MACS}/{mac}/{name}");
+        Ok(Identity {
+            instance: self.one("instance-id").await?,
+            instance_type: self.one("instance-type").await?,
+            region: self.one("placement/region").await?,
+            zone: self.one("placement/availability-zone").await?,
+            mac,
+            eni: self.one(&of_eni("interface-id")).await?,
+            subnet: self.one(&of_eni("subnet-id")).await?,
+            vpc_id: self.one(&of_eni("vpc-id")).await?,
+            primary_address: self.one("local-ipv4").await?,
+            vpc_cidrs: self.many(&of_eni("vpc-ipv4-cidr-blocks")).await?,
+            security_groups: self.many(&of_eni("security-group-ids")).await?,
+        })
+    }
+
+    /// The IPv4 ranges of the subnets that our interfaces are in.
+    ///
+    /// # Errors
+    /// When the service cannot be reached or says what cannot be.
+    pub async fn subnets(&self) -> Result<BTreeMap<SubnetId, Ipv4Network>, CloudError> {
+        let macs = self.macs().await?;
+        let all = stream::iter(macs).map(|mac| self.subnet_of(mac)).buffered(AT_ONCE);
+        all.try_filter_map(|found| async { Ok(found) }).try_collect().await
+    }
+
+    async fn subnet_of(&self, mac: Mac) -> Result<Option<(SubnetId, Ipv4Network)>, CloudError> {
+        let path = format!("{MACS}/{mac}/subnet-ipv4-cidr-block");
+        let Some(text) = self.read(&path).await? else { return Ok(None) };
+        let range = parse(&path, text.trim())?;
+        Ok(Some((self.one(&format!("{MACS}/{mac}/subnet-id")).await?, range)))
+    }
+
+    /// The interfaces of this instance that have an IPv4 address, as far as this service knows them; it may lag behind EC2.
+    ///
+    /// # Errors
+    /// When the service cannot be reached or says what cannot be.
+    pub async fn interfaces(&self) -> Result<Vec<EniRecord>, CloudError> {
+        let primary = self.one("mac").await?;
+        let macs = self.macs().await?;
+        let all = stream::iter(macs).map(|mac| self.interface(mac, primary)).buffered(AT_ONCE);
+        all.try_filter_map(|found| async { Ok(found) }).try_collect().await
+    }
+
+    /// One interface; `None` if it vanished meanwhile or has no IPv4 address, as one for EFA only.
+    async fn interface(&self, mac: Mac, primary: Mac) -> Result<Option<EniRecord>, CloudError> {
+        let of_eni = |name: &str| format!("{MACS}/{mac}/{name}");
+        let mut addresses = self.many(&of_eni("local-ipv4s")).await?.into_iter();
+        let Some(primary_address) = addresses.next() else { return Ok(None) };
+        let device = if mac == primary { 0 } else { self.one(&of_eni("device-number")).await? };
+        let card = match self.read(&of_eni("network-card")).await? {
+            Some(text) => parse(&of_eni("network-card"), text.trim())?,
+            None => 0,
+        };
+        Ok(Some(EniRecord {
+            id: self.one(&of_eni("interface-id")).await?,
+            mac,
+            card: NetworkCard(card),
+            device: DeviceIndex(device),
+            subnet: self.one(&of_eni("subnet-id")).await?,
+            primary_address,
+            addresses: addresses.collect(),
+            prefixes: self.many(&of_eni("ipv4-prefix")).await?,
+            interface_type: "interface".to_owned(),
+            tags: BTreeMap::new(),
+            attachment: None,
+            security_groups: self.many(&of_eni("security-group-ids")).await?,
+        }))
+    }
+
+    async fn macs(&self) -> Result<Vec<Mac>, CloudError> {
+        let text = self.read(&format!("{MACS}/")).await?.unwrap_or_default();
+        let macs = text.split_whitespace().map(|name| parse(MACS, name.trim_end_matches('/')));
+        let macs: Vec<Mac> = macs.take(INTERFACES_MAX + 1).collect::<Result<_, _>>()?;
+        if macs.is_empty() || macs.len() > INTERFACES_MAX {
+            return Err(CloudError::new(
+                CloudErrorKind::Garbage,
+                CALL,
+                format!("{MACS} lists {} interfaces", macs.len()),
+            ));
+        }
+        Ok(macs)
+    }
+
+    /// One word that must be there.
+    async fn one<T: FromStr>(&self, path: &str) -> Result<T, CloudError> {
+        let text = self.read(path).await?;
+        let text =
+            text.ok_or_else(|| CloudError::new(CloudErrorKind::Gone, CALL, format!("there is no {path}")))?;
+        parse(path, text.trim())
+    }
+
+    /// Words on lines of their own; none if there is no such text.
+    async fn many<T: FromStr>(&self, path: &str) -> Result<Vec<T>, CloudError> {
+        let text = self.read(path).await?.unwrap_or_default();
+        text.split_whitespace().map(|word| parse(path, word)).collect()
+    }
+
+    async fn read(&self, path: &str) -> Result<Option<String>, CloudError> {
+        let Some(client) = &self.client else {
+            return Err(CloudError::new(CloudErrorKind::Other, CALL, "the configured endpoint is no URL"));
+        };
+        match client.get(format!("/latest/meta-data/{path}")).await {
+            Ok(text) => Ok(Some(text.into())),
+            Err(ImdsError::ErrorResponse(answer)) => {
+                let status = answer.response().status().as_u16();
+                let kind = match status {
+                    404 => return Ok(None),
+                    401 | 403 => CloudErrorKind::Denied,
+                    _ => CloudErrorKind::Unreachable,
+                };
+                Err(CloudError::new(kind, CALL, format!("{path} is answered with HTTP status {status}")))
+            }
+            Err(error) => {
+                let message = format!("{path} cannot be read");
+                Err(CloudError::new(CloudErrorKind::Unreachable, CALL, message).caused_by(error))
+            }
+        }
+    }
+}
+
+/// A word of the service; an empty one is never right.
+fn parse<T: FromStr>(path: &str, text: &str) -> Result<T, CloudError> {
+    let plain = text.len() <= 128 && !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
+    plain.then(|| text.parse().ok()).flatten().ok_or_else(|| {
+        let found: String = text.chars().take(64).collect();
+        CloudError::new(CloudErrorKind::Garbage, CALL, format!("{path} is {found:?}"))
+    })
+}

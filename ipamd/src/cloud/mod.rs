@@ -1,0 +1,94 @@
+//! The cloud in our words: EC2, which gives ENIs and addresses, and the metadata service, which says where we are.
+//!
+//! Only `ec2` knows the SDK's types. What comes from outside is checked here: past this edge there are no missing ids and
+//! no texts that should be addresses.
+
+mod ec2;
+mod error;
+mod http;
+mod imds;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+use types::{DeviceIndex, EniId, InstanceId, Mac, NetworkCard, SecurityGroupId, SubnetId};
+
+pub use ec2::Ec2;
+pub use error::{CloudError, CloudErrorKind};
+pub use imds::Imds;
+
+/// An ENI as EC2 or the metadata service describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EniRecord {
+    /// Its id.
+    pub id: EniId,
+    /// Its MAC address.
+    pub mac: Mac,
+    /// The network card it is on; 0 if it is not attached.
+    pub card: NetworkCard,
+    /// Its place on that card; 0 and meaningless if it is not attached.
+    pub device: DeviceIndex,
+    /// The subnet it is in.
+    pub subnet: SubnetId,
+    /// Its own address, which no pod gets.
+    pub primary_address: Ipv4Addr,
+    /// The addresses that pods can have.
+    pub addresses: BTreeSet<Ipv4Addr>,
+    /// Prefixes delegated to it.
+    pub prefixes: Vec<Ipv4Network>,
+    /// EC2's word: `interface`, `trunk`, `efa`…; the metadata service does not tell, then `interface`.
+    pub interface_type: String,
+    /// Its tags; the metadata service does not tell.
+    pub tags: BTreeMap<String, String>,
+    /// The id of its attachment, if it is attached; the metadata service does not tell.
+    pub attachment: Option<String>,
+    /// Its security groups.
+    pub security_groups: Vec<SecurityGroupId>,
+}
+
+/// An ENI to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewEni {
+    /// Where.
+    pub subnet: SubnetId,
+    /// Its security groups.
+    pub security_groups: Vec<SecurityGroupId>,
+    /// For people.
+    pub description: String,
+    /// Tags it has from its first moment.
+    pub tags: BTreeMap<String, String>,
+    /// Secondary addresses it has from its first moment.
+    pub addresses: u32,
+    /// The same token asks for the same ENI, however often.
+    pub token: String,
+}
+
+/// Where we are and who.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// This instance.
+    pub instance: InstanceId,
+    /// Its type, for example `m5.large`.
+    pub instance_type: String,
+    /// The region, for example `eu-west-1`.
+    pub region: String,
+    /// The availability zone, for example `eu-west-1a`.
+    pub zone: String,
+    /// The primary ENI's MAC address.
+    pub mac: Mac,
+    /// The primary ENI.
+    pub eni: EniId,
+    /// The primary ENI's subnet.
+    pub subnet: SubnetId,
+    /// The VPC.
+    pub vpc_id: String,
+    /// The node's own address.
+    pub primary_address: Ipv4Addr,
+    /// The VPC's IPv4 ranges.
+    pub vpc_cidrs: Vec<Ipv4Network>,
+    /// The primary ENI's security groups.
+    pub security_groups: Vec<SecurityGroupId>,
+}

@@ -1,0 +1,271 @@
+//! Calls to EC2 and IMDS: one task each, so that a slow one holds up nothing. Results come back as events.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use pool::{Action, ActionId, EniSeen, Outcome, Role};
+use tokio::sync::{OnceCell, mpsc};
+use types::{DeviceIndex, EniId, InstanceId, InstanceTable, NetworkCard};
+
+use crate::clock::Clock;
+use crate::cloud::{CloudError, CloudErrorKind, Ec2, EniRecord, Identity, Imds, NewEni};
+use crate::config::Config;
+use crate::node::{Event, Facts, Picture};
+use crate::server::chain;
+
+/// Pause between attempts to read instance metadata at start; grows to the second value.
+const IDENTITY_RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// A detached ENI can be deleted once EC2 calls it available: attempts and the pause between them.
+const DELETE_ATTEMPTS: u32 = 12;
+const DELETE_RETRY: Duration = Duration::from_secs(1);
+
+/// The cloud side of one node.
+#[derive(Debug)]
+pub(crate) struct CloudTasks {
+    config: Config,
+    clock: Clock,
+    imds: Imds,
+    events: mpsc::Sender<Event>,
+    /// Known once instance metadata has answered.
+    node: OnceCell<Known>,
+    tokens: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Known {
+    ec2: Ec2,
+    identity: Identity,
+}
+
+impl CloudTasks {
+    pub(crate) fn new(config: Config, clock: Clock, imds: Imds, events: mpsc::Sender<Event>) -> Arc<Self> {
+        let tokens = AtomicU64::new(clock.now().0);
+        Arc::new(Self { config, clock, imds, events, node: OnceCell::new(), tokens })
+    }
+
+    /// Finds out who we are; tries until it knows.
+    pub(crate) async fn identify(self: Arc<Self>) {
+        let mut pause = IDENTITY_RETRY.0;
+        loop {
+            match self.facts().await {
+                Ok(facts) => return drop(self.events.send(Event::Identified(Box::new(facts))).await),
+                Err(error) => tracing::warn!(error = chain(&error), "cannot find out who this instance is"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(IDENTITY_RETRY.1);
+        }
+    }
+
+    async fn facts(&self) -> Result<Facts, CloudError> {
+        let identity = self.imds.identity().await?;
+        let ec2 = Ec2::connect(&self.config, &identity.region).await;
+        let limits = match InstanceTable::builtin().get(&identity.instance_type) {
+            Some(limits) => limits.clone(),
+            None => ec2.instance_limits(&identity.instance_type).await?,
+        };
+        let facts = Facts {
+            instance: identity.instance.clone(),
+            limits,
+            primary_address: identity.primary_address,
+            primary_mac: identity.mac,
+            subnet: identity.subnet.clone(),
+            security_groups: identity.security_groups.clone(),
+            vpc_cidrs: identity.vpc_cidrs.clone(),
+        };
+        // Set once; a second identification changes nothing.
+        drop(self.node.set(Known { ec2, identity }));
+        Ok(facts)
+    }
+
+    /// Starts a look at the ENIs.
+    pub(crate) fn look(self: &Arc<Self>) {
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            let result = this.picture().await;
+            drop(this.events.send(Event::Looked(result)).await);
+        });
+    }
+
+    /// The ENIs as EC2 tells them; as IMDS does where EC2 denies us or is away.
+    async fn picture(&self) -> Result<Picture, CloudError> {
+        let as_of = self.clock.now();
+        let known = self.known()?;
+        let subnets = self.imds.subnets().await?;
+        let records = match known.ec2.inventory(&known.identity.instance).await {
+            Ok(records) => records,
+            Err(error) if matches!(error.kind(), CloudErrorKind::Denied | CloudErrorKind::Unreachable) => {
+                tracing::warn!(error = chain(&error), "EC2 does not tell the ENIs; asking instance metadata");
+                self.imds.interfaces().await?
+            }
+            Err(error) => return Err(error),
+        };
+        let enis = records.iter().map(|record| self.seen(record, &known.identity)).collect();
+        Ok(Picture { as_of, enis, subnets })
+    }
+
+    fn seen(&self, record: &EniRecord, identity: &Identity) -> EniSeen {
+        EniSeen {
+            id: record.id.clone(),
+            mac: record.mac,
+            card: record.card,
+            device: record.device,
+            subnet: record.subnet.clone(),
+            primary_address: record.primary_address,
+            addresses: record.addresses.clone(),
+            role: role(record, identity, self.config.manage_untagged),
+        }
+    }
+
+    /// Starts an action.
+    pub(crate) fn act(self: &Arc<Self>, id: ActionId, action: Action) {
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            let result = this.carry_out(action).await;
+            drop(this.events.send(Event::Acted { id, result }).await);
+        });
+    }
+
+    async fn carry_out(&self, action: Action) -> Result<Outcome, CloudError> {
+        let known = self.known()?;
+        match action {
+            Action::AssignAddresses { eni, count } => {
+                let addresses = known.ec2.assign(&eni, count).await?;
+                Ok(Outcome::Assigned(addresses.into_iter().collect()))
+            }
+            Action::ReleaseAddresses { eni, addresses } => {
+                let addresses: Vec<_> = addresses.into_iter().collect();
+                known.ec2.release(&eni, &addresses).await.map(|()| Outcome::Released)
+            }
+            Action::CreateEni { device, addresses } => self.create(known, device, addresses).await,
+            Action::DeleteEni { eni } => delete(known, &eni).await.map(|()| Outcome::Deleted),
+        }
+    }
+
+    /// Creates an ENI with its addresses and tags in one call, attaches it, and ties its life to the instance's.
+    async fn create(
+        &self,
+        known: &Known,
+        device: DeviceIndex,
+        addresses: u32,
+    ) -> Result<Outcome, CloudError> {
+        let Known { ec2, identity } = known;
+        let token = format!("{}-{}", identity.instance, self.tokens.fetch_add(1, Ordering::Relaxed));
+        let want = NewEni {
+            subnet: identity.subnet.clone(),
+            security_groups: identity.security_groups.clone(),
+            description: format!("aws-K8S-{}", identity.instance),
+            tags: self.tags(identity),
+            addresses,
+            token,
+        };
+        let record = ec2.create_eni(&want).await?;
+        let attached = ec2.attach(&record.id, &identity.instance, device, NetworkCard(0)).await;
+        let tied = match &attached {
+            Ok(attachment) => ec2.set_delete_on_termination(&record.id, attachment).await,
+            Err(_) => Ok(()),
+        };
+        match (attached, tied) {
+            (Ok(_), Ok(())) => {}
+            (Ok(attachment), Err(error)) => {
+                drop(ec2.detach(&attachment).await);
+                delete_available(ec2, &record.id).await;
+                return Err(error);
+            }
+            (Err(error), _) => {
+                delete_available(ec2, &record.id).await;
+                return Err(error);
+            }
+        }
+        let seen = EniSeen { device, role: Role::Secondary, ..self.seen(&record, identity) };
+        Ok(Outcome::Created(Box::new(seen)))
+    }
+
+    /// The tags by which this ENI is known as ours, as the Go version sets them; additional ones come last.
+    fn tags(&self, identity: &Identity) -> BTreeMap<String, String> {
+        let mut tags = BTreeMap::from([
+            ("node.k8s.amazonaws.com/instance_id".to_owned(), identity.instance.to_string()),
+            ("node.k8s.amazonaws.com/createdAt".to_owned(), rfc3339(self.clock.now().0 / 1000)),
+        ]);
+        if let Some(cluster) = &self.config.cluster_name {
+            tags.insert("cluster.k8s.amazonaws.com/name".to_owned(), cluster.clone());
+            tags.insert("eks:eni:owner".to_owned(), "amazon-vpc-cni".to_owned());
+        }
+        tags.extend(self.config.eni_tags.clone());
+        tags
+    }
+
+    fn known(&self) -> Result<&Known, CloudError> {
+        let unknown = "instance metadata has not answered yet";
+        self.node.get().ok_or_else(|| CloudError::new(CloudErrorKind::Unreachable, "look", unknown))
+    }
+}
+
+/// Detaches an ENI and deletes it.
+async fn delete(known: &Known, eni: &EniId) -> Result<(), CloudError> {
+    let records = known.ec2.inventory(&known.identity.instance).await?;
+    let attachment =
+        records.into_iter().find(|record| record.id == *eni).and_then(|record| record.attachment);
+    if let Some(attachment) = attachment {
+        known.ec2.detach(&attachment).await?;
+    }
+    delete_available(&known.ec2, eni).await;
+    Ok(())
+}
+
+/// Deletes an ENI that is being detached: EC2 refuses until that is done. One that stays is found by its tags later.
+async fn delete_available(ec2: &Ec2, eni: &EniId) {
+    for _ in 0..DELETE_ATTEMPTS {
+        match ec2.delete(eni).await {
+            Ok(()) => return,
+            Err(error) if error.kind() == CloudErrorKind::Gone => return,
+            Err(error) => tracing::debug!(%eni, error = chain(&error), "cannot delete the ENI yet"),
+        }
+        tokio::time::sleep(DELETE_RETRY).await;
+    }
+    tracing::warn!(%eni, "the ENI is detached but could not be deleted");
+}
+
+/// What an ENI is for, from its place, type and tags.
+fn role(record: &EniRecord, identity: &Identity, manage_untagged: bool) -> Role {
+    let tag = |key: &str| record.tags.get(key).map(String::as_str);
+    let instance: &InstanceId = &identity.instance;
+    let ours = tag("node.k8s.amazonaws.com/instance_id") == Some(instance.as_str());
+    match (record.interface_type.as_str(), tag("node.k8s.amazonaws.com/no_manage")) {
+        _ if record.mac == identity.mac => Role::Primary,
+        ("trunk", _) => Role::Trunk,
+        ("efa-only", _) => Role::EfaOnly,
+        _ if record.card != NetworkCard(0) => Role::Unmanaged,
+        (_, Some("true")) => Role::Unmanaged,
+        (_, None) if !ours && !manage_untagged => Role::Unmanaged,
+        _ => Role::Secondary,
+    }
+}
+
+/// Seconds since the epoch as RFC 3339, UTC.
+fn rfc3339(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    // Days to a civil date, after Howard Hinnant's `civil_from_days`; the era starts on 1 March of year 0.
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let day_of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest % 3600 / 60, rest % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_rfc_3339() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339(951_827_696), "2000-02-29T12:34:56Z");
+        assert_eq!(rfc3339(1_790_000_000), "2026-09-21T14:13:20Z");
+    }
+}

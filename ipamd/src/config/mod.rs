@@ -1,0 +1,212 @@
+//! Settings: environment variables, read once and all at once, into what they mean.
+//!
+//! An empty variable is an unset one. What each is for, and what becomes of text that it cannot be, stands in [`SETTINGS`].
+
+mod read;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnetwork::Ipv4Network;
+use tracing::level_filters::LevelFilter;
+use types::VethPrefix;
+
+pub use read::Environment;
+use read::{Reader, parse_mark};
+pub use table::{Kind, SETTINGS, Setting, Support};
+
+/// What the settings mean.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// ENIs kept free for pods to come.
+    pub warm_eni_target: u32,
+    /// Free addresses kept, in place of free ENIs.
+    pub warm_ip_target: Option<u32>,
+    /// Addresses held at least, used or free.
+    pub minimum_ip_target: Option<u32>,
+    /// Most ENIs to have, the primary one included.
+    pub max_enis: Option<u8>,
+    /// How long a released address is not given out again.
+    pub cooldown: Duration,
+    /// MTU of ENIs, in bytes.
+    pub eni_mtu: u32,
+    /// What host interface names of pods start with.
+    pub veth_prefix: VethPrefix,
+    /// The node translates no addresses.
+    pub external_snat: bool,
+    /// How source ports are picked when it does.
+    pub snat_ports: SnatPorts,
+    /// Ranges reached without translation, beside the VPC's.
+    pub exclude_snat_cidrs: Vec<Ipv4Network>,
+    /// The mark, and its mask, of connections that came in through the primary ENI; not 0.
+    pub connmark: u32,
+    /// Answers to node ports leave through the primary ENI.
+    pub node_port: bool,
+    /// The cluster's name, written into tags of ENIs.
+    pub cluster_name: Option<String>,
+    /// More tags for ENIs; they win over our own.
+    pub eni_tags: BTreeMap<String, String>,
+    /// Whether anything may be changed in EC2.
+    pub provisioning: bool,
+    /// Whether ENIs without our tag are used.
+    pub manage_untagged: bool,
+    /// URL of EC2 in place of the region's.
+    pub ec2_endpoint: Option<String>,
+    /// URL of the metadata service in place of the link-local one.
+    pub imds_endpoint: Option<String>,
+    /// How long one HTTP request to AWS may take.
+    pub http_timeout: Duration,
+    /// Directory of the socket and of the state.
+    pub run_dir: PathBuf,
+    /// How long an ADD may wait for an address.
+    pub add_timeout: Duration,
+    /// The least important level that is logged.
+    pub log_level: LevelFilter,
+    /// The log's file; without one it goes to standard error.
+    pub log_file: Option<PathBuf>,
+    /// What was strange but could be lived with, for the log.
+    pub warnings: Vec<String>,
+}
+
+/// How source ports are picked when addresses are translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnatPorts {
+    /// At random (`NF_NAT_RANGE_PROTO_RANDOM_FULLY`).
+    Prng,
+    /// By a hash (`NF_NAT_RANGE_PROTO_RANDOM`).
+    HashRandom,
+    /// As the kernel likes.
+    None,
+}
+
+/// A setting with which the daemon does not start.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SettingError {
+    /// Its text is none that it can have.
+    #[error("{name} is {found:?}, which it cannot be: {doc}")]
+    Unfit {
+        /// The variable.
+        name: &'static str,
+        /// Its text, cut to 64 characters.
+        found: String,
+        /// What it is for.
+        doc: &'static str,
+    },
+    /// It asks for what this version cannot do.
+    #[error("{name}={found} is not supported by this version: {doc}")]
+    Unsupported {
+        /// The variable.
+        name: &'static str,
+        /// Its text, cut to 64 characters.
+        found: String,
+        /// What it is for.
+        doc: &'static str,
+    },
+}
+
+/// Reads the process's environment.
+///
+/// # Errors
+/// Everything that keeps the daemon from starting.
+pub fn from_process() -> Result<Config, Vec<SettingError>> {
+    Config::parse(&std::env::vars_os().collect())
+}
+
+impl Config {
+    /// Reads the settings from an environment.
+    ///
+    /// # Errors
+    /// Everything that keeps the daemon from starting.
+    pub fn parse(environment: &Environment) -> Result<Self, Vec<SettingError>> {
+        let mut reader = Reader::new(environment);
+        let mut config = Self::read(&mut reader);
+        reader.check_the_rest();
+        policy_mode(&mut reader);
+        if !reader.errors.is_empty() {
+            return Err(reader.errors);
+        }
+        config.warnings = reader.warnings;
+        Ok(config)
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Self {
+        Self {
+            warm_eni_target: reader.number(&table::WARM_ENI_TARGET).unwrap_or(1),
+            warm_ip_target: reader.target(&table::WARM_IP_TARGET),
+            minimum_ip_target: reader.target(&table::MINIMUM_IP_TARGET),
+            max_enis: reader.target(&table::MAX_ENI).map(|max| u8::try_from(max).unwrap_or(u8::MAX)),
+            cooldown: seconds(reader.number(&table::IP_COOLDOWN_PERIOD)),
+            eni_mtu: reader.number(&table::ENI_MTU).unwrap_or(9001),
+            veth_prefix: reader.parsed(&table::VETH_PREFIX, |t| VethPrefix::new(t).ok()).unwrap_or_default(),
+            external_snat: reader.flag(&table::EXTERNAL_SNAT),
+            snat_ports: reader.parsed(&table::RANDOMIZE_SNAT, snat_ports).unwrap_or(SnatPorts::Prng),
+            exclude_snat_cidrs: reader.ranges(&table::EXCLUDE_SNAT_CIDRS),
+            connmark: reader.parsed(&table::CONNMARK, parse_mark).unwrap_or(0x80),
+            node_port: reader.flag(&table::NODE_PORT),
+            cluster_name: reader.text(&table::CLUSTER_NAME),
+            eni_tags: reader.tags(&table::ADDITIONAL_ENI_TAGS),
+            provisioning: !reader.flag(&table::DISABLE_PROVISIONING),
+            manage_untagged: reader.flag(&table::MANAGE_UNTAGGED_ENI),
+            ec2_endpoint: reader.parsed(&table::EC2_ENDPOINT, url),
+            imds_endpoint: reader.parsed(&table::IMDS_ENDPOINT, url),
+            http_timeout: seconds(reader.number(&table::HTTP_TIMEOUT)),
+            run_dir: reader.text(&table::RUN_DIR).unwrap_or_default().into(),
+            add_timeout: seconds(reader.number(&table::ADD_TIMEOUT)),
+            log_level: reader.parsed(&table::LOG_LEVEL, log_level).unwrap_or(LevelFilter::DEBUG),
+            log_file: reader.parsed(&table::LOG_FILE, log_file).flatten(),
+            warnings: Vec::new(),
+        }
+    }
+}
+
+fn seconds(number: Option<u32>) -> Duration {
+    Duration::from_secs(number.unwrap_or_default().into())
+}
+
+fn url(text: &str) -> Option<String> {
+    let host = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"))?;
+    (!host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic())).then(|| text.to_owned())
+}
+
+fn snat_ports(text: &str) -> Option<SnatPorts> {
+    match text.to_ascii_lowercase().as_str() {
+        "prng" => Some(SnatPorts::Prng),
+        "hashrandom" => Some(SnatPorts::HashRandom),
+        "none" => Some(SnatPorts::None),
+        _ => None,
+    }
+}
+
+fn log_level(text: &str) -> Option<LevelFilter> {
+    match text.to_ascii_lowercase().as_str() {
+        "debug" => Some(LevelFilter::DEBUG),
+        "info" => Some(LevelFilter::INFO),
+        "warn" => Some(LevelFilter::WARN),
+        "error" | "fatal" => Some(LevelFilter::ERROR),
+        _ => None,
+    }
+}
+
+fn log_file(text: &str) -> Option<Option<PathBuf>> {
+    match text {
+        "stdout" | "stderr" => Some(None),
+        path => Some(Some(path.into())),
+    }
+}
+
+/// In strict mode pods start closed until their policies are known; leaving them open instead would be a silent breach.
+fn policy_mode(reader: &mut Reader<'_>) {
+    let setting = &table::POLICY_MODE;
+    let known = |text: &str| {
+        let word = text.to_ascii_lowercase();
+        matches!(word.as_str(), "none" | "standard" | "strict").then_some(word)
+    };
+    if reader.parsed(setting, known).is_some_and(|word| word == "strict") {
+        let found = "strict".to_owned();
+        reader.errors.push(SettingError::Unsupported { name: setting.name, found, doc: setting.doc });
+    }
+}

@@ -1,0 +1,126 @@
+//! Every setting that this version knows, in one table.
+
+/// One setting: an environment variable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Setting {
+    /// The variable's name.
+    pub name: &'static str,
+    /// What its text must be.
+    pub kind: Kind,
+    /// The text that an unset or empty variable stands for; empty if it then stands for nothing.
+    pub default: &'static str,
+    /// What becomes of it.
+    pub support: Support,
+    /// What it means, for a reader who sets it.
+    pub doc: &'static str,
+}
+
+/// What a setting's text must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `1 t T TRUE true True` or `0 f F FALSE false False`.
+    Flag,
+    /// A decimal number between the two, both included.
+    Number(u32, u32),
+    /// One of these words, in any case.
+    Word(&'static [&'static str]),
+    /// Anything, read by its own rule if it has one.
+    Text,
+}
+
+/// What becomes of a setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Support {
+    /// Obeyed; text that cannot be is replaced by the default, with a warning.
+    Lenient,
+    /// Obeyed; text that cannot be stops the daemon.
+    Strict,
+    /// Not the daemon's: the installer or the conflist reads it.
+    Elsewhere,
+    /// Has no effect in this version; a warning says so if it is set to anything but its default.
+    Ignored,
+    /// Belongs to a mode that this version lacks: anything but its default stops the daemon.
+    Refused,
+}
+
+macro_rules! settings {
+    ($($name:ident = $text:literal: $kind:expr, $default:literal, $support:ident, $doc:literal;)*) => {
+        $(pub(super) const $name: Setting =
+            Setting { name: $text, kind: $kind, default: $default, support: Support::$support, doc: $doc };)*
+        /// The table.
+        pub const SETTINGS: &[Setting] = &[$($name),*];
+    };
+}
+
+use Kind::{Flag, Number, Text, Word};
+
+settings! {
+    // The pool.
+    WARM_ENI_TARGET = "WARM_ENI_TARGET": Number(0, u32::MAX), "1", Lenient, "ENIs kept free for pods to come.";
+    WARM_IP_TARGET = "WARM_IP_TARGET": Number(0, u32::MAX), "0", Lenient, "Free addresses kept for pods to come; 0: WARM_ENI_TARGET rules.";
+    MINIMUM_IP_TARGET = "MINIMUM_IP_TARGET": Number(0, u32::MAX), "0", Lenient, "Addresses held at least, used or free; 0: no such floor.";
+    MAX_ENI = "MAX_ENI": Number(1, u32::MAX), "", Lenient, "Most ENIs to have; unset: as many as the instance type allows.";
+    IP_COOLDOWN_PERIOD = "IP_COOLDOWN_PERIOD": Number(0, u32::MAX), "30", Strict, "Seconds before a released address is given out again.";
+    WARM_PREFIX_TARGET = "WARM_PREFIX_TARGET": Number(0, u32::MAX), "0", Elsewhere, "Free prefixes kept; means something with prefix delegation only.";
+    // The kernel.
+    ENI_MTU = "AWS_VPC_ENI_MTU": Number(576, 9001), "9001", Strict, "MTU of ENIs, in bytes.";
+    POD_MTU = "POD_MTU": Number(576, 9001), "", Elsewhere, "MTU inside pods, in bytes; the conflist carries it.";
+    VETH_PREFIX = "AWS_VPC_K8S_CNI_VETHPREFIX": Text, "eni", Strict, "What host interface names of pods start with.";
+    EXTERNAL_SNAT = "AWS_VPC_K8S_CNI_EXTERNALSNAT": Flag, "false", Lenient, "A gateway translates addresses, the node does not.";
+    RANDOMIZE_SNAT = "AWS_VPC_K8S_CNI_RANDOMIZESNAT": Word(&["prng", "hashrandom", "none"]), "prng", Lenient, "How source ports are picked when addresses are translated.";
+    EXCLUDE_SNAT_CIDRS = "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS": Text, "", Lenient, "IPv4 ranges, with commas between, reached without translation.";
+    CONNMARK = "AWS_VPC_K8S_CNI_CONNMARK": Text, "0x80", Lenient, "The bit marking connections that came in through the primary ENI; 1 to 4294967295.";
+    NODE_PORT = "AWS_VPC_CNI_NODE_PORT_SUPPORT": Flag, "true", Lenient, "Answers to node ports leave through the primary ENI.";
+    EXTERNAL_SERVICE_CIDRS = "AWS_EXTERNAL_SERVICE_CIDRS": Text, "", Ignored, "Ranges routed by the main table.";
+    // The cloud.
+    CLUSTER_NAME = "CLUSTER_NAME": Text, "", Lenient, "The cluster's name, written into tags of ENIs.";
+    ADDITIONAL_ENI_TAGS = "ADDITIONAL_ENI_TAGS": Text, "{}", Lenient, "More tags for ENIs: a JSON object of texts.";
+    MANAGE_UNTAGGED_ENI = "MANAGE_UNTAGGED_ENI": Flag, "true", Lenient, "ENIs without our tag are used like our own.";
+    DISABLE_PROVISIONING = "DISABLE_NETWORK_RESOURCE_PROVISIONING": Flag, "false", Lenient, "Nothing is changed in EC2; the pool is what is there.";
+    SUBNET_DISCOVERY = "ENABLE_SUBNET_DISCOVERY": Flag, "true", Ignored, "ENIs go into any subnet tagged for it; in this version always into the primary one.";
+    LEAKED_CLEANUP = "DISABLE_LEAKED_ENI_CLEANUP": Flag, "false", Ignored, "ENIs left by other instances are not looked for.";
+    NON_SCHEDULABLE = "AWS_MANAGE_ENIS_NON_SCHEDULABLE": Flag, "false", Ignored, "The pool also grows on cordoned nodes.";
+    EC2_ENDPOINT = "AWS_EC2_ENDPOINT": Text, "", Strict, "URL used for EC2 in place of the region's.";
+    IMDS_ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT": Text, "", Strict, "URL used for the metadata service in place of 169.254.169.254.";
+    HTTP_TIMEOUT = "HTTP_TIMEOUT": Number(10, 3600), "10", Lenient, "Seconds one HTTP request to AWS may take.";
+    // The daemon.
+    RUN_DIR = "IPAMD_RUN_DIR": Text, "/var/run/aws-node", Lenient, "Directory of the socket and of the state.";
+    ADD_TIMEOUT = "IPAMD_ADD_TIMEOUT_SECONDS": Number(1, 600), "80", Strict, "Seconds an ADD may wait for an address.";
+    LOG_LEVEL = "AWS_VPC_K8S_CNI_LOGLEVEL": Word(&["debug", "info", "warn", "error", "fatal"]), "debug", Lenient, "The least important level that is logged.";
+    LOG_FILE = "AWS_VPC_K8S_CNI_LOG_FILE": Text, "stderr", Lenient, "A file for the log, or stdout or stderr, which both mean stderr.";
+    BACKING_STORE = "AWS_VPC_K8S_CNI_BACKING_STORE": Text, "/var/run/aws-node/ipam.json", Ignored, "The state's file; it is in IPAMD_RUN_DIR.";
+    DISABLE_INTROSPECTION = "DISABLE_INTROSPECTION": Flag, "false", Ignored, "No introspection over HTTP; there is none in this version.";
+    INTROSPECTION_BIND = "INTROSPECTION_BIND_ADDRESS": Text, "127.0.0.1:61679", Ignored, "Where introspection listens; there is none in this version.";
+    DISABLE_METRICS = "DISABLE_METRICS": Flag, "false", Ignored, "No metrics over HTTP; there are none in this version.";
+    ANNOTATE_POD_IP = "ANNOTATE_POD_IP": Flag, "false", Ignored, "Pods are annotated with their addresses.";
+    CLUSTER_ENDPOINT = "CLUSTER_ENDPOINT": Text, "", Elsewhere, "URL of the API server.";
+    NODE_NAME = "MY_NODE_NAME": Text, "", Elsewhere, "The node's name in Kubernetes.";
+    POD_NAME = "MY_POD_NAME": Text, "", Elsewhere, "The daemon's own pod.";
+    VERSION = "VPC_CNI_VERSION": Text, "", Elsewhere, "Version in user agents; ours is the program's own.";
+    CONFIGURE_RPFILTER = "AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER": Text, "", Elsewhere, "Means nothing any more.";
+    ENABLE_NFTABLES = "ENABLE_NFTABLES": Text, "", Elsewhere, "Means nothing any more.";
+    // Modes.
+    ENABLE_IPV4 = "ENABLE_IPv4": Flag, "true", Refused, "Pods get IPv4 addresses; the only mode of this version.";
+    ENABLE_IPV6 = "ENABLE_IPv6": Flag, "false", Refused, "Pods get IPv6 addresses.";
+    V6_EGRESS = "ENABLE_V6_EGRESS": Flag, "false", Refused, "IPv4 pods reach IPv6.";
+    V4_EGRESS = "ENABLE_V4_EGRESS": Flag, "true", Elsewhere, "IPv6 pods reach IPv4.";
+    PREFIX_DELEGATION = "ENABLE_PREFIX_DELEGATION": Flag, "false", Refused, "ENIs are given /28 prefixes.";
+    POD_ENI = "ENABLE_POD_ENI": Flag, "false", Refused, "Security groups for pods.";
+    MULTI_NIC = "ENABLE_MULTI_NIC": Flag, "false", Refused, "ENIs of all network cards are used.";
+    IMDS_ONLY = "ENABLE_IMDS_ONLY_MODE": Flag, "false", Refused, "EC2 is never asked.";
+    CUSTOM_NETWORK = "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG": Flag, "false", Refused, "ENIConfig objects say where ENIs go.";
+    ENI_CONFIG_ANNOTATION = "ENI_CONFIG_ANNOTATION_DEF": Text, "", Elsewhere, "Annotation naming an ENIConfig; with custom networking only.";
+    ENI_CONFIG_LABEL = "ENI_CONFIG_LABEL_DEF": Text, "", Elsewhere, "Label naming an ENIConfig; with custom networking only.";
+    POD_SG_MODE = "POD_SECURITY_GROUP_ENFORCING_MODE": Text, "strict", Elsewhere, "How security groups for pods are enforced.";
+    POLICY_MODE = "NETWORK_POLICY_ENFORCING_MODE": Text, "", Strict, "none, standard or strict; strict is not in this version.";
+    // The installer's.
+    DISABLE_POD_V6 = "DISABLE_POD_V6": Flag, "false", Elsewhere, "Pods have IPv6 switched off.";
+    EARLY_DEMUX = "DISABLE_TCP_EARLY_DEMUX": Flag, "false", Elsewhere, "The kernel's early demultiplexing of TCP is switched off.";
+    BANDWIDTH = "ENABLE_BANDWIDTH_PLUGIN": Flag, "false", Elsewhere, "The bandwidth plugin is chained.";
+    BIN_PATH = "HOST_CNI_BIN_PATH": Text, "/host/opt/cni/bin", Elsewhere, "Where plugins are installed.";
+    CONF_PATH = "HOST_CNI_CONFDIR_PATH": Text, "/host/etc/cni/net.d", Elsewhere, "Where the conflist is installed.";
+    PLUGIN_LOG_FILE = "AWS_VPC_K8S_PLUGIN_LOG_FILE": Text, "", Elsewhere, "The plugin's log.";
+    PLUGIN_LOG_LEVEL = "AWS_VPC_K8S_PLUGIN_LOG_LEVEL": Text, "", Elsewhere, "The plugin's log level.";
+    EGRESS_V4_LOG = "AWS_VPC_K8S_EGRESS_V4_PLUGIN_LOG_FILE": Text, "", Elsewhere, "Log of the IPv4 egress plugin.";
+    EGRESS_V6_LOG = "AWS_VPC_K8S_EGRESS_V6_PLUGIN_LOG_FILE": Text, "", Elsewhere, "Log of the IPv6 egress plugin.";
+}

@@ -1,0 +1,147 @@
+//! The table and what is made of environments.
+
+use std::collections::BTreeSet;
+
+use super::*;
+
+/// Every variable of the Go version's daemon, installer and entrypoint.
+const OF_THE_GO_VERSION: &str = "ADDITIONAL_ENI_TAGS ANNOTATE_POD_IP AWS_EC2_ENDPOINT AWS_EXTERNAL_SERVICE_CIDRS \
+    AWS_MANAGE_ENIS_NON_SCHEDULABLE AWS_VPC_CNI_NODE_PORT_SUPPORT AWS_VPC_ENI_MTU AWS_VPC_K8S_CNI_BACKING_STORE \
+    AWS_VPC_K8S_CNI_CONNMARK AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS \
+    AWS_VPC_K8S_CNI_EXTERNALSNAT AWS_VPC_K8S_CNI_LOGLEVEL AWS_VPC_K8S_CNI_LOG_FILE AWS_VPC_K8S_CNI_RANDOMIZESNAT \
+    AWS_VPC_K8S_CNI_VETHPREFIX AWS_VPC_K8S_PLUGIN_LOG_FILE AWS_VPC_K8S_PLUGIN_LOG_LEVEL \
+    AWS_VPC_K8S_EGRESS_V4_PLUGIN_LOG_FILE AWS_VPC_K8S_EGRESS_V6_PLUGIN_LOG_FILE CLUSTER_ENDPOINT CLUSTER_NAME \
+    DISABLE_INTROSPECTION DISABLE_METRICS DISABLE_LEAKED_ENI_CLEANUP DISABLE_NETWORK_RESOURCE_PROVISIONING \
+    DISABLE_POD_V6 DISABLE_TCP_EARLY_DEMUX ENABLE_BANDWIDTH_PLUGIN ENABLE_IMDS_ONLY_MODE ENABLE_IPv4 ENABLE_IPv6 \
+    ENABLE_MULTI_NIC ENABLE_POD_ENI ENABLE_PREFIX_DELEGATION ENABLE_SUBNET_DISCOVERY ENABLE_V4_EGRESS ENABLE_V6_EGRESS \
+    ENI_CONFIG_ANNOTATION_DEF ENI_CONFIG_LABEL_DEF HOST_CNI_BIN_PATH HOST_CNI_CONFDIR_PATH HTTP_TIMEOUT \
+    INTROSPECTION_BIND_ADDRESS IP_COOLDOWN_PERIOD MANAGE_UNTAGGED_ENI MAX_ENI MINIMUM_IP_TARGET WARM_IP_TARGET \
+    MY_NODE_NAME MY_POD_NAME NETWORK_POLICY_ENFORCING_MODE POD_MTU POD_SECURITY_GROUP_ENFORCING_MODE VPC_CNI_VERSION \
+    WARM_ENI_TARGET WARM_PREFIX_TARGET AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER ENABLE_NFTABLES";
+
+fn parse(pairs: &[(&str, &str)]) -> Result<Config, Vec<SettingError>> {
+    Config::parse(&pairs.iter().map(|(name, text)| (name.into(), text.into())).collect())
+}
+
+#[test]
+fn the_table_has_every_variable_once_and_says_what_it_is_for() {
+    let names: BTreeSet<_> = SETTINGS.iter().map(|setting| setting.name).collect();
+
+    assert_eq!(names.len(), SETTINGS.len());
+    assert!(SETTINGS.iter().all(|setting| setting.doc.ends_with('.')));
+    for name in OF_THE_GO_VERSION.split_whitespace() {
+        assert!(names.contains(name), "{name}");
+    }
+}
+
+#[test]
+fn writing_every_default_out_changes_nothing() {
+    let pairs: Vec<_> = SETTINGS.iter().map(|setting| (setting.name, setting.default)).collect();
+
+    assert_eq!(parse(&pairs), parse(&[]));
+    assert_eq!(parse(&[]).unwrap().warnings, Vec::<String>::new());
+}
+
+#[test]
+fn an_empty_environment_means_the_defaults() {
+    let config = parse(&[]).unwrap();
+
+    assert_eq!((config.warm_eni_target, config.warm_ip_target, config.minimum_ip_target), (1, None, None));
+    assert_eq!((config.max_enis, config.cooldown, config.eni_mtu), (None, Duration::from_secs(30), 9001));
+    assert_eq!((config.connmark, config.node_port, config.external_snat), (0x80, true, false));
+    assert_eq!(
+        (config.snat_ports, config.log_level, config.log_file),
+        (SnatPorts::Prng, LevelFilter::DEBUG, None)
+    );
+    assert_eq!((config.provisioning, config.manage_untagged), (true, true));
+    assert_eq!((config.http_timeout, config.add_timeout), (Duration::from_secs(10), Duration::from_secs(80)));
+    assert_eq!(config.run_dir, PathBuf::from("/var/run/aws-node"));
+}
+
+#[test]
+fn settings_mean_what_the_go_version_means_by_them() {
+    let config = parse(&[
+        ("WARM_IP_TARGET", "5"),
+        ("MAX_ENI", "1000"),
+        ("AWS_VPC_K8S_CNI_CONNMARK", "0x100"),
+        ("AWS_VPC_K8S_CNI_RANDOMIZESNAT", "hashrandom"),
+        ("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", "10.1.2.3/16, fd00::/8,nonsense,192.168.0.0/24"),
+        ("ADDITIONAL_ENI_TAGS", r#"{"team":"net","x.k8s.amazonaws.com/y":"z"}"#),
+        ("DISABLE_NETWORK_RESOURCE_PROVISIONING", "T"),
+        ("AWS_VPC_K8S_CNI_LOG_FILE", "/var/log/x"),
+        ("AWS_VPC_K8S_CNI_LOGLEVEL", "WARN"),
+    ])
+    .unwrap();
+
+    assert_eq!((config.warm_ip_target, config.max_enis, config.connmark), (Some(5), Some(255), 0x100));
+    assert_eq!(config.snat_ports, SnatPorts::HashRandom);
+    let ranges: Vec<_> = config.exclude_snat_cidrs.iter().map(ToString::to_string).collect();
+    assert_eq!(ranges, ["10.1.0.0/16", "192.168.0.0/24"]);
+    assert_eq!(config.eni_tags, BTreeMap::from([("team".to_owned(), "net".to_owned())]));
+    assert!(!config.provisioning);
+    assert_eq!((config.log_file, config.log_level), (Some("/var/log/x".into()), LevelFilter::WARN));
+    assert_eq!(config.warnings.len(), 3);
+}
+
+#[test]
+fn marks_are_read_in_every_base_and_are_never_none() {
+    for (text, mark) in
+        [("128", 128), ("0x80", 128), ("0X80", 128), ("0200", 128), ("0o200", 128), ("0b1", 1)]
+    {
+        assert_eq!(parse_mark(text), Some(mark), "{text}");
+    }
+    for bad in ["0", "-1", "0x1ffffffff", "x", "é", ""] {
+        assert_eq!(parse_mark(bad), None, "{bad}");
+    }
+}
+
+#[test]
+fn text_that_cannot_be_is_the_default_with_a_warning() {
+    for (name, text) in [
+        ("WARM_ENI_TARGET", "-1"),
+        ("MAX_ENI", "0"),
+        ("HTTP_TIMEOUT", "9"),
+        ("AWS_VPC_K8S_CNI_EXTERNALSNAT", "yes"),
+        ("AWS_VPC_K8S_CNI_CONNMARK", "0"),
+        ("ADDITIONAL_ENI_TAGS", "{"),
+        ("AWS_VPC_K8S_CNI_RANDOMIZESNAT", "dice"),
+        ("AWS_VPC_K8S_CNI_LOGLEVEL", "loud"),
+    ] {
+        let mut config = parse(&[(name, text)]).unwrap();
+
+        assert_eq!(config.warnings.len(), 1, "{name}");
+        config.warnings.clear();
+        assert_eq!(config, parse(&[]).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn everything_that_stops_the_daemon_is_told_at_once() {
+    let errors = parse(&[
+        ("AWS_VPC_ENI_MTU", "100"),
+        ("AWS_VPC_K8S_CNI_VETHPREFIX", "eth"),
+        ("IP_COOLDOWN_PERIOD", "soon"),
+        ("ENABLE_IPv4", "false"),
+        ("ENABLE_IPv6", "true"),
+        ("ENABLE_PREFIX_DELEGATION", "true"),
+        ("NETWORK_POLICY_ENFORCING_MODE", "Strict"),
+    ])
+    .unwrap_err();
+
+    assert_eq!(errors.len(), 7, "{errors:?}");
+    assert!(parse(&[("NETWORK_POLICY_ENFORCING_MODE", "standard")]).is_ok());
+}
+
+#[test]
+fn settings_without_effect_and_names_almost_right_are_warned_of() {
+    let config = parse(&[
+        ("DISABLE_METRICS", "true"),
+        ("DISABLE_INTROSPECTION", "f"),
+        ("AWS_VPC_K8S_CNI_CONMARK", "1"),
+        ("HOME", "/"),
+    ])
+    .unwrap();
+
+    assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
+    assert!(config.warnings.iter().any(|w| w.contains("is AWS_VPC_K8S_CNI_CONNMARK meant")));
+}

@@ -1,0 +1,144 @@
+//! `ipamd run`: puts the parts together and runs them until it is told to stop.
+
+use std::io;
+use std::path::Path;
+
+use datapath::netfilter::{Netfilter, SnatPorts};
+use datapath::{Host, Marks, Wirer};
+use pool::Targets;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::app::{Owner, Parts, RunError, events, replay_and_bind, serve};
+use crate::clock::Clock;
+use crate::cloud::Imds;
+use crate::cloud_tasks::CloudTasks;
+use crate::config::{self, Config};
+use crate::host::{HostKeeper, NatSettings};
+use crate::node::{Node, PodInKernel, Settings, restore};
+use crate::queue::LockedQueue;
+use crate::store::Store;
+use crate::workers;
+
+/// Requests that may wait for the owner.
+const CALLS_MAX: usize = 256;
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Only for what is local and cannot be done without: directories, the socket, the kernel's netlink.
+pub fn run(config: Config) -> Result<(), RunError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(RunError::local("start the runtime"))?;
+    runtime.block_on(daemon(config))
+}
+
+async fn daemon(config: Config) -> Result<(), RunError> {
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let clock = Clock::start();
+    let dir = config.run_dir.clone();
+    let queue =
+        LockedQueue::lock(&dir.join("delete-queue")).map_err(RunError::local("lock the delete queue"))?;
+    let settings = settings(&config)?;
+    let mut wirer = Wirer::open().map_err(RunError::local("reach the kernel"))?;
+    let (node, store) = restored(&settings, &dir.join("state"), &mut wirer, clock)?;
+    let (sender, inbox) = events();
+    let imds = Imds::connect(&config);
+    let host = Host::open().map_err(RunError::local("reach the kernel"))?;
+    let nat = NatSettings {
+        pod_if_prefix: config.veth_prefix.as_str().to_owned(),
+        snat: (!config.external_snat).then_some(ports(config.snat_ports)),
+        node_port: config.node_port,
+    };
+    let (wishes, wished) = mpsc::channel(1);
+    tokio::spawn(HostKeeper::new(host, Netfilter::default(), nat).run(wished, sender.clone()));
+    let start = RunError::local::<io::Error>;
+    let parts = Parts {
+        wiring: workers::wiring(wirer, sender.clone()).map_err(start("start the wiring thread"))?,
+        writing: workers::writing(store, dir.join("state"), sender.clone())
+            .map_err(start("start the writing thread"))?,
+        wishes,
+        cloud: CloudTasks::new(config, clock, imds, sender.clone()),
+    };
+    let cloud = parts.cloud.clone();
+    let (calls, called) = mpsc::channel(CALLS_MAX);
+    let (stop, stopped) = oneshot::channel();
+    let owner = tokio::spawn(Owner::new(node, clock, parts).run(inbox, called, stopped));
+    let listener = replay_and_bind(queue, dir.join("aws-cni.sock"), &calls).await?;
+    tokio::spawn(serve(listener, calls));
+    tokio::spawn(cloud.identify());
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), run_dir = %dir.display(), "serving");
+    told_to_stop().await.map_err(start("listen to signals"))?;
+    tracing::info!("stopping");
+    // An owner that does not listen has ended already: there is nothing to drain.
+    if stop.send(()).is_ok() {
+        owner.await.map_err(RunError::local("finish the requests at work"))?;
+    }
+    Ok(())
+}
+
+/// The node with the state of before, and the file in which it goes on.
+fn restored(
+    settings: &Settings,
+    path: &Path,
+    wirer: &mut Wirer,
+    clock: Clock,
+) -> Result<(Node, Store), RunError> {
+    let now = clock.now();
+    let loaded = Store::load(path, now).map_err(RunError::local("read the state"))?;
+    let kernel = wirer.pods().map_err(RunError::local("ask the kernel for pods"))?;
+    let kernel: Vec<PodInKernel> = kernel
+        .into_iter()
+        .filter_map(|pod| {
+            Some(PodInKernel { host_if: types::HostVeth::found(&pod.host_if)?, address: pod.address })
+        })
+        .collect();
+    let (pool, remarks) = restore(settings.cooldown, loaded, &kernel, now);
+    for remark in remarks {
+        tracing::warn!("{remark}");
+    }
+    let store = Store::create(path, &pool.snapshot()).map_err(RunError::local("write the state"))?;
+    let seed = now.0 ^ u64::from(std::process::id());
+    Ok((Node::new(settings.clone(), pool, seed, now), store))
+}
+
+fn settings(config: &Config) -> Result<Settings, RunError> {
+    let targets = Targets {
+        warm_eni: config.warm_eni_target,
+        warm_ip: config.warm_ip_target,
+        minimum_ip: config.minimum_ip_target,
+        ..Targets::default()
+    };
+    Ok(Settings {
+        targets,
+        cooldown: config.cooldown,
+        add_timeout: config.add_timeout,
+        max_enis: config.max_enis,
+        eni_mtu: config.eni_mtu,
+        marks: Marks::with_connmark(config.connmark).map_err(RunError::local("place our marks"))?,
+        connmark: config.node_port || !config.external_snat,
+        exclude_snat: config.exclude_snat_cidrs.clone(),
+        provisioning: config.provisioning,
+        audit_every: std::time::Duration::from_secs(3600),
+    })
+}
+
+const fn ports(ports: config::SnatPorts) -> SnatPorts {
+    match ports {
+        config::SnatPorts::Prng => SnatPorts::Prng,
+        config::SnatPorts::HashRandom => SnatPorts::HashRandom,
+        config::SnatPorts::None => SnatPorts::Plain,
+    }
+}
+
+async fn told_to_stop() -> io::Result<()> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => Ok(()),
+        _ = int.recv() => Ok(()),
+    }
+}

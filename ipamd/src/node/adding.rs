@@ -1,0 +1,452 @@
+//! Requests: who gets which address, who waits, who is superseded.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use datapath::PodSpec;
+use ipnetwork::{IpNetwork, Ipv4Network};
+use pool::{Grant, Owner};
+use types::{DeviceIndex, HostVeth, Moment, NetworkCard, Reason, SandboxKey, TableId};
+use wire::{Added, Attachment, Detachment, Failure, Interface, Kept, Reply, Request, Verb};
+
+use super::event::{BatchId, CallId, Effect};
+use super::{Node, restore};
+use crate::store::Record;
+
+/// How many released sandboxes are remembered, so that an ADD which a DEL has overtaken is recognised.
+pub const RELEASED_KEPT: usize = 4096;
+/// What is kept back of a caller's patience, so that it gets our answer instead of its own timeout.
+const MARGIN: Duration = Duration::from_millis(500);
+/// MTU when the caller names one that cannot be; what the Go version falls back to.
+const MTU_DEFAULT: u32 = 9001;
+
+/// A request that has not been answered.
+#[derive(Debug)]
+pub(super) enum Pending {
+    /// ADD.
+    Add(Box<Add>),
+    /// DEL or GC, waiting for the state file.
+    Release {
+        /// What it waits for.
+        batch: BatchId,
+        /// What it will be told.
+        reply: Reply,
+    },
+    /// CHECK, waiting for the kernel.
+    Check,
+}
+
+/// An ADD in progress.
+#[derive(Debug)]
+pub(super) struct Add {
+    pub(super) attachment: Attachment,
+    pub(super) since: Moment,
+    pub(super) deadline: Moment,
+    pub(super) phase: Phase,
+}
+
+/// How far an ADD has come.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// In the queue, for this reason.
+    Waiting(Reason),
+    /// The address is reserved; kernel and disk are at work, at the same time.
+    Working(Box<Work>),
+}
+
+/// What an ADD with an address waits for.
+#[derive(Debug)]
+pub(super) struct Work {
+    grant: Grant,
+    pod: PodSpec,
+    batch: BatchId,
+    wired: Option<Result<(), Failure>>,
+    written: Option<Result<(), String>>,
+    /// Its DEL has come in the meantime.
+    superseded: bool,
+}
+
+impl Node {
+    pub(super) fn call(&mut self, id: CallId, request: Request, descriptors: bool, now: Moment) {
+        let patience = Duration::from_millis(request.patience_ms.into());
+        match request.verb {
+            Verb::Add(_) | Verb::Check(_) if !descriptors => {
+                let message = "the request lacks its two descriptors: network namespace and netlink socket";
+                self.fail(id, Failure::new(Reason::BadInput, message));
+            }
+            Verb::Add(attachment) => self.add(id, attachment, request.started_ns, patience, now),
+            Verb::Del(detachment) => self.del(id, &detachment, request.started_ns, now),
+            Verb::Check(attachment) => self.check(id, &attachment),
+            Verb::Gc { network_name, valid } => self.gc(id, &network_name, &valid, now),
+            Verb::Status => self.status(id),
+            Verb::Report => {
+                let report = self.report(now);
+                self.reply(id, Reply::Report(Box::new(report)));
+            }
+        }
+    }
+
+    fn add(&mut self, id: CallId, attachment: Attachment, started_ns: u64, patience: Duration, now: Moment) {
+        let sandbox = &attachment.sandbox;
+        if self.released.get(sandbox).is_some_and(|(released_ns, _)| *released_ns >= started_ns) {
+            let message = format!("sandbox {sandbox} was deleted after this ADD had started");
+            return self.fail(id, Failure::new(Reason::Superseded, message));
+        }
+        if self.adding.contains_key(sandbox) {
+            let message = format!("sandbox {sandbox} is being added already");
+            return self.fail(id, Failure::new(Reason::Busy, message));
+        }
+        let held = patience.saturating_sub(MARGIN).min(self.settings.add_timeout);
+        self.adding.insert(sandbox.clone(), id);
+        self.queue.push_back(id);
+        let phase = Phase::Waiting(Reason::PoolEmpty);
+        let add = Add { attachment, since: now, deadline: now.plus(held), phase };
+        self.pending.insert(id, Pending::Add(Box::new(add)));
+    }
+
+    /// Gives addresses to those who wait, first come first served.
+    pub(super) fn serve(&mut self, now: Moment) {
+        self.serve_with(now, false);
+    }
+
+    /// The same with addresses that still cool, if nothing else can be had (I8).
+    pub(super) fn serve_early(&mut self, now: Moment) {
+        if !self.queue.is_empty() && !self.growing() {
+            self.serve_with(now, true);
+        }
+    }
+
+    fn serve_with(&mut self, now: Moment, early: bool) {
+        if self.queue.is_empty() {
+            return;
+        }
+        let starting = !self.missing().is_empty();
+        let mut waiting = std::mem::take(&mut self.queue);
+        let mut short = starting.then_some(Reason::Starting);
+        waiting.retain(|id| {
+            let Some(reason) = self.serve_one(*id, short, early, now) else { return false };
+            // One without an address means that none is left; one whose name is taken holds up nobody else.
+            if reason != Reason::NameInUse {
+                short = Some(reason);
+            }
+            true
+        });
+        self.queue = waiting;
+    }
+
+    /// Starts one ADD, or says why it has to wait.
+    fn serve_one(&mut self, id: CallId, short: Option<Reason>, early: bool, now: Moment) -> Option<Reason> {
+        let Some(Pending::Add(add)) = self.pending.get(&id) else { return None };
+        let owner = owner_of(&add.attachment, now);
+        let reason = short.or_else(|| self.name_taken(&owner).then_some(Reason::NameInUse));
+        let grant = match reason {
+            Some(reason) => Err(reason),
+            None if early => {
+                self.pool.reserve_early(owner.clone(), now).map_err(|_short| self.why_short(now))
+            }
+            None => self.pool.reserve(owner.clone(), now).map_err(|_short| self.why_short(now)),
+        };
+        match grant {
+            Ok(grant) => {
+                self.start(id, owner, grant);
+                None
+            }
+            Err(reason) => {
+                if let Some(Pending::Add(add)) = self.pending.get_mut(&id) {
+                    add.phase = Phase::Waiting(reason);
+                }
+                Some(reason)
+            }
+        }
+    }
+
+    /// Whether another live sandbox has the host interface that this one would get.
+    fn name_taken(&self, owner: &Owner) -> bool {
+        let holder = self.pool.holder_of(&owner.host_if);
+        holder.is_some_and(|sandbox| *sandbox != owner.sandbox)
+    }
+
+    /// Sets kernel and disk to work; the caller hears when both are done (I4).
+    fn start(&mut self, id: CallId, owner: Owner, grant: Grant) {
+        let batch = self.next_batch();
+        let Some(Pending::Add(add)) = self.pending.get_mut(&id) else { return };
+        let pod = pod_spec(&owner, grant.address, mtu_of(add.attachment.mtu));
+        let work = Work {
+            grant: grant.clone(),
+            pod: pod.clone(),
+            batch,
+            wired: None,
+            written: None,
+            superseded: false,
+        };
+        add.phase = Phase::Working(Box::new(work));
+        self.effects.push(Effect::Wire(id, pod));
+        self.effects.push(Effect::Append(batch, vec![Record::Assigned { owner, address: grant.address }]));
+    }
+
+    pub(super) fn wired(&mut self, id: CallId, result: Result<(), Failure>, now: Moment) {
+        if let Some(work) = self.work(id) {
+            work.wired = Some(result);
+            self.finish(id, now);
+        }
+    }
+
+    pub(super) fn written(&mut self, batch: BatchId, result: Result<(), String>, now: Moment) {
+        let waits = |pending: &Pending| match pending {
+            Pending::Add(add) => matches!(&add.phase, Phase::Working(work) if work.batch == batch),
+            Pending::Release { batch: own, .. } => *own == batch,
+            Pending::Check => false,
+        };
+        let ids: Vec<CallId> = self.pending.iter().filter(|(_, p)| waits(p)).map(|(id, _)| *id).collect();
+        for id in ids {
+            if let Some(work) = self.work(id) {
+                work.written = Some(result.clone());
+                self.finish(id, now);
+            } else if let Some(Pending::Release { reply, .. }) = self.pending.remove(&id) {
+                // Also when the disk refuses: the kernel knows that the pod is gone, and a restart asks the kernel.
+                self.effects.push(Effect::Reply(id, reply));
+            }
+        }
+    }
+
+    fn work(&mut self, id: CallId) -> Option<&mut Work> {
+        match self.pending.get_mut(&id)? {
+            Pending::Add(add) => match &mut add.phase {
+                Phase::Working(work) => Some(work),
+                Phase::Waiting(_) => None,
+            },
+            Pending::Release { .. } | Pending::Check => None,
+        }
+    }
+
+    /// Ends an ADD once both kernel and disk have answered.
+    fn finish(&mut self, id: CallId, now: Moment) {
+        let Some(work) = self.work(id) else { return };
+        let (Some(wired), Some(written)) = (work.wired.clone(), work.written.clone()) else { return };
+        let (grant, pod, superseded) = (work.grant.clone(), work.pod.clone(), work.superseded);
+        let Some(Pending::Add(add)) = self.pending.remove(&id) else { return };
+        let sandbox = add.attachment.sandbox;
+        self.adding.remove(&sandbox);
+        let was_wired = wired.is_ok();
+        let failure = match (wired, &written) {
+            (Err(failure), _) => Some(failure),
+            (Ok(()), Err(error)) => Some(
+                Failure::new(Reason::StateNotWritable, "the state cannot be written")
+                    .with_details(error.clone()),
+            ),
+            (Ok(()), Ok(())) if superseded => {
+                let message = format!("sandbox {sandbox} was deleted while it was being added");
+                Some(Failure::new(Reason::Superseded, message))
+            }
+            (Ok(()), Ok(())) => None,
+        };
+        let Some(failure) = failure else {
+            self.pool.commit(&sandbox);
+            let interfaces = vec![interface(&pod, &grant)];
+            return self.effects.push(Effect::Reply(id, Reply::Added(Added { interfaces })));
+        };
+        if was_wired {
+            self.effects.push(Effect::Unwire(pod));
+            self.pool.release(&sandbox, now);
+        } else {
+            self.pool.cancel(&sandbox);
+        }
+        if written.is_ok() {
+            let batch = self.next_batch();
+            self.effects.push(Effect::Append(batch, vec![Record::Released { sandbox, at: now }]));
+        }
+        self.fail(id, failure);
+    }
+
+    /// DEL: routes and bookkeeping at once, whoever asks (I5).
+    fn del(&mut self, id: CallId, detachment: &Detachment, started_ns: u64, now: Moment) {
+        let sandbox = &detachment.sandbox;
+        self.remember_release(sandbox, started_ns, now);
+        if let Some(add) = self.adding.get(sandbox).copied() {
+            self.supersede(add);
+            return self.reply(id, Reply::Done);
+        }
+        let host_if = HostVeth::of_pod(&detachment.veth_prefix, &detachment.pod, 0);
+        let rebuilt = restore::placeholder(&host_if);
+        let records: Vec<Record> = [Some(sandbox.clone()), rebuilt]
+            .into_iter()
+            .flatten()
+            .filter_map(|sandbox| self.release(&sandbox, now))
+            .collect();
+        self.release_reply(id, records, Reply::Done);
+    }
+
+    /// Releases a sandbox; `None` for one that holds nothing.
+    fn release(&mut self, sandbox: &SandboxKey, now: Moment) -> Option<Record> {
+        let (owner, grant) = self.pool.release(sandbox, now)?;
+        self.effects.push(Effect::Unwire(pod_spec(&owner, grant.address, MTU_DEFAULT)));
+        Some(Record::Released { sandbox: sandbox.clone(), at: now })
+    }
+
+    fn release_reply(&mut self, id: CallId, records: Vec<Record>, reply: Reply) {
+        if records.is_empty() {
+            return self.reply(id, reply);
+        }
+        let batch = self.next_batch();
+        self.effects.push(Effect::Append(batch, records));
+        self.pending.insert(id, Pending::Release { batch, reply });
+    }
+
+    fn remember_release(&mut self, sandbox: &SandboxKey, started_ns: u64, now: Moment) {
+        let entry = self.released.entry(sandbox.clone()).or_insert((started_ns, now));
+        *entry = (entry.0.max(started_ns), now);
+        if self.released.len() > RELEASED_KEPT {
+            let oldest = self.released.iter().min_by_key(|(_, (_, at))| *at).map(|(key, _)| key.clone());
+            self.released.remove(&oldest.unwrap_or_else(|| sandbox.clone()));
+        }
+    }
+
+    /// The DEL of a sandbox came while its ADD was under way.
+    fn supersede(&mut self, add: CallId) {
+        if let Some(work) = self.work(add) {
+            work.superseded = true;
+            return;
+        }
+        self.leave_queue(add);
+        self.fail(add, Failure::new(Reason::Superseded, "the sandbox was deleted while its ADD waited"));
+    }
+
+    /// The caller has hung up: its place in the queue is given back. Work already begun goes on; the runtime sends DEL.
+    pub(super) fn gone(&mut self, id: CallId) {
+        if self.work(id).is_none() && self.leave_queue(id) {
+            self.fail(id, Failure::new(Reason::DeadlineExceeded, "the caller has gone"));
+        }
+    }
+
+    fn leave_queue(&mut self, id: CallId) -> bool {
+        self.queue.retain(|waiting| *waiting != id);
+        let Some(Pending::Add(add)) = self.pending.get(&id) else { return false };
+        self.adding.remove(&add.attachment.sandbox);
+        self.pending.remove(&id);
+        true
+    }
+
+    fn gc(&mut self, id: CallId, network_name: &str, valid: &[Kept], now: Moment) {
+        let kept = |sandbox: &SandboxKey| {
+            valid.iter().any(|k| k.container_id == sandbox.container_id() && k.if_name == sandbox.if_name())
+        };
+        let stale: Vec<SandboxKey> = self
+            .pool
+            .owners()
+            .map(|(owner, _)| &owner.sandbox)
+            .filter(|s| s.network_name() == network_name && !kept(s) && !self.adding.contains_key(*s))
+            .cloned()
+            .collect();
+        let records: Vec<Record> = stale.iter().filter_map(|sandbox| self.release(sandbox, now)).collect();
+        let released = u32::try_from(records.len()).unwrap_or(u32::MAX);
+        self.release_reply(id, records, Reply::Collected { released });
+    }
+
+    fn check(&mut self, id: CallId, attachment: &Attachment) {
+        let Some((owner, grant)) = self.pool.owner(&attachment.sandbox) else {
+            let message = format!("sandbox {} has no address here", attachment.sandbox);
+            return self.fail(id, Failure::new(Reason::UnknownSandbox, message));
+        };
+        let pod = pod_spec(owner, grant.address, mtu_of(attachment.mtu));
+        self.pending.insert(id, Pending::Check);
+        self.effects.push(Effect::Check(id, pod));
+    }
+
+    pub(super) fn checked(&mut self, id: CallId, result: Result<(), Failure>) {
+        if self.pending.remove(&id).is_some() {
+            self.reply(id, result.map_or_else(Reply::Failed, |()| Reply::Done));
+        }
+    }
+
+    /// STATUS: could an ADD be served now? The CNI specification wants code 50 for no.
+    fn status(&mut self, id: CallId) {
+        let missing = self.missing();
+        if missing.is_empty() {
+            return self.reply(id, Reply::Done);
+        }
+        let failure = Failure::new(Reason::Starting, format!("waits for {}", missing.join(", ")));
+        self.fail(id, Failure { code: types::CniCode::NOT_AVAILABLE, ..failure });
+    }
+
+    /// Ends the wait of those whose time is up, with the cause.
+    pub(super) fn expire(&mut self, now: Moment) {
+        let late: Vec<(CallId, Reason)> = self
+            .queue
+            .iter()
+            .filter_map(|id| match self.pending.get(id) {
+                Some(Pending::Add(add)) if add.deadline <= now => Some((*id, add.reason())),
+                Some(Pending::Add(_) | Pending::Release { .. } | Pending::Check) | None => None,
+            })
+            .collect();
+        for (id, reason) in late {
+            self.leave_queue(id);
+            let failure = Failure::new(reason, "no address for the pod before its deadline");
+            let details = self.shortage_in_numbers(now);
+            self.fail(id, failure.with_details(details));
+        }
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Moment> {
+        let deadline = |id| match self.pending.get(id)? {
+            Pending::Add(add) => Some(add.deadline),
+            Pending::Release { .. } | Pending::Check => None,
+        };
+        self.queue.iter().filter_map(deadline).min()
+    }
+
+    fn fail(&mut self, id: CallId, failure: Failure) {
+        tracing::info!(reason = %failure.reason, details = failure.details, "{}", failure.message);
+        self.reply(id, Reply::Failed(failure));
+    }
+
+    fn reply(&mut self, id: CallId, reply: Reply) {
+        self.effects.push(Effect::Reply(id, reply));
+    }
+
+    fn next_batch(&mut self) -> BatchId {
+        self.batches.0 += 1;
+        self.batches
+    }
+}
+
+impl Add {
+    pub(super) const fn reason(&self) -> Reason {
+        match &self.phase {
+            Phase::Waiting(reason) => *reason,
+            Phase::Working(_) => Reason::DeadlineExceeded,
+        }
+    }
+}
+
+fn owner_of(attachment: &Attachment, now: Moment) -> Owner {
+    let Attachment { sandbox, pod, veth_prefix, .. } = attachment;
+    let host_if = match pod.name.is_empty() {
+        false => HostVeth::of_pod(veth_prefix, pod, 0),
+        // A sandbox that is no Kubernetes pod is named after itself.
+        true => HostVeth::of_sandbox(veth_prefix, sandbox),
+    };
+    Owner { sandbox: sandbox.clone(), pod: pod.clone(), host_if, since: now }
+}
+
+/// What the kernel should hold for a pod.
+pub(super) fn pod_spec(owner: &Owner, address: Ipv4Addr, mtu: u32) -> PodSpec {
+    let container_if = owner.sandbox.if_name().to_owned();
+    PodSpec { host_if: owner.host_if.clone(), container_if, address, mtu }
+}
+
+fn mtu_of(asked: u32) -> u32 {
+    if (576..=9001).contains(&asked) { asked } else { MTU_DEFAULT }
+}
+
+fn interface(pod: &PodSpec, grant: &Grant) -> Interface {
+    // A fresh grant always has its place; the primary ENI's stands in where EC2 took the ENI away meanwhile.
+    let (card, device) =
+        grant.place.as_ref().map_or((NetworkCard(0), DeviceIndex(0)), |p| (p.card, p.device));
+    Interface {
+        host_if: pod.host_if.as_str().to_owned(),
+        container_if: pod.container_if.clone(),
+        address: IpNetwork::V4(Ipv4Network::from(pod.address)),
+        device,
+        table: TableId::of_eni(card, device),
+    }
+}

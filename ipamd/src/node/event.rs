@@ -1,0 +1,151 @@
+//! Everything that can happen to a node, and everything it can want done.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use datapath::{NodeSpec, PodSpec};
+use ipnetwork::Ipv4Network;
+use pool::{Action, ActionId, EniSeen, Outcome, Snapshot};
+use types::{InstanceId, InstanceLimits, Mac, Moment, SecurityGroupId, SubnetId};
+use wire::{Failure, Reply, Request};
+
+use crate::cloud::CloudError;
+use crate::store::Record;
+
+/// Names one request on the socket, in the order of arrival.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CallId(pub u64);
+
+/// Names one append to the state file, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct BatchId(pub u64);
+
+/// What is known of the node itself once instance metadata has answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Its limits.
+    pub limits: InstanceLimits,
+    /// The node's own address.
+    pub primary_address: Ipv4Addr,
+    /// MAC of the primary ENI.
+    pub primary_mac: Mac,
+    /// Subnet of the primary ENI, where new ENIs go.
+    pub subnet: SubnetId,
+    /// Security groups of the primary ENI, which new ENIs get.
+    pub security_groups: Vec<SecurityGroupId>,
+    /// The VPC's IPv4 CIDRs.
+    pub vpc_cidrs: Vec<Ipv4Network>,
+}
+
+/// The node's ENIs as the cloud tells them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picture {
+    /// When it was asked for: later changes are not in it.
+    pub as_of: Moment,
+    /// The ENIs.
+    pub enis: Vec<EniSeen>,
+    /// CIDRs of their subnets.
+    pub subnets: BTreeMap<SubnetId, Ipv4Network>,
+}
+
+/// Something that happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A caller asks.
+    Call {
+        /// Its name from now on.
+        id: CallId,
+        /// What it asks.
+        request: Request,
+        /// Whether it brought the two descriptors that ADD and CHECK need.
+        descriptors: bool,
+    },
+    /// The caller has hung up.
+    Gone(CallId),
+    /// A pod was wired, or not.
+    Wired {
+        /// For whom.
+        id: CallId,
+        /// How it went.
+        result: Result<(), Failure>,
+    },
+    /// A pod was compared with what it should be.
+    Checked {
+        /// For whom.
+        id: CallId,
+        /// Good, or the difference.
+        result: Result<(), Failure>,
+    },
+    /// Records are on disk, or cannot be put there.
+    Written {
+        /// Which.
+        batch: BatchId,
+        /// What the file system said.
+        result: Result<(), String>,
+    },
+    /// The state file has grown long.
+    FileLong,
+    /// Instance metadata has answered.
+    Identified(Box<Facts>),
+    /// The ENIs were looked at.
+    Looked(Result<Picture, CloudError>),
+    /// A call to EC2 came to an end.
+    Acted {
+        /// Which.
+        id: ActionId,
+        /// How it went.
+        result: Result<Outcome, CloudError>,
+    },
+    /// The host's kernel state was brought in line, as far as possible.
+    Converged {
+        /// Which wish.
+        generation: u64,
+        /// MACs of ENIs whose link is not there yet; or the trouble.
+        result: Result<Vec<Mac>, String>,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// Something to do.
+#[derive(Debug)]
+pub enum Effect {
+    /// Answer a caller, and drop its descriptors.
+    Reply(CallId, Reply),
+    /// Wire a pod with the caller's descriptors.
+    Wire(CallId, PodSpec),
+    /// Compare a pod with what it should be.
+    Check(CallId, PodSpec),
+    /// Take a pod's wiring away; nobody waits for it.
+    Unwire(PodSpec),
+    /// Put records on disk.
+    Append(BatchId, Vec<Record>),
+    /// Start a new state file.
+    Rewrite(Box<Snapshot>),
+    /// Look at the ENIs.
+    Look,
+    /// Call EC2.
+    Act(ActionId, Action),
+    /// Bring the host's kernel state in line.
+    Converge {
+        /// The wish's number.
+        generation: u64,
+        /// What should be.
+        host: Box<HostWish>,
+    },
+}
+
+/// What the host's kernel should hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostWish {
+    /// ENIs, tables, rules.
+    pub node: NodeSpec,
+    /// Destinations that keep their source address.
+    pub no_snat: Vec<Ipv4Network>,
+    /// Pods whose routes must be there; `None` leaves the pods' table alone.
+    pub pods: Option<Vec<PodSpec>>,
+    /// The node's own address.
+    pub primary_address: Ipv4Addr,
+}

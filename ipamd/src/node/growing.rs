@@ -1,0 +1,344 @@
+//! EC2 and the host: what to ask for, when to hold off, and what the host's kernel should hold meanwhile.
+//!
+//! What EC2 gives joins the pool only when the host's kernel is ready for it: an address on a secondary ENI must be
+//! in the steering map before a pod has it. So every gain waits in `settling` for the next convergence.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use datapath::{EniSpec, NodeSpec};
+use ipnetwork::Ipv4Network;
+use pool::{ActionId, EniSeen, Limits, Outcome, Plan};
+use types::{EniId, Mac, Moment, NetworkCard, Reason};
+
+use super::event::{Effect, Facts, HostWish, Picture};
+use super::{Node, adding};
+use crate::cloud::{CloudError, CloudErrorKind};
+
+/// First pause after a failed call to EC2; doubles with each further failure.
+const BACKOFF_MIN: Duration = Duration::from_secs(1);
+/// Longest pause.
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// How often to see whether the link of a new ENI has appeared.
+const LINK_POLL: Duration = Duration::from_millis(100);
+/// Pause before the host's kernel is tried again after a refusal.
+const HOST_RETRY: Duration = Duration::from_secs(1);
+
+/// What we know of EC2's mood.
+#[derive(Debug)]
+pub(super) struct CloudState {
+    /// The trouble that holds now, in words, with its kind.
+    trouble: Option<(CloudErrorKind, String)>,
+    failures: u32,
+    /// No new calls before this.
+    hold_until: Moment,
+    /// An inventory is under way.
+    looking: bool,
+    /// When to look again.
+    look_at: Moment,
+    /// At least one inventory has come and is in the pool.
+    pub(super) pictured: bool,
+    rng: u64,
+}
+
+impl CloudState {
+    pub(super) const fn new(seed: u64) -> Self {
+        let (trouble, hold_until, look_at) = (None, Moment(0), Moment(0));
+        Self { trouble, failures: 0, hold_until, looking: false, look_at, pictured: false, rng: seed | 1 }
+    }
+
+    fn failed(&mut self, error: &CloudError, now: Moment) {
+        let pause = BACKOFF_MIN.saturating_mul(1 << self.failures.min(6)).min(BACKOFF_MAX);
+        self.failures = self.failures.saturating_add(1);
+        self.hold_until = now.plus(self.jitter(pause));
+        self.trouble = Some((error.kind(), crate::server::chain(error)));
+        tracing::warn!(kind = ?error.kind(), error = crate::server::chain(error), "EC2");
+    }
+
+    fn worked(&mut self) {
+        self.trouble = None;
+        self.failures = 0;
+        self.hold_until = Moment(0);
+    }
+
+    /// Between half and one and a half times `d`, so that nodes do not march in step.
+    fn jitter(&mut self, d: Duration) -> Duration {
+        // xorshift64: spreads, nothing more.
+        self.rng ^= self.rng << 13;
+        self.rng ^= self.rng >> 7;
+        self.rng ^= self.rng << 17;
+        let thousandth = u32::try_from(self.rng % 1000).unwrap_or(0);
+        d / 2 + d.saturating_mul(thousandth) / 1000
+    }
+}
+
+/// How far the host's kernel is from what it should be.
+#[derive(Debug, Default)]
+pub(super) struct HostState {
+    /// Number of the newest wish.
+    generation: u64,
+    under_way: bool,
+    /// Something has changed since the newest wish.
+    dirty: bool,
+    retry_at: Option<Moment>,
+    /// Everything was in place at least once.
+    pub(super) converged: bool,
+    /// What was wrong the last time.
+    trouble: Option<String>,
+    settling: Vec<Settling>,
+}
+
+impl HostState {
+    pub(super) const fn wakeup(&self) -> Option<Moment> {
+        self.retry_at
+    }
+}
+
+/// A gain that waits for the host's kernel.
+#[derive(Debug)]
+struct Settling {
+    gain: Gain,
+    /// The wish that covers it; `None` before there is one.
+    generation: Option<u64>,
+}
+
+#[derive(Debug)]
+enum Gain {
+    Action(ActionId, Outcome),
+    Picture(Vec<EniSeen>, Moment),
+}
+
+impl Gain {
+    /// ENIs and single addresses this will add.
+    fn enis(&self) -> &[EniSeen] {
+        match self {
+            Self::Action(_, Outcome::Created(eni)) => std::slice::from_ref(&**eni),
+            Self::Action(..) => &[],
+            Self::Picture(enis, _) => enis,
+        }
+    }
+
+    fn needs(&self, missing: &[Mac]) -> bool {
+        match self {
+            Self::Action(_, Outcome::Created(eni)) => missing.contains(&eni.mac),
+            Self::Action(..) | Self::Picture(..) => false,
+        }
+    }
+}
+
+impl Node {
+    pub(super) fn identified(&mut self, facts: Facts, now: Moment) {
+        self.facts = Some(facts);
+        self.cloud.look_at = now;
+    }
+
+    /// Looks at the ENIs: at start, after an unclear outcome, and once in a while.
+    pub(super) fn look_if_due(&mut self, now: Moment) {
+        if self.facts.is_some() && !self.cloud.looking && self.cloud.look_at <= now {
+            self.cloud.looking = true;
+            self.effects.push(Effect::Look);
+        }
+    }
+
+    pub(super) fn looked(&mut self, result: Result<Picture, CloudError>, now: Moment) {
+        self.cloud.looking = false;
+        match result {
+            Ok(picture) => {
+                let audit = self.cloud.jitter(self.settings.audit_every);
+                self.cloud.look_at = now.plus(audit);
+                self.subnets.extend(picture.subnets);
+                self.settle(Gain::Picture(picture.enis, picture.as_of));
+            }
+            Err(error) => {
+                self.cloud.failed(&error, now);
+                self.cloud.look_at = self.cloud.hold_until;
+            }
+        }
+    }
+
+    pub(super) fn acted(&mut self, id: ActionId, result: Result<Outcome, CloudError>, now: Moment) {
+        match result {
+            Ok(outcome) => {
+                self.cloud.worked();
+                self.settle(Gain::Action(id, outcome));
+            }
+            Err(error) => {
+                let unclear = matches!(error.kind(), CloudErrorKind::Unclear | CloudErrorKind::Gone);
+                self.pool.finish(id, if unclear { Outcome::Unclear } else { Outcome::Failed }, now);
+                self.cloud.failed(&error, now);
+                if unclear {
+                    self.cloud.look_at = self.cloud.hold_until;
+                }
+            }
+        }
+    }
+
+    fn settle(&mut self, gain: Gain) {
+        self.host.settling.push(Settling { gain, generation: None });
+        self.host.dirty = true;
+    }
+
+    pub(super) fn converged(&mut self, generation: u64, result: Result<Vec<Mac>, String>, now: Moment) {
+        self.host.under_way = false;
+        let missing = match result {
+            Ok(missing) => missing,
+            Err(error) => {
+                tracing::error!(error, "the host's kernel is not as it should be");
+                self.host.trouble = Some(error);
+                self.host.dirty = true;
+                self.host.retry_at = Some(now.plus(HOST_RETRY));
+                return;
+            }
+        };
+        self.host.trouble = None;
+        let (settled, waiting) =
+            std::mem::take(&mut self.host.settling).into_iter().partition(|s: &Settling| {
+                s.generation.is_some_and(|g| g <= generation) && !s.gain.needs(&missing)
+            });
+        self.host.settling = waiting;
+        for Settling { gain, .. } in settled {
+            match gain {
+                Gain::Action(id, outcome) => self.pool.finish(id, outcome, now),
+                Gain::Picture(enis, as_of) => {
+                    self.cloud.pictured = true;
+                    for note in self.pool.observe(&enis, as_of, now) {
+                        tracing::info!("{note}");
+                    }
+                }
+            }
+        }
+        self.host.converged |=
+            self.cloud.pictured && self.host.settling.iter().all(|s| s.generation.is_none());
+        if !missing.is_empty() {
+            self.host.dirty = true;
+            self.host.retry_at = Some(now.plus(LINK_POLL));
+        }
+    }
+
+    /// Asks for the host's kernel to be brought in line, one wish at a time.
+    pub(super) fn wish(&mut self, now: Moment) {
+        if self.host.retry_at.is_some_and(|at| at <= now) {
+            self.host.retry_at = None;
+        }
+        let Some(facts) = &self.facts else { return };
+        if !self.host.dirty || self.host.under_way || self.host.retry_at.is_some() {
+            return;
+        }
+        let wish = self.host_wish(facts);
+        self.host.generation += 1;
+        self.host.under_way = true;
+        self.host.dirty = false;
+        for settling in &mut self.host.settling {
+            settling.generation.get_or_insert(self.host.generation);
+        }
+        self.effects.push(Effect::Converge { generation: self.host.generation, host: Box::new(wish) });
+    }
+
+    fn host_wish(&self, facts: &Facts) -> HostWish {
+        let known = self.pool.enis();
+        let coming = self.host.settling.iter().flat_map(|s| s.gain.enis()).cloned();
+        let mut enis: Vec<EniSpec> = Vec::new();
+        for seen in known.into_iter().chain(coming).filter(|eni| eni.role.is_for_pods()) {
+            let Some(subnet) = self.subnets.get(&seen.subnet).copied() else { continue };
+            let mut sources: BTreeSet<Ipv4Network> =
+                seen.addresses.iter().copied().map(Ipv4Network::from).collect();
+            sources.extend(self.coming_addresses(&seen.id));
+            if let Some(same) = enis.iter_mut().find(|spec| spec.mac == seen.mac) {
+                same.sources.extend(sources);
+                continue;
+            }
+            let EniSeen { mac, card, device, primary_address, .. } = seen;
+            let mtu = self.settings.eni_mtu;
+            enis.push(EniSpec { mac, card, device, primary_address, subnet, mtu, sources });
+        }
+        enis.sort_by_key(|spec| (spec.card, spec.device));
+        let no_snat = facts.vpc_cidrs.iter().chain(&self.settings.exclude_snat).copied().collect();
+        // Later, the wiring thread owns the pods' table: a wish made before a DEL must not bring its route back.
+        let pods = (!self.host.converged).then(|| {
+            self.pool
+                .owners()
+                .map(|(owner, grant)| adding::pod_spec(owner, grant.address, self.settings.eni_mtu))
+                .collect()
+        });
+        let node = NodeSpec { enis, marks: self.settings.marks, connmark: self.settings.connmark };
+        HostWish { node, no_snat, pods, primary_address: facts.primary_address }
+    }
+
+    fn coming_addresses(&self, eni: &EniId) -> Vec<Ipv4Network> {
+        let assigned = |s: &Settling| match &s.gain {
+            Gain::Action(id, Outcome::Assigned(addresses)) if self.pool.eni_of(*id) == Some(eni) => {
+                addresses.iter().copied().map(Ipv4Network::from).collect()
+            }
+            Gain::Action(..) | Gain::Picture(..) => Vec::new(),
+        };
+        self.host.settling.iter().flat_map(assigned).collect()
+    }
+
+    /// Starts what the plan says, unless EC2 wants to be left alone.
+    pub(super) fn grow(&mut self, now: Moment) {
+        if !self.settings.provisioning || !self.cloud.pictured || self.cloud.hold_until > now {
+            return;
+        }
+        let Some(plan) = self.plan(now) else { return };
+        for planned in plan.actions {
+            tracing::info!(why = %planned.why, "{}", planned.action);
+            let id = self.pool.begin(&planned.action);
+            self.effects.push(Effect::Act(id, planned.action));
+        }
+    }
+
+    pub(super) fn plan(&self, now: Moment) -> Option<Plan> {
+        let limits = self.limits()?;
+        let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
+        Some(self.pool.plan(&self.settings.targets, &limits, waiting, now))
+    }
+
+    pub(super) fn limits(&self) -> Option<Limits> {
+        let facts = self.facts.as_ref()?;
+        let max_enis = self.settings.max_enis.unwrap_or(u8::MAX).min(facts.limits.max_enis);
+        Some(Limits { max_enis, slots_per_eni: facts.limits.slots_per_eni(), card: NetworkCard(0) })
+    }
+
+    /// Whether addresses are on their way: then those who wait have something to wait for.
+    pub(super) fn growing(&self) -> bool {
+        let settling = self.host.settling.iter().any(|s| matches!(s.gain, Gain::Action(..)));
+        settling || self.pool.is_growing() || !self.missing().is_empty()
+    }
+
+    /// Why there is no address, in one word.
+    pub(super) fn why_short(&self, now: Moment) -> Reason {
+        if let Some((kind, _)) = &self.cloud.trouble {
+            return kind.reason();
+        }
+        self.limits().map_or(Reason::Starting, |limits| self.pool.shortage_reason(&limits, now))
+    }
+
+    /// The same with the numbers that make it actionable.
+    pub(super) fn shortage_in_numbers(&self, now: Moment) -> String {
+        let count = self.pool.counts(now);
+        let enis = self.pool.enis().len();
+        let of = self.limits().map_or_else(String::new, |l| format!(" of {}", l.max_enis));
+        let mut text = format!(
+            "{} assigned, {} cooling, {} reserved, {} free; {enis}{of} ENIs",
+            count.assigned, count.cooling, count.reserved, count.free
+        );
+        for line in self.troubles() {
+            text.push_str("; ");
+            text.push_str(&line);
+        }
+        text
+    }
+
+    /// What is wrong with EC2 or the host now, in words.
+    pub(super) fn troubles(&self) -> Vec<String> {
+        let cloud = self.cloud.trouble.as_ref().map(|(kind, text)| format!("{}: {text}", kind.reason()));
+        cloud.into_iter().chain(self.host.trouble.clone()).collect()
+    }
+
+    pub(super) fn cloud_wakeup(&self) -> Option<Moment> {
+        self.facts.as_ref()?;
+        let look = (!self.cloud.looking).then_some(self.cloud.look_at);
+        let hold = (self.cloud.hold_until > Moment(0)).then_some(self.cloud.hold_until);
+        look.into_iter().chain(hold).min()
+    }
+}

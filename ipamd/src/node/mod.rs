@@ -1,0 +1,153 @@
+//! The node: the one owner of the state. Events in, effects out; synchronous; time is an argument.
+//!
+//! | file | what it decides |
+//! |---|---|
+//! | `adding.rs` | requests: who gets which address, who waits, who is superseded |
+//! | `growing.rs` | EC2: what to ask for, when to hold off; the host: what its kernel should hold |
+//! | `report.rs` | what `ipamd status` shows |
+//! | `restore.rs` | the state after a restart, from the file and from the kernel |
+
+mod adding;
+mod event;
+mod growing;
+mod report;
+mod restore;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use datapath::Marks;
+use ipnetwork::Ipv4Network;
+use pool::{Pool, Targets};
+use types::{Moment, SandboxKey, SubnetId};
+
+pub use adding::RELEASED_KEPT;
+pub use event::{BatchId, CallId, Effect, Event, Facts, HostWish, Picture};
+pub use restore::{PodInKernel, restore};
+
+use adding::Pending;
+use growing::{CloudState, HostState};
+
+/// What the node is told to do, apart from the world.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How many addresses to keep at hand.
+    pub targets: Targets,
+    /// How long a released address rests.
+    pub cooldown: Duration,
+    /// The longest an ADD is held, in time.
+    pub add_timeout: Duration,
+    /// `MAX_ENI`.
+    pub max_enis: Option<u8>,
+    /// MTU of ENIs, in bytes.
+    pub eni_mtu: u32,
+    /// Which bits of a packet's mark are ours.
+    pub marks: Marks,
+    /// Whether connections may be bound to the primary ENI by mark: SNAT or node ports are on.
+    pub connmark: bool,
+    /// Destinations outside the VPC that keep their source address all the same.
+    pub exclude_snat: Vec<Ipv4Network>,
+    /// False stops every change in EC2.
+    pub provisioning: bool,
+    /// How often the ENIs are looked at although nothing happened.
+    pub audit_every: Duration,
+}
+
+/// The state of one node.
+#[derive(Debug)]
+pub struct Node {
+    settings: Settings,
+    started: Moment,
+    pool: Pool,
+    /// Requests that have not been answered.
+    pending: BTreeMap<CallId, Pending>,
+    /// ADDs that wait for an address, first come first.
+    queue: VecDeque<CallId>,
+    /// The ADD in progress for each sandbox.
+    adding: BTreeMap<SandboxKey, CallId>,
+    /// Sandboxes released a short while ago, and when the request that did it started (I13).
+    released: BTreeMap<SandboxKey, (u64, Moment)>,
+    batches: BatchId,
+    facts: Option<Facts>,
+    subnets: BTreeMap<SubnetId, Ipv4Network>,
+    cloud: CloudState,
+    host: HostState,
+    effects: Vec<Effect>,
+}
+
+impl Node {
+    /// A node with a pool that was restored, or is empty.
+    #[must_use]
+    pub fn new(settings: Settings, pool: Pool, seed: u64, now: Moment) -> Self {
+        Self {
+            settings,
+            started: now,
+            pool,
+            pending: BTreeMap::new(),
+            queue: VecDeque::new(),
+            adding: BTreeMap::new(),
+            released: BTreeMap::new(),
+            batches: BatchId::default(),
+            facts: None,
+            subnets: BTreeMap::new(),
+            cloud: CloudState::new(seed),
+            host: HostState::default(),
+            effects: Vec::new(),
+        }
+    }
+
+    /// Takes in what happened; returns what to do about it, in order.
+    #[must_use]
+    pub fn handle(&mut self, event: Event, now: Moment) -> Vec<Effect> {
+        match event {
+            Event::Call { id, request, descriptors } => self.call(id, request, descriptors, now),
+            Event::Gone(id) => self.gone(id),
+            Event::Wired { id, result } => self.wired(id, result, now),
+            Event::Checked { id, result } => self.checked(id, result),
+            Event::Written { batch, result } => self.written(batch, result, now),
+            Event::FileLong => self.effects.push(Effect::Rewrite(Box::new(self.pool.snapshot()))),
+            Event::Identified(facts) => self.identified(*facts, now),
+            Event::Looked(result) => self.looked(result, now),
+            Event::Acted { id, result } => self.acted(id, result, now),
+            Event::Converged { generation, result } => self.converged(generation, result, now),
+            Event::Tick => {}
+        }
+        self.advance(now);
+        std::mem::take(&mut self.effects)
+    }
+
+    /// When to send a [`Event::Tick`] if nothing else happens before.
+    #[must_use]
+    pub fn next_wakeup(&self, now: Moment) -> Moment {
+        let queue = self.next_deadline();
+        let rest = [self.pool.next_change(now), self.cloud_wakeup(), self.host.wakeup(), queue];
+        let soonest = rest.into_iter().flatten().min();
+        // Never in the past, and at least once a minute.
+        soonest
+            .unwrap_or(Moment(u64::MAX))
+            .max(Moment(now.0.saturating_add(1)))
+            .min(now.plus(Duration::from_secs(60)))
+    }
+
+    /// What is still missing before an ADD can be served.
+    fn missing(&self) -> Vec<&'static str> {
+        let latches = [
+            (self.facts.is_none(), "instance metadata"),
+            (!self.cloud.pictured, "the first look at the ENIs"),
+            (!self.host.converged, "the host's routes, rules and nftables"),
+        ];
+        latches.into_iter().filter_map(|(missing, what)| missing.then_some(what)).collect()
+    }
+
+    /// Everything that may follow from any event.
+    fn advance(&mut self, now: Moment) {
+        self.look_if_due(now);
+        self.serve(now);
+        self.grow(now);
+        self.serve_early(now);
+        self.expire(now);
+        self.wish(now);
+    }
+}

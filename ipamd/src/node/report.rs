@@ -1,0 +1,90 @@
+//! What `ipamd status` shows.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use pool::{Counts, Role};
+use types::{Moment, TableId};
+use wire::{AddressCount, EniReport, PodReport, Report, Waiting};
+
+use super::Node;
+use super::adding::Pending;
+use crate::status::blank;
+
+impl Node {
+    /// The state as it is now.
+    #[must_use]
+    pub fn report(&self, now: Moment) -> Report {
+        let mut report =
+            Report { started: self.started, addresses: count(self.pool.counts(now)), ..blank(now) };
+        report.not_ready = self.missing().into_iter().map(str::to_owned).collect();
+        if let Some(facts) = &self.facts {
+            report.instance_id = facts.instance.to_string();
+            report.instance_type.clone_from(&facts.limits.instance_type);
+            report.primary_address = Some(facts.primary_address);
+            report.vpc_cidrs = facts.vpc_cidrs.iter().copied().map(IpNetwork::V4).collect();
+        }
+        report.capacity =
+            self.limits().map_or(0, |l| u32::from(l.max_enis).saturating_mul(u32::from(l.slots_per_eni)));
+        report.enis = self.eni_reports(now);
+        report.pods = self.pod_reports();
+        report.waiting = self.waiting();
+        report.cloud = self.troubles();
+        let plan = self.plan(now).map(|plan| plan.to_string()).unwrap_or_default();
+        report.plan = plan.lines().map(str::to_owned).collect();
+        report
+    }
+
+    fn eni_reports(&self, now: Moment) -> Vec<EniReport> {
+        let mut enis: Vec<EniReport> = self
+            .pool
+            .enis()
+            .into_iter()
+            .map(|eni| EniReport {
+                addresses: count(self.pool.counts_of(&eni.id, now)),
+                table: TableId::of_eni(eni.card, eni.device),
+                excluded: match eni.role {
+                    Role::Primary | Role::Secondary => None,
+                    Role::Trunk | Role::EfaOnly | Role::Unmanaged => Some(eni.role.to_string()),
+                },
+                id: eni.id,
+                mac: eni.mac,
+                card: eni.card,
+                device: eni.device,
+                subnet: eni.subnet,
+                primary_address: eni.primary_address,
+            })
+            .collect();
+        enis.sort_by_key(|eni| (eni.card, eni.device));
+        enis
+    }
+
+    fn pod_reports(&self) -> Vec<PodReport> {
+        self.pool
+            .owners()
+            .map(|(owner, grant)| PodReport {
+                pod: owner.pod.clone(),
+                sandbox: owner.sandbox.clone(),
+                eni: grant.place.map(|place| place.eni),
+                address: IpAddr::V4(grant.address),
+                host_if: owner.host_if.as_str().to_owned(),
+                since: owner.since,
+            })
+            .collect()
+    }
+
+    fn waiting(&self) -> Vec<Waiting> {
+        let waiting = |id| match self.pending.get(id)? {
+            Pending::Add(add) => {
+                Some(Waiting { pod: add.attachment.pod.clone(), since: add.since, reason: add.reason() })
+            }
+            Pending::Release { .. } | Pending::Check => None,
+        };
+        self.queue.iter().filter_map(waiting).collect()
+    }
+}
+
+fn count(counts: Counts) -> AddressCount {
+    let Counts { free, reserved, assigned, cooling } = counts;
+    AddressCount { free, reserved, assigned, cooling }
+}

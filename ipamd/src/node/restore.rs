@@ -1,0 +1,72 @@
+//! The state after a restart: what the file says, corrected by what the kernel holds.
+//!
+//! - An owner whose host link is gone is no owner any more: its address cools (the pod died while nobody looked).
+//! - A pod in the kernel that the file does not know keeps its address under a placeholder, so that nobody else
+//!   gets it (a crash between wiring and writing, or a lost file). Its DEL finds it by the name of its host link.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use pool::{Owner, Pool};
+use types::{HostVeth, Moment, PodName, SandboxKey};
+
+use crate::store::{Loaded, Record};
+
+/// Network name of sandboxes that were found in the kernel only.
+const REBUILT: &str = "rebuilt-from-kernel";
+
+/// A pod's route found in the kernel: our table, our protocol number, and a link that exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodInKernel {
+    /// Host end of the pair.
+    pub host_if: HostVeth,
+    /// The address routed to it.
+    pub address: Ipv4Addr,
+}
+
+/// The key under which a pod that only the kernel knows is held.
+pub(super) fn placeholder(host_if: &HostVeth) -> Option<SandboxKey> {
+    SandboxKey::new(REBUILT, host_if.as_str(), "eth0").ok()
+}
+
+/// Rebuilds the pool. Returns it with remarks for the log.
+#[must_use]
+pub fn restore(
+    cooldown: Duration,
+    loaded: Loaded,
+    kernel: &[PodInKernel],
+    now: Moment,
+) -> (Pool, Vec<String>) {
+    let mut remarks: Vec<String> = loaded.damage.iter().map(|d| format!("state file: {d}")).collect();
+    let mut pool = Pool::new(cooldown);
+    for record in loaded.records {
+        match record {
+            Record::Snapshot { pool: snapshot, .. } => pool = Pool::restore(*snapshot, cooldown, now),
+            Record::Assigned { owner, address } => pool.adopt(owner, address),
+            Record::Released { sandbox, at } => drop(pool.release(&sandbox, at.min(now))),
+        }
+    }
+    let there: BTreeMap<&HostVeth, Ipv4Addr> = kernel.iter().map(|pod| (&pod.host_if, pod.address)).collect();
+    let dead: Vec<SandboxKey> = pool
+        .owners()
+        .filter(|(owner, _)| !there.contains_key(&owner.host_if))
+        .map(|(owner, _)| owner.sandbox.clone())
+        .collect();
+    for sandbox in dead {
+        if let Some((owner, grant)) = pool.release(&sandbox, now) {
+            remarks.push(format!("{} of {} has no link any more: released", grant.address, owner.pod));
+        }
+    }
+    for pod in kernel {
+        if pool.holder_of(&pod.host_if).is_some() {
+            continue;
+        }
+        let Some(sandbox) = placeholder(&pod.host_if) else { continue };
+        remarks
+            .push(format!("{} is routed to {} but not in the state: kept for it", pod.address, pod.host_if));
+        let owner = Owner { sandbox, pod: PodName::default(), host_if: pod.host_if.clone(), since: now };
+        pool.adopt(owner, pod.address);
+    }
+    (pool, remarks)
+}

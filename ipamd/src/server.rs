@@ -1,0 +1,255 @@
+//! The Unix socket: one request in, one reply out, everything bounded.
+//!
+//! A caller is root or it is turned away; a frame has a size and a time; there are so many connections and no
+//! more. What a caller may do wrong ends its own connection and nothing else.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use types::Reason;
+use wire::{Failure, HEADER_BYTES, PROTOCOL, Reply, Request};
+
+use crate::node::CallId;
+
+/// Connections served at once. A node starts at most some hundred pods at a time; a held ADD keeps its connection.
+pub const CONNECTIONS_MAX: usize = 1024;
+/// How long a caller may take to send its request.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a caller may take to read its reply.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Descriptors a request may carry: the network namespace and a netlink socket inside it.
+const DESCRIPTORS_MAX: usize = 2;
+
+/// What comes from the socket.
+#[derive(Debug)]
+pub enum FromSocket {
+    /// A request.
+    Call(Box<Call>),
+    /// The caller of an unanswered request has hung up.
+    Gone(CallId),
+}
+
+/// One request, and where its reply goes.
+#[derive(Debug)]
+pub struct Call {
+    /// Its name.
+    pub id: CallId,
+    /// What is asked.
+    pub request: Request,
+    /// Descriptors that came with it.
+    pub descriptors: Vec<OwnedFd>,
+    /// Takes the reply. Closed when the caller has gone.
+    pub reply: oneshot::Sender<Reply>,
+}
+
+/// Why the socket cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The socket's directory or file cannot be made.
+    #[error("cannot listen on {path}")]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Binds the socket: a stale file is removed, the new one is the owner's alone (mode 0600).
+///
+/// # Errors
+/// When the file system refuses.
+pub fn bind(path: &Path) -> Result<UnixListener, ServerError> {
+    let listen = || -> io::Result<UnixListener> {
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            Ok(()) | Err(_) => {}
+        }
+        // Bound under another name and moved there once its mode is right: never open to others, never half there.
+        let staged = path.with_extension("sock.new");
+        drop(std::fs::remove_file(&staged));
+        let listener = UnixListener::bind(&staged)?;
+        std::fs::set_permissions(&staged, std::fs::Permissions::from_mode(0o600))?;
+        std::fs::rename(&staged, path)?;
+        Ok(listener)
+    };
+    listen().map_err(|source| ServerError::Listen { path: path.to_owned(), source })
+}
+
+/// Serves until the receiver of calls is gone. Requests are numbered from `first` on.
+pub async fn serve(listener: UnixListener, calls: mpsc::Sender<FromSocket>, first: CallId) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut id = first;
+    while !calls.is_closed() {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let place = Arc::clone(&places).try_acquire_owned().ok();
+                let calls = place.is_some().then(|| calls.clone());
+                id.0 += 1;
+                tokio::spawn(async move {
+                    connection(stream, calls, id).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: they come back when callers leave.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// One caller from first byte to last; without `calls` it is one too many.
+async fn connection(mut stream: UnixStream, calls: Option<mpsc::Sender<FromSocket>>, id: CallId) {
+    let answer = match calls {
+        Some(calls) => answer(&mut stream, &calls, id).await,
+        None => {
+            let message = format!("{CONNECTIONS_MAX} requests are being served already");
+            Reply::Failed(Failure::new(Reason::Busy, message))
+        }
+    };
+    let frame = wire::encode(&answer).or_else(|error| {
+        tracing::error!(%error, "a reply does not fit into a frame");
+        wire::encode(&Reply::Failed(Failure::new(Reason::Internal, "the reply is too long")))
+    });
+    if let Ok(frame) = frame {
+        // A caller that does not read its answer has lost interest in it; that harms nobody else.
+        drop(tokio::time::timeout(WRITE_TIMEOUT, stream.write_all(&frame)).await);
+    }
+}
+
+/// Hands the request on and waits for the reply, or for the caller to hang up.
+async fn answer(stream: &mut UnixStream, calls: &mpsc::Sender<FromSocket>, id: CallId) -> Reply {
+    let stopping = || Reply::Failed(Failure::new(Reason::DaemonUnreachable, "the daemon is stopping"));
+    let (request, descriptors) = match tokio::time::timeout(READ_TIMEOUT, receive(stream)).await {
+        Ok(Ok(received)) => received,
+        Ok(Err(refusal)) => {
+            tracing::warn!(reason = %refusal.reason, "{}", refusal.message);
+            return Reply::Failed(refusal);
+        }
+        Err(_elapsed) => {
+            return Reply::Failed(Failure::new(Reason::BadInput, "the request did not come in time"));
+        }
+    };
+    let (reply, answer) = oneshot::channel();
+    if calls.send(FromSocket::Call(Box::new(Call { id, request, descriptors, reply }))).await.is_err() {
+        return stopping();
+    }
+    let mut extra = [0];
+    tokio::select! {
+        biased;
+        answer = answer => answer.unwrap_or_else(|_closed| stopping()),
+        // Nothing more is expected: bytes or the end mean that the caller is done with us.
+        _ = stream.read(&mut extra) => {
+            drop(calls.send(FromSocket::Gone(id)).await);
+            stopping()
+        }
+    }
+}
+
+/// Reads one request with its descriptors.
+async fn receive(stream: &mut UnixStream) -> Result<(Request, Vec<OwnedFd>), Failure> {
+    let bad = |what: &str, cause: &dyn std::fmt::Display| {
+        Failure::new(Reason::BadInput, format!("{what}: {cause}"))
+    };
+    allowed(stream)?;
+    let mut header = [0; HEADER_BYTES];
+    let (have, descriptors) = first_bytes(stream, &mut header).await.map_err(|e| bad("no request", &e))?;
+    stream.read_exact(&mut header[have..]).await.map_err(|e| bad("the request ends early", &e))?;
+    let len = wire::frame_len(header).map_err(|e| bad("not a request", &e))?;
+    let mut body = Vec::with_capacity(len.min(4096));
+    let mut rest = AsyncReadExt::take(&mut *stream, u64::try_from(len).unwrap_or(u64::MAX));
+    let got = rest.read_to_end_within(&mut body).await.map_err(|e| bad("the request ends early", &e))?;
+    if got < len {
+        return Err(bad("the request ends early", &format_args!("{got} of {len} bytes")));
+    }
+    let request: Request = wire::decode(&body).map_err(|e| bad("not a request", &chain(&e)))?;
+    if request.version != PROTOCOL {
+        let (theirs, ours) = (request.version, PROTOCOL);
+        let message =
+            format!("the plugin speaks version {theirs} of the socket's protocol, the daemon {ours}");
+        return Err(Failure::new(Reason::BadInput, message));
+    }
+    Ok((request, descriptors))
+}
+
+/// Reads until the frame's end without trusting its announced length for an allocation.
+trait ReadWithin {
+    async fn read_to_end_within(&mut self, body: &mut Vec<u8>) -> io::Result<usize>;
+}
+
+impl ReadWithin for tokio::io::Take<&mut UnixStream> {
+    async fn read_to_end_within(&mut self, body: &mut Vec<u8>) -> io::Result<usize> {
+        while self.limit() > 0 {
+            if self.read_buf(body).await? == 0 {
+                break;
+            }
+        }
+        Ok(body.len())
+    }
+}
+
+/// Root, or whoever runs the daemon, may ask.
+fn allowed(stream: &UnixStream) -> Result<(), Failure> {
+    let own = rustix::process::geteuid().as_raw();
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == 0 || peer.uid() == own => Ok(()),
+        Ok(peer) => {
+            Err(Failure::new(Reason::BadInput, format!("user {} may not use this socket", peer.uid())))
+        }
+        Err(error) => {
+            Err(Failure::new(Reason::BadInput, format!("the caller cannot be identified: {error}")))
+        }
+    }
+}
+
+/// The first bytes of the frame and the descriptors that came with them.
+async fn first_bytes(stream: &UnixStream, into: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let (have, descriptors) = stream.async_io(Interest::READABLE, || with_descriptors(stream, into)).await?;
+    if have == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok((have, descriptors))
+}
+
+fn with_descriptors(stream: &UnixStream, into: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut buffers = [io::IoSliceMut::new(into)];
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let got = recvmsg(stream.as_fd(), &mut buffers, &mut control, flags)?;
+    let mut descriptors = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(passed) = message {
+            descriptors.extend(passed);
+        }
+    }
+    Ok((got.bytes, descriptors))
+}
+
+/// An error and its causes, in one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,212 @@
+//! `ipamd status`: asks the running daemon and draws the answer for a terminal.
+
+use std::fmt::Write as _;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use types::{Moment, Reason};
+use wire::{AddressCount, Failure, HEADER_BYTES, PROTOCOL, Reply, Report, Request, Verb};
+
+/// How long the daemon may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Fetches the report from the daemon's socket.
+///
+/// # Errors
+/// Whatever stands between us and a report, as a failure with its reason.
+pub fn fetch(socket: &Path) -> Result<Report, Failure> {
+    let unreachable = |error: io::Error| {
+        let message = format!("the daemon does not answer on {}", socket.display());
+        Failure::new(Reason::DaemonUnreachable, message).with_details(error.to_string())
+    };
+    let reply = exchange(socket).map_err(unreachable)?;
+    match reply {
+        Reply::Report(report) => Ok(*report),
+        Reply::Failed(failure) => Err(failure),
+        Reply::Added(_) | Reply::Done | Reply::Collected { .. } => {
+            Err(Failure::new(Reason::Internal, "the daemon answered something else"))
+        }
+    }
+}
+
+fn exchange(socket: &Path) -> io::Result<Reply> {
+    let patience_ms = u32::try_from(PATIENCE.as_millis()).unwrap_or(u32::MAX);
+    let request = Request { version: PROTOCOL, patience_ms, started_ns: 0, verb: Verb::Report };
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(&wire::encode(&request).map_err(io::Error::other)?)?;
+    let mut header = [0; HEADER_BYTES];
+    stream.read_exact(&mut header)?;
+    let mut body = vec![0; wire::frame_len(header).map_err(io::Error::other)?];
+    stream.read_exact(&mut body)?;
+    wire::decode(&body).map_err(io::Error::other)
+}
+
+/// Draws a report as text.
+#[must_use]
+pub fn render(report: &Report) -> String {
+    let mut out = String::new();
+    let drawn = head(&mut out, report)
+        .and_then(|()| enis(&mut out, report))
+        .and_then(|()| pods(&mut out, report))
+        .and_then(|()| remarks(&mut out, report));
+    // Writing to a String cannot fail.
+    debug_assert!(drawn.is_ok(), "a String takes everything");
+    out
+}
+
+fn head(out: &mut String, report: &Report) -> std::fmt::Result {
+    let ready = if report.not_ready.is_empty() { "ready" } else { "NOT READY" };
+    let up = report.now.since(report.started).as_secs();
+    writeln!(out, "{} {}  {ready}  up {}", report.instance_id, report.instance_type, span(up))?;
+    for missing in &report.not_ready {
+        writeln!(out, "  waits for {missing}")?;
+    }
+    if let Some(address) = report.primary_address {
+        let cidrs: Vec<String> = report.vpc_cidrs.iter().map(ToString::to_string).collect();
+        writeln!(out, "node {address}  VPC {}  ipamd {}", cidrs.join(" "), report.version)?;
+    }
+    let AddressCount { free, reserved, assigned, cooling } = report.addresses;
+    writeln!(out, "\naddresses {} of {} possible", report.addresses.total(), report.capacity)?;
+    writeln!(out, "  {}", bar(report.addresses))?;
+    writeln!(out, "  # {assigned} assigned  + {reserved} reserved  ~ {cooling} cooling  . {free} free")
+}
+
+/// One character per address, at most 100.
+fn bar(count: AddressCount) -> String {
+    let parts = [('#', count.assigned), ('+', count.reserved), ('~', count.cooling), ('.', count.free)];
+    let per = count.total().div_ceil(100).max(1);
+    parts
+        .iter()
+        .flat_map(|(c, n)| std::iter::repeat_n(*c, usize::try_from(n.div_ceil(per)).unwrap_or(0)))
+        .collect()
+}
+
+fn enis(out: &mut String, report: &Report) -> std::fmt::Result {
+    let rows = report.enis.iter().map(|eni| {
+        let place = format!("{}/{}", eni.card, eni.device);
+        let note = eni.excluded.clone().unwrap_or_default();
+        let address = eni.primary_address.to_string();
+        [
+            eni.id.to_string(),
+            place,
+            eni.table.to_string(),
+            address,
+            eni.subnet.to_string(),
+            bar(eni.addresses),
+            note,
+        ]
+    });
+    table(out, ["ENI", "card/device", "table", "address", "subnet", "slots", ""], rows.collect())
+}
+
+fn pods(out: &mut String, report: &Report) -> std::fmt::Result {
+    let rows = report.pods.iter().map(|pod| {
+        let held = report.now.since(pod.since).as_secs();
+        let id: String = pod.sandbox.container_id().chars().take(12).collect();
+        [
+            pod.pod.to_string(),
+            pod.address.to_string(),
+            pod.eni.as_ref().map_or_else(|| "?".to_owned(), ToString::to_string),
+            pod.host_if.clone(),
+            id,
+            span(held),
+        ]
+    });
+    table(out, ["pod", "address", "ENI", "host interface", "sandbox", "for"], rows.collect())?;
+    let rows = report
+        .waiting
+        .iter()
+        .map(|w| [w.pod.to_string(), w.reason.to_string(), span(report.now.since(w.since).as_secs())]);
+    table(out, ["waiting pod", "reason", "for"], rows.collect())
+}
+
+fn remarks(out: &mut String, report: &Report) -> std::fmt::Result {
+    for (title, lines) in [("EC2", &report.cloud), ("plan", &report.plan)] {
+        for line in lines {
+            writeln!(out, "{title}: {line}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Columns as wide as their widest cell; nothing at all when there are no rows.
+fn table<const N: usize>(out: &mut String, head: [&str; N], rows: Vec<[String; N]>) -> std::fmt::Result {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    writeln!(out)?;
+    for row in &rows {
+        let cells: Vec<String> =
+            row.iter().enumerate().map(|(i, cell)| format!("{cell:<w$}", w = width(i))).collect();
+        writeln!(out, "{}", cells.join("  ").trim_end())?;
+    }
+    Ok(())
+}
+
+/// Seconds as a person says them.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds}s"),
+        120..=7199 => format!("{}m", seconds / 60),
+        7200..=172_799 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// The report as JSON, for programs.
+#[must_use]
+pub fn json(report: &Report) -> String {
+    serde_json::to_string_pretty(report).unwrap_or_default()
+}
+
+/// A report of a daemon that has just started, for tests and as the starting point of a real one.
+#[must_use]
+pub fn blank(now: Moment) -> Report {
+    Report {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        instance_id: String::new(),
+        instance_type: String::new(),
+        now,
+        started: now,
+        not_ready: Vec::new(),
+        primary_address: None,
+        vpc_cidrs: Vec::new(),
+        addresses: AddressCount::default(),
+        capacity: 0,
+        enis: Vec::new(),
+        pods: Vec::new(),
+        waiting: Vec::new(),
+        plan: Vec::new(),
+        cloud: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bar_has_one_character_per_address_and_a_bound() {
+        let count = |free, assigned| AddressCount { free, reserved: 0, assigned, cooling: 0 };
+
+        assert_eq!(bar(count(2, 3)), "###..");
+        assert_eq!(bar(count(0, 0)), "");
+        assert!(bar(count(300, 300)).len() <= 100);
+    }
+
+    #[test]
+    fn a_node_that_is_not_ready_says_what_it_waits_for() {
+        let mut report = blank(Moment(1_000));
+        report.not_ready = vec!["instance metadata".to_owned()];
+
+        let text = render(&report);
+
+        assert!(text.contains("NOT READY"), "{text}");
+        assert!(text.contains("waits for instance metadata"), "{text}");
+    }
+}

@@ -1,0 +1,205 @@
+//! The state on disk: one file, a snapshot line and then one line per change.
+//!
+//! Every line is a checksum (FNV-1a, hexadecimal), a space, JSON, and a line feed. A change costs one append and one `fdatasync`,
+//! whatever the number of pods. When the file has grown, a new one is written beside it and moved into place.
+//! A cut last line is what a crash leaves; it was never promised to anyone and is dropped. Any other damage sets
+//! the file aside under another name, keeps every line that checks, and is reported: never fatal.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use pool::Snapshot;
+use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
+use types::{Moment, SandboxKey};
+
+/// Version of the file's form. A newer one is set aside, not guessed at.
+pub const VERSION: u32 = 1;
+/// The file is rewritten when it is longer than this: about 10,000 changes.
+const BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// A state file longer than this is not ours.
+const READ_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// One line of the file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "record", rename_all = "lowercase")]
+pub enum Record {
+    /// Everything, at the head of a file.
+    Snapshot {
+        /// [`VERSION`].
+        version: u32,
+        /// The pool.
+        pool: Box<Snapshot>,
+    },
+    /// A sandbox got an address.
+    Assigned {
+        /// Who.
+        owner: pool::Owner,
+        /// What.
+        address: Ipv4Addr,
+    },
+    /// A sandbox gave its address back.
+    Released {
+        /// Who.
+        sandbox: SandboxKey,
+        /// When; the address cools from then on.
+        at: Moment,
+    },
+}
+
+/// What a state file held.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// Lines in order; a snapshot first, if there was one.
+    pub records: Vec<Record>,
+    /// What was wrong with the file, in words, and where it was set aside.
+    pub damage: Option<String>,
+}
+
+/// Why the state cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file system refused.
+    #[error("cannot {doing} the state file {path}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The open state file.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+}
+
+impl Store {
+    /// Reads what is there, whatever it is.
+    ///
+    /// # Errors
+    /// When the file exists and cannot be read at all, or damage cannot be set aside.
+    pub fn load(path: &Path, now: Moment) -> Result<Loaded, StoreError> {
+        let fail = |doing, source| StoreError::Io { doing, path: path.to_owned(), source };
+        let mut bytes = Vec::new();
+        match File::open(path) {
+            Ok(file) => file.take(READ_BYTES_MAX).read_to_end(&mut bytes).map_err(|e| fail("read", e))?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Loaded::default()),
+            Err(e) => return Err(fail("open", e)),
+        };
+        let (records, damage) = parse(&bytes);
+        let Some(damage) = damage else { return Ok(Loaded { records, damage: None }) };
+        let aside = path.with_extension(format!("damaged-{}", now.0));
+        std::fs::copy(path, &aside).map_err(|e| fail("set aside", e))?;
+        let damage = format!("{damage}; kept as {}", aside.display());
+        Ok(Loaded { records, damage: Some(damage) })
+    }
+
+    /// Starts a new file with this snapshot and moves it into place.
+    ///
+    /// # Errors
+    /// When the file system refuses; the old file is then as it was.
+    pub fn create(path: &Path, snapshot: &Snapshot) -> Result<Self, StoreError> {
+        let record = Record::Snapshot { version: VERSION, pool: Box::new(snapshot.clone()) };
+        let replace = || -> io::Result<(File, u64)> {
+            let staged = path.with_extension("new");
+            let mut file =
+                OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&staged)?;
+            let line = line(&record)?;
+            file.write_all(&line)?;
+            file.sync_all()?;
+            std::fs::rename(&staged, path)?;
+            if let Some(directory) = path.parent() {
+                File::open(directory)?.sync_all()?;
+            }
+            Ok((file, u64::try_from(line.len()).unwrap_or(u64::MAX)))
+        };
+        let (file, bytes) =
+            replace().map_err(|source| StoreError::Io { doing: "write", path: path.to_owned(), source })?;
+        Ok(Self { path: path.to_owned(), file, bytes })
+    }
+
+    /// Appends records and waits until they are on disk.
+    ///
+    /// # Errors
+    /// When the file system refuses. A part of a line may have been written: the caller must [`Self::create`] anew
+    /// before it appends again.
+    pub fn append(&mut self, records: &[Record]) -> Result<(), StoreError> {
+        let mut write = || -> io::Result<u64> {
+            let lines: Vec<u8> = records.iter().map(line).collect::<io::Result<Vec<_>>>()?.concat();
+            self.file.write_all(&lines)?;
+            self.file.sync_data()?;
+            Ok(u64::try_from(lines.len()).unwrap_or(u64::MAX))
+        };
+        let written = write().map_err(|source| StoreError::Io {
+            doing: "append to",
+            path: self.path.clone(),
+            source,
+        })?;
+        self.bytes = self.bytes.saturating_add(written);
+        Ok(())
+    }
+
+    /// Whether it is time to [`Self::create`] a new file.
+    #[must_use]
+    pub const fn is_long(&self) -> bool {
+        self.bytes > BYTES_MAX
+    }
+}
+
+fn line(record: &Record) -> io::Result<Vec<u8>> {
+    let json = serde_json::to_vec(record)?;
+    let mut line = format!("{:016x} ", checksum(&json)).into_bytes();
+    line.extend_from_slice(&json);
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// FNV-1a, 64 bit: tells a torn or bit-flipped line from a whole one.
+fn checksum(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// The good lines, and what is wrong with the others. A cut last line is not damage.
+fn parse(bytes: &[u8]) -> (Vec<Record>, Option<String>) {
+    let mut records = Vec::new();
+    let mut bad = Vec::new();
+    let lines: Vec<&[u8]> = bytes.split_inclusive(|b| *b == b'\n').collect();
+    for (number, text) in lines.iter().enumerate() {
+        match parse_line(text) {
+            Some(Record::Snapshot { version, .. }) if version != VERSION => {
+                return (Vec::new(), Some(format!("version {version} is not {VERSION}")));
+            }
+            Some(record) => records.push(record),
+            None if number > 0 && number + 1 == lines.len() && !text.ends_with(b"\n") => {}
+            None => bad.push(number + 1),
+        }
+    }
+    if bytes.is_empty() {
+        return (records, Some("the file is empty".to_owned()));
+    }
+    let damage = bad
+        .first()
+        .map(|first| format!("{} of {} lines are not ours, the first is {first}", bad.len(), lines.len()));
+    (records, damage)
+}
+
+fn parse_line(text: &[u8]) -> Option<Record> {
+    let text = text.strip_suffix(b"\n")?;
+    let (sum, json) = (text.get(..16)?, text.get(17..)?);
+    let sum = u64::from_str_radix(std::str::from_utf8(sum).ok()?, 16).ok()?;
+    if sum != checksum(json) {
+        return None;
+    }
+    serde_json::from_slice(json).ok()
+}

@@ -1,0 +1,185 @@
+//! The two threads that block so that the rest need not: one wires pods, one writes the state file.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use datapath::{PodSpec, WireError, Wirer};
+use pool::Snapshot;
+use tokio::sync::mpsc;
+use types::{Mac, Reason};
+use wire::Failure;
+
+use crate::node::{BatchId, CallId, Event};
+use crate::server::chain;
+use crate::store::{Record, Store, StoreError};
+
+/// How long the wiring thread must be idle before it sweeps away the links of released pods, all in one go:
+/// the kernel then waits for RCU once, and not while an ADD waits for the kernel's lock.
+const SWEEP_AFTER: Duration = Duration::from_millis(100);
+
+/// A job for the wiring thread.
+#[derive(Debug)]
+pub(crate) enum Wiring {
+    /// Wire a pod: its namespace and a netlink socket inside it.
+    Add(CallId, PodSpec, [OwnedFd; 2]),
+    /// Compare a pod.
+    Check(CallId, PodSpec, [OwnedFd; 2]),
+    /// Take a pod's wiring away.
+    Remove(PodSpec),
+}
+
+/// Starts the wiring thread.
+pub(crate) fn wiring(mut wirer: Wirer, events: mpsc::Sender<Event>) -> std::io::Result<Sender<Wiring>> {
+    let (jobs, inbox) = channel();
+    std::thread::Builder::new()
+        .name("wiring".to_owned())
+        .spawn(move || wire_pods(&mut wirer, &inbox, &events))?;
+    Ok(jobs)
+}
+
+fn wire_pods(wirer: &mut Wirer, inbox: &Receiver<Wiring>, events: &mpsc::Sender<Event>) {
+    let mut removed = false;
+    loop {
+        let job = match inbox.recv_timeout(if removed { SWEEP_AFTER } else { Duration::from_secs(3600) }) {
+            Ok(job) => job,
+            Err(RecvTimeoutError::Timeout) => {
+                if removed && let Err(error) = wirer.sweep() {
+                    tracing::warn!(error = chain(&error), "cannot delete the links of released pods");
+                }
+                removed = false;
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        let event = match job {
+            Wiring::Add(id, pod, fds) => Event::Wired { id, result: add(wirer, &pod, fds) },
+            Wiring::Check(id, pod, fds) => Event::Checked { id, result: check(wirer, &pod, fds) },
+            Wiring::Remove(pod) => {
+                removed = true;
+                if let Err(error) = wirer.remove(&pod) {
+                    tracing::warn!(error = chain(&error), link = %pod.host_if, "cannot take a pod's wiring away");
+                }
+                continue;
+            }
+        };
+        if events.blocking_send(event).is_err() {
+            return;
+        }
+    }
+}
+
+fn add(wirer: &mut Wirer, pod: &PodSpec, [netns, socket]: [OwnedFd; 2]) -> Result<(), Failure> {
+    let mac = random_mac()
+        .map_err(|e| Failure::new(Reason::Internal, "no random numbers").with_details(e.to_string()))?;
+    wirer.add(pod, mac, netns.as_fd(), socket).map_err(|error| refused(pod, &error))
+}
+
+fn check(wirer: &mut Wirer, pod: &PodSpec, [_netns, socket]: [OwnedFd; 2]) -> Result<(), Failure> {
+    let differences = wirer.check(pod, socket).map_err(|error| refused(pod, &error))?;
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let message = format!("the wiring of {} is not as it should be", pod.host_if);
+    Err(Failure::new(Reason::Drifted, message).with_details(differences.join("; ")))
+}
+
+fn refused(pod: &PodSpec, error: &WireError) -> Failure {
+    Failure::new(Reason::KernelRefused, format!("the kernel does not take {}", pod.host_if))
+        .with_details(chain(error))
+}
+
+fn random_mac() -> std::io::Result<Mac> {
+    let mut bytes = [0; 6];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(Mac::local(bytes))
+}
+
+/// A job for the writing thread.
+#[derive(Debug)]
+pub(crate) enum Writing {
+    /// Append.
+    Append(BatchId, Vec<Record>),
+    /// Start a new file.
+    Rewrite(Box<Snapshot>),
+}
+
+/// Starts the writing thread. Appends that have piled up while one was being synced share the next sync.
+pub(crate) fn writing(
+    store: Store,
+    path: PathBuf,
+    events: mpsc::Sender<Event>,
+) -> std::io::Result<Sender<Writing>> {
+    let (jobs, inbox) = channel();
+    let writer = Writer { store: Some(store), path, events, asked_for_new: false };
+    std::thread::Builder::new().name("writing".to_owned()).spawn(move || writer.run(&inbox))?;
+    Ok(jobs)
+}
+
+struct Writer {
+    /// `None` after a failed write: the file may end in half a line, so a new one must be started first.
+    store: Option<Store>,
+    path: PathBuf,
+    events: mpsc::Sender<Event>,
+    asked_for_new: bool,
+}
+
+impl Writer {
+    fn run(mut self, inbox: &Receiver<Writing>) {
+        while let Ok(first) = inbox.recv() {
+            let mut appends = BTreeMap::new();
+            for job in std::iter::once(first).chain(inbox.try_iter()) {
+                match job {
+                    Writing::Append(batch, records) => drop(appends.insert(batch, records)),
+                    Writing::Rewrite(snapshot) => {
+                        // The snapshot holds what these records say and may hold more: they go first.
+                        if !self.append(std::mem::take(&mut appends)) {
+                            return;
+                        }
+                        self.rewrite(&snapshot);
+                    }
+                }
+            }
+            if !self.append(appends) {
+                return;
+            }
+        }
+    }
+
+    /// False when nobody listens any more.
+    fn append(&mut self, appends: BTreeMap<BatchId, Vec<Record>>) -> bool {
+        if appends.is_empty() {
+            return true;
+        }
+        let records: Vec<Record> = appends.values().flatten().cloned().collect();
+        let result = match &mut self.store {
+            Some(store) => store.append(&records).map_err(|error| chain(&error)),
+            None => Err("the state file could not be written before and has not been renewed yet".to_owned()),
+        };
+        if let Err(error) = &result {
+            tracing::error!(error, "cannot write the state file");
+            self.store = None;
+        }
+        let renew = self.store.as_ref().is_none_or(Store::is_long) && !self.asked_for_new;
+        self.asked_for_new |= renew;
+        let written = appends.into_keys().map(|batch| Event::Written { batch, result: result.clone() });
+        let news = written.chain(renew.then_some(Event::FileLong));
+        news.into_iter().all(|event| self.events.blocking_send(event).is_ok())
+    }
+
+    fn rewrite(&mut self, snapshot: &Snapshot) {
+        self.asked_for_new = false;
+        match Store::create(&self.path, snapshot) {
+            Ok(store) => self.store = Some(store),
+            Err(error) => self.complain(&error),
+        }
+    }
+
+    fn complain(&mut self, error: &StoreError) {
+        tracing::error!(error = chain(error), "cannot start a new state file");
+        self.store = None;
+    }
+}

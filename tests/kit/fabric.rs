@@ -1,0 +1,281 @@
+//! The fabric: what lies between ENIs. Moves links as EC2 attaches and detaches, and checks sources as AWS does.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ipnetwork::Ipv4Network;
+use types::{EniId, InstanceId, SubnetId};
+
+use crate::LabError;
+use crate::ec2::{Config, Ec2, EniView, Wiring};
+use crate::netns::Netns;
+
+/// An address on the internet.
+pub const INTERNET_HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+/// A host in the VPC's second CIDR.
+pub const SECOND_CIDR_HOST: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 10);
+/// MTU of every link.
+const MTU: u32 = 9001;
+
+/// A VPC with two CIDRs, one subnet for nodes, an internet behind a gateway, and a host in the second CIDR.
+#[derive(Debug)]
+pub struct Fabric {
+    ec2: Ec2,
+    subnet: SubnetId,
+    internet: Netns,
+    second: Netns,
+    plumbing: Arc<Plumbing>,
+}
+
+/// The part that EC2 calls.
+#[derive(Debug)]
+struct Plumbing {
+    vpc: Netns,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Node namespaces by instance.
+    nodes: BTreeMap<InstanceId, Arc<Netns>>,
+    /// The namespace of the instance that is being launched.
+    launching: Option<Arc<Netns>>,
+    /// Addresses that the fabric routes, by ENI.
+    routed: BTreeMap<EniId, Vec<Ipv4Addr>>,
+    /// What went wrong in a callback.
+    troubles: Vec<String>,
+}
+
+/// Packets that the fabric refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drops {
+    /// The source was not an address of the ENI.
+    pub wrong_source: u64,
+    /// They wanted to the internet from an address that it does not know.
+    pub not_public: u64,
+}
+
+impl Fabric {
+    /// Sets it up, with EC2.
+    ///
+    /// # Errors
+    /// When the kernel or a program refuses.
+    pub fn create(config: Config) -> Result<Self, LabError> {
+        let ec2 = Ec2::new(config);
+        let (first, second): (Ipv4Network, Ipv4Network) =
+            (network("10.0.0.0/16")?, network("100.64.0.0/16")?);
+        let vpc_id = ec2.add_vpc(&[first, second]);
+        let subnet = ec2.add_subnet(&vpc_id, network("10.0.0.0/20")?, "lab-1a");
+        let subnet = subnet.map_err(|error| LabError::Otherwise(format!("subnet: {error}")))?;
+        let (vpc, internet, host) =
+            (Netns::create("vpc")?, Netns::create("internet")?, Netns::create("second")?);
+        lay_out(&vpc, &internet, &host)?;
+        let plumbing = Arc::new(Plumbing { vpc, state: Mutex::default() });
+        let wiring: Arc<dyn Wiring> = Arc::<Plumbing>::clone(&plumbing);
+        ec2.set_wiring(Some(wiring));
+        Ok(Self { ec2, subnet, internet, second: host, plumbing })
+    }
+
+    /// EC2.
+    #[must_use]
+    pub const fn ec2(&self) -> &Ec2 {
+        &self.ec2
+    }
+
+    /// The nodes' subnet.
+    #[must_use]
+    pub const fn subnet(&self) -> &SubnetId {
+        &self.subnet
+    }
+
+    /// The namespace of [`INTERNET_HOST`].
+    #[must_use]
+    pub const fn internet(&self) -> &Netns {
+        &self.internet
+    }
+
+    /// The namespace of [`SECOND_CIDR_HOST`].
+    #[must_use]
+    pub const fn second(&self) -> &Netns {
+        &self.second
+    }
+
+    /// Launches an instance into a namespace.
+    pub(crate) fn launch(
+        &self,
+        netns: &Arc<Netns>,
+        instance_type: &str,
+    ) -> Result<crate::ec2::Instance, LabError> {
+        self.plumbing.state().launching = Some(Arc::clone(netns));
+        let launched = self.ec2.launch(instance_type, &self.subnet);
+        let instance = launched.map_err(|error| LabError::Otherwise(format!("launch: {error}")))?;
+        self.troubles()?;
+        Ok(instance)
+    }
+
+    /// What went wrong behind EC2's back.
+    ///
+    /// # Errors
+    /// The first trouble.
+    pub fn troubles(&self) -> Result<(), LabError> {
+        match self.plumbing.state().troubles.first() {
+            Some(trouble) => Err(LabError::Otherwise(trouble.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Packets refused so far.
+    ///
+    /// # Errors
+    /// When `nft` does not tell.
+    pub fn drops(&self) -> Result<Drops, LabError> {
+        let count = |name: &str| -> Result<u64, LabError> {
+            let text = self.plumbing.vpc.read(&format!("nft list counter inet fabric {name}"))?;
+            let after = text.split_once("packets ").map(|(_, rest)| rest).unwrap_or_default();
+            let number = after.split_whitespace().next().and_then(|word| word.parse().ok());
+            number.ok_or_else(|| LabError::Otherwise(format!("no packets in {text}")))
+        };
+        Ok(Drops { wrong_source: count("wrong_source")?, not_public: count("not_public")? })
+    }
+}
+
+impl Drop for Fabric {
+    fn drop(&mut self) {
+        self.ec2.set_wiring(None);
+    }
+}
+
+fn network(text: &str) -> Result<Ipv4Network, LabError> {
+    text.parse().map_err(|error| LabError::Otherwise(format!("{text}: {error}")))
+}
+
+/// Routers and hosts that are there whatever EC2 does.
+fn lay_out(vpc: &Netns, internet: &Netns, second: &Netns) -> Result<(), LabError> {
+    for setting in ["ip_forward=1", "conf.all.proxy_arp=1", "conf.default.proxy_arp=1"] {
+        vpc.read(&format!("sysctl -q -w net.ipv4.{setting}"))?;
+    }
+    vpc.ip(&format!(
+        "link add igw mtu {MTU} type veth peer name up0 netns internet\n\
+         link add second mtu {MTU} type veth peer name up0 netns second\n\
+         link set igw up\nlink set second up\n\
+         addr add 10.0.0.1/32 dev lo\naddr add 100.64.0.1/32 dev lo\n\
+         addr add 198.51.100.1/24 dev igw\nroute add {SECOND_CIDR_HOST}/32 dev second\n"
+    ))?;
+    internet.ip(&format!(
+        "link set up0 up mtu {MTU}\naddr add {INTERNET_HOST}/24 dev up0\nroute add default via 198.51.100.1\n"
+    ))?;
+    second.ip(&format!(
+        "link set up0 up mtu {MTU}\naddr add {SECOND_CIDR_HOST}/16 dev up0\nroute add default via 100.64.0.1\n"
+    ))?;
+    vpc.nft(
+        "table inet fabric {
+           set allowed { type ifname . ipv4_addr; }
+           set public { type ipv4_addr; }
+           counter wrong_source { }
+           counter not_public { }
+           chain sources {
+             type filter hook prerouting priority -300; policy accept;
+             meta nfproto ipv4 iifname \"f-*\" iifname . ip saddr != @allowed counter name wrong_source drop
+           }
+           chain gateway {
+             type filter hook forward priority 0; policy accept;
+             oifname \"igw\" ip saddr != @public counter name not_public drop
+             iifname \"igw\" ip daddr != @public drop
+           }
+         }",
+    )
+}
+
+impl Plumbing {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, what: &str, done: Result<(), LabError>) {
+        if let Err(error) = done {
+            self.state().troubles.push(format!("{what}: {error}"));
+        }
+    }
+
+    /// The node that an instance is; a new one takes the namespace that waits for it.
+    fn node(&self, instance: &InstanceId) -> Option<Arc<Netns>> {
+        let mut state = self.state();
+        if !state.nodes.contains_key(instance) {
+            let netns = state.launching.take()?;
+            state.nodes.insert(instance.clone(), netns);
+        }
+        state.nodes.get(instance).cloned()
+    }
+
+    fn plug_in(&self, node: &Netns, eni: &EniView, device: u8) -> Result<(), LabError> {
+        let (far, near) = (far_end(eni), format!("ens{}", 5 + device));
+        let (mac, name) = (eni.mac, node.name());
+        self.vpc.ip(&format!(
+            "link add {far} mtu {MTU} type veth peer name {near} netns {name} address {mac} mtu {MTU}\nlink set {far} up\n"
+        ))?;
+        if device == 0 {
+            let (address, prefix) = (eni.primary, eni.subnet_cidr.prefix());
+            node.ip(&format!(
+                "link set {near} up\naddr add {address}/{prefix} dev {near}\nroute add default via {}\n",
+                eni.gateway()
+            ))?;
+            self.vpc.nft(&format!("add element inet fabric public {{ {address} }}"))?;
+        }
+        self.route(eni)
+    }
+
+    /// Brings routes, neighbours and allowed sources in line with the ENI's addresses.
+    fn route(&self, eni: &EniView) -> Result<(), LabError> {
+        let far = far_end(eni);
+        let want: Vec<Ipv4Addr> = eni.sources().into_iter().collect();
+        let had = self.state().routed.insert(eni.id.clone(), want.clone()).unwrap_or_default();
+        let (mut ip, mut nft) = (String::new(), String::new());
+        for address in want.iter().filter(|address| !had.contains(address)) {
+            ip.push_str(&format!("route replace {address}/32 dev {far}\n"));
+            ip.push_str(&format!("neigh replace {address} lladdr {} dev {far} nud permanent\n", eni.mac));
+            nft.push_str(&format!("add element inet fabric allowed {{ \"{far}\" . {address} }}\n"));
+        }
+        for address in had.iter().filter(|address| !want.contains(address)) {
+            ip.push_str(&format!("route del {address}/32 dev {far}\nneigh del {address} dev {far}\n"));
+            nft.push_str(&format!("delete element inet fabric allowed {{ \"{far}\" . {address} }}\n"));
+        }
+        if !nft.is_empty() {
+            self.vpc.ip(&ip)?;
+            self.vpc.nft(&nft)?;
+        }
+        Ok(())
+    }
+
+    fn unplug(&self, eni: &EniView) -> Result<(), LabError> {
+        let far = far_end(eni);
+        let had = self.state().routed.remove(&eni.id).unwrap_or_default();
+        let gone =
+            |address: &Ipv4Addr| format!("delete element inet fabric allowed {{ \"{far}\" . {address} }}\n");
+        let nft: String = had.iter().map(gone).collect();
+        self.vpc.ip(&format!("link del {far}\n"))?;
+        if nft.is_empty() { Ok(()) } else { self.vpc.nft(&nft) }
+    }
+}
+
+impl Wiring for Plumbing {
+    fn attached(&self, instance: &InstanceId, eni: &EniView) {
+        let device = eni.attachment.as_ref().map_or(0, |attachment| attachment.device.0);
+        let Some(node) = self.node(instance) else { return };
+        self.note("attach", self.plug_in(&node, eni, device));
+    }
+
+    fn detached(&self, _instance: &InstanceId, eni: &EniView) {
+        self.note("detach", self.unplug(eni));
+    }
+
+    fn addresses_changed(&self, eni: &EniView) {
+        self.note("addresses", self.route(eni));
+    }
+}
+
+/// The fabric's end of an ENI.
+fn far_end(eni: &EniView) -> String {
+    let id = eni.id.as_str();
+    format!("f-{}", &id[id.len().saturating_sub(12)..])
+}

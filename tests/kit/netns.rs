@@ -1,0 +1,175 @@
+//! Network namespaces: entered by threads that die inside, so there is no way back to forget.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+
+use crate::LabError;
+
+/// Where named namespaces are; private to the lab.
+pub const NETNS_DIR: &str = "/run/netns";
+
+/// Leaves the machine's namespaces for our own: user (unless root), network and mount, with a private `/run`. Call it first in
+/// `main`, before any thread exists. Everything in them vanishes with the process and its children.
+///
+/// # Errors
+/// When the kernel forbids it.
+pub fn enter_lab() -> Result<(), LabError> {
+    let root = rustix::process::geteuid().is_root();
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let own = if root { UnshareFlags::empty() } else { UnshareFlags::NEWUSER };
+    unshare(own | UnshareFlags::NEWNET | UnshareFlags::NEWNS).map_err(LabError::doing("make namespaces"))?;
+    if !root {
+        let put = |path: &str, text: &str| {
+            std::fs::write(path, text).map_err(LabError::doing(format!("write {path}")))
+        };
+        put("/proc/self/setgroups", "deny")?;
+        put("/proc/self/uid_map", &format!("0 {uid} 1"))?;
+        put("/proc/self/gid_map", &format!("0 {gid} 1"))?;
+    }
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private).map_err(LabError::doing("make mounts private"))?;
+    mount("tmpfs", "/run", "tmpfs", MountFlags::NOSUID, None)
+        .map_err(LabError::doing("mount a private /run"))?;
+    std::fs::create_dir_all(NETNS_DIR).map_err(LabError::doing("make the directory of namespaces"))?;
+    program(Command::new("ip").args(["link", "set", "lo", "up"]), None).map(drop)
+}
+
+#[expect(
+    unsafe_code,
+    reason = "rustix marks unshare as unsafe because of CLONE_FILES, which is not used here"
+)]
+fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
+    // SAFETY: no flag that would stop sharing the descriptor table with other threads.
+    unsafe { unshare_unsafe(flags) }
+}
+
+/// A network namespace with a name; gone when dropped and nothing uses it any more.
+#[derive(Debug)]
+pub struct Netns {
+    name: String,
+    file: File,
+}
+
+impl Netns {
+    /// Makes one, with its loopback up.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn create(name: &str) -> Result<Self, LabError> {
+        let path = Path::new(NETNS_DIR).join(name);
+        let doing = || format!("make the namespace {name}");
+        let made = std::thread::scope(|scope| {
+            let maker = scope.spawn(|| -> std::io::Result<()> {
+                unshare(UnshareFlags::NEWNET)?;
+                File::create(&path)?;
+                mount_bind("/proc/thread-self/ns/net", &path)?;
+                Ok(())
+            });
+            maker.join().unwrap_or_else(|_panic| Err(std::io::Error::other("the thread panicked")))
+        });
+        made.map_err(LabError::doing(doing()))?;
+        let file = File::open(&path).map_err(LabError::doing(doing()))?;
+        let this = Self { name: name.to_owned(), file };
+        this.ip("link set lo up")?;
+        Ok(this)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its file.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        Path::new(NETNS_DIR).join(&self.name)
+    }
+
+    /// Runs a closure inside, on a thread of its own.
+    ///
+    /// # Errors
+    /// When the thread cannot enter, or panics.
+    pub fn run<T: Send>(&self, inside: impl FnOnce() -> T + Send) -> Result<T, LabError> {
+        let ran = std::thread::scope(|scope| {
+            let thread = scope.spawn(|| -> std::io::Result<T> {
+                move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))?;
+                Ok(inside())
+            });
+            thread.join().unwrap_or_else(|_panic| Err(std::io::Error::other("the thread panicked")))
+        });
+        ran.map_err(LabError::doing(format!("run in {}", self.name)))
+    }
+
+    /// Starts a program inside.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&self, command: &mut Command) -> std::io::Result<Child> {
+        self.run(|| command.spawn()).map_err(std::io::Error::other)?
+    }
+
+    /// Runs commands of `ip`, one a line, all or none reported.
+    ///
+    /// # Errors
+    /// What `ip` says to the first one it refuses.
+    pub fn ip(&self, lines: &str) -> Result<(), LabError> {
+        let mut command = Command::new("ip");
+        command.args(["-batch", "-"]);
+        self.run(|| program(&mut command, Some(lines)))?.map(drop)
+    }
+
+    /// Runs a program inside and returns what it prints.
+    ///
+    /// # Errors
+    /// What it says when it fails.
+    pub fn read(&self, line: &str) -> Result<String, LabError> {
+        let mut words = line.split_whitespace();
+        let mut command = Command::new(words.next().unwrap_or_default());
+        command.args(words);
+        self.run(|| program(&mut command, None))?
+    }
+
+    /// Loads rules with `nft`.
+    ///
+    /// # Errors
+    /// What `nft` says.
+    pub fn nft(&self, text: &str) -> Result<(), LabError> {
+        let mut command = Command::new("nft");
+        command.args(["-f", "-"]);
+        self.run(|| program(&mut command, Some(text)))?.map(drop)
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        // Best effort: the mount namespace takes it along in any case.
+        let path = self.path();
+        let _unmounted = rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH);
+        let _removed = std::fs::remove_file(&path);
+    }
+}
+
+/// Runs a program to its end.
+fn program(command: &mut Command, input: Option<&str>) -> Result<String, LabError> {
+    let name = format!("{command:?}").replace('"', "");
+    let fail = |source| LabError::System { doing: format!("run {name}"), source };
+    command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(fail)?;
+    if let (Some(mut stdin), Some(text)) = (child.stdin.take(), input) {
+        stdin.write_all(text.as_bytes()).map_err(fail)?;
+    }
+    let output = child.wait_with_output().map_err(fail)?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said =
+        format!("{} {}", String::from_utf8_lossy(&output.stderr).trim(), input.unwrap_or_default().trim());
+    Err(LabError::Program { program: name, said })
+}

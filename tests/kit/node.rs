@@ -1,0 +1,263 @@
+//! A node: an instance's namespace with instance metadata and an EC2 endpoint inside, and the real daemon.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use wire::{HEADER_BYTES, PROTOCOL, Reply, Report, Request, Verb};
+
+use crate::LabError;
+use crate::ec2::{Instance, Server, serve as serve_ec2};
+use crate::fabric::Fabric;
+use crate::imds::{Imds, serve as serve_imds};
+use crate::netns::Netns;
+
+/// Where the node finds EC2.
+const EC2_PORT: u16 = 8500;
+/// How long the daemon may take until it is ready.
+const READY: Duration = Duration::from_secs(30);
+/// How long it may take to stop.
+const STOP: Duration = Duration::from_secs(10);
+
+/// One node.
+#[derive(Debug)]
+pub struct Node {
+    netns: Arc<Netns>,
+    instance: Instance,
+    imds: Imds,
+    _ec2: Server,
+    run_dir: PathBuf,
+    daemon: Option<Child>,
+}
+
+/// A program of ours: by environment variable, or beside the running one.
+///
+/// # Errors
+/// When it is in neither place.
+pub fn binary(variable: &str, name: &str) -> Result<PathBuf, LabError> {
+    if let Some(path) = std::env::var_os(variable) {
+        return Ok(path.into());
+    }
+    let own = std::env::current_exe().map_err(LabError::doing("find the running program"))?;
+    let beside =
+        own.ancestors().skip(1).take(2).map(|directory| directory.join(name)).find(|path| path.exists());
+    beside.ok_or_else(|| {
+        LabError::Otherwise(format!("{name} is not built; set {variable}, or use `cargo xtask`"))
+    })
+}
+
+impl Node {
+    /// Launches a node.
+    ///
+    /// # Errors
+    /// When EC2, the kernel or a program refuses.
+    pub fn launch(fabric: &Fabric, name: &str, instance_type: &str) -> Result<Self, LabError> {
+        let netns = Arc::new(Netns::create(name)?);
+        let instance = fabric.launch(&netns, instance_type)?;
+        // Scope host: the kernel must not choose it as the source of the node's own packets.
+        netns.ip("addr add 169.254.169.254/32 dev lo scope host\n")?;
+        let listen = |address: &str| {
+            let bound = netns.run(|| TcpListener::bind(address))?;
+            bound.map_err(LabError::doing(format!("listen on {address}")))
+        };
+        let metadata = listen("169.254.169.254:80")?;
+        let imds = serve_imds(metadata, fabric.ec2().clone(), instance.id.clone());
+        let imds = imds.map_err(LabError::doing("serve instance metadata"))?;
+        let api = listen(&format!("127.0.0.1:{EC2_PORT}"))?;
+        let ec2 = serve_ec2(api, fabric.ec2().clone(), Some(instance.id.clone()));
+        let ec2 = ec2.map_err(LabError::doing("serve EC2"))?;
+        let run_dir = Path::new("/run/lab").join(name);
+        std::fs::create_dir_all(&run_dir).map_err(LabError::doing("make the run directory"))?;
+        Ok(Self { netns, instance, imds, _ec2: ec2, run_dir, daemon: None })
+    }
+
+    /// Its namespace.
+    #[must_use]
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Its instance.
+    #[must_use]
+    pub const fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
+    /// Its instance metadata.
+    #[must_use]
+    pub const fn imds(&self) -> &Imds {
+        &self.imds
+    }
+
+    /// The daemon's directory: socket, delete queue, state.
+    #[must_use]
+    pub fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
+    /// The daemon's socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join("aws-cni.sock")
+    }
+
+    /// Starts the daemon with the lab's settings and these.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_daemon(&mut self, settings: &[(&str, &str)]) -> Result<(), LabError> {
+        let log = File::options().create(true).append(true).open(self.log());
+        let log = log.map_err(LabError::doing("make the daemon's log"))?;
+        let errors = log.try_clone().map_err(LabError::doing("make the daemon's log"))?;
+        let mut command = Command::new(binary("IPAMD_BIN", "ipamd")?);
+        let own: BTreeMap<&str, String> = BTreeMap::from([
+            ("AWS_EC2_ENDPOINT", format!("http://127.0.0.1:{EC2_PORT}")),
+            ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254".to_owned()),
+            ("AWS_ACCESS_KEY_ID", "LABKEY".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", "lab-secret".to_owned()),
+            ("ENABLE_IPv4", "true".to_owned()),
+            ("CLUSTER_NAME", "lab".to_owned()),
+            ("IPAMD_RUN_DIR", self.run_dir.display().to_string()),
+            ("PATH", std::env::var("PATH").unwrap_or_default()),
+        ]);
+        command.arg("run").env_clear().envs(own).envs(settings.iter().copied());
+        command.stdin(Stdio::null()).stdout(log).stderr(errors);
+        self.daemon = Some(self.netns.spawn(&mut command).map_err(LabError::doing("start ipamd"))?);
+        Ok(())
+    }
+
+    /// The daemon's process id, while it runs.
+    #[must_use]
+    pub fn daemon_pid(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Child::id)
+    }
+
+    /// Waits until an ADD would be served.
+    ///
+    /// # Errors
+    /// When the daemon ends or takes too long; with the end of its log.
+    pub fn wait_ready(&mut self) -> Result<(), LabError> {
+        let until = Instant::now() + READY;
+        loop {
+            let ready = self.ask(Verb::Status);
+            if matches!(ready, Ok(Reply::Done)) {
+                return Ok(());
+            }
+            let ended = self.daemon.as_mut().is_none_or(|daemon| !matches!(daemon.try_wait(), Ok(None)));
+            if ended || Instant::now() > until {
+                return Err(LabError::Otherwise(format!(
+                    "ipamd is not ready ({ready:?}):\n{}",
+                    self.log_tail()
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Ends the daemon without warning.
+    pub fn kill_daemon(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            let _gone = daemon.kill();
+            let _reaped = daemon.wait();
+        }
+    }
+
+    /// Asks the daemon to stop and waits for it.
+    ///
+    /// # Errors
+    /// When it does not stop in time; it is then killed.
+    pub fn stop_daemon(&mut self) -> Result<(), LabError> {
+        let Some(mut daemon) = self.daemon.take() else { return Ok(()) };
+        if let Some(pid) = i32::try_from(daemon.id()).ok().and_then(Pid::from_raw) {
+            let _told = kill_process(pid, Signal::TERM);
+        }
+        let until = Instant::now() + STOP;
+        while Instant::now() < until {
+            if matches!(daemon.try_wait(), Ok(Some(_))) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.daemon = Some(daemon);
+        self.kill_daemon();
+        Err(LabError::Otherwise("ipamd did not stop when told".to_owned()))
+    }
+
+    /// Asks the daemon something.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub fn ask(&self, verb: Verb) -> Result<Reply, LabError> {
+        let request = Request { version: PROTOCOL, patience_ms: 5000, started_ns: u64::MAX, verb };
+        let exchange = || -> std::io::Result<Reply> {
+            let mut stream = UnixStream::connect(self.socket())?;
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            stream.write_all(&wire::encode(&request).map_err(std::io::Error::other)?)?;
+            let mut header = [0; HEADER_BYTES];
+            stream.read_exact(&mut header)?;
+            let mut body = vec![0; wire::frame_len(header).map_err(std::io::Error::other)?];
+            stream.read_exact(&mut body)?;
+            wire::decode(&body).map_err(std::io::Error::other)
+        };
+        exchange().map_err(LabError::doing("ask ipamd"))
+    }
+
+    /// The daemon's state.
+    ///
+    /// # Errors
+    /// When it does not tell.
+    pub fn report(&self) -> Result<Report, LabError> {
+        match self.ask(Verb::Report)? {
+            Reply::Report(report) => Ok(*report),
+            other @ (Reply::Added(_) | Reply::Done | Reply::Collected { .. } | Reply::Failed(_)) => {
+                Err(LabError::Otherwise(format!("ipamd answers {other:?}")))
+            }
+        }
+    }
+
+    /// Waits until the daemon's state is as wanted.
+    ///
+    /// # Errors
+    /// When that takes too long; with the state it is in.
+    pub fn wait_for(&self, what: &str, is: impl Fn(&Report) -> bool) -> Result<Report, LabError> {
+        let until = Instant::now() + READY;
+        loop {
+            let report = self.report()?;
+            if is(&report) {
+                return Ok(report);
+            }
+            if Instant::now() > until {
+                return Err(LabError::Otherwise(format!(
+                    "{what} did not come true: {report:#?}\n{}",
+                    self.log_tail()
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn log(&self) -> PathBuf {
+        self.run_dir.join("ipamd.log")
+    }
+
+    /// The end of the daemon's log.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        let text = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill_daemon();
+    }
+}

@@ -1,0 +1,153 @@
+//! Calls the plugin as a container runtime does.
+
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::LabError;
+use crate::netns::Netns;
+use crate::node::{Node, binary};
+
+/// A pod: a namespace, and what the plugin said about it.
+#[derive(Debug)]
+pub struct Pod {
+    /// Its namespace.
+    pub netns: Netns,
+    /// Its name; the namespace is `default`.
+    pub name: String,
+    /// The runtime's id of the sandbox.
+    pub container_id: String,
+    /// Its address, once added.
+    pub address: Option<Ipv4Addr>,
+    /// How long the plugin took to add it.
+    pub took: Duration,
+    /// The plugin's result, for CHECK and DEL.
+    pub result: Option<Value>,
+}
+
+/// What the plugin answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its exit code was 0.
+    pub success: bool,
+    /// What it printed.
+    pub stdout: Value,
+    /// How long it took, the process's start included.
+    pub took: Duration,
+}
+
+impl Pod {
+    /// Makes a pod's namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn create(name: &str, container_id: &str) -> Result<Self, LabError> {
+        let netns = Netns::create(container_id)?;
+        let (name, container_id) = (name.to_owned(), container_id.to_owned());
+        Ok(Self { netns, name, container_id, address: None, took: Duration::ZERO, result: None })
+    }
+
+    /// ADD.
+    ///
+    /// # Errors
+    /// The plugin's error, as it printed it.
+    pub fn add(&mut self, node: &Node) -> Result<Ipv4Addr, LabError> {
+        let answer = self.call(node, "ADD")?;
+        if !answer.success {
+            return Err(LabError::Otherwise(format!("ADD {}: {}", self.name, answer.stdout)));
+        }
+        let text = answer.stdout["ips"][0]["address"].as_str().unwrap_or_default();
+        let address: Ipv4Addr = text.trim_end_matches("/32").parse().map_err(|error| {
+            LabError::Otherwise(format!("ADD {} gave no address ({error}): {}", self.name, answer.stdout))
+        })?;
+        (self.address, self.took, self.result) = (Some(address), answer.took, Some(answer.stdout));
+        Ok(address)
+    }
+
+    /// DEL.
+    ///
+    /// # Errors
+    /// The plugin's error, as it printed it.
+    pub fn del(&mut self, node: &Node) -> Result<Duration, LabError> {
+        let answer = self.call(node, "DEL")?;
+        match answer.success {
+            true => Ok(answer.took),
+            false => Err(LabError::Otherwise(format!("DEL {}: {}", self.name, answer.stdout))),
+        }
+    }
+
+    /// Any verb.
+    ///
+    /// # Errors
+    /// When the plugin cannot be run.
+    pub fn call(&self, node: &Node, verb: &str) -> Result<Answer, LabError> {
+        let mut config = conf(node);
+        if let (Some(result), "CHECK" | "DEL") = (&self.result, verb) {
+            config["prevResult"] = result.clone();
+        }
+        call_plugin(
+            node,
+            verb,
+            &self.container_id,
+            &self.netns.path(),
+            &self.name,
+            config.to_string().as_bytes(),
+        )
+    }
+}
+
+/// The network configuration, as the runtime takes it from the conflist.
+#[must_use]
+pub fn conf(node: &Node) -> Value {
+    json!({
+        "cniVersion": "1.0.0", "name": "aws-cni", "type": "aws-cni", "vethPrefix": "eni", "mtu": "9001",
+        "socket": node.socket(), "queueDir": node.run_dir().join("delete-queue"),
+        "runtimeConfig": {"io.kubernetes.cri.pod-annotations": {"example.com/any": "thing"}},
+    })
+}
+
+/// Runs the plugin in the node's namespace.
+///
+/// # Errors
+/// When it cannot be run or prints something that is not JSON.
+pub fn call_plugin(
+    node: &Node,
+    verb: &str,
+    container_id: &str,
+    netns: &std::path::Path,
+    pod: &str,
+    stdin: &[u8],
+) -> Result<Answer, LabError> {
+    let plugin: PathBuf = binary("AWS_CNI_BIN", "aws-cni")?;
+    let mut command = Command::new(plugin);
+    command
+        .env_clear()
+        .env("CNI_COMMAND", verb)
+        .env("CNI_CONTAINERID", container_id)
+        .env("CNI_IFNAME", "eth0");
+    command.env("CNI_NETNS", netns).env("CNI_PATH", "/opt/cni/bin");
+    command.env(
+        "CNI_ARGS",
+        format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod};K8S_POD_INFRA_CONTAINER_ID={container_id}"),
+    );
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let ran = node.netns().run(|| -> std::io::Result<_> {
+        let started = Instant::now();
+        let mut child = command.spawn()?;
+        if let Some(mut pipe) = child.stdin.take() {
+            // A plugin that has seen enough may close it early.
+            let _written = pipe.write_all(stdin);
+        }
+        Ok((child.wait_with_output()?, started.elapsed()))
+    })?;
+    let (output, took) = ran.map_err(LabError::doing("run the plugin"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let stdout = if text.trim().is_empty() { Ok(Value::Null) } else { serde_json::from_str(&text) };
+    let stdout =
+        stdout.map_err(|error| LabError::Otherwise(format!("{verb} printed no JSON ({error}): {text}")))?;
+    Ok(Answer { success: output.status.success(), stdout, took })
+}

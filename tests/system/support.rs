@@ -1,0 +1,95 @@
+//! What the tests share.
+
+use std::io::Write;
+use std::time::Duration;
+
+use lab::LabError;
+use lab::ec2::Config;
+use lab::fabric::Fabric;
+use lab::node::{Node, binary};
+use lab::runtime::Pod;
+use libtest_mimic::Failed;
+use wire::Report;
+
+/// How a test ends.
+pub(crate) type Outcome = Result<(), LabError>;
+/// A test and its name.
+pub(crate) type Test = (&'static str, fn() -> Outcome);
+
+/// Runs one test; a failed expectation is an error with its words.
+pub(crate) fn run(test: fn() -> Outcome) -> Result<(), Failed> {
+    test().map_err(|error| Failed::from(error.to_string()))
+}
+
+/// An expectation of the test.
+macro_rules! ensure {
+    ($holds:expr, $($words:tt)+) => {
+        if !$holds {
+            return Err(lab::LabError::Otherwise(format!($($words)+)));
+        }
+    };
+}
+pub(crate) use ensure;
+
+/// Which of our programs are not built.
+pub(crate) fn missing_programs() -> Option<String> {
+    let found = [binary("IPAMD_BIN", "ipamd"), binary("AWS_CNI_BIN", "aws-cni")];
+    found.into_iter().find_map(Result::err).map(|error| error.to_string())
+}
+
+/// Tells the runner what is skipped and why.
+pub(crate) fn tell_skips(tests: &[Test], reason: &str) {
+    let lines: String = tests.iter().map(|(name, _)| format!("system {name}: {reason}\n")).collect();
+    eprintln!("{lines}");
+    if let Some(path) = std::env::var_os("LAB_SKIPS") {
+        let file = std::fs::File::options().create(true).append(true).open(path);
+        let _told = file.and_then(|mut file| file.write_all(lines.as_bytes()));
+    }
+}
+
+/// A VPC with one node whose daemon is ready. Drops the node first.
+#[derive(Debug)]
+pub(crate) struct Setting {
+    pub(crate) node: Node,
+    pub(crate) fabric: Fabric,
+}
+
+impl Setting {
+    /// Starts it with an attach delay of 100 ms.
+    pub(crate) fn start(settings: &[(&str, &str)]) -> Result<Self, LabError> {
+        let config = Config { attach_delay: Duration::from_millis(100), ..Config::default() };
+        let fabric = Fabric::create(config)?;
+        // A state of before belongs to another test.
+        let _gone = std::fs::remove_dir_all("/run/lab/node1");
+        let mut node = Node::launch(&fabric, "node1", "m5.large")?;
+        node.start_daemon(settings)?;
+        node.wait_ready()?;
+        Ok(Self { node, fabric })
+    }
+
+    /// Adds pods one after the other.
+    pub(crate) fn pods(&self, names: std::ops::Range<u32>) -> Result<Vec<Pod>, LabError> {
+        names
+            .map(|number| {
+                let mut pod = Pod::create(&format!("pod-{number}"), &format!("sandbox{number}"))?;
+                pod.add(&self.node)?;
+                Ok(pod)
+            })
+            .collect()
+    }
+
+    /// Checks that the daemon's books are those of these pods, address by address.
+    pub(crate) fn accounts_for(&self, pods: &[Pod]) -> Result<Report, LabError> {
+        let report = self.node.report()?;
+        let mut held: Vec<String> =
+            report.pods.iter().map(|pod| format!("{} {}", pod.pod, pod.address)).collect();
+        let address = |pod: &Pod| pod.address.map(|a| a.to_string()).unwrap_or_default();
+        let mut want: Vec<String> =
+            pods.iter().map(|pod| format!("default/{} {}", pod.name, address(pod))).collect();
+        held.sort();
+        want.sort();
+        ensure!(held == want, "the daemon holds {held:?}, the pods have {want:?}");
+        ensure!(report.addresses.reserved == 0, "{} addresses stay reserved", report.addresses.reserved);
+        Ok(report)
+    }
+}
