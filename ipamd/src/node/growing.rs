@@ -207,8 +207,7 @@ impl Node {
                 }
             }
         }
-        self.host.converged |=
-            self.cloud.pictured && self.host.settling.iter().all(|s| s.generation.is_none());
+        self.host.converged |= self.cloud.pictured;
         if !missing.is_empty() {
             self.host.dirty = true;
             self.host.retry_at = Some(now.plus(LINK_POLL));
