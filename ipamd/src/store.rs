@@ -196,10 +196,84 @@ fn parse(bytes: &[u8]) -> (Vec<Record>, Option<String>) {
 
 fn parse_line(text: &[u8]) -> Option<Record> {
     let text = text.strip_suffix(b"\n")?;
-    let (sum, json) = (text.get(..16)?, text.get(17..)?);
+    let (sum, rest) = text.split_at_checked(16)?;
+    let json = rest.strip_prefix(b" ")?;
     let sum = u64::from_str_radix(std::str::from_utf8(sum).ok()?, 16).ok()?;
     if sum != checksum(json) {
         return None;
     }
     serde_json::from_slice(json).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn released(id: &str) -> Record {
+        Record::Released { sandbox: SandboxKey::new("aws-cni", id, "eth0").unwrap(), at: Moment(7) }
+    }
+
+    fn written(directory: &Path) -> PathBuf {
+        let path = directory.join("state");
+        let mut store = Store::create(&path, &Snapshot::default()).unwrap();
+        store.append(&[released("a"), released("b")]).unwrap();
+        path
+    }
+
+    #[test]
+    fn what_was_appended_is_loaded() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = written(directory.path());
+
+        let loaded = Store::load(&path, Moment(1)).unwrap();
+
+        assert_eq!(loaded.damage, None);
+        assert_eq!(loaded.records[1..], [released("a"), released("b")]);
+    }
+
+    #[test]
+    fn a_cut_last_line_is_what_a_crash_leaves() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = written(directory.path());
+        let bytes = std::fs::read(&path).unwrap();
+        for cut in 1..40 {
+            std::fs::write(&path, &bytes[..bytes.len() - cut]).unwrap();
+
+            let loaded = Store::load(&path, Moment(1)).unwrap();
+
+            assert_eq!((loaded.damage, loaded.records.len()), (None, 2), "{cut} bytes cut");
+        }
+    }
+
+    #[test]
+    fn any_flipped_byte_costs_its_own_line_only_and_the_file_is_set_aside() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = written(directory.path());
+        let good = std::fs::read(&path).unwrap();
+        for at in 0..good.len() {
+            let mut bytes = good.clone();
+            bytes[at] ^= 0x01;
+            std::fs::write(&path, &bytes).unwrap();
+
+            let loaded = Store::load(&path, Moment(9)).unwrap();
+
+            assert!(loaded.damage.is_some() || loaded.records.len() == 2, "byte {at} went unnoticed");
+            assert!(loaded.records.len() >= 1, "byte {at} cost everything");
+        }
+        assert!(directory.path().join("state.damaged-9").exists());
+    }
+
+    #[test]
+    fn an_empty_or_foreign_file_is_damage_and_no_file_is_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state");
+        assert_eq!(Store::load(&path, Moment(1)).unwrap().damage, None);
+        for bytes in [&b""[..], b"\n", b"PK\x03\x04", b"{\"version\":\"vpc-cni-ipam/1\"}\n", &[0xff; 4096]] {
+            std::fs::write(&path, bytes).unwrap();
+
+            let loaded = Store::load(&path, Moment(1)).unwrap();
+
+            assert!(loaded.damage.is_some() && loaded.records.is_empty(), "{bytes:?}");
+        }
+    }
 }

@@ -16,6 +16,11 @@ pub(crate) fn run() -> Result<(), Failure> {
     let output =
         Command::new("git").args(["ls-files", "--cached", "--others", "--exclude-standard"]).output();
     let output = output.map_err(|error| Failure::Why(format!("cannot run git: {error}")))?;
+    if !output.status.success() {
+        return Err(Failure::Why(
+            "git does not list the files; tidy looks at those of a checkout".to_owned(),
+        ));
+    }
     let listed = String::from_utf8_lossy(&output.stdout).into_owned();
     let invariants = numbers(&fs::read_to_string("ARCHITECTURE.md").unwrap_or_default(), "- **I");
     let mut complaints = Vec::new();

@@ -1,1 +1,308 @@
-//! The node, driven by events.
+//! The node, driven by events: no kernel, no cloud, no clock.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "helpers of tests: they look for one thing"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use datapath::Marks;
+use pool::{Action, ActionId, EniSeen, Outcome, Pool, Role, Targets};
+use types::{DeviceIndex, InstanceTable, Mac, Moment, NetworkCard, PodName, Reason, SandboxKey, VethPrefix};
+use wire::{Attachment, Detachment, Failure, PROTOCOL, Reply, Request, Verb};
+
+use super::{BatchId, CallId, Effect, Event, Facts, Node, Picture, Settings};
+use crate::cloud::{CloudError, CloudErrorKind};
+
+/// A node with its own little world around it.
+struct World {
+    node: Node,
+    now: Moment,
+    calls: u64,
+}
+
+impl World {
+    fn new() -> Self {
+        let settings = Settings {
+            targets: Targets { warm_ip: Some(1), minimum_ip: Some(3), ..Targets::default() },
+            cooldown: Duration::from_secs(30),
+            add_timeout: Duration::from_secs(60),
+            max_enis: None,
+            eni_mtu: 9001,
+            marks: Marks::default(),
+            connmark: true,
+            exclude_snat: Vec::new(),
+            provisioning: true,
+            audit_every: Duration::from_secs(3600),
+        };
+        let now = Moment(1_000_000);
+        Self { node: Node::new(settings, Pool::new(Duration::from_secs(30)), 1, now), now, calls: 0 }
+    }
+
+    /// Identified, looked at, and converged, with this many free addresses.
+    fn ready(addresses: u8) -> Self {
+        let mut world = Self::new();
+        let facts = Facts {
+            instance: "i-1".parse().unwrap(),
+            limits: InstanceTable::builtin().get("m5.large").unwrap().clone(),
+            primary_address: Ipv4Addr::new(10, 0, 0, 4),
+            primary_mac: Mac([2, 0, 0, 0, 0, 0]),
+            subnet: "subnet-1".parse().unwrap(),
+            security_groups: Vec::new(),
+            vpc_cidrs: vec!["10.0.0.0/16".parse().unwrap()],
+        };
+        world.handle(Event::Identified(Box::new(facts)));
+        let eni = EniSeen {
+            id: "eni-0".parse().unwrap(),
+            mac: Mac([2, 0, 0, 0, 0, 0]),
+            card: NetworkCard(0),
+            device: DeviceIndex(0),
+            subnet: "subnet-1".parse().unwrap(),
+            primary_address: Ipv4Addr::new(10, 0, 0, 4),
+            addresses: (10..10 + addresses).map(|n| Ipv4Addr::new(10, 0, 0, n)).collect(),
+            role: Role::Primary,
+        };
+        let subnets = BTreeMap::from([("subnet-1".parse().unwrap(), "10.0.0.0/20".parse().unwrap())]);
+        let picture = Picture { as_of: world.now, enis: vec![eni], subnets };
+        let effects = world.handle(Event::Looked(Ok(picture)));
+        world.converge(&effects);
+        world
+    }
+
+    fn handle(&mut self, event: Event) -> Vec<Effect> {
+        self.node.handle(event, self.now)
+    }
+
+    /// Grants the wish for the host's kernel that is among the effects.
+    fn converge(&mut self, effects: &[Effect]) -> Vec<Effect> {
+        let generation = effects.iter().find_map(|effect| match effect {
+            Effect::Converge { generation, .. } => Some(*generation),
+            _ => None,
+        });
+        self.handle(Event::Converged { generation: generation.expect("a wish"), result: Ok(Vec::new()) })
+    }
+
+    fn ask(&mut self, verb: Verb, started_ns: u64) -> (CallId, Vec<Effect>) {
+        self.calls += 1;
+        let id = CallId(self.calls);
+        let request = Request { version: PROTOCOL, patience_ms: 90_000, started_ns, verb };
+        (id, self.handle(Event::Call { id, request, descriptors: true }))
+    }
+
+    fn add(&mut self, name: &str) -> (CallId, Vec<Effect>) {
+        self.ask(Verb::Add(attachment(name, name)), 100)
+    }
+
+    fn del(&mut self, name: &str, started_ns: u64) -> Vec<Effect> {
+        let Attachment { sandbox, pod, veth_prefix, .. } = attachment(name, name);
+        self.ask(Verb::Del(Detachment { sandbox, pod, veth_prefix }), started_ns).1
+    }
+
+    /// An ADD to its end.
+    fn added(&mut self, name: &str) {
+        let (id, effects) = self.add(name);
+        let batch = batch(&effects).expect("an append");
+        self.handle(Event::Wired { id, result: Ok(()) });
+        let effects = self.handle(Event::Written { batch, result: Ok(()) });
+        assert!(matches!(reply(&effects), Some(Reply::Added(_))), "{effects:?}");
+    }
+}
+
+fn attachment(container: &str, pod: &str) -> Attachment {
+    Attachment {
+        sandbox: SandboxKey::new("aws-cni", container, "eth0").unwrap(),
+        netns: "/run/netns/x".to_owned(),
+        pod: PodName { namespace: "default".to_owned(), name: pod.to_owned() },
+        pod_uid: String::new(),
+        veth_prefix: VethPrefix::default(),
+        mtu: 9001,
+    }
+}
+
+fn reply(effects: &[Effect]) -> Option<&Reply> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Reply(_, reply) => Some(reply),
+        _ => None,
+    })
+}
+
+fn failure(effects: &[Effect]) -> Option<&Failure> {
+    match reply(effects)? {
+        Reply::Failed(failure) => Some(failure),
+        _ => None,
+    }
+}
+
+fn batch(effects: &[Effect]) -> Option<BatchId> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Append(batch, _) => Some(*batch),
+        _ => None,
+    })
+}
+
+fn action(effects: &[Effect]) -> Option<(ActionId, &Action)> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Act(id, action) => Some((*id, action)),
+        _ => None,
+    })
+}
+
+#[test]
+fn the_caller_hears_only_when_kernel_and_disk_are_done() {
+    for disk_first in [true, false] {
+        let mut world = World::ready(3);
+        let (id, effects) = world.add("a");
+        let batch = batch(&effects).expect("an append");
+        let wired = Event::Wired { id, result: Ok(()) };
+        let written = Event::Written { batch, result: Ok(()) };
+        let (first, second) = if disk_first { (written, wired) } else { (wired, written) };
+
+        assert!(reply(&world.handle(first)).is_none());
+        assert!(matches!(reply(&world.handle(second)), Some(Reply::Added(_))));
+    }
+}
+
+#[test]
+fn a_state_that_cannot_be_written_promises_nothing() {
+    let mut world = World::ready(1);
+    let (id, effects) = world.add("a");
+    let batch = batch(&effects).expect("an append");
+    world.handle(Event::Wired { id, result: Ok(()) });
+
+    let effects = world.handle(Event::Written { batch, result: Err("no space".to_owned()) });
+
+    assert_eq!(failure(&effects).map(|f| f.reason), Some(Reason::StateNotWritable));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Unwire(_))), "{effects:?}");
+    assert_eq!(world.node.report(world.now).addresses.assigned, 0);
+}
+
+#[test]
+fn an_add_waits_for_the_growth_that_it_causes() {
+    let mut world = World::ready(0);
+    let (_, effects) = world.add("a");
+    assert!(reply(&effects).is_none());
+    let asked = action(&effects).map(|(_, action)| action.clone());
+    let (id, effects) = match asked {
+        Some(_) => (action(&effects).expect("an action").0, Vec::new()),
+        // The growth for the warm target may be on its way already.
+        None => (ActionId(1), effects),
+    };
+    drop(effects);
+
+    let gained =
+        Outcome::Assigned(BTreeSet::from([Ipv4Addr::new(10, 0, 0, 20), Ipv4Addr::new(10, 0, 0, 21)]));
+    let effects = world.handle(Event::Acted { id, result: Ok(gained) });
+    assert!(batch(&effects).is_none(), "an address is given before the host's kernel is ready for it");
+    let effects = world.converge(&effects);
+
+    assert!(batch(&effects).is_some(), "{effects:?}");
+}
+
+#[test]
+fn an_add_that_waits_in_vain_says_why() {
+    let mut world = World::ready(0);
+    let (_, effects) = world.add("a");
+    let id = action(&effects).map_or(ActionId(1), |(id, _)| id);
+    let full = CloudError::new(CloudErrorKind::SubnetFull, "assign", "no free address");
+    world.handle(Event::Acted { id, result: Err(full) });
+
+    world.now = world.now.plus(Duration::from_secs(61));
+    let effects = world.handle(Event::Tick);
+
+    let failure = failure(&effects).expect("a failure");
+    assert_eq!((failure.reason, failure.code.0), (Reason::SubnetFull, 11));
+    assert!(failure.details.contains("0 free"), "{failure:?}");
+}
+
+#[test]
+fn a_del_of_something_unknown_succeeds_at_once() {
+    let mut world = World::new();
+
+    let effects = world.del("never-heard-of", 1);
+
+    assert_eq!(reply(&effects), Some(&Reply::Done));
+}
+
+#[test]
+fn an_add_that_started_before_a_served_del_does_not_bring_the_sandbox_back() {
+    let mut world = World::ready(3);
+    world.del("a", 200);
+
+    let (_, late) = world.ask(Verb::Add(attachment("a", "a")), 100);
+    let (_, fresh) = world.ask(Verb::Add(attachment("a", "a")), 300);
+
+    assert_eq!(failure(&late).map(|f| f.reason), Some(Reason::Superseded));
+    assert!(batch(&fresh).is_some());
+}
+
+#[test]
+fn a_del_during_its_add_ends_with_nothing_held() {
+    let mut world = World::ready(3);
+    let (id, effects) = world.add("a");
+    let batch = batch(&effects).expect("an append");
+
+    assert_eq!(reply(&world.del("a", 200)), Some(&Reply::Done));
+    world.handle(Event::Wired { id, result: Ok(()) });
+    let effects = world.handle(Event::Written { batch, result: Ok(()) });
+
+    assert_eq!(failure(&effects).map(|f| f.reason), Some(Reason::Superseded));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Unwire(_))));
+    let count = world.node.report(world.now).addresses;
+    assert_eq!((count.assigned, count.reserved, count.cooling), (0, 0, 1));
+}
+
+#[test]
+fn a_second_sandbox_of_a_pod_name_waits_for_the_first_one_to_go() {
+    let mut world = World::ready(3);
+    world.added("web");
+
+    let (_, effects) = world.ask(Verb::Add(attachment("web-again", "web")), 300);
+    assert!(batch(&effects).is_none() && reply(&effects).is_none(), "{effects:?}");
+    // Others do not wait behind it.
+    let (_, other) = world.add("other");
+    assert!(batch(&other).is_some());
+
+    let effects = world.del("web", 400);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Wire(..))), "{effects:?}");
+}
+
+#[test]
+fn a_caller_that_hangs_up_gives_its_place_back() {
+    let mut world = World::ready(0);
+    let (id, _) = world.add("a");
+
+    world.handle(Event::Gone(id));
+
+    assert_eq!(world.node.report(world.now).waiting, Vec::new());
+    let (_, again) = world.add("a");
+    assert_ne!(failure(&again).map(|f| f.reason), Some(Reason::Busy));
+}
+
+#[test]
+fn gc_without_a_valid_list_releases_only_its_own_network() {
+    let mut world = World::ready(3);
+    world.added("a");
+
+    let other = Verb::Gc { network_name: "other".to_owned(), valid: Vec::new() };
+    let (_, effects) = world.ask(other, 500);
+    assert_eq!(reply(&effects), Some(&Reply::Collected { released: 0 }));
+
+    let own = Verb::Gc { network_name: "aws-cni".to_owned(), valid: Vec::new() };
+    let (_, effects) = world.ask(own, 500);
+    let effects = world.handle(Event::Written { batch: batch(&effects).expect("an append"), result: Ok(()) });
+    assert_eq!(reply(&effects), Some(&Reply::Collected { released: 1 }));
+}
+
+#[test]
+fn a_node_that_is_not_ready_says_so_with_code_50() {
+    let mut world = World::new();
+
+    let (_, effects) = world.ask(Verb::Status, 1);
+
+    assert_eq!(failure(&effects).map(|f| f.code.0), Some(50));
+}
