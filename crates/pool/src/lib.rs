@@ -1,28 +1,47 @@
 //! The allocator: which addresses the node has, who has which, and what to ask EC2 for next.
 //!
 //! Pure: state in, plan out; time is an argument; ordered maps only, so that the same history gives the same
-//! answer. An address is in one of four states, and *cooling is not free*:
+//! answer. An address is in one of these states, and *cooling is not free*:
 //!
 //! ```text
 //!   (absent) --finish/observe--> free --reserve--> reserved --commit--> assigned
-//!                                 ^  <--cancel-----'                       |
-//!                                 '---- cooldown over ---- cooling <--release
+//!                                | ^  <--cancel-----'                       |
+//!              <--finish-- leaving '---- cooldown over ---- cooling <--release
 //! ```
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | `model.rs` | the words |
+//! | `pool.rs` | the state, and how pods get and give back addresses |
+//! | `cloud.rs` | what EC2 says: pictures of the ENIs, and calls that begin and end |
+//! | `plan.rs` | what to ask EC2 for next, and why |
+//! | `books.rs` | what must always be true |
+//! | `snapshot.rs` | what survives a restart |
 //!
 //! Deviations from the Go version's arithmetic, each with its reason:
 //!
 //! - cooling addresses are not available, so that a small pool grows when pods churn instead of failing them;
-//! - ADDs that wait count as demand, so that the pool grows by what is needed at once instead of by steps;
-//! - the fullest ENI with room is used first, so that others empty and can be given back.
+//! - ADDs that wait count as demand, so that the pool grows by what is needed at once instead of by steps, and
+//!   also where only `MINIMUM_IP_TARGET` is set or maxPods is reached;
+//! - the fullest ENI with room is used first, so that others empty and can be given back;
+//! - a plan asks for all that is missing, on as many ENIs as it takes, instead of one ENI every five seconds;
+//! - growth stops exactly at maxPods usable addresses instead of at the first step beyond;
+//! - an ENI is given back only if the pool would not want one again right after.
 
+mod books;
+mod cloud;
 mod model;
 mod plan;
 mod pool;
 mod snapshot;
 
+pub use books::Violation;
 pub use model::{
     Action, ActionId, Counts, EniSeen, Grant, Limits, Note, Outcome, Owner, Place, Role, Shortage, Targets,
 };
-pub use plan::{Plan, Planned};
-pub use pool::{Pool, Violation};
+pub use plan::{KeptReason, Plan, Planned, Why};
+pub use pool::Pool;
 pub use snapshot::Snapshot;
+
+#[cfg(test)]
+mod tests;

@@ -59,7 +59,7 @@ impl fmt::Display for Role {
             Self::Secondary => "a secondary ENI",
             Self::Trunk => "the trunk ENI",
             Self::EfaOnly => "an EFA-only ENI",
-            Self::Unmanaged => "not managed by us",
+            Self::Unmanaged => "not ours",
         })
     }
 }
@@ -148,7 +148,7 @@ pub struct Targets {
     pub warm_ip: Option<u32>,
     /// `MINIMUM_IP_TARGET`: addresses in all.
     pub minimum_ip: Option<u32>,
-    /// Pods the node can run; more addresses than that are never held.
+    /// Pods the node can run: no more than so many addresses that do not cool are asked for.
     pub max_pods: Option<u32>,
     /// Excess addresses are returned at most this often.
     pub release_every: Duration,
@@ -214,6 +214,28 @@ pub enum Action {
         /// Which.
         eni: EniId,
     },
+}
+
+impl Action {
+    /// The ENI it is about; a new one has no name yet.
+    #[must_use]
+    pub const fn eni(&self) -> Option<&EniId> {
+        match self {
+            Self::AssignAddresses { eni, .. }
+            | Self::ReleaseAddresses { eni, .. }
+            | Self::DeleteEni { eni } => Some(eni),
+            Self::CreateEni { .. } => None,
+        }
+    }
+
+    /// How many addresses it brings.
+    pub(crate) const fn brings(&self) -> u32 {
+        match self {
+            Self::AssignAddresses { count, .. } => *count,
+            Self::CreateEni { addresses, .. } => *addresses,
+            Self::ReleaseAddresses { .. } | Self::DeleteEni { .. } => 0,
+        }
+    }
 }
 
 impl fmt::Display for Action {

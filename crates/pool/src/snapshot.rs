@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use types::Moment;
 
 use crate::model::{EniSeen, Owner};
-use crate::pool::Pool;
+use crate::pool::{Pool, Slot};
 
 /// What survives a restart.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -17,7 +17,7 @@ pub struct Snapshot {
     pub owners: Vec<(Owner, Ipv4Addr)>,
     /// Addresses that cool, and until when.
     pub cooling: BTreeMap<Ipv4Addr, Moment>,
-    /// The ENIs as last known.
+    /// The ENIs as last known, without what was on its way out.
     pub enis: Vec<EniSeen>,
 }
 
@@ -27,12 +27,18 @@ impl Pool {
     pub fn snapshot(&self) -> Snapshot {
         let owners = self.held.values().map(|held| (held.owner.clone(), held.address)).collect();
         let slots = self.enis.values().flat_map(|eni| &eni.slots);
-        let cooling = slots.filter_map(|(address, slot)| Some((*address, slot.cooling_until()?)));
+        // What leaves may come back if EC2 refuses: its cooldown is kept too.
+        let cooling = slots.filter_map(|(address, slot)| match slot {
+            Slot::Cooling(until) | Slot::Leaving(until) => Some((*address, *until)),
+            Slot::Free(_) | Slot::Held(_) => None,
+        });
         let cooling = cooling.chain(self.cooling_elsewhere.iter().map(|(a, until)| (*a, *until))).collect();
         Snapshot { owners, cooling, enis: self.enis() }
     }
 
     /// The pool that was written. Cooling that lies further ahead than the cooldown (the clock was set back) is cut.
+    ///
+    /// An owner whose address is on no known ENI keeps it all the same; a later picture joins the two.
     #[must_use]
     pub fn restore(snapshot: Snapshot, cooldown: Duration, now: Moment) -> Self {
         let mut pool = Self::new(cooldown);

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::steps::{Failure, cargo, step};
+use crate::steps::{Failure, cargo, metadata, step};
 
 /// Where the programs are.
 #[derive(Debug)]
@@ -22,13 +22,31 @@ impl Built {
     }
 }
 
+/// How daemon and lab are built; the plugin has its one way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Profile {
+    /// For demo and tests.
+    Dev,
+    /// For measurements.
+    Release,
+}
+
 /// Builds plugin, daemon and lab.
-pub(crate) fn all() -> Result<Built, Failure> {
+///
+/// Daemon and lab in one command, because features of shared dependencies add up per command: built alone, the daemon
+/// would have another tokio than in `cargo test --workspace`, and the AWS SDK would be compiled for each.
+pub(crate) fn all(profile: Profile) -> Result<Built, Failure> {
     let target = target_directory()?;
     let plugin = plugin(&target)?;
-    let arguments = ["build", "--locked", "--package", "ipamd", "--package", "lab", "--bins"];
+    let (profile, directory) = match profile {
+        Profile::Dev => ("dev", "debug"),
+        Profile::Release => ("release", "release"),
+    };
+    let arguments =
+        ["build", "--locked", "--package", "ipamd", "--package", "lab", "--bins", "--profile", profile];
     step("build daemon and lab (the first time about five minutes: the AWS SDK)", cargo(&arguments))?;
-    Ok(Built { plugin, daemon: target.join("debug/ipamd"), lab: target.join("debug/vpc-lab") })
+    let programs = target.join(directory);
+    Ok(Built { plugin, daemon: programs.join("ipamd"), lab: programs.join("vpc-lab") })
 }
 
 /// The plugin: static, so that it runs on any host, and small.
@@ -65,10 +83,7 @@ fn host_triple() -> Result<String, Failure> {
 }
 
 fn target_directory() -> Result<PathBuf, Failure> {
-    let output = cargo(&["metadata", "--format-version", "1", "--no-deps", "--locked"]).output();
-    let output = output.map_err(|error| Failure::Why(format!("cannot run cargo: {error}")))?;
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)
-        .map_err(|error| Failure::Why(format!("cargo metadata answers nonsense: {error}")))?;
+    let metadata = metadata(&["--no-deps"])?;
     let directory = metadata["target_directory"].as_str().map(PathBuf::from);
     directory.ok_or_else(|| Failure::Why("cargo metadata names no target directory".to_owned()))
 }

@@ -3,15 +3,18 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "these commands talk to a person")]
 
 mod build;
+mod licences;
 mod setup;
 mod steps;
 mod tests;
 mod tidy;
 
-use std::process::ExitCode;
+use std::path::PathBuf;
+use std::process::{Command as Program, ExitCode};
 
 use clap::{Parser, Subcommand};
 
+use build::{Built, Profile};
 use steps::Failure;
 
 /// Build, try and test the VPC CNI.
@@ -38,6 +41,12 @@ enum Command {
     },
     /// Run all tests.
     Test,
+    /// Measure: packets, ADD and DEL, with release builds.
+    Bench {
+        /// Write the figures into this file too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// Format check, lints, tidy, tests: what CI runs.
     Ci,
     /// Check what no compiler checks.
@@ -45,13 +54,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let done = match Arguments::parse().command {
-        Command::Demo { nodes, pods, keep } => demo(nodes, pods, keep),
-        Command::Test => test(),
-        Command::Ci => ci(),
-        Command::Tidy => tidy::run(),
-    };
-    match done {
+    match run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Said(code)) => ExitCode::from(code),
         Err(Failure::Why(why)) => {
@@ -61,19 +64,45 @@ fn main() -> ExitCode {
     }
 }
 
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Demo { nodes, pods, keep } => demo(nodes, pods, keep),
+        Command::Test => test(),
+        Command::Bench { json } => bench(json),
+        Command::Ci => ci(),
+        Command::Tidy => tidy(),
+    }
+}
+
 fn demo(nodes: u32, pods: u32, keep: bool) -> Result<(), Failure> {
     setup::for_demo()?;
-    let built = build::all()?;
-    let mut lab = std::process::Command::new(&built.lab);
-    lab.arg("demo").args(["--nodes", &nodes.to_string(), "--pods", &pods.to_string()]);
-    lab.args(keep.then_some("--keep")).envs(built.environment());
+    let built = build::all(Profile::Dev)?;
+    let mut lab = lab(&built, "demo");
+    lab.args(["--nodes", &nodes.to_string(), "--pods", &pods.to_string()]).args(keep.then_some("--keep"));
     steps::pass_on(&mut lab)
 }
 
 fn test() -> Result<(), Failure> {
     setup::for_tests()?;
-    let built = build::all()?;
+    let built = build::all(Profile::Dev)?;
+    steps::enter_workspace()?;
     tests::run(&built)
+}
+
+fn bench(json: Option<PathBuf>) -> Result<(), Failure> {
+    setup::for_demo()?;
+    let built = build::all(Profile::Release)?;
+    let mut lab = lab(&built, "bench");
+    if let Some(file) = json {
+        lab.arg("--json").arg(file);
+    }
+    steps::pass_on(&mut lab)
+}
+
+fn lab(built: &Built, command: &str) -> Program {
+    let mut lab = Program::new(&built.lab);
+    lab.arg(command).envs(built.environment());
+    lab
 }
 
 fn ci() -> Result<(), Failure> {
@@ -91,6 +120,20 @@ fn ci() -> Result<(), Failure> {
             "warnings",
         ]),
     )?;
-    tidy::run()?;
+    tidy()?;
     test()
+}
+
+fn tidy() -> Result<(), Failure> {
+    println!("── tidy");
+    steps::enter_workspace()?;
+    let mut complaints = tidy::complaints()?;
+    complaints.extend(licences::complaints()?);
+    for complaint in &complaints {
+        println!("   {complaint}");
+    }
+    match complaints.len() {
+        0 => Ok(()),
+        n => Err(Failure::Why(format!("{n} untidy places"))),
+    }
 }

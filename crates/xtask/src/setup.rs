@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use crate::steps::Failure;
 
-/// A program and the package it comes from.
+/// A program, by name or by path, and the package it comes from.
 type Needed = (&'static str, &'static str);
 
 /// Without these nothing works.
@@ -15,6 +15,8 @@ const FOR_TESTS: &[Needed] = &[
     ("containerd", "containerd"),
     ("runc", "runc"),
     ("busybox", "busybox-static"),
+    ("conntrack", "conntrack"),
+    ("iptables", "iptables"),
     ("/usr/lib/cni/loopback", "containernetworking-plugins"),
 ];
 

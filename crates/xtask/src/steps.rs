@@ -3,6 +3,8 @@
 use std::process::Command;
 use std::time::Instant;
 
+use serde_json::Value;
+
 /// Why a command of ours ends early.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -17,6 +19,25 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(arguments);
     cargo
+}
+
+/// What cargo knows about the workspace, in the form of `cargo metadata`.
+pub(crate) fn metadata(more: &[&str]) -> Result<Value, Failure> {
+    let output = cargo(&["metadata", "--format-version", "1", "--locked"]).args(more).output();
+    let output = output.map_err(|error| Failure::Why(format!("cannot run cargo: {error}")))?;
+    if !output.status.success() {
+        let why = String::from_utf8_lossy(&output.stderr);
+        return Err(Failure::Why(format!("cargo metadata: {}", why.trim())));
+    }
+    serde_json::from_slice(&output.stdout)
+        .map_err(|error| Failure::Why(format!("cargo metadata answers nonsense: {error}")))
+}
+
+/// Goes to the root of the workspace, wherever the command was typed.
+pub(crate) fn enter_workspace() -> Result<(), Failure> {
+    let metadata = metadata(&["--no-deps"])?;
+    let root = metadata["workspace_root"].as_str().unwrap_or(".");
+    std::env::set_current_dir(root).map_err(|error| Failure::Why(format!("cannot go to {root}: {error}")))
 }
 
 /// Runs a step: says what it does, and how long it took.

@@ -1,5 +1,6 @@
 //! Running the tests and counting them: one closing line for all, and every skip with its reason.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -13,9 +14,13 @@ struct Count {
     passed: u64,
     failed: u64,
     skipped: u64,
+    /// Why tests were skipped, where their line says it.
+    reasons: BTreeSet<String>,
 }
 
 /// Runs the workspace's tests.
+///
+/// A test program that skips may say why in the file that `LAB_SKIPS` names, one `test: reason` per line.
 pub(crate) fn run(built: &Built) -> Result<(), Failure> {
     println!("── tests");
     let skips = std::env::temp_dir().join(format!("vpc-cni-skips-{}", std::process::id()));
@@ -23,21 +28,18 @@ pub(crate) fn run(built: &Built) -> Result<(), Failure> {
     command.envs(built.environment()).env("LAB_SKIPS", &skips).stdout(Stdio::piped());
     let mut child = command.spawn().map_err(|error| Failure::Why(format!("cannot run cargo: {error}")))?;
     let mut count = Count::default();
-    for line in
-        child.stdout.take().into_iter().flat_map(|out| BufReader::new(out).lines()).map_while(Result::ok)
-    {
+    // A test may print what is no text, and the count must not end there.
+    for line in child.stdout.take().into_iter().flat_map(|out| BufReader::new(out).split(b'\n')) {
+        let line = line.map_err(|error| Failure::Why(format!("cargo test: {error}")))?;
+        let line = String::from_utf8_lossy(&line);
         println!("{line}");
         count.add(&line);
     }
     let status = child.wait().map_err(|error| Failure::Why(format!("cargo test: {error}")))?;
-    let reasons = fs::read_to_string(&skips).unwrap_or_default();
+    count.reasons.extend(fs::read_to_string(&skips).unwrap_or_default().lines().map(str::to_owned));
     // It exists only if something was skipped.
     let _removed = fs::remove_file(&skips);
-    if !reasons.is_empty() {
-        println!("\nskipped, and why:");
-        reasons.lines().for_each(|line| println!("  {line}"));
-    }
-    println!("\n{} passed, {} failed, {} skipped", count.passed, count.failed, count.skipped);
+    count.show();
     match status.success() && count.failed == 0 {
         true => Ok(()),
         false => Err(Failure::Said(1)),
@@ -45,9 +47,16 @@ pub(crate) fn run(built: &Built) -> Result<(), Failure> {
 }
 
 impl Count {
-    /// Adds a line such as `test result: ok. 9 passed; 0 failed; 1 ignored; …`.
     fn add(&mut self, line: &str) {
-        let Some(result) = line.strip_prefix("test result: ") else { return };
+        if let Some(result) = line.strip_prefix("test result: ") {
+            self.add_result(result);
+        } else if let Some(reason) = line.strip_prefix("test ").and_then(skip_reason) {
+            self.reasons.insert(reason);
+        }
+    }
+
+    /// Adds a result such as `ok. 9 passed; 0 failed; 1 ignored; …`.
+    fn add_result(&mut self, result: &str) {
         let after_state = result.split_once(". ").map_or(result, |(_, rest)| rest);
         for part in after_state.split("; ") {
             let Some((number, what)) = part.split_once(' ') else { continue };
@@ -60,17 +69,52 @@ impl Count {
             }
         }
     }
+
+    fn show(&self) {
+        if self.skipped > 0 {
+            println!("\nskipped, and why:");
+            self.reasons.iter().for_each(|line| println!("  {line}"));
+        }
+        println!("\n{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped);
+    }
+}
+
+/// `name: reason`, from `name ... ignored, reason` or `[reason] name ... ignored`.
+fn skip_reason(line: &str) -> Option<String> {
+    let (name, end) = line.split_once(" ... ignored")?;
+    let (reason, name) = match name.strip_prefix('[').and_then(|rest| rest.split_once("] ")) {
+        Some((kind, name)) => (kind, name),
+        None => (end.strip_prefix(", ")?, name),
+    };
+    Some(format!("{}: {reason}", name.trim_end()))
 }
 
 #[test]
 fn results_of_test_programs_add_up() {
     let mut count = Count::default();
-    count
-        .add("test result: ok. 9 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.03s");
-    count.add(
+    for line in [
+        "running 9 tests",
+        "test result: ok. 9 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.03s",
         "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 7.48s",
-    );
-    count.add("running 9 tests");
+    ] {
+        count.add(line);
+    }
 
-    assert_eq!(count, Count { passed: 12, failed: 2, skipped: 1 });
+    assert_eq!(count, Count { passed: 12, failed: 2, skipped: 1, reasons: BTreeSet::new() });
+}
+
+#[test]
+fn reasons_of_skips_are_read_from_both_forms() {
+    let mut count = Count::default();
+    for line in [
+        "test a_packet_returns ... ok",
+        "test bonds::a_link_fails ... ignored, no bonding driver",
+        "test [no namespaces] a_pod_is_wired ... ignored",
+        "test without_a_reason ... ignored",
+    ] {
+        count.add(line);
+    }
+
+    let reasons = ["a_pod_is_wired: no namespaces", "bonds::a_link_fails: no bonding driver"];
+    assert_eq!(count.reasons, BTreeSet::from(reasons.map(str::to_owned)));
 }

@@ -279,6 +279,7 @@ impl Node {
             return;
         }
         let Some(plan) = self.plan(now) else { return };
+        self.plan_again = plan.look_again;
         for planned in plan.actions {
             tracing::info!(why = %planned.why, "{}", planned.action);
             let id = self.pool.begin(&planned.action);

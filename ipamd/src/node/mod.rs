@@ -74,6 +74,8 @@ pub struct Node {
     subnets: BTreeMap<SubnetId, Ipv4Network>,
     cloud: CloudState,
     host: HostState,
+    /// When time alone may change the plan.
+    plan_again: Option<Moment>,
     effects: Vec<Effect>,
 }
 
@@ -94,6 +96,7 @@ impl Node {
             subnets: BTreeMap::new(),
             cloud: CloudState::new(seed),
             host: HostState::default(),
+            plan_again: None,
             effects: Vec::new(),
         }
     }
@@ -122,7 +125,8 @@ impl Node {
     #[must_use]
     pub fn next_wakeup(&self, now: Moment) -> Moment {
         let queue = self.next_deadline();
-        let rest = [self.pool.next_change(now), self.cloud_wakeup(), self.host.wakeup(), queue];
+        let rest =
+            [self.pool.next_change(now), self.cloud_wakeup(), self.host.wakeup(), self.plan_again, queue];
         let soonest = rest.into_iter().flatten().min();
         // Never in the past, and at least once a minute.
         soonest

@@ -1,11 +1,6 @@
 //! The node, driven by events: no kernel, no cloud, no clock.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::wildcard_enum_match_arm,
-    reason = "helpers of tests: they look for one thing"
-)]
+#![expect(clippy::wildcard_enum_match_arm, reason = "helpers of tests: they look for one thing")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;

@@ -29,11 +29,20 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// ADD and DEL beside the reference plugins and the floor.
+    Bench {
+        /// Write the figures as JSON.
+        #[arg(long)]
+        json: Option<std::path::PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
-    let Command::Demo { nodes, pods, keep } = Arguments::parse().command;
-    match demo(Wish { nodes, pods }, keep) {
+    let done = match Arguments::parse().command {
+        Command::Demo { nodes, pods, keep } => demo(Wish { nodes, pods }, keep),
+        Command::Bench { json } => bench(json.as_deref()),
+    };
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -41,6 +50,18 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn bench(json: Option<&std::path::Path>) -> Result<bool, LabError> {
+    // Before the private /run hides a path below it.
+    let file = json.map(std::fs::File::create).transpose().map_err(LabError::doing("make the JSON file"))?;
+    lab::netns::enter_lab()?;
+    let figures = lab::bench::run(&mut |line: &str| println!("{line}"))?;
+    println!("   plugin {} bytes, daemon resident {}", figures["plugin_bytes"], figures["daemon_rss_bytes"]);
+    if let Some(file) = file {
+        serde_json::to_writer_pretty(file, &figures).map_err(|e| LabError::Otherwise(e.to_string()))?;
+    }
+    Ok(true)
 }
 
 /// True when every cell is as expected.

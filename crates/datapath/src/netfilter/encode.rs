@@ -44,6 +44,7 @@ impl Attributes {
     }
 
     /// The attributes as they are sent.
+    #[cfg(test)]
     pub(super) fn as_slice(&self) -> &[u8] {
         &self.0
     }
@@ -66,7 +67,7 @@ impl Batch {
     /// A transaction that does nothing.
     pub(super) fn new() -> Self {
         let mut batch = Self { bytes: Vec::new(), steps: Vec::new(), last_at: 0 };
-        batch.bracket(NFNL_MSG_BATCH_BEGIN);
+        batch.bracket(NFNL_MSG_BATCH_BEGIN, 0);
         batch
     }
 
@@ -84,16 +85,16 @@ impl Batch {
         for (byte, ack) in self.bytes.iter_mut().skip(flags).zip(NLM_F_ACK.to_ne_bytes()) {
             *byte |= ack;
         }
-        self.bracket(NFNL_MSG_BATCH_END);
+        self.bracket(NFNL_MSG_BATCH_END, self.sequence() + 1);
         (self.bytes, self.steps)
     }
 
-    fn bracket(&mut self, kind: u16) {
-        let sequence = self.sequence();
+    fn bracket(&mut self, kind: u16, sequence: u32) {
         self.bytes.extend(header(HEADER_BYTES, kind, NLM_F_REQUEST, sequence));
         self.bytes.extend(generic(NFPROTO_UNSPEC, NFNL_SUBSYS_NFTABLES));
     }
 
+    /// Number of the last step.
     fn sequence(&self) -> u32 {
         u32::try_from(self.steps.len()).unwrap_or(u32::MAX)
     }

@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::constants::{
-    NFT_MSG_GETRULE, NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE, NFT_SET_ELEM_INTERVAL_END, NFTA_DATA_VALUE,
-    NFTA_DATA_VERDICT, NFTA_RULE_CHAIN, NFTA_RULE_TABLE, NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_FLAGS,
+    NF_ACCEPT, NFT_MSG_GETCHAIN, NFT_MSG_GETRULE, NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE,
+    NFT_SET_ELEM_INTERVAL_END, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE,
+    NFTA_CHAIN_TYPE, NFTA_DATA_VALUE, NFTA_DATA_VERDICT, NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY,
+    NFTA_RULE_CHAIN, NFTA_RULE_TABLE, NFTA_RULE_USERDATA, NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_FLAGS,
     NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_TABLE,
-    NFTA_TABLE_FLAGS, NFTA_TABLE_NAME, NFTA_TABLE_USE, NFTA_TABLE_USERDATA, NFTA_VERDICT_CHAIN, NLM_F_DUMP,
+    NFTA_TABLE_FLAGS, NFTA_TABLE_NAME, NFTA_TABLE_USE, NFTA_VERDICT_CHAIN, NLM_F_DUMP,
 };
 use super::decode::{attribute, attributes, number, path, text};
 use super::encode::Attributes;
 use super::intervals::Interval;
-use super::ruleset::{ENI_OF, NO_SNAT, Ruleset, steering_chain_mark};
+use super::ruleset::{Chain, ENI_OF, Hook, NO_SNAT, Ruleset, comment, steering_chain_mark};
 use super::socket::Socket;
 use super::transaction::user_data;
 use super::{NetfilterError, TABLE};
@@ -19,79 +21,116 @@ use super::{NetfilterError, TABLE};
 /// Our table in the kernel, or as a [`Ruleset`] would have it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Table {
-    pub(super) frame: Frame,
-    pub(super) steering: Steering,
-}
-
-/// All but the sources. Rules are counted, not read: the comment says what they were when they were written.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Frame {
-    user_data: Vec<u8>,
     /// Such as "dormant"; we set none.
     flags: u32,
-    /// Chains and sets, those of the steering left out.
-    objects: u32,
-    /// How many rules each chain has.
-    rules: BTreeMap<String, usize>,
-    no_snat: BTreeSet<Interval>,
+    /// Sets, maps and whatever else is in the table beside chains.
+    sets: u32,
+    pub(super) chains: BTreeMap<String, ChainState>,
+    pub(super) no_snat: BTreeSet<Interval>,
+    pub(super) sources: BTreeMap<Interval, u32>,
 }
 
-/// The sources and the chains of their marks.
+/// A chain in the kernel. Rules are known by their comments, which say what they were when they were written.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct ChainState {
+    hook: Option<HookState>,
+    /// The user data of each rule.
+    pub(super) rules: Vec<Vec<u8>>,
+}
+
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Steering {
-    pub(super) sources: BTreeMap<Interval, u32>,
-    pub(super) chains: BTreeSet<u32>,
+struct HookState {
+    kind: String,
+    number: u32,
+    priority: i32,
+    policy: u32,
+}
+
+impl Table {
+    /// Whether the wanted table can be made of this one without deleting it.
+    pub(super) fn has_shape_for(&self, wanted: &Self) -> bool {
+        let same_hook = |(name, chain): (&String, &ChainState)| {
+            self.chains.get(name).is_none_or(|seen| seen.hook == chain.hook)
+        };
+        self.flags == wanted.flags && self.sets == wanted.sets && wanted.chains.iter().all(same_hook)
+    }
+}
+
+impl From<&Ruleset> for Table {
+    fn from(ruleset: &Ruleset) -> Self {
+        let chain = |chain: Chain| {
+            let rules = chain.rules.iter().map(|rule| user_data(&comment(rule))).collect();
+            (chain.name, ChainState { hook: chain.hook.map(HookState::from), rules })
+        };
+        Self {
+            flags: 0,
+            sets: 2,
+            chains: ruleset.all_chains().into_iter().map(chain).collect(),
+            no_snat: ruleset.no_snat.clone(),
+            sources: ruleset.steering.clone(),
+        }
+    }
+}
+
+impl From<Hook> for HookState {
+    fn from(hook: Hook) -> Self {
+        let kind = hook.kind().to_owned();
+        Self { kind, number: hook.number(), priority: hook.priority(), policy: NF_ACCEPT }
+    }
 }
 
 /// The table in the kernel; `None` when there is none.
 pub(super) fn observe(socket: &mut Socket) -> Result<Option<Table>, NetfilterError> {
     let name = Attributes::default().text(NFTA_TABLE_NAME, TABLE);
     let Some(table) = socket.ask(NFT_MSG_GETTABLE, 0, &name)?.pop() else { return Ok(None) };
-    let (chains, rules) = count_rules(socket)?;
+    let chains = chains(socket)?;
     let number_of = |kind| attribute(&table, kind).and_then(number).unwrap_or_default();
-    let frame = Frame {
-        user_data: attribute(&table, NFTA_TABLE_USERDATA).unwrap_or_default().to_vec(),
-        flags: number_of(NFTA_TABLE_FLAGS),
-        objects: number_of(NFTA_TABLE_USE).saturating_sub(count(chains.len())),
-        rules,
-        no_snat: elements(socket, NO_SNAT)?.into_keys().collect(),
-    };
+    let chain_count = u32::try_from(chains.len()).unwrap_or(u32::MAX);
     let sources =
         elements(socket, ENI_OF)?.into_iter().map(|(i, mark)| (i, mark.unwrap_or_default())).collect();
-    Ok(Some(Table { frame, steering: Steering { sources, chains } }))
+    Ok(Some(Table {
+        flags: number_of(NFTA_TABLE_FLAGS),
+        sets: number_of(NFTA_TABLE_USE).saturating_sub(chain_count),
+        chains,
+        no_snat: elements(socket, NO_SNAT)?.into_keys().collect(),
+        sources,
+    }))
 }
 
-impl From<&Ruleset> for Table {
-    fn from(ruleset: &Ruleset) -> Self {
-        let frame = Frame {
-            user_data: user_data(&ruleset.comment()),
-            flags: 0,
-            objects: 2 + count(ruleset.chains.len()),
-            rules: ruleset.chains.iter().map(|chain| (chain.name.clone(), chain.rules.len())).collect(),
-            no_snat: ruleset.no_snat.clone(),
-        };
-        let steering = Steering { sources: ruleset.steering.clone(), chains: ruleset.marks() };
-        Self { frame, steering }
+fn chains(socket: &mut Socket) -> Result<BTreeMap<String, ChainState>, NetfilterError> {
+    let mut chains: BTreeMap<String, ChainState> = BTreeMap::new();
+    // The kernel tells the chains of every table.
+    for chain in socket.ask(NFT_MSG_GETCHAIN, NLM_F_DUMP, &Attributes::default())? {
+        if let Some(name) = name_in(&chain, NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME) {
+            chains.insert(name.to_owned(), ChainState { hook: hook(&chain), rules: Vec::new() });
+        }
     }
-}
-
-fn count(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
-}
-
-/// The marks whose chains are as they should be, with one rule; and the rules of all other chains.
-fn count_rules(socket: &mut Socket) -> Result<(BTreeSet<u32>, BTreeMap<String, usize>), NetfilterError> {
     let of_table = Attributes::default().text(NFTA_RULE_TABLE, TABLE);
-    let mut rules: BTreeMap<String, usize> = BTreeMap::new();
     for rule in socket.ask(NFT_MSG_GETRULE, NLM_F_DUMP, &of_table)? {
-        let chain = attribute(&rule, NFTA_RULE_CHAIN).and_then(text).unwrap_or_default();
-        *rules.entry(chain.to_owned()).or_default() += 1;
+        if let Some(name) = name_in(&rule, NFTA_RULE_TABLE, NFTA_RULE_CHAIN) {
+            let user_data = attribute(&rule, NFTA_RULE_USERDATA).unwrap_or_default().to_vec();
+            chains.entry(name.to_owned()).or_default().rules.push(user_data);
+        }
     }
-    let marks =
-        rules.iter().filter(|(_, count)| **count == 1).filter_map(|(name, _)| steering_chain_mark(name));
-    let marks: BTreeSet<u32> = marks.collect();
-    rules.retain(|name, count| *count != 1 || steering_chain_mark(name).is_none());
-    Ok((marks, rules))
+    Ok(chains)
+}
+
+/// The name of something that is in our table.
+fn name_in(object: &[u8], table: u16, name: u16) -> Option<&str> {
+    let ours = attribute(object, table).and_then(text) == Some(TABLE);
+    attribute(object, name).and_then(text).filter(|_| ours)
+}
+
+fn hook(chain: &[u8]) -> Option<HookState> {
+    let kind = attribute(chain, NFTA_CHAIN_TYPE).and_then(text)?.to_owned();
+    let priority = path(chain, &[NFTA_CHAIN_HOOK, NFTA_HOOK_PRIORITY]).and_then(number)?.cast_signed();
+    let policy = attribute(chain, NFTA_CHAIN_POLICY).and_then(number)?;
+    path(chain, &[NFTA_CHAIN_HOOK, NFTA_HOOK_HOOKNUM]).and_then(number).map(|number| HookState {
+        kind,
+        number,
+        priority,
+        policy,
+    })
 }
 
 /// The intervals of a set, and in a map the mark that each leads to.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 
+use super::constants::{NF_INET_POST_ROUTING, NF_INET_PRE_ROUTING};
 use super::intervals::{Interval, most_specific, widest};
 use super::{NatSpec, SnatPorts, TABLE};
 
@@ -12,7 +13,7 @@ pub(super) const NO_SNAT: &str = "no_snat";
 /// Name of the map from a pod's address to the chain that sets its ENI's mark.
 pub(super) const ENI_OF: &str = "eni_of";
 
-/// Our table with all it holds. Prints as what `nft -f` needs to put it in place of the one before.
+/// Our table with all it holds. Prints as text for `nft -f`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ruleset {
     pub(super) no_snat: BTreeSet<Interval>,
@@ -157,13 +158,24 @@ impl Ruleset {
         Chain { name: steering_chain_name(mark), hook: None, rules: vec![vec![Term::MarkPacket(bits)]] }
     }
 
-    /// The table's comment: a fingerprint of everything but the sources, which change without the rest.
-    pub(super) fn comment(&self) -> String {
-        let mut text = format!("{:x}", self.steering_mask);
-        self.no_snat.iter().for_each(|interval| text.push_str(&format!(" {interval}")));
-        self.chains.iter().for_each(|chain| text.push_str(&chain.to_string()));
-        format!("ruleset {:016x}", fnv1a(text.as_bytes()))
+    /// Every chain, those of the steering first.
+    pub(super) fn all_chains(&self) -> Vec<Chain> {
+        self.marks()
+            .into_iter()
+            .map(|mark| self.steering_chain(mark))
+            .chain(self.chains.iter().cloned())
+            .collect()
     }
+}
+
+/// The rule's comment in the kernel: a fingerprint by which it is known to be as it was written.
+pub(super) fn comment(rule: &[Term]) -> String {
+    format!("rule {:016x}", fnv1a(text(rule).as_bytes()))
+}
+
+fn text(rule: &[Term]) -> String {
+    let terms: Vec<String> = rule.iter().map(ToString::to_string).collect();
+    terms.join(" ")
 }
 
 pub(super) fn steering_chain_name(mark: u32) -> String {
@@ -206,6 +218,14 @@ impl Hook {
         }
     }
 
+    /// The kernel's number of the hook.
+    pub(super) const fn number(self) -> u32 {
+        match self {
+            Self::BeforeDnat | Self::AfterDnat => NF_INET_PRE_ROUTING,
+            Self::SourceNat => NF_INET_POST_ROUTING,
+        }
+    }
+
     const fn name(self) -> &'static str {
         match self {
             Self::BeforeDnat | Self::AfterDnat => "prerouting",
@@ -216,14 +236,11 @@ impl Hook {
 
 impl fmt::Display for Ruleset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "add table ip {TABLE}\ndelete table ip {TABLE}\ntable ip {TABLE} {{")?;
-        writeln!(f, "  comment \"{}\"", self.comment())?;
+        writeln!(f, "table ip {TABLE} {{")?;
         writeln!(f, "  set {NO_SNAT} {{\n    type ipv4_addr\n    flags interval")?;
         write_elements(f, self.no_snat.iter().map(ToString::to_string))?;
         writeln!(f, "  }}")?;
-        for mark in self.marks() {
-            write!(f, "{}", self.steering_chain(mark))?;
-        }
+        self.marks().into_iter().try_for_each(|mark| write!(f, "{}", self.steering_chain(mark)))?;
         writeln!(f, "  map {ENI_OF} {{\n    type ipv4_addr : verdict\n    flags interval")?;
         let jump =
             |(source, mark): (&Interval, &u32)| format!("{source} : jump {}", steering_chain_name(*mark));
@@ -250,8 +267,7 @@ impl fmt::Display for Chain {
             writeln!(f, "    type {kind} hook {name} priority {priority}; policy accept;")?;
         }
         for rule in &self.rules {
-            let terms: Vec<String> = rule.iter().map(ToString::to_string).collect();
-            writeln!(f, "    {}", terms.join(" "))?;
+            writeln!(f, "    {} comment \"{}\"", text(rule), comment(rule))?;
         }
         writeln!(f, "  }}")
     }
@@ -330,23 +346,13 @@ mod tests {
     }
 
     #[test]
-    fn the_fingerprint_leaves_out_only_the_sources() {
-        let comment = |spec: &NatSpec| ruleset(spec).comment();
-        let same = comment(&NatSpec { sources: BTreeMap::new(), ..spec() });
+    fn different_rules_have_different_comments() {
+        let ruleset = ruleset(&spec());
+        let chains = ruleset.all_chains();
+        let comments: BTreeSet<String> =
+            chains.iter().flat_map(|c| &c.rules).map(|rule| comment(rule)).collect();
 
-        assert_eq!(same, comment(&spec()));
-        let others = [
-            NatSpec { primary_if: "eth0".to_owned(), ..spec() },
-            NatSpec { primary_address: Ipv4Addr::LOCALHOST, ..spec() },
-            NatSpec { no_snat: BTreeSet::new(), ..spec() },
-            NatSpec { snat: Some(SnatPorts::Plain), ..spec() },
-            NatSpec { connmark: 0x40, ..spec() },
-            NatSpec { node_port: false, ..spec() },
-            NatSpec { steering_mask: 0x3f, ..spec() },
-        ];
-        for other in others {
-            assert_ne!(same, comment(&other), "{other:?}");
-        }
+        assert_eq!(comments.len(), chains.iter().map(|chain| chain.rules.len()).sum::<usize>());
     }
 
     #[test]

@@ -1,73 +1,87 @@
-//! A ruleset, or what is to change of its sources, as one transaction.
+//! From the table that the kernel holds to the wanted one: which transactions, and what is in them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::TABLE;
 use super::constants::{
-    NF_ACCEPT, NF_INET_POST_ROUTING, NF_INET_PRE_ROUTING, NFT_DATA_VERDICT, NFT_JUMP, NFT_MSG_DELCHAIN,
-    NFT_MSG_DELSETELEM, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_NEWSET,
-    NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE, NFT_SET_ELEM_INTERVAL_END, NFT_SET_INTERVAL, NFT_SET_MAP,
-    NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE, NFTA_CHAIN_TYPE, NFTA_DATA_VALUE,
+    NF_ACCEPT, NFT_DATA_VERDICT, NFT_JUMP, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELSETELEM,
+    NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM,
+    NFT_MSG_NEWTABLE, NFT_SET_ELEM_INTERVAL_END, NFT_SET_INTERVAL, NFT_SET_MAP, NFTA_CHAIN_HOOK,
+    NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE, NFTA_CHAIN_TYPE, NFTA_DATA_VALUE,
     NFTA_DATA_VERDICT, NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY, NFTA_LIST_ELEM, NFTA_RULE_CHAIN,
-    NFTA_RULE_EXPRESSIONS, NFTA_RULE_TABLE, NFTA_SET_DATA_LEN, NFTA_SET_DATA_TYPE, NFTA_SET_ELEM_DATA,
-    NFTA_SET_ELEM_FLAGS, NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ELEM_LIST_SET,
-    NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_FLAGS, NFTA_SET_ID, NFTA_SET_KEY_LEN, NFTA_SET_KEY_TYPE,
-    NFTA_SET_NAME, NFTA_SET_TABLE, NFTA_TABLE_NAME, NFTA_TABLE_USERDATA, NFTA_VERDICT_CHAIN,
-    NFTA_VERDICT_CODE, NFTNL_UDATA_TABLE_COMMENT, NLM_F_APPEND, NLM_F_CREATE, TYPE_IPADDR,
+    NFTA_RULE_EXPRESSIONS, NFTA_RULE_TABLE, NFTA_RULE_USERDATA, NFTA_SET_DATA_LEN, NFTA_SET_DATA_TYPE,
+    NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_FLAGS, NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_LIST_ELEMENTS,
+    NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_FLAGS, NFTA_SET_ID, NFTA_SET_KEY_LEN,
+    NFTA_SET_KEY_TYPE, NFTA_SET_NAME, NFTA_SET_TABLE, NFTA_TABLE_NAME, NFTA_VERDICT_CHAIN, NFTA_VERDICT_CODE,
+    NFTNL_UDATA_RULE_COMMENT, NLM_F_APPEND, NLM_F_CREATE, TYPE_IPADDR,
 };
 use super::encode::{Attributes, Batch};
 use super::expression::expressions;
 use super::intervals::Interval;
-use super::observe::Steering;
-use super::ruleset::{Chain, ENI_OF, Hook, NO_SNAT, Ruleset, steering_chain_name};
+use super::observe::Table;
+use super::ruleset::{Chain, ENI_OF, Hook, NO_SNAT, Ruleset, comment, steering_chain_name};
 
 /// Intervals in one message: an attribute holds 64 KiB, and an interval takes less than 100 bytes of it.
 const INTERVALS_MAX: usize = 500;
 
-impl Ruleset {
-    /// The bytes of the transaction that puts this table in place of the one before. Pure.
-    #[must_use]
-    pub fn transaction(&self) -> Vec<u8> {
-        self.replacement().finish().0
+/// The transactions, in their order, that make the kernel's table the wanted one; none when it is.
+///
+/// A table that is there is changed in place, and what stays is not touched: the kernel swaps the rules of a chain for
+/// a packet at once, but a new chain's hook and a new set's elements come into effect at moments of their own, so that
+/// packets would slip through while a whole table is exchanged for another.
+pub(super) fn plan(seen: Option<&Table>, wanted: &Table, ruleset: &Ruleset) -> Vec<Batch> {
+    match seen {
+        Some(seen) if seen == wanted => Vec::new(),
+        Some(seen) if seen.has_shape_for(wanted) => vec![adjustment(seen, wanted, ruleset)],
+        Some(_) | None => creation(ruleset),
     }
+}
 
-    /// Adds the table so that it can be deleted, then builds it anew: packets meet the old one or the new one.
-    pub(super) fn replacement(&self) -> Batch {
-        let mut batch = removal();
-        let table = table().bytes(NFTA_TABLE_USERDATA, &user_data(&self.comment()));
-        batch.step(format!("add table {TABLE}"), NFT_MSG_NEWTABLE, NLM_F_CREATE, &table);
-        add_sets(&mut batch);
-        change_elements(&mut batch, Change::Add, NO_SNAT, &plain(self));
-        for mark in self.marks() {
-            add_chain(&mut batch, &self.steering_chain(mark));
-        }
-        change_elements(&mut batch, Change::Add, ENI_OF, &jumps(&self.steering));
-        for chain in &self.chains {
-            add_chain(&mut batch, chain);
-        }
-        batch
+/// First what the rules look up, then, when that is in effect, the chains that packets enter.
+fn creation(ruleset: &Ruleset) -> Vec<Batch> {
+    let mut sets = removal();
+    sets.step(format!("add table {TABLE}"), NFT_MSG_NEWTABLE, NLM_F_CREATE, &table());
+    add_sets(&mut sets);
+    change_elements(&mut sets, Change::Add, NO_SNAT, &plain(&ruleset.no_snat));
+    for mark in ruleset.marks() {
+        let chain = ruleset.steering_chain(mark);
+        add_chain(&mut sets, &chain);
+        add_rules(&mut sets, &chain);
     }
+    change_elements(&mut sets, Change::Add, ENI_OF, &jumps(&ruleset.steering));
+    let mut chains = Batch::new();
+    for chain in &ruleset.chains {
+        add_chain(&mut chains, chain);
+        add_rules(&mut chains, chain);
+    }
+    vec![sets, chains]
+}
 
-    /// Changes the sources, and nothing else, from what was seen to what this table has.
-    pub(super) fn resteering(&self, seen: &Steering) -> Batch {
-        let differs = |a: &BTreeMap<Interval, u32>, b: &BTreeMap<Interval, u32>| {
-            a.iter().filter(|(i, mark)| b.get(i) != Some(mark)).map(|(i, mark)| (*i, *mark)).collect()
-        };
-        let marks = self.marks();
-        let mut batch = Batch::new();
-        for mark in marks.difference(&seen.chains) {
-            add_chain(&mut batch, &self.steering_chain(*mark));
+fn adjustment(seen: &Table, wanted: &Table, ruleset: &Ruleset) -> Batch {
+    let mut batch = Batch::new();
+    for chain in ruleset.all_chains() {
+        let rules = wanted.chains.get(&chain.name).map(|chain| &chain.rules);
+        match seen.chains.get(&chain.name) {
+            Some(now) if Some(&now.rules) == rules => continue,
+            Some(_) => flush_chain(&mut batch, &chain.name),
+            None => add_chain(&mut batch, &chain),
         }
-        let (gone, new) = (differs(&seen.sources, &self.steering), differs(&self.steering, &seen.sources));
-        change_elements(&mut batch, Change::Delete, ENI_OF, &jumps(&gone));
-        change_elements(&mut batch, Change::Add, ENI_OF, &jumps(&new));
-        for mark in seen.chains.difference(&marks) {
-            let name = steering_chain_name(*mark);
-            let chain = Attributes::default().text(NFTA_CHAIN_TABLE, TABLE).text(NFTA_CHAIN_NAME, &name);
-            batch.step(format!("delete chain {name}"), NFT_MSG_DELCHAIN, 0, &chain);
-        }
-        batch
+        add_rules(&mut batch, &chain);
     }
+    let minus = |a: &BTreeSet<Interval>, b: &BTreeSet<Interval>| plain(&a.difference(b).copied().collect());
+    change_elements(&mut batch, Change::Delete, NO_SNAT, &minus(&seen.no_snat, &wanted.no_snat));
+    change_elements(&mut batch, Change::Add, NO_SNAT, &minus(&wanted.no_snat, &seen.no_snat));
+    let minus = |a: &BTreeMap<Interval, u32>, b: &BTreeMap<Interval, u32>| {
+        jumps(&a.iter().filter(|(i, mark)| b.get(i) != Some(mark)).map(|(i, mark)| (*i, *mark)).collect())
+    };
+    change_elements(&mut batch, Change::Delete, ENI_OF, &minus(&seen.sources, &wanted.sources));
+    change_elements(&mut batch, Change::Add, ENI_OF, &minus(&wanted.sources, &seen.sources));
+    for name in seen.chains.keys().filter(|name| !wanted.chains.contains_key(*name)) {
+        flush_chain(&mut batch, name);
+        let chain = Attributes::default().text(NFTA_CHAIN_TABLE, TABLE).text(NFTA_CHAIN_NAME, name);
+        batch.step(format!("delete chain {name}"), NFT_MSG_DELCHAIN, 0, &chain);
+    }
+    batch
 }
 
 /// Leaves no table, whether there was one or not.
@@ -85,7 +99,7 @@ fn table() -> Attributes {
 /// A comment in the form that `nft` reads: kind, length, text with NUL.
 pub(super) fn user_data(comment: &str) -> Vec<u8> {
     let length = u8::try_from(comment.len() + 1).unwrap_or(u8::MAX);
-    let mut data = vec![NFTNL_UDATA_TABLE_COMMENT, length];
+    let mut data = vec![NFTNL_UDATA_RULE_COMMENT, length];
     data.extend(comment.as_bytes());
     data.push(0);
     data
@@ -119,23 +133,28 @@ fn add_chain(batch: &mut Batch, chain: &Chain) {
             .text(NFTA_CHAIN_TYPE, hook.kind());
     }
     batch.step(format!("add chain {}", chain.name), NFT_MSG_NEWCHAIN, NLM_F_CREATE, &attributes);
+}
+
+fn flush_chain(batch: &mut Batch, name: &str) {
+    let all = Attributes::default().text(NFTA_RULE_TABLE, TABLE).text(NFTA_RULE_CHAIN, name);
+    batch.step(format!("flush chain {name}"), NFT_MSG_DELRULE, 0, &all);
+}
+
+fn add_rules(batch: &mut Batch, chain: &Chain) {
     for rule in &chain.rules {
         let attributes = Attributes::default()
             .text(NFTA_RULE_TABLE, TABLE)
             .text(NFTA_RULE_CHAIN, &chain.name)
-            .nest(NFTA_RULE_EXPRESSIONS, &expressions(rule));
+            .nest(NFTA_RULE_EXPRESSIONS, &expressions(rule))
+            .bytes(NFTA_RULE_USERDATA, &user_data(&comment(rule)));
         let what = format!("add a rule to chain {}", chain.name);
         batch.step(what, NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, &attributes);
     }
 }
 
 fn hook_attributes(hook: Hook) -> Attributes {
-    let number = match hook {
-        Hook::BeforeDnat | Hook::AfterDnat => NF_INET_PRE_ROUTING,
-        Hook::SourceNat => NF_INET_POST_ROUTING,
-    };
     Attributes::default()
-        .number(NFTA_HOOK_HOOKNUM, number)
+        .number(NFTA_HOOK_HOOKNUM, hook.number())
         .bytes(NFTA_HOOK_PRIORITY, &hook.priority().to_be_bytes())
 }
 
@@ -148,8 +167,8 @@ enum Change {
 /// An interval and, in a map, the chain it leads to.
 type Element = (Interval, Option<String>);
 
-fn plain(ruleset: &Ruleset) -> Vec<Element> {
-    ruleset.no_snat.iter().map(|interval| (*interval, None)).collect()
+fn plain(intervals: &BTreeSet<Interval>) -> Vec<Element> {
+    intervals.iter().map(|interval| (*interval, None)).collect()
 }
 
 fn jumps(sources: &BTreeMap<Interval, u32>) -> Vec<Element> {
@@ -190,4 +209,75 @@ fn edges((interval, chain): &Element) -> Vec<Attributes> {
 fn jump(chain: &str) -> Attributes {
     let verdict = Attributes::default().number(NFTA_VERDICT_CODE, NFT_JUMP).text(NFTA_VERDICT_CHAIN, chain);
     Attributes::default().nest(NFTA_DATA_VERDICT, &verdict)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::spec;
+    use super::super::{NatSpec, SnatPorts, ruleset};
+    use super::*;
+
+    fn steps(seen: Option<&NatSpec>, wanted: &NatSpec) -> Vec<Vec<String>> {
+        let seen = seen.map(|spec| Table::from(&ruleset(spec)));
+        let wanted = ruleset(wanted);
+        let batches = plan(seen.as_ref(), &Table::from(&wanted), &wanted);
+        batches.into_iter().map(|batch| batch.finish().1).collect()
+    }
+
+    #[test]
+    fn what_is_as_wanted_is_left_alone() {
+        assert!(steps(Some(&spec()), &spec()).is_empty());
+    }
+
+    #[test]
+    fn a_new_table_has_its_elements_before_packets_enter_it() {
+        let transactions = steps(None, &spec());
+
+        assert_eq!(transactions.len(), 2);
+        assert!(transactions[0].iter().any(|step| step == "add elements to no_snat"));
+        assert!(!transactions[0].iter().any(|step| step.contains("chain from_pods")), "{transactions:?}");
+        assert_eq!(transactions[1][0], "add chain node_port");
+    }
+
+    #[test]
+    fn a_new_source_is_one_element() {
+        let mut more = spec();
+        more.sources.insert("10.0.0.21".parse().unwrap(), 0x100);
+
+        assert_eq!(steps(Some(&spec()), &more), [["add elements to eni_of"]]);
+        assert_eq!(steps(Some(&more), &spec()), [["delete elements of eni_of"]]);
+    }
+
+    #[test]
+    fn a_new_eni_brings_a_chain_which_goes_with_it() {
+        let mut more = spec();
+        more.sources.insert("10.0.2.20".parse().unwrap(), 0x300);
+
+        let come = ["add chain mark_300", "add a rule to chain mark_300", "add elements to eni_of"];
+        let go = ["delete elements of eni_of", "flush chain mark_300", "delete chain mark_300"];
+        assert_eq!(steps(Some(&spec()), &more), [come]);
+        assert_eq!(steps(Some(&more), &spec()), [go]);
+    }
+
+    #[test]
+    fn another_port_choice_touches_only_the_chain_that_translates() {
+        let plain = NatSpec { snat: Some(SnatPorts::Plain), ..spec() };
+
+        assert_eq!(
+            steps(Some(&spec()), &plain),
+            [["flush chain source_nat", "add a rule to chain source_nat"]]
+        );
+    }
+
+    /// Bytes of `nft -f` 1.0.6 around any transaction, captured with strace; nft numbers from its own start.
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn a_transaction_begins_and_ends_as_those_of_nft() {
+        let (bytes, _) = removal().finish();
+        let begin = [20, 0, 0, 0, 0x10, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10];
+        let end = [20, 0, 0, 0, 0x11, 0, 1, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10];
+
+        assert!(bytes.starts_with(&begin));
+        assert!(bytes.ends_with(&end), "{bytes:x?}");
+    }
 }

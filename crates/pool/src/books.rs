@@ -1,0 +1,96 @@
+//! What must be true of a pool at any time.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use crate::model::Action;
+use crate::pool::{Held, Pool, Slot};
+
+/// An invariant that does not hold.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// I4: two sandboxes have the same address.
+    #[error("{0} has two owners")]
+    TwoOwners(Ipv4Addr),
+    /// I7: pods could get, or EC2 get back, a primary address.
+    #[error("{0} is a primary address and in the pool")]
+    PrimaryInPool(Ipv4Addr),
+    /// I7: an address with an owner is on its way out.
+    #[error("{0} has an owner and is about to be given back")]
+    OwnedLeaves(Ipv4Addr),
+    /// I8: more addresses are held before their cooldown had passed than were counted.
+    #[error("{held} addresses were assigned again too early, but only {counted} were counted")]
+    EarlyUncounted {
+        /// Held now.
+        held: u64,
+        /// Counted ever.
+        counted: u64,
+    },
+    /// The indexes disagree.
+    #[error("the books do not agree about {0}")]
+    Books(Ipv4Addr),
+}
+
+impl Pool {
+    /// Checks what must be true at any time: I4, I7, I8, and that the indexes agree.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn check(&self) -> Result<(), Violation> {
+        self.check_owners()?;
+        self.check_slots()?;
+        self.check_leaving()?;
+        let held = self.held.values().map(|held| u64::from(held.early)).sum();
+        if held > self.reused_early() {
+            return Err(Violation::EarlyUncounted { held, counted: self.reused_early() });
+        }
+        Ok(())
+    }
+
+    fn check_owners(&self) -> Result<(), Violation> {
+        let mut owned = BTreeSet::new();
+        for held in self.held.values() {
+            if !owned.insert(held.address) {
+                return Err(Violation::TwoOwners(held.address));
+            }
+            let Some(eni) = &held.eni else { continue };
+            let slot = self.enis.get(eni).and_then(|eni| eni.slots.get(&held.address));
+            if slot != Some(&Slot::Held(held.owner.sandbox.clone())) {
+                return Err(Violation::Books(held.address));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_slots(&self) -> Result<(), Violation> {
+        let primaries: BTreeSet<Ipv4Addr> = self.enis.values().map(|eni| eni.seen.primary_address).collect();
+        let owned: BTreeSet<Ipv4Addr> = self.held.values().map(|held| held.address).collect();
+        let mut seen = BTreeSet::new();
+        for (address, slot) in self.enis.values().flat_map(|eni| &eni.slots) {
+            if primaries.contains(address) {
+                return Err(Violation::PrimaryInPool(*address));
+            }
+            let held = match slot {
+                Slot::Held(sandbox) => self.held.get(sandbox).is_some_and(|held| held.address == *address),
+                Slot::Free(_) | Slot::Cooling(_) | Slot::Leaving(_) => false,
+            };
+            if held != owned.contains(address) || !seen.insert(*address) {
+                return Err(Violation::Books(*address));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_leaving(&self) -> Result<(), Violation> {
+        let leaves = |held: &&Held| {
+            self.in_flight.values().any(|call| match &call.action {
+                Action::ReleaseAddresses { eni, addresses } => {
+                    held.eni.as_ref() == Some(eni) && addresses.contains(&held.address)
+                }
+                Action::DeleteEni { eni } => held.eni.as_ref() == Some(eni),
+                Action::AssignAddresses { .. } | Action::CreateEni { .. } => false,
+            })
+        };
+        self.held.values().find(leaves).map_or(Ok(()), |held| Err(Violation::OwnedLeaves(held.address)))
+    }
+}

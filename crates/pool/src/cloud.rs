@@ -1,0 +1,293 @@
+//! What EC2 says: pictures of the ENIs, and calls that begin and end.
+//!
+//! Pictures and the ends of calls may come in any order. What we know from a call is newer than any picture that was
+//! asked for before the call ended; EC2 being eventually consistent, also than one asked for shortly after.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use types::{EniId, Moment};
+
+use crate::model::{Action, ActionId, EniSeen, Note, Outcome};
+use crate::pool::{Call, Eni, Pool, Slot};
+
+/// How long after a change of ours EC2's answers may still lack it.
+const PICTURE_LAG: Duration = Duration::from_secs(10);
+
+impl Pool {
+    /// Takes in a complete picture of the ENIs, asked for at `as_of`.
+    ///
+    /// What calls of ours have changed since then, or are changing, stays as we know it. An address that vanished
+    /// stays with its owner and nobody else can get it. Calls that ended unclearly before `as_of` are settled by it.
+    pub fn observe(&mut self, seen: &[EniSeen], as_of: Moment, now: Moment) -> Vec<Note> {
+        let mut notes = Vec::new();
+        if as_of < self.pictured {
+            return notes;
+        }
+        self.pictured = as_of;
+        self.in_flight.retain(|_, call| call.unclear_since.is_none_or(|since| since >= as_of));
+        self.deleted.retain(|_, from| *from > as_of);
+        self.cooling_elsewhere.retain(|_, until| *until > now);
+
+        let there: BTreeSet<&EniId> = seen.iter().map(|eni| &eni.id).collect();
+        let known: Vec<EniId> = self.enis.keys().filter(|id| self.is_believed(id, as_of)).cloned().collect();
+        for id in known.iter().filter(|id| !there.contains(id)) {
+            self.drop_eni(id, &mut notes);
+        }
+        let news: Vec<&EniSeen> =
+            seen.iter().filter(|eni| known.contains(&eni.id) || self.is_new(eni)).collect();
+        // All that left before all that joined: an address may have moved from one ENI to another, or become primary.
+        for picture in &news {
+            self.clear_primary(picture.primary_address, &mut notes);
+            self.join(picture, now);
+            self.lose(picture, &mut notes);
+        }
+        for picture in &news {
+            let joined = self.add_slots(&picture.id, &picture.addresses, now);
+            if !known.contains(&picture.id) {
+                notes.push(Note::EniJoined(picture.id.clone(), joined.len()));
+            } else if !joined.is_empty() {
+                notes.push(Note::Joined(picture.id.clone(), joined));
+            }
+        }
+        notes
+    }
+
+    /// Whether a picture asked for at `as_of` knows all that we know of an ENI.
+    fn is_believed(&self, id: &EniId, as_of: Moment) -> bool {
+        !self.is_busy(id) && self.enis.get(id).is_none_or(|eni| eni.believe_from <= as_of)
+    }
+
+    /// Whether an ENI joins with a picture: not one that we have just deleted, nor one that we are creating, whose
+    /// link need not be there yet.
+    fn is_new(&self, eni: &EniSeen) -> bool {
+        let creating = |call: &Call| match &call.action {
+            Action::CreateEni { device, .. } => *device == eni.device,
+            Action::AssignAddresses { .. } | Action::ReleaseAddresses { .. } | Action::DeleteEni { .. } => {
+                false
+            }
+        };
+        let known = self.enis.contains_key(&eni.id) || self.deleted.contains_key(&eni.id);
+        !known && !self.in_flight.values().any(creating)
+    }
+
+    fn lose(&mut self, picture: &EniSeen, notes: &mut Vec<Note>) {
+        let Some(eni) = self.enis.get_mut(&picture.id) else { return };
+        eni.seen = picture.clone();
+        // A release that ended unclearly: what is still there did not leave.
+        stay(eni);
+        let left: BTreeSet<Ipv4Addr> =
+            eni.slots.keys().filter(|a| !picture.addresses.contains(a)).copied().collect();
+        for address in &left {
+            self.drop_slot(&picture.id, *address, notes);
+        }
+        if !left.is_empty() {
+            notes.push(Note::Left(picture.id.clone(), left));
+        }
+    }
+
+    /// Adds an ENI, without its addresses, unless it is there already.
+    fn join(&mut self, picture: &EniSeen, now: Moment) {
+        self.enis.entry(picture.id.clone()).or_insert_with(|| Eni {
+            seen: picture.clone(),
+            first_seen: now,
+            slots: BTreeMap::new(),
+            believe_from: Moment(0),
+        });
+    }
+
+    /// Adds addresses to an ENI, except primary ones and those that are known elsewhere. Returns those that are new.
+    fn add_slots(&mut self, id: &EniId, addresses: &BTreeSet<Ipv4Addr>, now: Moment) -> BTreeSet<Ipv4Addr> {
+        let unfit = |address: &Ipv4Addr| {
+            let has = |eni: &Eni| eni.seen.primary_address == *address || eni.slots.contains_key(address);
+            self.enis.values().any(has)
+        };
+        let fit: BTreeSet<Ipv4Addr> = addresses.iter().filter(|address| !unfit(address)).copied().collect();
+        for address in &fit {
+            let cooling = self.cooling_elsewhere.remove(address);
+            let mut slot = cooling.map_or(Slot::Free(now), Slot::Cooling);
+            if let Some(held) = self.held.values_mut().find(|held| held.address == *address) {
+                held.eni = Some(id.clone());
+                slot = Slot::Held(held.owner.sandbox.clone());
+            }
+            if let Some(eni) = self.enis.get_mut(id) {
+                eni.slots.insert(*address, slot);
+            }
+        }
+        fit
+    }
+
+    /// An address is primary somewhere, so it is no pod's any more, whatever we thought (I7).
+    fn clear_primary(&mut self, address: Ipv4Addr, notes: &mut Vec<Note>) {
+        let has =
+            self.enis.values().find(|eni| eni.slots.contains_key(&address)).map(|eni| eni.seen.id.clone());
+        if let Some(id) = has {
+            self.drop_slot(&id, address, notes);
+        }
+    }
+
+    fn drop_eni(&mut self, id: &EniId, notes: &mut Vec<Note>) {
+        let addresses: Vec<Ipv4Addr> =
+            self.enis.get(id).into_iter().flat_map(|eni| eni.slots.keys()).copied().collect();
+        for address in addresses {
+            self.drop_slot(id, address, notes);
+        }
+        self.enis.remove(id);
+        notes.push(Note::EniLeft(id.clone()));
+    }
+
+    /// An address is gone from EC2. Its holder keeps it: nobody else may get it while that pod lives (I4).
+    fn drop_slot(&mut self, id: &EniId, address: Ipv4Addr, notes: &mut Vec<Note>) {
+        let slot = self.enis.get_mut(id).and_then(|eni| eni.slots.remove(&address));
+        match slot {
+            Some(Slot::Held(sandbox)) => {
+                if let Some(held) = self.held.get_mut(&sandbox) {
+                    held.eni = None;
+                }
+                notes.push(Note::Lost(address, sandbox));
+            }
+            // Should it come back soon, it still has to cool.
+            Some(Slot::Cooling(until)) => drop(self.cooling_elsewhere.insert(address, until)),
+            Some(Slot::Free(_) | Slot::Leaving(_)) | None => {}
+        }
+    }
+
+    /// Notes that a call to EC2 has begun: planning counts on it, and what is to leave is out of reach at once.
+    pub fn begin(&mut self, action: &Action) -> ActionId {
+        self.last_action.0 += 1;
+        let leaving = |address: &Ipv4Addr| match action {
+            Action::ReleaseAddresses { addresses, .. } => addresses.contains(address),
+            Action::DeleteEni { .. } => true,
+            Action::AssignAddresses { .. } | Action::CreateEni { .. } => false,
+        };
+        let eni = action.eni().and_then(|eni| self.enis.get_mut(eni));
+        let slots = eni.into_iter().flat_map(|eni| &mut eni.slots);
+        for (_, slot) in slots.filter(|(address, _)| leaving(address)) {
+            if let Slot::Free(until) | Slot::Cooling(until) = slot {
+                *slot = Slot::Leaving(*until);
+            }
+        }
+        self.in_flight.insert(self.last_action, Call { action: action.clone(), unclear_since: None });
+        self.last_action
+    }
+
+    /// Takes in how a call ended. An unknown id is ignored: nothing is counted twice.
+    ///
+    /// After [`Outcome::Unclear`] the call counts as under way until a picture tells what became of it.
+    pub fn finish(&mut self, id: ActionId, outcome: Outcome, now: Moment) {
+        match outcome {
+            Outcome::Assigned(addresses) => self.finish_assigned(id, &addresses, now),
+            Outcome::Created(eni) => self.finish_created(id, &eni, now),
+            Outcome::Released => self.finish_released(id, now),
+            Outcome::Deleted => self.finish_deleted(id, now),
+            Outcome::Failed => self.finish_failed(id, now),
+            Outcome::Unclear => self.finish_unclear(id, now),
+        }
+    }
+
+    fn finish_assigned(&mut self, id: ActionId, addresses: &BTreeSet<Ipv4Addr>, now: Moment) {
+        if let Some(Action::AssignAddresses { eni, .. }) = self.end(id) {
+            self.add_slots(&eni, addresses, now);
+            self.believe_later(&eni, now);
+        }
+    }
+
+    fn finish_created(&mut self, id: ActionId, seen: &EniSeen, now: Moment) {
+        if let Some(Action::CreateEni { .. }) = self.end(id) {
+            self.clear_primary(seen.primary_address, &mut Vec::new());
+            self.join(seen, now);
+            self.add_slots(&seen.id, &seen.addresses, now);
+            self.believe_later(&seen.id, now);
+        }
+    }
+
+    fn finish_released(&mut self, id: ActionId, now: Moment) {
+        if let Some(Action::ReleaseAddresses { eni, addresses }) = self.end(id) {
+            for address in addresses {
+                self.drop_slot(&eni, address, &mut Vec::new());
+            }
+            self.believe_later(&eni, now);
+            self.last_release = now;
+        }
+    }
+
+    fn finish_deleted(&mut self, id: ActionId, now: Moment) {
+        if let Some(Action::DeleteEni { eni }) = self.end(id) {
+            self.drop_eni(&eni, &mut Vec::new());
+            self.deleted.insert(eni, now.plus(PICTURE_LAG));
+            self.last_release = now;
+        }
+    }
+
+    fn finish_failed(&mut self, id: ActionId, now: Moment) {
+        if let Some(Action::ReleaseAddresses { eni, .. } | Action::DeleteEni { eni }) = self.end(id) {
+            if let Some(eni) = self.enis.get_mut(&eni) {
+                stay(eni);
+            }
+            // Not tried again sooner than one that worked.
+            self.last_release = now;
+        }
+    }
+
+    fn finish_unclear(&mut self, id: ActionId, now: Moment) {
+        let Some(call) = self.in_flight.get_mut(&id) else { return };
+        call.unclear_since = Some(now);
+        // The next look decides, however short a while ago an earlier call was.
+        if let Some(eni) = call.action.eni().and_then(|eni| self.enis.get_mut(eni)) {
+            eni.believe_from = now.plus(Duration::from_millis(1));
+        }
+    }
+
+    fn end(&mut self, id: ActionId) -> Option<Action> {
+        self.in_flight.remove(&id).map(|call| call.action)
+    }
+
+    fn believe_later(&mut self, eni: &EniId, now: Moment) {
+        if let Some(eni) = self.enis.get_mut(eni) {
+            eni.believe_from = now.plus(PICTURE_LAG);
+        }
+    }
+
+    /// The ENI a call in progress is about.
+    #[must_use]
+    pub fn eni_of(&self, id: ActionId) -> Option<&EniId> {
+        self.in_flight.get(&id).and_then(|call| call.action.eni())
+    }
+
+    /// Whether a call in progress brings addresses.
+    #[must_use]
+    pub fn is_growing(&self) -> bool {
+        self.in_flight.values().any(|call| call.action.brings() > 0)
+    }
+
+    /// Addresses that calls in progress bring.
+    pub(crate) fn coming(&self) -> u32 {
+        self.in_flight.values().map(|call| call.action.brings()).sum()
+    }
+
+    /// Addresses that calls in progress bring to an ENI that is there.
+    pub(crate) fn coming_to(&self, eni: &EniId) -> u32 {
+        let calls = self.in_flight.values().filter(|call| call.action.eni() == Some(eni));
+        calls.map(|call| call.action.brings()).sum()
+    }
+
+    /// Whether a call in progress is about this ENI.
+    pub(crate) fn is_busy(&self, eni: &EniId) -> bool {
+        self.in_flight.values().any(|call| call.action.eni() == Some(eni))
+    }
+
+    /// Whether a call in progress deletes this ENI.
+    pub(crate) fn is_being_deleted(&self, eni: &EniId) -> bool {
+        self.in_flight.values().any(|call| matches!(&call.action, Action::DeleteEni { eni: id } if id == eni))
+    }
+}
+
+/// What was to leave an ENI is there to stay.
+fn stay(eni: &mut Eni) {
+    for slot in eni.slots.values_mut() {
+        if let Slot::Leaving(until) = slot {
+            *slot = Slot::Cooling(*until);
+        }
+    }
+}

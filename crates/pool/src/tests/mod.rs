@@ -1,0 +1,8 @@
+//! Tests of the allocator as a whole.
+
+mod behaviour;
+mod examples;
+mod kit;
+mod model;
+mod plans;
+mod properties;
