@@ -56,7 +56,11 @@ fn wire_pods(wirer: &mut Wirer, inbox: &Receiver<Wiring>, events: &mpsc::Sender<
             Err(RecvTimeoutError::Disconnected) => return,
         };
         let event = match job {
-            Wiring::Add(id, pod, fds) => Event::Wired { id, result: add(wirer, &pod, fds) },
+            Wiring::Add(id, pod, fds) => {
+                // It may have set an old link of the same name aside.
+                removed = true;
+                Event::Wired { id, result: add(wirer, &pod, fds) }
+            }
             Wiring::Check(id, pod, fds) => Event::Checked { id, result: check(wirer, &pod, fds) },
             Wiring::Remove(pod) => {
                 removed = true;

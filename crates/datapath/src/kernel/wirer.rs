@@ -107,7 +107,7 @@ impl Wirer {
             Ok(_) => Ok(()),
             Err(error) if error.errno() == Some(EEXIST) => {
                 // One of the two names is taken. Ours on the host is a leftover; if it is the other, say so.
-                let found = self.delete_link(pod.host_if.as_str())?;
+                let found = self.set_aside(pod.host_if.as_str())?;
                 match self.host.batch(vec![message()]) {
                     Ok(_) => Ok(()),
                     Err(error) if error.errno() == Some(EEXIST) && !found => {
@@ -241,6 +241,25 @@ impl Wirer {
         Ok(replies.iter().filter_map(route).filter(|route| route.table == TableId::PODS).collect())
     }
 
+    /// Gives a leftover link another name and leaves it to [`Self::sweep`]: deleting it here would wait for RCU. Where the
+    /// kernel does not rename a link that is up (before 6.2), it is deleted after all. False when there was none.
+    fn set_aside(&mut self, name: &str) -> Result<bool, WireError> {
+        let found = match self.host.batch(vec![get_link(name)]) {
+            Ok(replies) => replies.iter().find_map(index),
+            Err(error) if error.errno() == Some(ENODEV) => None,
+            Err(error) => return Err(step("look at the old link")(error)),
+        };
+        let Some(index) = found else { return Ok(false) };
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes =
+            vec![LinkAttribute::IfName(format!("gone{index}")), LinkAttribute::Group(TRASH_GROUP)];
+        match self.host.batch(vec![(RouteNetlinkMessage::SetLink(message), 0)]) {
+            Ok(_) => Ok(true),
+            Err(_) => self.delete_link(name),
+        }
+    }
+
     /// Deletes a link by name; false when there was none.
     fn delete_link(&mut self, name: &str) -> Result<bool, WireError> {
         let mut message = LinkMessage::default();
@@ -332,6 +351,13 @@ fn indexes(reply: &RouteNetlinkMessage) -> Option<(u32, u32)> {
         _ => None,
     });
     Some((message.header.index, peer?))
+}
+
+fn index(reply: &RouteNetlinkMessage) -> Option<u32> {
+    match reply {
+        RouteNetlinkMessage::NewLink(message) => Some(message.header.index),
+        _ => None,
+    }
 }
 
 fn name(reply: &RouteNetlinkMessage) -> Option<String> {
