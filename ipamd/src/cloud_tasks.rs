@@ -69,7 +69,6 @@ impl CloudTasks {
             instance: identity.instance.clone(),
             limits,
             primary_address: identity.primary_address,
-            primary_mac: identity.mac,
             subnet: identity.subnet.clone(),
             security_groups: identity.security_groups.clone(),
             vpc_cidrs: identity.vpc_cidrs.clone(),

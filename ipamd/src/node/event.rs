@@ -29,8 +29,6 @@ pub struct Facts {
     pub limits: InstanceLimits,
     /// The node's own address.
     pub primary_address: Ipv4Addr,
-    /// MAC of the primary ENI.
-    pub primary_mac: Mac,
     /// Subnet of the primary ENI, where new ENIs go.
     pub subnet: SubnetId,
     /// Security groups of the primary ENI, which new ENIs get.

@@ -36,7 +36,7 @@ pub(super) struct CloudState {
     looking: bool,
     /// When to look again.
     look_at: Moment,
-    /// At least one inventory has come and is in the pool.
+    /// At least one inventory has come, the host's kernel is in line with it, and it is in the pool.
     pub(super) pictured: bool,
     rng: u64,
 }
@@ -81,8 +81,6 @@ pub(super) struct HostState {
     /// Something has changed since the newest wish.
     dirty: bool,
     retry_at: Option<Moment>,
-    /// Everything was in place at least once.
-    pub(super) converged: bool,
     /// What was wrong the last time.
     trouble: Option<String>,
     settling: Vec<Settling>,
@@ -207,7 +205,6 @@ impl Node {
                 }
             }
         }
-        self.host.converged |= self.cloud.pictured;
         if !missing.is_empty() {
             self.host.dirty = true;
             self.host.retry_at = Some(now.plus(LINK_POLL));
@@ -253,7 +250,7 @@ impl Node {
         enis.sort_by_key(|spec| (spec.card, spec.device));
         let no_snat = facts.vpc_cidrs.iter().chain(&self.settings.exclude_snat).copied().collect();
         // Later, the wiring thread owns the pods' table: a wish made before a DEL must not bring its route back.
-        let pods = (!self.host.converged).then(|| {
+        let pods = (!self.cloud.pictured).then(|| {
             self.pool
                 .owners()
                 .map(|(owner, grant)| adding::pod_spec(owner, grant.address, self.settings.eni_mtu))

@@ -139,8 +139,7 @@ impl Node {
     fn missing(&self) -> Vec<&'static str> {
         let latches = [
             (self.facts.is_none(), "instance metadata"),
-            (!self.cloud.pictured, "the first look at the ENIs"),
-            (!self.host.converged, "the host's routes, rules and nftables"),
+            (!self.cloud.pictured, "the first look at the ENIs, the host's routes, rules and nftables"),
         ];
         latches.into_iter().filter_map(|(missing, what)| missing.then_some(what)).collect()
     }

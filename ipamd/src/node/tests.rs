@@ -46,7 +46,6 @@ impl World {
             instance: "i-1".parse().unwrap(),
             limits: InstanceTable::builtin().get("m5.large").unwrap().clone(),
             primary_address: Ipv4Addr::new(10, 0, 0, 4),
-            primary_mac: Mac([2, 0, 0, 0, 0, 0]),
             subnet: "subnet-1".parse().unwrap(),
             security_groups: Vec::new(),
             vpc_cidrs: vec!["10.0.0.0/16".parse().unwrap()],
