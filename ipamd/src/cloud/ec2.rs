@@ -261,7 +261,9 @@ impl Call {
                 let status = answer.raw().status().as_u16();
                 let message = answer.err().message().unwrap_or("no message");
                 match answer.err().code() {
-                    Some(code) => return CloudError::refused(self.name, self.effect, code, message),
+                    Some(code) => {
+                        return CloudError::answered(self.name, self.effect, status, code, message);
+                    }
                     None if status >= 500 => {
                         return CloudError::new(
                             self.effect.silence(),

@@ -94,9 +94,19 @@ impl CloudError {
         Self { kind, call, code: String::new(), message: cut(message.into()), source: None }
     }
 
-    /// A refusal by EC2, with its code.
-    pub(super) fn refused(call: &'static str, effect: Effect, code: &str, message: &str) -> Self {
-        let mut error = Self::new(kind_of(effect, code, message), call, format!("{message} ({code})"));
+    /// An error that EC2 answered with: the HTTP status, its code and its words.
+    pub(super) fn answered(
+        call: &'static str,
+        effect: Effect,
+        status: u16,
+        code: &str,
+        message: &str,
+    ) -> Self {
+        let known = kind_of(effect, code, message);
+        // A fault of theirs under a name that we do not know says as little as silence does.
+        let unknown_fault = known == CloudErrorKind::Other && status >= 500;
+        let kind = if unknown_fault { effect.silence() } else { known };
+        let mut error = Self::new(kind, call, format!("{message} ({code})"));
         code.clone_into(&mut error.code);
         error
     }
@@ -167,7 +177,10 @@ fn kind_of(effect: Effect, code: &str, message: &str) -> CloudErrorKind {
             effect.silence()
         }
         "InvalidParameterValue" if message.contains("in use") => CloudErrorKind::InUse,
+        // The place on the instance is taken, for example by an ENI that is still being detached.
+        "InvalidParameterValue" if message.contains("already has an interface") => CloudErrorKind::InUse,
         "InvalidParameterValue" if message.contains("not assigned") => CloudErrorKind::Gone,
+        "InvalidInstanceType" => CloudErrorKind::Gone,
         _ if code.ends_with(".NotFound") => CloudErrorKind::Gone,
         _ => CloudErrorKind::Other,
     }
@@ -195,6 +208,8 @@ mod tests {
             Kind::InUse
         );
         assert_eq!(of("InvalidParameterValue", "Some addresses are not assigned to eni-1"), Kind::Gone);
+        let taken = "Instance 'i-1' already has an interface attached at device index '1'.";
+        assert_eq!(of("InvalidParameterValue", taken), Kind::InUse);
         assert_eq!(of("InvalidParameterValue", "no"), Kind::Other);
         assert_eq!(of("InternalError", ""), Kind::Unclear);
         assert_eq!(kind_of(Effect::Reads, "InternalError", ""), Kind::Unreachable);

@@ -55,7 +55,7 @@ impl Imds {
         Ok(Identity {
             instance: self.one("instance-id").await?,
             instance_type: self.one("instance-type").await?,
-            region: self.one("placement/region").await?,
+            region: self.label("placement/region").await?,
             zone: self.one("placement/availability-zone").await?,
             mac,
             eni: self.one(&of_eni("interface-id")).await?,
@@ -141,6 +141,15 @@ impl Imds {
         let text =
             text.ok_or_else(|| CloudError::new(CloudErrorKind::Gone, CALL, format!("there is no {path}")))?;
         parse(path, text.trim())
+    }
+
+    /// One word that must be there and becomes part of a host name, as the region does of EC2's.
+    async fn label(&self, path: &str) -> Result<String, CloudError> {
+        let word: String = self.one(path).await?;
+        if word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') {
+            return Ok(word);
+        }
+        Err(CloudError::new(CloudErrorKind::Garbage, CALL, format!("{path} is {word:?}")))
     }
 
     /// Words on lines of their own; none if there is no such text.

@@ -264,6 +264,18 @@ async fn a_refusal_keeps_its_code_and_a_change_is_asked_for_once() {
 }
 
 #[tokio::test]
+async fn a_fault_of_ec2_says_as_little_as_silence_whatever_its_code() {
+    let body =
+        "<Response><Errors><Error><Code>NewFault</Code><Message>no</Message></Error></Errors></Response>";
+    let stage = Stage::with(&[(500, body.to_owned())], &[]).await;
+    assert_eq!(kind(stage.ec2().await.assign(&eni(), 1).await), CloudErrorKind::Unclear);
+    stage.asked(&[]);
+
+    let stage = Stage::with(&vec![(500, body.to_owned()); 3], &[]).await;
+    assert_eq!(kind(stage.ec2().await.inventory(&instance()).await), CloudErrorKind::Unreachable);
+}
+
+#[tokio::test]
 async fn a_closed_port_is_unreachable_even_to_a_change() {
     let mut stage = Stage::with(&[], &[]).await;
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -299,6 +311,8 @@ async fn limits_of_a_type_are_those_of_its_default_card() {
     assert_eq!((limits.max_enis, limits.ipv4_per_eni, limits.prefix_delegation), (2, 10, true));
     assert_eq!(limits.cards.iter().map(|c| (c.card.0, c.max_enis)).collect::<Vec<_>>(), [(0, 2), (1, 3)]);
     let stage = Stage::answering("DescribeInstanceTypes", "<instanceTypeSet/>").await;
+    assert_eq!(kind(stage.ec2().await.instance_limits("x9.huge").await), CloudErrorKind::Gone);
+    let stage = Stage::refusing("InvalidInstanceType").await;
     assert_eq!(kind(stage.ec2().await.instance_limits("x9.huge").await), CloudErrorKind::Gone);
 }
 
@@ -351,7 +365,13 @@ async fn the_metadata_service_says_where_we_are() {
 
 #[tokio::test]
 async fn metadata_that_cannot_be_is_garbage() {
-    for bad in [("mac", "zz"), ("instance-id", "<html>"), ("local-ipv4", ""), ("placement/region", "a b")] {
+    for bad in [
+        ("mac", "zz"),
+        ("instance-id", "<html>"),
+        ("local-ipv4", ""),
+        ("placement/region", "a b"),
+        ("placement/region", "evil.example/x?"),
+    ] {
         let metadata: Vec<_> =
             METADATA.iter().copied().filter(|(path, _)| *path != bad.0).chain([bad]).collect();
         let imds = Imds::connect(&Stage::with(&[], &metadata).await.config);

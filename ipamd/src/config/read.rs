@@ -36,10 +36,17 @@ impl<'a> Reader<'a> {
         (!text.is_empty()).then(|| text.to_owned())
     }
 
+    fn is_utf8(&self, setting: &Setting) -> bool {
+        self.environment.get(std::ffi::OsStr::new(setting.name)).is_some_and(|text| text.to_str().is_some())
+    }
+
     /// A setting read by `parse`; one that cannot be is its default, or stops the daemon if it is strict.
     pub(super) fn parsed<T>(&mut self, setting: &Setting, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
         if let Some(text) = self.set(setting) {
-            if let Some(value) = parse(&text) {
+            // A lossy copy of a path or a name would be another path or name.
+            if self.is_utf8(setting)
+                && let Some(value) = parse(&text)
+            {
                 return Some(value);
             }
             self.wrong(setting, &text);
@@ -50,10 +57,10 @@ impl<'a> Reader<'a> {
     fn wrong(&mut self, setting: &Setting, text: &str) {
         let found: String = text.chars().take(64).collect();
         match setting.support {
-            Support::Strict | Support::Refused => {
+            Support::Strict => {
                 self.errors.push(SettingError::Unfit { name: setting.name, found, doc: setting.doc });
             }
-            Support::Lenient | Support::Elsewhere | Support::Ignored => {
+            Support::Lenient | Support::Elsewhere | Support::Ignored | Support::Refused => {
                 let instead = if setting.default.is_empty() { "nothing" } else { setting.default };
                 self.warnings
                     .push(format!("{} is {found:?}, which it cannot be; {instead:?} is used", setting.name));
@@ -105,10 +112,13 @@ impl<'a> Reader<'a> {
     pub(super) fn check_the_rest(&mut self) {
         for setting in SETTINGS {
             let Some(text) = self.set(setting) else { continue };
-            let differs = if setting.kind == Kind::Flag {
-                parse_flag(&text) != parse_flag(setting.default)
-            } else {
-                text != setting.default
+            let differs = match (setting.kind, parse_flag(&text)) {
+                (Kind::Flag, None) => {
+                    self.unread_flag(setting, &text);
+                    continue;
+                }
+                (Kind::Flag, flag) => flag != parse_flag(setting.default),
+                (Kind::Number(..) | Kind::Word(_) | Kind::Text, _) => text != setting.default,
             };
             match setting.support {
                 Support::Refused if differs => self.errors.push(SettingError::Unsupported {
@@ -134,6 +144,14 @@ impl<'a> Reader<'a> {
                     known.iter().min_by_key(|other| distance(name, other)).copied().unwrap_or_default();
                 self.warnings.push(format!("{name} is no setting; is {nearest} meant?"));
             }
+        }
+    }
+
+    /// A flag that nothing else reads and that is neither yes nor no: it switches nothing, and is warned of.
+    fn unread_flag(&mut self, setting: &Setting, text: &str) {
+        match setting.support {
+            Support::Refused | Support::Ignored => self.wrong(setting, text),
+            Support::Lenient | Support::Strict | Support::Elsewhere => {}
         }
     }
 }

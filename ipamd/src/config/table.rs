@@ -39,7 +39,8 @@ pub enum Support {
     Elsewhere,
     /// Has no effect in this version; a warning says so if it is set to anything but its default.
     Ignored,
-    /// Belongs to a mode that this version lacks: anything but its default stops the daemon.
+    /// Belongs to a mode that this version lacks: switching it away from its default stops the daemon; text that it
+    /// cannot be is the default, with a warning.
     Refused,
 }
 

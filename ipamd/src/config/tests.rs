@@ -106,6 +106,11 @@ fn text_that_cannot_be_is_the_default_with_a_warning() {
         ("ADDITIONAL_ENI_TAGS", "{"),
         ("AWS_VPC_K8S_CNI_RANDOMIZESNAT", "dice"),
         ("AWS_VPC_K8S_CNI_LOGLEVEL", "loud"),
+        ("ENABLE_IPv6", "yes"),
+        ("ENABLE_PREFIX_DELEGATION", "on"),
+        ("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", "maybe"),
+        ("ENABLE_POD_ENI", "2"),
+        ("DISABLE_METRICS", "no"),
     ] {
         let mut config = parse(&[(name, text)]).unwrap();
 
@@ -130,6 +135,33 @@ fn everything_that_stops_the_daemon_is_told_at_once() {
 
     assert_eq!(errors.len(), 7, "{errors:?}");
     assert!(parse(&[("NETWORK_POLICY_ENFORCING_MODE", "standard")]).is_ok());
+}
+
+#[test]
+fn each_mode_that_is_missing_stops_the_daemon_by_its_own_name() {
+    let modes: Vec<_> = SETTINGS.iter().filter(|setting| setting.support == Support::Refused).collect();
+    for mode in &modes {
+        let other = if mode.default == "true" { "0" } else { "t" };
+        let errors = parse(&[(mode.name, other)]).unwrap_err();
+
+        let unsupported =
+            SettingError::Unsupported { name: mode.name, found: other.to_owned(), doc: mode.doc };
+        assert_eq!(errors, [unsupported]);
+        assert!(parse(&[(mode.name, mode.default)]).unwrap().warnings.is_empty(), "{}", mode.name);
+    }
+    assert_eq!(modes.len(), 8);
+}
+
+#[test]
+fn text_that_is_not_utf_8_is_told_and_never_half_used() {
+    use std::os::unix::ffi::OsStringExt as _;
+    let bytes = || std::ffi::OsString::from_vec(b"/run/\xff".to_vec());
+    let of = |name: &str| Config::parse(&[(name.into(), bytes())].into());
+
+    let config = of("IPAMD_RUN_DIR").unwrap();
+    assert_eq!((config.run_dir, config.warnings.len()), (PathBuf::from("/var/run/aws-node"), 1));
+    assert_eq!(of("AWS_VPC_K8S_CNI_LOG_FILE").unwrap().log_file, None);
+    assert_eq!(of("AWS_VPC_K8S_CNI_VETHPREFIX").unwrap_err().len(), 1);
 }
 
 #[test]
