@@ -76,7 +76,7 @@ trait Contender: Sync {
 /// Whatever keeps it from running.
 pub fn run(say: &mut dyn FnMut(&str)) -> Result<Value, LabError> {
     let fabric = Fabric::create(Config::default())?;
-    let mut node = Node::launch(&fabric, "node1", INSTANCE_TYPE)?;
+    let node = Node::launch(&fabric, "node1", INSTANCE_TYPE)?;
     let settings = [("WARM_IP_TARGET", "60"), ("MINIMUM_IP_TARGET", "400"), ("IP_COOLDOWN_PERIOD", "1")];
     node.start_daemon(&settings)?;
     node.wait_ready()?;

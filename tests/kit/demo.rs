@@ -66,7 +66,7 @@ impl Demo {
         let mut nodes = Vec::new();
         for number in 1..=wish.nodes {
             let started = Instant::now();
-            let mut node = Node::launch(&fabric, &format!("node{number}"), INSTANCE_TYPE)?;
+            let node = Node::launch(&fabric, &format!("node{number}"), INSTANCE_TYPE)?;
             node.start_daemon(&[])?;
             node.wait_ready()?;
             let (id, address) = (&node.instance().id, node.instance().address);
@@ -224,7 +224,7 @@ impl Demo {
             slowest = slowest.max(placed.pod.del(&self.nodes[placed.node])?);
         }
         let mut right = true;
-        for (number, node) in self.nodes.iter_mut().enumerate() {
+        for (number, node) in self.nodes.iter().enumerate() {
             let report = node.report()?;
             right &=
                 report.pods.is_empty() && report.addresses.assigned == 0 && report.addresses.reserved == 0;

@@ -40,6 +40,18 @@ pub fn enter_lab() -> Result<(), LabError> {
     program(Command::new("ip").args(["link", "set", "lo", "up"]), None).map(drop)
 }
 
+/// Puts an empty directory over `/var/lib/cni`, where runtimes keep results of plugins; over `/var/lib` if it does not exist.
+/// The lab sees it, the machine does not.
+///
+/// # Errors
+/// When the kernel forbids it.
+pub fn hide_cni_results() -> Result<(), LabError> {
+    let results = Path::new("/var/lib/cni");
+    let place = if results.exists() { results } else { Path::new("/var/lib") };
+    mount("tmpfs", place, "tmpfs", MountFlags::NOSUID, None)
+        .map_err(LabError::doing(format!("mount a private {}", place.display())))
+}
+
 #[expect(
     unsafe_code,
     reason = "rustix marks unshare as unsafe because of CLONE_FILES, which is not used here"

@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -34,7 +34,8 @@ pub struct Node {
     imds: Imds,
     _ec2: Server,
     run_dir: PathBuf,
-    daemon: Option<Child>,
+    /// Behind a lock, so that it can be killed while pods are being added.
+    daemon: Mutex<Option<Child>>,
 }
 
 /// A program of ours: by environment variable, or beside the running one.
@@ -75,7 +76,7 @@ impl Node {
         let ec2 = ec2.map_err(LabError::doing("serve EC2"))?;
         let run_dir = Path::new("/run/lab").join(name);
         std::fs::create_dir_all(&run_dir).map_err(LabError::doing("make the run directory"))?;
-        Ok(Self { netns, instance, imds, _ec2: ec2, run_dir, daemon: None })
+        Ok(Self { netns, instance, imds, _ec2: ec2, run_dir, daemon: Mutex::default() })
     }
 
     /// Its namespace.
@@ -112,7 +113,7 @@ impl Node {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start_daemon(&mut self, settings: &[(&str, &str)]) -> Result<(), LabError> {
+    pub fn start_daemon(&self, settings: &[(&str, &str)]) -> Result<(), LabError> {
         let log = File::options().create(true).append(true).open(self.log());
         let log = log.map_err(LabError::doing("make the daemon's log"))?;
         let errors = log.try_clone().map_err(LabError::doing("make the daemon's log"))?;
@@ -129,28 +130,28 @@ impl Node {
         ]);
         command.arg("run").env_clear().envs(own).envs(settings.iter().copied());
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
-        self.daemon = Some(self.netns.spawn(&mut command).map_err(LabError::doing("start ipamd"))?);
+        *self.daemon() = Some(self.netns.spawn(&mut command).map_err(LabError::doing("start ipamd"))?);
         Ok(())
     }
 
     /// The daemon's process id, while it runs.
     #[must_use]
     pub fn daemon_pid(&self) -> Option<u32> {
-        self.daemon.as_ref().map(Child::id)
+        self.daemon().as_ref().map(Child::id)
     }
 
     /// Waits until an ADD would be served.
     ///
     /// # Errors
     /// When the daemon ends or takes too long; with the end of its log.
-    pub fn wait_ready(&mut self) -> Result<(), LabError> {
+    pub fn wait_ready(&self) -> Result<(), LabError> {
         let until = Instant::now() + READY;
         loop {
             let ready = self.ask(Verb::Status);
             if matches!(ready, Ok(Reply::Done)) {
                 return Ok(());
             }
-            let ended = self.daemon.as_mut().is_none_or(|daemon| !matches!(daemon.try_wait(), Ok(None)));
+            let ended = self.daemon().as_mut().is_none_or(|daemon| !matches!(daemon.try_wait(), Ok(None)));
             if ended || Instant::now() > until {
                 return Err(LabError::Otherwise(format!(
                     "ipamd is not ready ({ready:?}):\n{}",
@@ -162,8 +163,9 @@ impl Node {
     }
 
     /// Ends the daemon without warning.
-    pub fn kill_daemon(&mut self) {
-        if let Some(mut daemon) = self.daemon.take() {
+    pub fn kill_daemon(&self) {
+        let taken = self.daemon().take();
+        if let Some(mut daemon) = taken {
             let _gone = daemon.kill();
             let _reaped = daemon.wait();
         }
@@ -173,8 +175,9 @@ impl Node {
     ///
     /// # Errors
     /// When it does not stop in time; it is then killed.
-    pub fn stop_daemon(&mut self) -> Result<(), LabError> {
-        let Some(mut daemon) = self.daemon.take() else { return Ok(()) };
+    pub fn stop_daemon(&self) -> Result<(), LabError> {
+        let taken = self.daemon().take();
+        let Some(mut daemon) = taken else { return Ok(()) };
         if let Some(pid) = i32::try_from(daemon.id()).ok().and_then(Pid::from_raw) {
             let _told = kill_process(pid, Signal::TERM);
         }
@@ -185,7 +188,7 @@ impl Node {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        self.daemon = Some(daemon);
+        *self.daemon() = Some(daemon);
         self.kill_daemon();
         Err(LabError::Otherwise("ipamd did not stop when told".to_owned()))
     }
@@ -241,6 +244,10 @@ impl Node {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    fn daemon(&self) -> MutexGuard<'_, Option<Child>> {
+        self.daemon.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn log(&self) -> PathBuf {

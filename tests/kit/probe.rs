@@ -1,6 +1,7 @@
 //! Reachability, asked with our own sockets: an echo that answers with the source address it saw.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -14,6 +15,8 @@ pub const PORT: u16 = 7777;
 /// How long one question may take, and how often it is asked.
 const PATIENCE: Duration = Duration::from_millis(700);
 const TRIES: usize = 3;
+/// How long one step of a transfer may take.
+const TRANSFER: Duration = Duration::from_secs(10);
 
 /// An echo server in a namespace; ends when dropped.
 #[derive(Debug)]
@@ -76,4 +79,47 @@ pub fn ask(from: &Netns, to: Ipv4Addr) -> Result<Option<Ipv4Addr>, LabError> {
         Ok(None)
     })?;
     asked.map_err(LabError::doing("ask an echo"))
+}
+
+/// Sends so many bytes over TCP from one namespace to an address in another and has them sent back.
+///
+/// # Errors
+/// When the connection or the transfer fails, or not every byte comes back.
+pub fn transfer(from: &Netns, to: &Netns, address: Ipv4Addr, bytes: usize) -> Result<(), LabError> {
+    let doing = || LabError::doing(format!("send {bytes} bytes to {address}"));
+    let listener = to.run(|| TcpListener::bind((address, 0)))?.map_err(doing())?;
+    let target = listener.local_addr().map_err(doing())?;
+    let echo = std::thread::spawn(move || -> std::io::Result<()> {
+        // Looks now and then, so that it ends when nobody comes.
+        listener.set_nonblocking(true)?;
+        let until = std::time::Instant::now() + TRANSFER;
+        let mut stream = loop {
+            match listener.accept() {
+                Ok((stream, _)) => break stream,
+                Err(error) if std::time::Instant::now() > until => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(TRANSFER))?;
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all)?;
+        stream.write_all(&all)
+    });
+    let sent = from.run(|| -> std::io::Result<usize> {
+        let mut stream = TcpStream::connect_timeout(&target, TRANSFER)?;
+        stream.set_read_timeout(Some(TRANSFER))?;
+        stream.write_all(&vec![0x5a; bytes])?;
+        stream.shutdown(Shutdown::Write)?;
+        let mut back = Vec::new();
+        stream.read_to_end(&mut back)
+    })?;
+    let echoed = echo.join().unwrap_or_else(|_panic| Err(std::io::Error::other("the echo panicked")));
+    let back = sent.map_err(doing())?;
+    echoed.map_err(doing())?;
+    if back == bytes {
+        Ok(())
+    } else {
+        Err(LabError::Otherwise(format!("{back} of {bytes} bytes came back")))
+    }
 }

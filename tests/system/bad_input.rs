@@ -91,7 +91,7 @@ fn name_race() -> Outcome {
 }
 
 fn damaged_state() -> Outcome {
-    let mut setting = Setting::start(&[])?;
+    let setting = Setting::start(&[])?;
     let pods = setting.pods(0..3)?;
     let state = setting.node.run_dir().join("state");
     let mut flipped = std::fs::read(&state).map_err(LabError::doing("read the state"))?;

@@ -1,6 +1,9 @@
 //! A real containerd calls the plugin.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use lab::LabError;
 use lab::cri::Containerd;
@@ -13,7 +16,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("containerd_makes_and_removes_sandboxes_in_parallel", parallel),
     ("containerd_cleans_up_after_a_failed_add", failed_add),
     ("containerd_makes_a_pod_again_under_the_same_name_at_once", same_name),
+    ("containerd_makes_one_pod_name_twice_at_once", name_at_once),
+    ("containerd_may_remove_a_sandbox_twice", removed_twice),
     ("containerd_lives_through_a_killed_daemon", killed),
+    ("containerd_lives_through_a_daemon_killed_among_its_calls", killed_among),
 ];
 
 /// The reference loopback plugin, where Debian puts it.
@@ -115,7 +121,7 @@ fn same_name() -> Outcome {
 }
 
 fn killed() -> Outcome {
-    let mut setting = Setting::start(&[])?;
+    let setting = Setting::start(&[])?;
     let containerd = start(&setting.node)?;
     let run = |n: u32| cri(containerd.run("default", &format!("k-{n}"), &format!("uid-{n}")));
     let ids = (0..4).map(run).collect::<Result<Vec<_>, _>>()?;
@@ -133,5 +139,106 @@ fn killed() -> Outcome {
         cri(containerd.remove(id))?;
     }
     ensure!(pods_held(&setting.node)? == 0, "addresses stay held");
+    Ok(())
+}
+
+fn name_at_once() -> Outcome {
+    let setting = Setting::start(&[("IPAMD_ADD_TIMEOUT_SECONDS", "2")])?;
+    let containerd = start(&setting.node)?;
+    let run = |uid: &str| cri(containerd.run("default", "twin", uid));
+    let results: Vec<Result<String, LabError>> = std::thread::scope(|scope| {
+        let threads = ["uid-a", "uid-b"].map(|uid| scope.spawn(move || run(uid)));
+        let panicked = |_panic| Err(LabError::Otherwise("a call panicked".to_owned()));
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
+    });
+    let ids: Vec<&String> = results.iter().flatten().collect();
+    ensure!(ids.len() == 1, "two sandboxes of one name: {results:?}");
+    ensure!(pods_held(&setting.node)? == 1, "{} addresses are held", pods_held(&setting.node)?);
+    cri(containerd.stop(ids[0]))?;
+    cri(containerd.remove(ids[0]))?;
+    let id = run("uid-c")?;
+    cri(containerd.stop(&id))?;
+    cri(containerd.remove(&id))?;
+    ensure!(pods_held(&setting.node)? == 0, "addresses stay held");
+    Ok(())
+}
+
+fn removed_twice() -> Outcome {
+    let setting = Setting::start(&[])?;
+    let containerd = start(&setting.node)?;
+    let id = cri(containerd.run("default", "twice", "uid"))?;
+    for _ in 0..2 {
+        cri(containerd.stop(&id))?;
+    }
+    for _ in 0..2 {
+        cri(containerd.remove(&id))?;
+    }
+    let report = setting.accounts_for(&[])?;
+    ensure!(report.addresses.cooling == 1, "{} addresses cool", report.addresses.cooling);
+    Ok(())
+}
+
+/// Makes a sandbox as a kubelet does: again after a failure.
+fn insist(containerd: &Containerd, number: u32) -> Result<String, LabError> {
+    let mut last = None;
+    for attempt in 0..20 {
+        match cri(containerd.run("default", &format!("m-{number}"), &format!("uid-{number}-{attempt}"))) {
+            Ok(id) => return Ok(id),
+            Err(error) => last = Some(error),
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Err(last.unwrap_or_else(|| LabError::Otherwise("not tried".to_owned())))
+}
+
+/// Kills the daemon and starts it again, until told to end or five times.
+fn kill_again_and_again(node: &Node, done: &AtomicBool) -> Outcome {
+    for _ in 0..5 {
+        std::thread::sleep(Duration::from_millis(150));
+        node.kill_daemon();
+        std::thread::sleep(Duration::from_millis(50));
+        node.start_daemon(&[])?;
+        node.wait_ready()?;
+        if done.load(Ordering::Relaxed) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn killed_among() -> Outcome {
+    let setting = Setting::start(&[])?;
+    let (containerd, node) = (start(&setting.node)?, &setting.node);
+    let done = AtomicBool::new(false);
+    let panicked = || LabError::Otherwise("a thread panicked".to_owned());
+    let (ids, killed) = std::thread::scope(|scope| {
+        let killer = scope.spawn(|| kill_again_and_again(node, &done));
+        let runs: Vec<_> = (0..12)
+            .map(|number| {
+                let containerd = &containerd;
+                scope.spawn(move || insist(containerd, number))
+            })
+            .collect();
+        let ids: Result<Vec<String>, LabError> =
+            runs.into_iter().map(|run| run.join().unwrap_or_else(|_panic| Err(panicked()))).collect();
+        done.store(true, Ordering::Relaxed);
+        (ids, killer.join().unwrap_or_else(|_panic| Err(panicked())))
+    });
+    killed?;
+    let ids = ids?;
+    let report = node.report()?;
+    let held: BTreeSet<&str> = report.pods.iter().map(|pod| pod.sandbox.container_id()).collect();
+    let want: BTreeSet<&str> = ids.iter().map(String::as_str).collect();
+    ensure!(held == want, "the daemon holds {held:?}, containerd has {want:?}");
+    for id in &ids {
+        let told = cri(containerd.address(id))?;
+        let pod = report.pods.iter().find(|pod| pod.sandbox.container_id() == id);
+        ensure!(pod.is_some_and(|pod| pod.address.to_string() == told), "{id} has {told}, ipamd {pod:?}");
+    }
+    for id in &ids {
+        cri(containerd.stop(id))?;
+        cri(containerd.remove(id))?;
+    }
+    setting.accounts_for(&[])?;
     Ok(())
 }

@@ -88,7 +88,7 @@ fn parallel() -> Outcome {
 }
 
 fn killed() -> Outcome {
-    let mut setting = Setting::start(&[])?;
+    let setting = Setting::start(&[])?;
     let mut pods = setting.pods(0..11)?;
     setting.node.kill_daemon();
     let _echo = Echo::start(setting.fabric.second())?;
@@ -107,7 +107,7 @@ fn killed() -> Outcome {
 }
 
 fn queued_del() -> Outcome {
-    let mut setting = Setting::start(&[])?;
+    let setting = Setting::start(&[])?;
     let mut pods = setting.pods(0..3)?;
     setting.node.kill_daemon();
 
@@ -176,7 +176,7 @@ fn gc() -> Outcome {
 }
 
 fn died_meanwhile() -> Outcome {
-    let mut setting = Setting::start(&[])?;
+    let setting = Setting::start(&[])?;
     let mut pods = setting.pods(0..3)?;
     setting.node.kill_daemon();
     let name = pods[2]
@@ -278,11 +278,13 @@ fn release() -> Outcome {
         pod.del(&setting.node)?;
     }
 
-    // Compared until they agree: a call may be under way when the report is made.
-    setting.node.wait_for("fewer addresses, in EC2 too", |report| {
+    // The books are ahead of EC2 while a call is under way.
+    let held = |report: &wire::Report| {
         let eni = setting.fabric.ec2().eni(&report.enis[0].id);
-        let held = eni.and_then(|eni| u32::try_from(eni.secondary.len()).ok());
-        report.addresses.total() < 7 && held == Some(report.addresses.total())
+        eni.and_then(|eni| u32::try_from(eni.secondary.len()).ok())
+    };
+    setting.node.wait_for("fewer addresses, in EC2 as in the books", |report| {
+        report.addresses.total() < 7 && held(report) == Some(report.addresses.total())
     })?;
 
     setting.accounts_for(&pods)?;

@@ -8,6 +8,7 @@
 mod bad_input;
 mod containerd;
 mod life;
+mod storms;
 mod support;
 
 use libtest_mimic::{Arguments, Trial};
@@ -17,13 +18,17 @@ fn main() -> std::process::ExitCode {
     let mut arguments = Arguments::from_args();
     // The namespaces have fixed names, and two cores are soon busy.
     arguments.test_threads = Some(1);
-    let tests: Vec<Test> = [life::TESTS, bad_input::TESTS].concat();
+    let tests: Vec<Test> = [life::TESTS, storms::TESTS, bad_input::TESTS].concat();
+    // Asked before the lab, where everybody is root.
+    let not_root = (!rustix::process::geteuid().is_root()).then(|| "root is needed for cgroups".to_owned());
     let lab = lab::netns::enter_lab().map_err(|error| error.to_string());
     let programs = support::missing_programs();
     let without_lab = lab.err().or(programs);
-    let without_containerd = without_lab.clone().or_else(containerd::missing);
+    let hidden = || lab::netns::hide_cni_results().err().map(|error| error.to_string());
+    let without_containerd = without_lab.clone().or(not_root).or_else(containerd::missing).or_else(hidden);
     let mut trials = trials(&tests, without_lab.as_deref());
     trials.extend(self::trials(containerd::TESTS, without_containerd.as_deref()));
+    trials.extend(storms::AWAITED.iter().flat_map(|(test, why)| self::trials(&[*test], Some(why))));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

@@ -61,7 +61,7 @@ impl Setting {
         let fabric = Fabric::create(config)?;
         // A state of before belongs to another test.
         let _gone = std::fs::remove_dir_all("/run/lab/node1");
-        let mut node = Node::launch(&fabric, "node1", "m5.large")?;
+        let node = Node::launch(&fabric, "node1", "m5.large")?;
         node.start_daemon(settings)?;
         node.wait_ready()?;
         Ok(Self { node, fabric })
