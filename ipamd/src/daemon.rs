@@ -90,6 +90,8 @@ fn restored(
 ) -> Result<(Node, Store), RunError> {
     let now = clock.now();
     let loaded = Store::load(path, now).map_err(RunError::local("read the state"))?;
+    // What the process before this one had set aside.
+    wirer.sweep().map_err(RunError::local("sweep old links away"))?;
     let kernel = wirer.pods().map_err(RunError::local("ask the kernel for pods"))?;
     let kernel: Vec<PodInKernel> = kernel
         .into_iter()

@@ -6,10 +6,10 @@ use std::net::Ipv4Addr;
 use ipnetwork::Ipv4Network;
 use types::{Mac, TableId};
 
-use crate::kernel::LinkSeen;
 use crate::mark::MarkError;
 use crate::model::{
-    Address, EniSpec, KernelState, NodeSpec, PodSpec, Route, Rule, RulePriority, Selector, Sysctl,
+    Address, EniSpec, IfIndex, KernelState, LinkSeen, LinkState, NodeSpec, PodSpec, Route, Rule,
+    RulePriority, Selector, Sysctl,
 };
 
 /// The host part: links, addresses, tables and rules, for the ENIs whose link is there.
@@ -27,7 +27,7 @@ pub fn node(spec: &NodeSpec, links: &BTreeMap<Mac, LinkSeen>) -> Result<KernelSt
     }
     for eni in &spec.enis {
         if let Some(link) = links.get(&eni.mac) {
-            state.links.insert(link.index, (eni.mtu, true));
+            state.links.insert(link.index, LinkState { mtu: eni.mtu, up: true });
             if !eni.is_primary() {
                 secondary(&mut state, spec, eni, link.index)?;
             }
@@ -37,7 +37,12 @@ pub fn node(spec: &NodeSpec, links: &BTreeMap<Mac, LinkSeen>) -> Result<KernelSt
 }
 
 /// A secondary ENI: one address, a table of its own, two rules.
-fn secondary(state: &mut KernelState, spec: &NodeSpec, eni: &EniSpec, link: u32) -> Result<(), MarkError> {
+fn secondary(
+    state: &mut KernelState,
+    spec: &NodeSpec,
+    eni: &EniSpec,
+    link: IfIndex,
+) -> Result<(), MarkError> {
     let table = eni.table();
     let own = Ipv4Network::new(eni.primary_address, eni.subnet.prefix());
     // The prefix of a network is at most 32, so this cannot be refused.
@@ -54,7 +59,7 @@ fn secondary(state: &mut KernelState, spec: &NodeSpec, eni: &EniSpec, link: u32)
 
 /// The host's route to one pod.
 #[must_use]
-pub fn pod_route(pod: &PodSpec, link: u32) -> Route {
+pub fn pod_route(pod: &PodSpec, link: IfIndex) -> Route {
     Route { table: TableId::PODS, destination: Ipv4Network::from(pod.address), via: None, link }
 }
 
@@ -75,6 +80,111 @@ fn gateway(subnet: Ipv4Network) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(subnet.network()).saturating_add(1))
 }
 
-fn everywhere() -> Ipv4Network {
+/// The destination of a default route.
+pub(crate) fn everywhere() -> Ipv4Network {
     Ipv4Network::new(Ipv4Addr::UNSPECIFIED, 0).unwrap_or_else(|_| Ipv4Network::from(Ipv4Addr::UNSPECIFIED))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use types::{DeviceIndex, NetworkCard};
+
+    use super::*;
+    use crate::{Marks, diff};
+
+    fn eni(card: u8, device: u8, primary: [u8; 4]) -> EniSpec {
+        EniSpec {
+            mac: Mac([2, 0, 0, 0, card, device]),
+            card: NetworkCard(card),
+            device: DeviceIndex(device),
+            primary_address: primary.into(),
+            subnet: "10.0.16.0/20".parse().unwrap(),
+            mtu: 9001,
+            sources: BTreeSet::new(),
+        }
+    }
+
+    fn spec() -> NodeSpec {
+        let enis = vec![eni(0, 0, [10, 0, 16, 9]), eni(0, 1, [10, 0, 17, 5]), eni(1, 2, [10, 0, 18, 6])];
+        NodeSpec { enis, marks: Marks::default(), connmark: true }
+    }
+
+    /// Links for the ENIs, numbered from 1 and named `ens0`, `ens1`, ...
+    fn links(spec: &NodeSpec) -> BTreeMap<Mac, LinkSeen> {
+        let link = |(n, eni): (u32, &EniSpec)| {
+            let index = IfIndex(n + 1);
+            let mac = Some(eni.mac);
+            (eni.mac, LinkSeen { index, name: format!("ens{n}"), mac, mtu: 1500, up: false, peer: None })
+        };
+        (0..).zip(&spec.enis).map(link).collect()
+    }
+
+    /// The commands that would make the state out of nothing.
+    fn script(state: &KernelState, links: &BTreeMap<Mac, LinkSeen>) -> String {
+        let names = links.values().map(|link| (link.index, link.name.clone())).collect();
+        let commands = diff(state, &KernelState::default()).into_iter().map(|op| op.command(&names) + "\n");
+        commands.collect()
+    }
+
+    #[test]
+    fn a_node_with_three_enis_needs_exactly_this() {
+        let spec = spec();
+        let links = links(&spec);
+
+        let text = script(&node(&spec, &links).unwrap(), &links);
+
+        assert_eq!(
+            text,
+            "\
+ip link set ens0 mtu 9001 up
+ip link set ens1 mtu 9001 up
+ip link set ens2 mtu 9001 up
+ip addr add 10.0.17.5/20 dev ens1 noprefixroute
+ip addr add 10.0.18.6/20 dev ens2 noprefixroute
+ip route replace 10.0.16.1/32 dev ens1 scope link table 2
+ip route replace 10.0.16.1/32 dev ens2 scope link table 10102
+ip route replace 0.0.0.0/0 via 10.0.16.1 dev ens1 table 2
+ip route replace 0.0.0.0/0 via 10.0.16.1 dev ens2 table 10102
+ip rule add pref 512 from all lookup 51200 protocol 86
+ip rule add pref 1024 fwmark 0x80/0x80 lookup main protocol 86
+ip rule add pref 1536 fwmark 0x100/0x3f00 lookup 2 protocol 86
+ip rule add pref 1536 fwmark 0x1200/0x3f00 lookup 10102 protocol 86
+ip rule add pref 32765 from 10.0.17.5 lookup 2 protocol 86
+ip rule add pref 32765 from 10.0.18.6 lookup 10102 protocol 86
+"
+        );
+    }
+
+    #[test]
+    fn an_eni_without_a_link_waits_and_the_others_do_not() {
+        let spec = spec();
+        let mut links = links(&spec);
+        links.remove(&spec.enis[1].mac);
+
+        let state = node(&spec, &links).unwrap();
+
+        assert_eq!(state.rules.len(), 4);
+        assert!(state.rules.keys().all(|rule| rule.table != TableId(2)));
+    }
+
+    #[test]
+    fn the_primary_eni_keeps_its_addresses_and_routes() {
+        let spec = NodeSpec { enis: vec![eni(0, 0, [10, 0, 16, 9])], ..spec() };
+
+        let state = node(&spec, &links(&spec)).unwrap();
+
+        assert!(state.addresses.is_empty() && state.routes.is_empty());
+    }
+
+    #[test]
+    fn forwarding_is_on_and_reverse_path_checks_are_loose() {
+        let spec = NodeSpec { enis: vec![eni(0, 0, [10, 0, 16, 9])], ..spec() };
+
+        let settings = sysctls(&spec, &links(&spec));
+
+        let settings: Vec<_> = settings.iter().map(|s| (s.path.as_str(), s.value)).collect();
+        assert_eq!(settings, [("net/ipv4/ip_forward", "1"), ("net/ipv4/conf/ens0/rp_filter", "2")]);
+    }
 }

@@ -1,16 +1,17 @@
 //! The difference between what should be and what is, as operations. Pure.
 
-use std::fmt;
+use std::collections::BTreeMap;
 
-use crate::model::{Address, KernelState, Route, Rule};
+use crate::PROTOCOL;
+use crate::model::{Address, IfIndex, KernelState, LinkState, Route, Rule};
 
-/// One change. Prints as the `ip` command that would make it.
+/// One change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
     /// Set a link's MTU and bring it up.
     SetLink {
-        /// Kernel index.
-        link: u32,
+        /// Which link.
+        link: IfIndex,
         /// MTU, in bytes.
         mtu: u32,
     },
@@ -28,16 +29,26 @@ pub enum Op {
     DelRule(Rule),
 }
 
-impl fmt::Display for Op {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Op {
+    /// The `ip` command that would make this change; a link that `names` does not know is `if` and its number.
+    #[must_use]
+    pub fn command(&self, names: &BTreeMap<IfIndex, String>) -> String {
+        let dev = |link: &IfIndex| names.get(link).cloned().unwrap_or_else(|| format!("if{}", link.0));
+        let route = |route: &Route| {
+            let link = dev(&route.link);
+            match route.via {
+                Some(via) => format!("{} via {via} dev {link} table {}", route.destination, route.table),
+                None => format!("{} dev {link} scope link table {}", route.destination, route.table),
+            }
+        };
         match self {
-            Self::SetLink { link, mtu } => write!(f, "ip link set if{link} mtu {mtu} up"),
-            Self::AddAddress(a) => write!(f, "ip addr add {} dev if{} noprefixroute", a.address, a.link),
-            Self::DelAddress(a) => write!(f, "ip addr del {} dev if{}", a.address, a.link),
-            Self::AddRoute(route) => write!(f, "ip route replace {route}"),
-            Self::DelRoute(route) => write!(f, "ip route del {route}"),
-            Self::AddRule(rule) => write!(f, "ip rule add {rule}"),
-            Self::DelRule(rule) => write!(f, "ip rule del {rule}"),
+            Self::SetLink { link, mtu } => format!("ip link set {} mtu {mtu} up", dev(link)),
+            Self::AddAddress(a) => format!("ip addr add {} dev {} noprefixroute", a.address, dev(&a.link)),
+            Self::DelAddress(a) => format!("ip addr del {} dev {}", a.address, dev(&a.link)),
+            Self::AddRoute(it) => format!("ip route replace {}", route(it)),
+            Self::DelRoute(it) => format!("ip route del {}", route(it)),
+            Self::AddRule(rule) => format!("ip rule add {rule} protocol {PROTOCOL}"),
+            Self::DelRule(rule) => format!("ip rule del {rule} protocol {PROTOCOL}"),
         }
     }
 }
@@ -47,7 +58,7 @@ impl fmt::Display for Op {
 #[must_use]
 pub fn diff(desired: &KernelState, observed: &KernelState) -> Vec<Op> {
     let links = desired.links.iter().filter(|(link, want)| observed.links.get(link) != Some(want));
-    let set_links = links.map(|(link, (mtu, _))| Op::SetLink { link: *link, mtu: *mtu });
+    let set_links = links.map(|(link, LinkState { mtu, .. })| Op::SetLink { link: *link, mtu: *mtu });
     let add_addresses = desired.addresses.difference(&observed.addresses).copied().map(Op::AddAddress);
     let add_routes = by_scope(desired.routes.difference(&observed.routes).copied()).map(Op::AddRoute);
     let add_rules =
@@ -77,7 +88,7 @@ fn by_scope(routes: impl Iterator<Item = Route>) -> impl Iterator<Item = Route> 
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeSet;
 
     use ipnetwork::Ipv4Network;
     use proptest::prelude::*;
@@ -99,14 +110,33 @@ mod tests {
             table: TableId(2),
             destination: Ipv4Network::from(std::net::Ipv4Addr::from(n)),
             via: None,
-            link,
+            link: IfIndex(link),
         })
+    }
+
+    fn address() -> impl Strategy<Value = Address> {
+        (0..4_u32, 1..4_u32).prop_map(|(n, link)| Address {
+            link: IfIndex(link),
+            address: Ipv4Network::from(std::net::Ipv4Addr::from(n)),
+        })
+    }
+
+    /// The same three links on both sides: they are never made or unmade here.
+    fn links() -> impl Strategy<Value = BTreeMap<IfIndex, LinkState>> {
+        prop::array::uniform3((1500..1502_u32, any::<bool>()))
+            .prop_map(|links| (1..).map(IfIndex).zip(links.map(|(mtu, up)| LinkState { mtu, up })).collect())
     }
 
     fn state() -> impl Strategy<Value = KernelState> {
         let rules = prop::collection::btree_map(rule(), 1..3_u32, 0..5);
         let routes = prop::collection::btree_set(route(), 0..5);
-        (rules, routes).prop_map(|(rules, routes)| KernelState { rules, routes, ..KernelState::default() })
+        let addresses = prop::collection::btree_set(address(), 0..5);
+        (rules, routes, addresses, links()).prop_map(|(rules, routes, addresses, links)| KernelState {
+            rules,
+            routes,
+            addresses,
+            links,
+        })
     }
 
     /// What a kernel makes of operations.
@@ -120,22 +150,32 @@ mod tests {
                     state.rules.remove(rule);
                 }
             }
-            Op::AddRoute(route) => drop(state.routes.insert(*route)),
-            Op::DelRoute(route) => assert!(state.routes.remove(route)),
+            Op::AddRoute(route) => {
+                // Replaces the one to the same destination, as the kernel does.
+                state.routes.retain(|it| (it.table, it.destination) != (route.table, route.destination));
+                state.routes.insert(*route);
+            }
+            Op::DelRoute(route) => drop(state.routes.remove(route)),
             Op::AddAddress(address) => drop(state.addresses.insert(*address)),
             Op::DelAddress(address) => assert!(state.addresses.remove(address)),
-            Op::SetLink { link, mtu } => drop(state.links.insert(*link, (*mtu, true))),
+            Op::SetLink { link, mtu } => drop(state.links.insert(*link, LinkState { mtu: *mtu, up: true })),
         }
     }
 
-    fn single(rules: BTreeMap<Rule, u32>) -> BTreeMap<Rule, u32> {
-        rules.into_keys().map(|rule| (rule, 1)).collect()
+    /// What can be desired: one copy of a rule, one route to a destination, links that are up.
+    fn desired() -> impl Strategy<Value = KernelState> {
+        state().prop_map(|mut state| {
+            state.rules.values_mut().for_each(|copies| *copies = 1);
+            state.links.values_mut().for_each(|link| link.up = true);
+            let mut seen = BTreeSet::new();
+            state.routes.retain(|route| seen.insert((route.table, route.destination)));
+            state
+        })
     }
 
     proptest! {
         #[test]
-        fn applying_the_difference_gives_what_is_desired(desired in state(), observed in state()) {
-            let desired = KernelState { rules: single(desired.rules), ..desired };
+        fn applying_the_difference_gives_what_is_desired(desired in desired(), observed in state()) {
             let mut kernel = observed.clone();
 
             diff(&desired, &observed).iter().for_each(|op| apply(&mut kernel, op));
@@ -144,21 +184,23 @@ mod tests {
         }
 
         #[test]
-        fn there_is_no_difference_to_itself(desired in state()) {
-            let desired = KernelState { rules: single(desired.rules), ..desired };
+        fn there_is_no_difference_to_itself(desired in desired()) {
             prop_assert_eq!(diff(&desired, &desired), Vec::new());
         }
 
         #[test]
-        fn nothing_needed_is_ever_missing_on_the_way(desired in state(), observed in state()) {
-            let desired = KernelState { rules: single(desired.rules), ..desired };
-            let needed: BTreeSet<Rule> =
+        fn nothing_needed_is_ever_missing_on_the_way(desired in desired(), observed in state()) {
+            let rules: BTreeSet<Rule> =
                 desired.rules.keys().filter(|rule| observed.rules.contains_key(rule)).copied().collect();
+            let routed = |state: &KernelState| state.routes.iter().map(|r| (r.table, r.destination)).collect();
+            let before: BTreeSet<_> = routed(&observed);
+            let routes: BTreeSet<_> = routed(&desired).intersection(&before).copied().collect();
             let mut kernel = observed.clone();
 
             for op in diff(&desired, &observed) {
                 apply(&mut kernel, &op);
-                prop_assert!(needed.iter().all(|rule| kernel.rules.contains_key(rule)));
+                prop_assert!(rules.iter().all(|rule| kernel.rules.contains_key(rule)));
+                prop_assert!(routes.is_subset(&routed(&kernel)));
             }
         }
     }

@@ -23,10 +23,11 @@ mod model;
 pub mod netfilter;
 
 pub use diff::{Op, diff};
-pub use kernel::{Converged, Host, KernelError, LinkSeen, PodSeen, WireError, Wirer};
+pub use kernel::{Converged, Host, KernelError, PodSeen, Refusal, WireError, Wirer};
 pub use mark::{MarkError, Marks};
 pub use model::{
-    Address, EniSpec, KernelState, NodeSpec, PodSpec, Route, Rule, RulePriority, Selector, Sysctl,
+    Address, EniSpec, IfIndex, KernelState, LinkSeen, LinkState, NodeSpec, PodSpec, Route, Rule,
+    RulePriority, Selector, Sysctl,
 };
 
 /// Number by which routes and rules of ours can be told (`rtm_protocol`, `FRA_PROTOCOL`).

@@ -24,6 +24,9 @@ pub enum MarkError {
         /// The steering mask.
         steering_mask: u32,
     },
+    /// Every packet has the empty mark: rule 1024 would send all of them to the main table.
+    #[error("the connection mark has no bits")]
+    NoConnmark,
     /// The mask is empty or has holes.
     #[error("steering mask {0:#x} is not one run of bits")]
     Holes(u32),
@@ -49,8 +52,11 @@ impl Marks {
     /// Marks with a connection mark of the operator's choice; the steering mask makes way if need be.
     ///
     /// # Errors
-    /// When the connection mark covers every place the steering mask could take.
+    /// When the connection mark is empty, or covers every place the steering mask could take.
     pub fn with_connmark(connmark: u32) -> Result<Self, MarkError> {
+        if connmark == 0 {
+            return Err(MarkError::NoConnmark);
+        }
         let candidates = [0x3f00, 0x3f, 0x003f_0000, 0x3f00_0000];
         let free = candidates.into_iter().find(|mask| mask & connmark == 0);
         let steering_mask = free.ok_or(MarkError::Overlap { connmark, steering_mask: candidates[0] })?;
@@ -66,7 +72,7 @@ impl Marks {
         let shift = mask.trailing_zeros();
         let width = mask.checked_shr(shift).filter(|run| *run != 0 && (run + 1).is_power_of_two());
         let highest = width.ok_or(MarkError::Holes(mask))?;
-        // Device 0 of a further card follows on the 16 devices of the one before.
+        // Types with several cards have at most 15 devices on each; more (up to 24) there are only on a sole card.
         let value = u32::from(card.0) * 16 + u32::from(device.0);
         if value == 0 || value > highest {
             return Err(MarkError::TooNarrow { card, device, mask });
@@ -77,6 +83,10 @@ impl Marks {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use types::InstanceTable;
+
     use super::*;
 
     #[test]
@@ -102,5 +112,17 @@ mod tests {
         let marks = Marks::with_connmark(0x100).unwrap();
         assert_eq!(marks.steering_mask & marks.connmark, 0);
         assert!(Marks::with_connmark(u32::MAX).is_err());
+        assert_eq!(Marks::with_connmark(0), Err(MarkError::NoConnmark));
+    }
+
+    #[test]
+    fn no_two_enis_of_any_instance_type_share_a_mark() {
+        let marks = Marks::default();
+        for limits in InstanceTable::builtin().iter() {
+            let places = limits.cards.iter().flat_map(|c| (0..c.max_enis).map(|d| (c.card, DeviceIndex(d))));
+            let given: Vec<u32> = places.filter_map(|(c, d)| marks.of_eni(c, d).ok()).collect();
+            let distinct: BTreeSet<u32> = given.iter().copied().collect();
+            assert_eq!(given.len(), distinct.len(), "{}", limits.instance_type);
+        }
     }
 }

@@ -9,6 +9,27 @@ use types::{DeviceIndex, HostVeth, Mac, NetworkCard, TableId};
 
 use crate::Marks;
 
+/// A link's number in its network namespace; the kernel never gives one twice while the namespace lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IfIndex(pub u32);
+
+/// A link of the host, as the kernel tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkSeen {
+    /// Its number.
+    pub index: IfIndex,
+    /// Its name.
+    pub name: String,
+    /// Its Ethernet address, if it has one.
+    pub mac: Option<Mac>,
+    /// MTU, in bytes.
+    pub mtu: u32,
+    /// Whether it is up.
+    pub up: bool,
+    /// What it is an end of or stands on: for a veth the other end, numbered in the other end's namespace.
+    pub peer: Option<IfIndex>,
+}
+
 /// An ENI as the kernel should have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EniSpec {
@@ -80,8 +101,7 @@ pub enum RulePriority {
 }
 
 impl RulePriority {
-    const ALL: [(Self, u32); 4] =
-        [(Self::Pods, 512), (Self::Connmark, 1024), (Self::Steering, 1536), (Self::FromEni, 32765)];
+    const ALL: [Self; 4] = [Self::Pods, Self::Connmark, Self::Steering, Self::FromEni];
 
     /// The number.
     #[must_use]
@@ -97,7 +117,7 @@ impl RulePriority {
     /// The priority with this number.
     #[must_use]
     pub fn from_number(number: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|(_, n)| *n == number).map(|(priority, _)| priority)
+        Self::ALL.into_iter().find(|priority| priority.number() == number)
     }
 }
 
@@ -149,26 +169,15 @@ pub struct Route {
     pub destination: Ipv4Network,
     /// By which router; none means on the link.
     pub via: Option<Ipv4Addr>,
-    /// By which link, by kernel index.
-    pub link: u32,
-}
-
-impl fmt::Display for Route {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.destination)?;
-        match self.via {
-            Some(via) => write!(f, " via {via}")?,
-            None => f.write_str(" scope link")?,
-        }
-        write!(f, " dev if{} table {}", self.link, self.table)
-    }
+    /// By which link.
+    pub link: IfIndex,
 }
 
 /// An address on a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Address {
-    /// The link, by kernel index.
-    pub link: u32,
+    /// The link.
+    pub link: IfIndex,
     /// The address and the length of its subnet's prefix.
     pub address: Ipv4Network,
 }
@@ -182,15 +191,26 @@ pub struct Sysctl {
     pub value: &'static str,
 }
 
+/// A link's settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinkState {
+    /// MTU, in bytes.
+    pub mtu: u32,
+    /// Whether it is up.
+    pub up: bool,
+}
+
 /// What the kernel holds, or should hold, of what we own.
+///
+/// Its text is the difference to nothing: see [`diff`](crate::diff()) and [`Op::command`](crate::Op::command).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct KernelState {
     /// Rules and how many copies: the kernel keeps duplicates.
     pub rules: BTreeMap<Rule, u32>,
-    /// Routes in our tables with our protocol number.
+    /// Routes with our protocol number, and those that must go: of secondary ENIs in the main table.
     pub routes: BTreeSet<Route>,
     /// Addresses of secondary ENIs.
     pub addresses: BTreeSet<Address>,
-    /// MTU of ENI links, and whether they are up.
-    pub links: BTreeMap<u32, (u32, bool)>,
+    /// Links of ENIs.
+    pub links: BTreeMap<IfIndex, LinkState>,
 }

@@ -1,41 +1,31 @@
 //! The host part: links, addresses, routes and rules, over rtnetlink. Never on the path of an ADD or DEL.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::StreamExt;
-use ipnetwork::Ipv4Network;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::AsyncSocket;
 use rtnetlink::Handle;
 use types::{Mac, TableId};
 
-use super::{KernelError, message, sysctl};
+use super::answer::{Answer, be_strict};
+use super::message::Maker;
+use super::{KernelError, Refusal, message, sysctl};
 use crate::desired;
 use crate::diff::{Op, diff};
-use crate::model::{Address, KernelState, NodeSpec, PodSpec};
+use crate::model::{Address, IfIndex, KernelState, LinkSeen, LinkState, NodeSpec, PodSpec, Route};
 
-/// How often a dump is repeated when changes interrupt it.
-const DUMPS_MAX: usize = 5;
-
-/// A link of the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LinkSeen {
-    /// Kernel index.
-    pub index: u32,
-    /// Its name.
-    pub name: String,
-    /// MTU, in bytes.
-    pub mtu: u32,
-    /// Whether it is up.
-    pub up: bool,
-}
+/// How often a dump is tried that others' changes interrupt.
+const DUMP_TRIES: u32 = 5;
+/// How often the state is compared and changed. One change may undo another (removing an address also removes
+/// those that were added to its subnet after it), and the second round mends that.
+const ROUNDS_MAX: u32 = 4;
 
 /// What [`Host::converge`] did.
 #[derive(Debug, Default)]
@@ -55,71 +45,161 @@ pub struct Host {
     _connection: tokio::task::JoinHandle<()>,
 }
 
+/// The links of the host.
+#[derive(Debug)]
+struct Links {
+    by_mac: BTreeMap<Mac, LinkSeen>,
+    names: BTreeMap<IfIndex, String>,
+}
+
 impl Host {
     /// Opens a connection in the network namespace of the calling thread; needs a tokio runtime.
     ///
     /// # Errors
     /// When the kernel gives no socket.
     pub fn open() -> Result<Self, KernelError> {
-        let (connection, handle, _unsolicited) = rtnetlink::new_connection().map_err(KernelError::Socket)?;
+        let (mut connection, handle, _unsolicited) =
+            rtnetlink::new_connection().map_err(KernelError::Socket)?;
+        be_strict(connection.socket_mut().socket_ref()).map_err(KernelError::Socket)?;
         Ok(Self { handle, _connection: tokio::spawn(connection) })
     }
 
-    /// Makes the kernel hold what the node needs; with `pods`, also their routes.
+    /// Makes the kernel hold what the node needs; with `pods`, also their routes and no others in the pods' table.
     ///
     /// Does all it can: one refused change does not keep the others from being made.
     ///
     /// # Errors
-    /// When the kernel cannot be read, or refused some changes.
+    /// When the kernel cannot be read, refused some changes, or somebody keeps undoing them.
     pub async fn converge(
         &mut self,
         spec: &NodeSpec,
         pods: Option<&[PodSpec]>,
     ) -> Result<Converged, KernelError> {
-        let (links, names) = self.links().await?;
-        let mut want = desired::node(spec, &links)?;
-        if let Some(pods) = pods {
-            let route =
-                |pod: &PodSpec| names.get(pod.host_if.as_str()).map(|link| desired::pod_route(pod, *link));
-            want.routes.extend(pods.iter().filter_map(route));
-        }
-        let have = self.observe(spec, &links, pods.is_some()).await?;
-        let mut changes = Vec::new();
+        let mut done = Converged::default();
         let mut refused = Vec::new();
-        for op in diff(&want, &have) {
-            match self.apply(&op).await {
-                Ok(()) => changes.push(op.to_string()),
-                Err(error) => refused.push(format!("{op}: {error}")),
+        let mut last = Vec::new();
+        for _ in 0..ROUNDS_MAX {
+            let links = self.links().await?;
+            let want = wanted(spec, pods, &links)?;
+            let have = self.observe(spec, &links.by_mac, pods.is_some()).await?;
+            last = self.make(&diff(&want, &have), &links.names, &mut refused).await?;
+            done.changes.extend(last.iter().cloned());
+            done.links = links.by_mac;
+            if last.is_empty() || !refused.is_empty() {
+                break;
             }
         }
-        for setting in desired::sysctls(spec, &links) {
-            match sysctl::put(&setting) {
-                Ok(false) => {}
-                Ok(true) => changes.push(format!("sysctl -w {}={}", setting.path, setting.value)),
-                Err(error) => refused.push(format!("sysctl {}: {error}", setting.path)),
-            }
-        }
+        set_all(spec, &mut done, &mut refused);
         if !refused.is_empty() {
             return Err(KernelError::Refused(refused));
         }
-        let missing = spec.enis.iter().map(|eni| eni.mac).filter(|mac| !links.contains_key(mac)).collect();
-        Ok(Converged { changes, missing, links })
+        if !last.is_empty() {
+            return Err(KernelError::Restless(last));
+        }
+        let macs = spec.enis.iter().map(|eni| eni.mac);
+        done.missing = macs.filter(|mac| !done.links.contains_key(mac)).collect();
+        Ok(done)
     }
 
-    /// Links by MAC, and indexes by name.
-    async fn links(&mut self) -> Result<(BTreeMap<Mac, LinkSeen>, BTreeMap<String, u32>), KernelError> {
-        let dump = self.dump("links", RouteNetlinkMessage::GetLink(LinkMessage::default())).await?;
-        let mut by_mac = BTreeMap::new();
-        let mut by_name = BTreeMap::new();
-        for message in &dump {
-            let RouteNetlinkMessage::NewLink(message) = message else { continue };
-            let Some((mac, link)) = to_link(message) else { continue };
-            by_name.insert(link.name.clone(), link.index);
-            if let Some(mac) = mac {
-                by_mac.insert(mac, link);
+    /// Makes changes; returns the commands of those that changed something.
+    async fn make(
+        &mut self,
+        ops: &[Op],
+        names: &BTreeMap<IfIndex, String>,
+        refused: &mut Vec<Refusal>,
+    ) -> Result<Vec<String>, KernelError> {
+        let mut made = Vec::new();
+        for op in ops {
+            match self.apply(op).await? {
+                None => made.push(op.command(names)),
+                Some(answer) if already_so(op, answer.errno.raw_os_error()) => {}
+                Some(answer) => refused.push(Refusal { command: op.command(names), answer }),
             }
         }
-        Ok((by_mac, by_name))
+        Ok(made)
+    }
+
+    async fn links(&mut self) -> Result<Links, KernelError> {
+        let dump = self.dump("links", RouteNetlinkMessage::GetLink(message::any_link())).await?;
+        let seen = dump.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewLink(message) => Some(message::to_link(message)),
+            _ => None,
+        });
+        let mut links = Links { by_mac: BTreeMap::new(), names: BTreeMap::new() };
+        for link in seen {
+            links.names.insert(link.index, link.name.clone());
+            // What is stacked on an ENI (a VLAN, a macvlan, a bridge) has its MAC too, and was made after it.
+            if let Some(mac) = link.mac
+                && links.by_mac.get(&mac).is_none_or(|other| link.index < other.index)
+            {
+                links.by_mac.insert(mac, link);
+            }
+        }
+        Ok(links)
+    }
+
+    /// What the kernel holds of what we own.
+    async fn observe(
+        &mut self,
+        spec: &NodeSpec,
+        links: &BTreeMap<Mac, LinkSeen>,
+        pods: bool,
+    ) -> Result<KernelState, KernelError> {
+        let mut state = KernelState::default();
+        let mut secondary = BTreeSet::new();
+        for eni in &spec.enis {
+            let Some(link) = links.get(&eni.mac) else { continue };
+            state.links.insert(link.index, LinkState { mtu: link.mtu, up: link.up });
+            if !eni.is_primary() {
+                secondary.insert(link.index);
+            }
+        }
+        self.observe_rules(&mut state).await?;
+        let routes = self.routes().await?.into_iter().filter(|(maker, route)| match maker {
+            Maker::We => pods || route.table != TableId::PODS,
+            // An address that somebody else added draws the node's own traffic for its subnet to that ENI.
+            Maker::Kernel => route.table == TableId::MAIN && secondary.contains(&route.link),
+            Maker::Other => false,
+        });
+        state.routes = routes.map(|(_, route)| route).collect();
+        let addresses = self.addresses().await?.into_iter();
+        state.addresses = addresses.filter(|address| secondary.contains(&address.link)).collect();
+        Ok(state)
+    }
+
+    async fn observe_rules(&mut self, state: &mut KernelState) -> Result<(), KernelError> {
+        let mut inet = RuleMessage::default();
+        inet.header.family = AddressFamily::Inet;
+        for message in self.dump("rules", RouteNetlinkMessage::GetRule(inet)).await? {
+            if let RouteNetlinkMessage::NewRule(message) = message
+                && let Some(rule) = message::to_rule(&message)
+            {
+                *state.rules.entry(rule).or_default() += 1;
+            }
+        }
+        Ok(())
+    }
+
+    async fn routes(&mut self) -> Result<Vec<(Maker, Route)>, KernelError> {
+        let mut inet = RouteMessage::default();
+        inet.header.address_family = AddressFamily::Inet;
+        let dump = self.dump("routes", RouteNetlinkMessage::GetRoute(inet)).await?;
+        let routes = dump.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(message) => message::to_route(message),
+            _ => None,
+        });
+        Ok(routes.collect())
+    }
+
+    async fn addresses(&mut self) -> Result<Vec<Address>, KernelError> {
+        let mut inet = AddressMessage::default();
+        inet.header.family = AddressFamily::Inet;
+        let dump = self.dump("addresses", RouteNetlinkMessage::GetAddress(inet)).await?;
+        let addresses = dump.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(message) => message::to_address(message),
+            _ => None,
+        });
+        Ok(addresses.collect())
     }
 
     /// All objects of a kind; repeated when changes interrupt the dump.
@@ -128,10 +208,10 @@ impl Host {
         what: &'static str,
         ask: RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
-        for _ in 0..DUMPS_MAX {
+        let failed = |source| KernelError::Read { what, source };
+        for _ in 0..DUMP_TRIES {
             let mut message = NetlinkMessage::from(ask.clone());
             message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-            let failed = |source| KernelError::Read { what, source };
             let mut answers = self.handle.request(message).map_err(failed)?;
             let (mut all, mut interrupted) = (Vec::new(), false);
             while let Some(answer) = answers.next().await {
@@ -151,59 +231,44 @@ impl Host {
         Err(KernelError::Interrupted(what))
     }
 
-    /// What the kernel holds of what we own.
-    async fn observe(
-        &mut self,
-        spec: &NodeSpec,
-        links: &BTreeMap<Mac, LinkSeen>,
-        pods: bool,
-    ) -> Result<KernelState, KernelError> {
-        let mut state = KernelState::default();
-        let mut inet = RuleMessage::default();
-        inet.header.family = AddressFamily::Inet;
-        for message in self.dump("rules", RouteNetlinkMessage::GetRule(inet)).await? {
-            if let RouteNetlinkMessage::NewRule(message) = message
-                && let Some(rule) = message::to_rule(&message)
-            {
-                *state.rules.entry(rule).or_default() += 1;
-            }
-        }
-        let mut inet = RouteMessage::default();
-        inet.header.address_family = AddressFamily::Inet;
-        for message in self.dump("routes", RouteNetlinkMessage::GetRoute(inet)).await? {
-            if let RouteNetlinkMessage::NewRoute(message) = message {
-                let ours = message::to_route(&message).filter(|route| pods || route.table != TableId::PODS);
-                state.routes.extend(ours);
-            }
-        }
-        let mut inet = AddressMessage::default();
-        inet.header.family = AddressFamily::Inet;
-        let addresses = self.dump("addresses", RouteNetlinkMessage::GetAddress(inet)).await?;
-        let addresses: Vec<Address> = addresses.iter().filter_map(to_address).collect();
-        for eni in &spec.enis {
-            let Some(link) = links.get(&eni.mac) else { continue };
-            state.links.insert(link.index, (link.mtu, link.up));
-            if !eni.is_primary() {
-                state.addresses.extend(addresses.iter().filter(|a| a.link == link.index));
-            }
-        }
-        Ok(state)
-    }
-
-    async fn apply(&mut self, op: &Op) -> Result<(), String> {
+    /// Makes one change; the kernel's refusal, if there is one.
+    async fn apply(&mut self, op: &Op) -> Result<Option<Answer>, KernelError> {
         let (message, flags) = message::of_op(op);
         let mut message = NetlinkMessage::from(message);
         message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
-        let mut answers = self.handle.request(message).map_err(|error| error.to_string())?;
+        let failed = |source| KernelError::Read { what: "answers", source };
+        let mut answers = self.handle.request(message).map_err(failed)?;
+        let mut refusal = None;
         while let Some(answer) = answers.next().await {
-            if let NetlinkPayload::Error(error) = answer.payload
-                && error.code.is_some()
-                && !already_so(op, error.to_io().raw_os_error())
-            {
-                return Err(error.to_io().to_string());
+            if let NetlinkPayload::Error(error) = answer.payload {
+                refusal = refusal.or(Answer::refusal(&error, answer.header.flags));
             }
         }
-        Ok(())
+        Ok(refusal)
+    }
+}
+
+/// The node's state, with the routes of the pods whose link is there.
+fn wanted(spec: &NodeSpec, pods: Option<&[PodSpec]>, links: &Links) -> Result<KernelState, KernelError> {
+    let mut want = desired::node(spec, &links.by_mac)?;
+    let by_name: BTreeMap<&str, IfIndex> =
+        links.names.iter().map(|(index, name)| (name.as_str(), *index)).collect();
+    let route = |pod: &PodSpec| by_name.get(pod.host_if.as_str()).map(|link| desired::pod_route(pod, *link));
+    want.routes.extend(pods.unwrap_or_default().iter().filter_map(route));
+    Ok(want)
+}
+
+/// Kernel settings.
+fn set_all(spec: &NodeSpec, done: &mut Converged, refused: &mut Vec<Refusal>) {
+    for setting in desired::sysctls(spec, &done.links) {
+        let command = format!("sysctl -w {}={}", setting.path, setting.value);
+        match sysctl::put(&setting) {
+            Ok(false) => {}
+            Ok(true) => done.changes.push(command),
+            Err(errno) => {
+                refused.push(Refusal { command, answer: Answer { errno, detail: String::new() } });
+            }
+        }
     }
 }
 
@@ -215,30 +280,4 @@ fn already_so(op: &Op, errno: Option<i32>) -> bool {
         Op::DelAddress(_) | Op::DelRoute(_) | Op::DelRule(_) => matches!(errno, Some(2 | 3 | 19 | 99)),
         Op::SetLink { .. } => false,
     }
-}
-
-fn to_link(message: &LinkMessage) -> Option<(Option<Mac>, LinkSeen)> {
-    let up = message.header.flags.contains(LinkFlags::Up);
-    let mut link = LinkSeen { index: message.header.index, name: String::new(), mtu: 0, up };
-    let mut mac = None;
-    for attribute in &message.attributes {
-        if let LinkAttribute::IfName(name) = attribute {
-            link.name.clone_from(name);
-        } else if let LinkAttribute::Mtu(mtu) = attribute {
-            link.mtu = *mtu;
-        } else if let LinkAttribute::Address(bytes) = attribute {
-            mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac);
-        }
-    }
-    (!link.name.is_empty()).then_some((mac, link))
-}
-
-fn to_address(message: &RouteNetlinkMessage) -> Option<Address> {
-    let RouteNetlinkMessage::NewAddress(message) = message else { return None };
-    let local = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(IpAddr::V4(ip)) => Some(*ip),
-        _ => None,
-    })?;
-    let address = Ipv4Network::new(local, message.header.prefix_len).ok()?;
-    Some(Address { link: message.header.index, address })
 }

@@ -1,37 +1,37 @@
 //! Values to messages and back: the only place that knows both our model and the wire.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use ipnetwork::Ipv4Network;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use types::{Mac, TableId};
 
 use super::socket::Ask;
 use crate::PROTOCOL;
+use crate::desired::everywhere;
 use crate::diff::Op;
-use crate::model::{Address, Route, Rule, RulePriority, Selector};
+use crate::model::{Address, IfIndex, LinkSeen, Route, Rule, RulePriority, Selector};
 
-/// Rules are added with EXCL only: the kernel keeps a second copy otherwise, even with REPLACE.
-const ADD: u16 = NLM_F_CREATE | NLM_F_EXCL;
-const PUT: u16 = NLM_F_CREATE | NLM_F_REPLACE;
+/// Flags for adding what must not exist. The only way to add a rule: the kernel keeps a second copy otherwise, even
+/// with REPLACE.
+pub(super) const ADD: u16 = NLM_F_CREATE | NLM_F_EXCL;
+/// Flags for putting what may exist.
+pub(super) const PUT: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 
 /// The request that makes a change.
 pub(super) fn of_op(op: &Op) -> Ask {
     match op {
-        Op::SetLink { link, mtu } => (set_link(*link, Some(*mtu)), 0),
-        Op::AddAddress(address) => (RouteNetlinkMessage::NewAddress(of_address(address)), PUT),
+        Op::SetLink { link, mtu } => (set_up(*link, Some(*mtu)), 0),
+        Op::AddAddress(address) => (RouteNetlinkMessage::NewAddress(of_address(address)), ADD),
         Op::DelAddress(address) => (RouteNetlinkMessage::DelAddress(of_address(address)), 0),
         Op::AddRoute(route) => (RouteNetlinkMessage::NewRoute(of_route(route)), PUT),
         Op::DelRoute(route) => (RouteNetlinkMessage::DelRoute(of_route(route)), 0),
@@ -41,9 +41,9 @@ pub(super) fn of_op(op: &Op) -> Ask {
 }
 
 /// Brings a link up, with an MTU if one is given.
-pub(super) fn set_link(link: u32, mtu: Option<u32>) -> RouteNetlinkMessage {
+pub(super) fn set_up(link: IfIndex, mtu: Option<u32>) -> RouteNetlinkMessage {
     let mut message = LinkMessage::default();
-    message.header.index = link;
+    message.header.index = link.0;
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
     message.attributes = mtu.map(LinkAttribute::Mtu).into_iter().collect();
@@ -58,19 +58,19 @@ fn of_address(address: &Address) -> AddressMessage {
 }
 
 /// An address as `ip addr add` would send it.
-pub(super) fn address_on(link: u32, address: Ipv4Network) -> AddressMessage {
+pub(super) fn address_on(link: IfIndex, address: Ipv4Network) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Inet;
     message.header.prefix_len = address.prefix();
     message.header.flags = AddressHeaderFlags::empty();
     message.header.scope = AddressScope::Universe;
-    message.header.index = link;
+    message.header.index = link.0;
     let ip = IpAddr::V4(address.ip());
     message.attributes = vec![AddressAttribute::Local(ip), AddressAttribute::Address(ip)];
     message
 }
 
-/// A route of ours.
+/// A route of ours; or one of the kernel's own in the main table, which we only ever remove.
 pub(super) fn of_route(route: &Route) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header = RouteHeader {
@@ -78,7 +78,7 @@ pub(super) fn of_route(route: &Route) -> RouteMessage {
         destination_prefix_length: route.destination.prefix(),
         // Numbers above 255 go into the attribute alone.
         table: u8::try_from(route.table.0).unwrap_or(RouteHeader::RT_TABLE_UNSPEC),
-        protocol: RouteProtocol::from(PROTOCOL),
+        protocol: if route.table == TableId::MAIN { RouteProtocol::Kernel } else { PROTOCOL.into() },
         scope: if route.via.is_some() { RouteScope::Universe } else { RouteScope::Link },
         kind: RouteType::Unicast,
         ..RouteHeader::default()
@@ -87,21 +87,34 @@ pub(super) fn of_route(route: &Route) -> RouteMessage {
         message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(route.destination.network())));
     }
     message.attributes.extend(route.via.map(|via| RouteAttribute::Gateway(RouteAddress::Inet(via))));
-    message.attributes.push(RouteAttribute::Oif(route.link));
+    message.attributes.push(RouteAttribute::Oif(route.link.0));
     message.attributes.push(RouteAttribute::Table(route.table.0));
     message
 }
 
-/// A route that the kernel told, if it is one of ours.
-pub(super) fn to_route(message: &RouteMessage) -> Option<Route> {
-    if message.header.protocol != RouteProtocol::from(PROTOCOL) {
-        return None;
-    }
+/// Who made a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Maker {
+    /// We did.
+    We,
+    /// The kernel, for an address.
+    Kernel,
+    /// Somebody else.
+    Other,
+}
+
+/// A route that the kernel told, and who made it.
+pub(super) fn to_route(message: &RouteMessage) -> Option<(Maker, Route)> {
+    let maker = match message.header.protocol {
+        RouteProtocol::Kernel => Maker::Kernel,
+        protocol if protocol == RouteProtocol::from(PROTOCOL) => Maker::We,
+        _ => Maker::Other,
+    };
     let mut route = Route {
         table: TableId(message.header.table.into()),
-        destination: default_route(),
+        destination: everywhere(),
         via: None,
-        link: 0,
+        link: IfIndex(0),
     };
     for attribute in &message.attributes {
         if let RouteAttribute::Destination(RouteAddress::Inet(ip)) = attribute {
@@ -109,16 +122,12 @@ pub(super) fn to_route(message: &RouteMessage) -> Option<Route> {
         } else if let RouteAttribute::Gateway(RouteAddress::Inet(ip)) = attribute {
             route.via = Some(*ip);
         } else if let RouteAttribute::Oif(link) = attribute {
-            route.link = *link;
+            route.link = IfIndex(*link);
         } else if let RouteAttribute::Table(table) = attribute {
             route.table = TableId(*table);
         }
     }
-    Some(route)
-}
-
-fn default_route() -> Ipv4Network {
-    Ipv4Network::new(Ipv4Addr::UNSPECIFIED, 0).unwrap_or_else(|_| Ipv4Network::from(Ipv4Addr::UNSPECIFIED))
+    Some((maker, route))
 }
 
 fn of_rule(rule: &Rule) -> RuleMessage {
@@ -142,54 +151,119 @@ fn of_rule(rule: &Rule) -> RuleMessage {
     message
 }
 
-/// A rule that the kernel told, if it is one of ours.
+/// A rule that the kernel told, if it is one of ours: one that selects by more than we ever do is not.
 pub(super) fn to_rule(message: &RuleMessage) -> Option<Rule> {
     let mut priority = None;
     let mut table = TableId(message.header.table.into());
     let (mut value, mut mask, mut from, mut ours) = (None, None, None, false);
     for attribute in &message.attributes {
-        if let RuleAttribute::Priority(number) = attribute {
-            priority = RulePriority::from_number(*number);
-        } else if let RuleAttribute::Table(number) = attribute {
-            table = TableId(*number);
-        } else if let RuleAttribute::FwMark(mark) = attribute {
-            value = Some(*mark);
-        } else if let RuleAttribute::FwMask(bits) = attribute {
-            mask = Some(*bits);
-        } else if let RuleAttribute::Source(IpAddr::V4(address)) = attribute {
-            from = Some(*address);
-        } else if let RuleAttribute::Protocol(protocol) = attribute {
-            ours = *protocol == RouteProtocol::from(PROTOCOL);
+        match attribute {
+            RuleAttribute::Priority(number) => priority = RulePriority::from_number(*number),
+            RuleAttribute::Table(number) => table = TableId(*number),
+            RuleAttribute::FwMark(mark) => value = Some(*mark),
+            RuleAttribute::FwMask(bits) => mask = Some(*bits),
+            RuleAttribute::Source(IpAddr::V4(address)) => from = Some(*address),
+            RuleAttribute::Protocol(protocol) => ours = *protocol == RouteProtocol::from(PROTOCOL),
+            // The kernel always tells this one; all bits set means "not used".
+            RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
+            _ => return None,
         }
     }
+    let header = &message.header;
+    let plain = header.action == RuleAction::ToTable
+        && header.tos == 0
+        && matches!(header.src_len, 0 | 32)
+        && !header.flags.contains(RuleFlags::Invert);
     let selector = match (value, mask, from) {
         (Some(value), Some(mask), None) => Selector::Mark { value, mask },
         (None, None | Some(0), Some(address)) => Selector::From(address),
         (None, None | Some(0), None) => Selector::All,
         (Some(_), _, _) | (None, Some(_), _) => return None,
     };
-    ours.then_some(Rule { priority: priority?, selector, table })
+    (ours && plain).then_some(Rule { priority: priority?, selector, table })
 }
 
-/// A permanent neighbour: the gateway of a pod has the host end's MAC, without asking.
-pub(super) fn neighbour(link: u32, address: Ipv4Addr, mac: Mac) -> RouteNetlinkMessage {
-    let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
-    message.header.ifindex = link;
-    message.header.state = NeighbourState::Permanent;
-    message.attributes = vec![
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)),
-        NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
-    ];
-    RouteNetlinkMessage::NewNeighbour(message)
+/// A question about links, without their counters: the kernel would sum those up over all processors.
+pub(super) fn any_link() -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
+    message
 }
 
-/// Flags for adding what must not exist.
-pub(super) const fn exclusive() -> u16 {
-    ADD
+/// A link that the kernel told.
+pub(super) fn to_link(message: &LinkMessage) -> LinkSeen {
+    let up = message.header.flags.contains(LinkFlags::Up);
+    let index = IfIndex(message.header.index);
+    let mut link = LinkSeen { index, name: String::new(), mac: None, mtu: 0, up, peer: None };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac),
+            LinkAttribute::Link(peer) => link.peer = Some(IfIndex(*peer)),
+            _ => {}
+        }
+    }
+    link
 }
 
-/// Flags for putting what may exist.
-pub(super) const fn put() -> u16 {
-    PUT
+/// An address that the kernel told; none for link-local ones, which are nobody's business.
+pub(super) fn to_address(message: &AddressMessage) -> Option<Address> {
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(IpAddr::V4(ip)) if !ip.is_link_local() => Some(*ip),
+        _ => None,
+    })?;
+    let address = Ipv4Network::new(local, message.header.prefix_len).ok()?;
+    Some(Address { link: IfIndex(message.header.index), address })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules() -> [Rule; 4] {
+        let rule = |priority, selector, table| Rule { priority, selector, table: TableId(table) };
+        [
+            rule(RulePriority::Pods, Selector::All, 51_200),
+            rule(RulePriority::Connmark, Selector::Mark { value: 0x80, mask: 0x80 }, 254),
+            rule(RulePriority::Steering, Selector::Mark { value: 0x100, mask: 0x3f00 }, 2),
+            rule(RulePriority::FromEni, Selector::From([10, 0, 0, 1].into()), 10_101),
+        ]
+    }
+
+    #[test]
+    fn a_rule_is_read_as_it_was_written() {
+        for rule in rules() {
+            assert_eq!(to_rule(&of_rule(&rule)), Some(rule));
+        }
+    }
+
+    #[test]
+    fn a_rule_that_selects_by_more_or_is_not_marked_as_ours_is_none_of_ours() {
+        for rule in rules() {
+            let mut narrower = of_rule(&rule);
+            narrower.attributes.push(RuleAttribute::Iifname("eth0".to_owned()));
+            assert_eq!(to_rule(&narrower), None);
+
+            let mut inverted = of_rule(&rule);
+            inverted.header.flags = RuleFlags::Invert;
+            assert_eq!(to_rule(&inverted), None);
+
+            let mut unmarked = of_rule(&rule);
+            unmarked.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Protocol(_)));
+            assert_eq!(to_rule(&unmarked), None);
+        }
+    }
+
+    #[test]
+    fn a_route_is_read_as_it_was_written() {
+        let link = IfIndex(7);
+        let host: Ipv4Network = "10.0.0.1/32".parse().unwrap();
+        for (table, destination, via) in
+            [(51_200, host, None), (2, everywhere(), Some(host.ip())), (10_101, host, None)]
+        {
+            let route = Route { table: TableId(table), destination, via, link };
+            assert_eq!(to_route(&of_route(&route)), Some((Maker::We, route)));
+        }
+    }
 }

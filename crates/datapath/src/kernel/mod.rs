@@ -5,15 +5,20 @@
     reason = "netlink's enums are foreign and open: what is not named here is not ours to interpret"
 )]
 
+mod answer;
+mod check;
 mod host;
 mod message;
+mod pod;
 mod socket;
 mod sysctl;
 mod wirer;
 
+use std::fmt;
 use std::io;
 
-pub use host::{Converged, Host, LinkSeen};
+use answer::Answer;
+pub use host::{Converged, Host};
 pub use wirer::{PodSeen, WireError, Wirer};
 
 /// Why the kernel could not be read or changed.
@@ -38,6 +43,24 @@ pub enum KernelError {
     #[error(transparent)]
     Mark(#[from] crate::MarkError),
     /// Some changes were refused; the others were made.
-    #[error("the kernel refused: {}", .0.join("; "))]
-    Refused(Vec<String>),
+    #[error("the kernel refused: {}", .0.iter().map(Refusal::to_string).collect::<Vec<_>>().join("; "))]
+    Refused(Vec<Refusal>),
+    /// Somebody keeps undoing these changes.
+    #[error("these changes do not last: {}", .0.join("; "))]
+    Restless(Vec<String>),
+}
+
+/// A change that the kernel refused.
+#[derive(Debug)]
+pub struct Refusal {
+    /// The command that would make it.
+    command: String,
+    /// Why not.
+    answer: Answer,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.command, self.answer)
+    }
 }

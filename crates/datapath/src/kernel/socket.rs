@@ -4,17 +4,27 @@
 //! inside a pod's namespace and passed to us.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::time::Duration;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::{Socket as NetlinkSocket, SocketAddr};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+use super::answer::{Answer, be_strict};
 
 /// The kernel answers at once; a passed socket that is not what it should be must not hold us up.
-const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// A reply datagram is at most this long (the kernel's own limit for dumps is 32 KiB).
 const REPLY_BYTES: usize = 64 * 1024;
+/// Length of a message's header.
+const HEADER_BYTES: usize = 16;
+/// How often a dump is tried that others' changes interrupt.
+const DUMP_TRIES: u32 = 5;
 
 /// One request: a message and its flags beyond `REQUEST` and `ACK`.
 pub(super) type Ask = (RouteNetlinkMessage, u16);
@@ -22,39 +32,55 @@ pub(super) type Ask = (RouteNetlinkMessage, u16);
 /// A netlink socket.
 #[derive(Debug)]
 pub(super) struct Socket {
-    fd: OwnedFd,
+    socket: NetlinkSocket,
     sequence: u32,
     buffer: Vec<u8>,
 }
 
-/// The answer of the kernel to one request of a batch.
+/// Why a batch or a dump failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SocketError {
     /// The socket itself failed.
     #[error("the netlink socket fails")]
     Io(#[source] io::Error),
     /// The kernel refused the request with this number in the batch.
-    #[error("the kernel says")]
+    #[error("the kernel refuses request {index}")]
     Refused {
-        /// Which request.
+        /// Which request, from 0.
         index: usize,
-        /// Its errno.
+        /// Why.
         #[source]
-        errno: io::Error,
+        answer: Answer,
     },
     /// What came back was no answer to what was asked.
     #[error("the netlink socket answers nonsense")]
     Nonsense,
+    /// Changes kept interrupting a dump.
+    #[error("the kernel's tables change faster than they can be read")]
+    Interrupted,
 }
 
 impl SocketError {
     /// The errno of a refusal.
     pub(super) fn errno(&self) -> Option<i32> {
         match self {
-            Self::Refused { errno, .. } => errno.raw_os_error(),
-            Self::Io(_) | Self::Nonsense => None,
+            Self::Refused { answer, .. } => answer.errno.raw_os_error(),
+            Self::Io(_) | Self::Nonsense | Self::Interrupted => None,
         }
     }
+}
+
+/// What came back.
+#[derive(Debug, Default)]
+struct Replies {
+    /// Besides acknowledgements.
+    messages: Vec<RouteNetlinkMessage>,
+    /// The first refusal.
+    refusal: Option<SocketError>,
+    /// Whether a dump was interrupted.
+    interrupted: bool,
+    /// Requests without their last answer.
+    left: usize,
 }
 
 impl Socket {
@@ -66,22 +92,51 @@ impl Socket {
     }
 
     /// Over a descriptor that somebody else opened.
+    ///
+    /// Fails for one that is not netlink's. Connected to the kernel, it takes nothing from anybody else.
     pub(super) fn over(fd: OwnedFd) -> io::Result<Self> {
         set_socket_timeout(&fd, Timeout::Recv, Some(TIMEOUT))?;
         set_socket_timeout(&fd, Timeout::Send, Some(TIMEOUT))?;
-        Ok(Self { fd, sequence: 0, buffer: vec![0; REPLY_BYTES] })
+        #[expect(unsafe_code, reason = "netlink-sys takes descriptors by number only")]
+        // SAFETY: the number is that of an open descriptor that nobody else owns any more.
+        let socket = unsafe { NetlinkSocket::from_raw_fd(fd.into_raw_fd()) };
+        be_strict(&socket)?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self { socket, sequence: 0, buffer: vec![0; REPLY_BYTES] })
     }
 
     /// Sends all requests at once and reads all answers. Returns what came besides acknowledgements; the first
     /// refusal wins, but every answer is read, so that the socket stays usable.
     pub(super) fn batch(&mut self, asks: Vec<Ask>) -> Result<Vec<RouteNetlinkMessage>, SocketError> {
+        let replies = self.run(asks, NLM_F_ACK)?;
+        replies.refusal.map_or(Ok(replies.messages), Err)
+    }
+
+    /// All objects of a kind; repeated when changes interrupt it.
+    pub(super) fn dump(
+        &mut self,
+        ask: &RouteNetlinkMessage,
+    ) -> Result<Vec<RouteNetlinkMessage>, SocketError> {
+        for _ in 0..DUMP_TRIES {
+            let replies = self.run(vec![(ask.clone(), NLM_F_DUMP)], 0)?;
+            if let Some(refusal) = replies.refusal {
+                return Err(refusal);
+            }
+            if !replies.interrupted {
+                return Ok(replies.messages);
+            }
+        }
+        Err(SocketError::Interrupted)
+    }
+
+    fn run(&mut self, asks: Vec<Ask>, common: u16) -> Result<Replies, SocketError> {
         let first = self.sequence.wrapping_add(1);
         let count = asks.len();
         let mut bytes = Vec::new();
         for (message, flags) in asks {
             self.sequence = self.sequence.wrapping_add(1);
             let mut header = NetlinkHeader::default();
-            header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+            header.flags = NLM_F_REQUEST | common | flags;
             header.sequence_number = self.sequence;
             let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
             message.finalize();
@@ -89,48 +144,71 @@ impl Socket {
             bytes.resize(at + message.buffer_len().next_multiple_of(4), 0);
             message.serialize(&mut bytes[at..]);
         }
-        let sent = send(&self.fd, &bytes, SendFlags::empty()).map_err(|e| SocketError::Io(e.into()))?;
+        let sent = uninterrupted(|| self.socket.send(&bytes, 0)).map_err(SocketError::Io)?;
         if sent != bytes.len() {
             return Err(SocketError::Io(io::ErrorKind::WriteZero.into()));
         }
-        self.answers(first, count)
+        let mut replies = Replies { left: count, ..Replies::default() };
+        while replies.left > 0 {
+            let got = uninterrupted(|| self.socket.recv(&mut &mut self.buffer[..], 0));
+            let got = got.map_err(SocketError::Io)?;
+            replies.read(self.buffer.get(..got).ok_or(SocketError::Nonsense)?, first, count)?;
+        }
+        Ok(replies)
     }
+}
 
-    fn answers(&mut self, first: u32, count: usize) -> Result<Vec<RouteNetlinkMessage>, SocketError> {
-        let mut left = count;
-        let mut replies = Vec::new();
-        let mut refusal = None;
-        while left > 0 {
-            let (got, _) = recv(&self.fd, &mut self.buffer[..], RecvFlags::empty())
-                .map_err(|e| SocketError::Io(e.into()))?;
-            let mut rest = &self.buffer[..got];
-            if rest.is_empty() {
-                return Err(SocketError::Nonsense);
-            }
-            while rest.len() >= 16 {
-                let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                    .map_err(|_unreadable| SocketError::Nonsense)?;
-                let length =
-                    usize::try_from(message.header.length).map_err(|_unreadable| SocketError::Nonsense)?;
-                rest = rest.get(length.next_multiple_of(4).max(16)..).unwrap_or_default();
-                let index =
-                    usize::try_from(message.header.sequence_number.wrapping_sub(first)).unwrap_or(usize::MAX);
-                if index >= count {
-                    continue;
-                }
-                match message.payload {
-                    NetlinkPayload::Error(error) => {
-                        left -= 1;
-                        if error.code.is_some() && refusal.is_none() {
-                            refusal = Some(SocketError::Refused { index, errno: error.to_io() });
-                        }
-                    }
-                    NetlinkPayload::Done(_) => left -= 1,
-                    NetlinkPayload::InnerMessage(reply) => replies.push(reply),
-                    _ => {}
-                }
+impl Replies {
+    /// Takes in one datagram.
+    fn read(&mut self, datagram: &[u8], first: u32, count: usize) -> Result<(), SocketError> {
+        if datagram.len() < HEADER_BYTES {
+            return Err(SocketError::Nonsense);
+        }
+        let mut rest = datagram;
+        while rest.len() >= HEADER_BYTES {
+            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                .map_err(|_unreadable| SocketError::Nonsense)?;
+            let length = usize::try_from(message.header.length).map_err(|_too_long| SocketError::Nonsense)?;
+            rest = rest.get(length.next_multiple_of(4).max(HEADER_BYTES)..).unwrap_or_default();
+            let index = usize::try_from(message.header.sequence_number.wrapping_sub(first));
+            // A late answer to an earlier batch that was given up has a number before the first.
+            if let Ok(index) = index
+                && index < count
+            {
+                self.take(message, index);
             }
         }
-        refusal.map_or(Ok(replies), Err)
+        Ok(())
+    }
+
+    fn take(&mut self, message: NetlinkMessage<RouteNetlinkMessage>, index: usize) {
+        let flags = message.header.flags;
+        self.interrupted |= flags & NLM_F_DUMP_INTR != 0;
+        match message.payload {
+            NetlinkPayload::Error(error) => {
+                self.left = self.left.saturating_sub(1);
+                let refusal = Answer::refusal(&error, flags);
+                let refusal = refusal.map(|answer| SocketError::Refused { index, answer });
+                self.refusal = self.refusal.take().or(refusal);
+            }
+            NetlinkPayload::Done(done) => {
+                self.left = self.left.saturating_sub(1);
+                let refusal = Answer::failed_dump(done.code);
+                let refusal = refusal.map(|answer| SocketError::Refused { index, answer });
+                self.refusal = self.refusal.take().or(refusal);
+            }
+            NetlinkPayload::InnerMessage(reply) => self.messages.push(reply),
+            _ => {}
+        }
+    }
+}
+
+/// Repeats a system call that a signal interrupts: with a timeout set, the kernel does not restart it.
+fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
     }
 }

@@ -1,17 +1,51 @@
-//! Kernel settings: read, compare, write only what differs.
+//! Kernel settings: read, compare, write only what differs. The files are those of the calling thread's namespace.
 
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::Once;
 
 use crate::model::Sysctl;
 
+/// Where a container finds settings that it may write: its own `/proc/sys` is read-only, and a runtime refuses mounts
+/// inside `/proc`, so the node's `/proc/sys/net` is mounted here.
+const MOUNTED: &str = "/host/proc/sys";
+const OWN: &str = "/proc/sys";
+
+fn root() -> &'static Path {
+    let mounted = Path::new(MOUNTED);
+    if mounted.join("net").exists() { mounted } else { Path::new(OWN) }
+}
+
 /// Sets it if it says something else. Returns whether it was written.
 pub(super) fn put(sysctl: &Sysctl) -> io::Result<bool> {
-    let path = Path::new("/proc/sys").join(&sysctl.path);
+    let path = root().join(&sysctl.path);
     if fs::read_to_string(&path)?.trim() == sysctl.value {
         return Ok(false);
     }
     fs::write(&path, sysctl.value)?;
     Ok(true)
+}
+
+/// Keeps a new host link from taking router advertisements: a pod could otherwise make itself the node's IPv6
+/// gateway (CVE-2020-10749). A kernel without IPv6 has no such file and no such problem.
+///
+/// Where settings cannot be written, pods are wired all the same, and the log says once what is amiss.
+pub(super) fn refuse_router_advertisements(link: &str) -> io::Result<()> {
+    static TOLD: Once = Once::new();
+    match fs::write(root().join("net/ipv6/conf").join(link).join("accept_ra"), "0") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied
+            ) =>
+        {
+            TOLD.call_once(|| {
+                tracing::warn!(%error, "router advertisements of pods are not refused: mount /proc/sys/net at {MOUNTED}/net");
+            });
+            Ok(())
+        }
+        written => written,
+    }
 }

@@ -1,0 +1,129 @@
+//! Compares a pod's wiring with what it should be, by questions about this pod alone.
+//!
+//! MTU and the container's MAC are not compared: a chained `tuning` plugin may change them.
+
+use std::net::IpAddr;
+
+use ipnetwork::Ipv4Network;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use types::{Mac, TableId};
+
+use super::message::to_route;
+use super::pod;
+use super::socket::Socket;
+use super::wirer::{WireError, known, step};
+use crate::desired::everywhere;
+use crate::model::{IfIndex, LinkSeen, PodSpec, Route};
+
+/// The differences in words.
+pub(super) fn differences(
+    pod: &PodSpec,
+    host: &mut Socket,
+    inside: &mut Socket,
+) -> Result<Vec<String>, WireError> {
+    let inner = known(inside.batch(vec![pod::get_link(&pod.container_if)]))?;
+    let outer = known(host.batch(vec![pod::get_link(pod.host_if.as_str())]))?;
+    let (inner, outer) = match (inner, outer) {
+        (Some(inner), Some(outer)) => (inner, outer),
+        (None, _) => return Ok(vec![format!("the pod has no interface {}", pod.container_if)]),
+        (Some(_), None) => return Ok(vec![format!("the host has no interface {}", pod.host_if)]),
+    };
+    if inner.peer != Some(outer.index) || outer.peer != Some(inner.index) {
+        return Ok(vec![format!("{} and {} are not one pair", pod.container_if, pod.host_if)]);
+    }
+    let down = [&inner, &outer].into_iter().filter(|link| !link.up);
+    let mut found: Vec<String> = down.map(|link| format!("{} is down", link.name)).collect();
+    if !has_address(pod, inner.index, inside)? {
+        found.push(format!("{} has no address {}", inner.name, pod.address));
+    }
+    found.extend(of_routes(&inner, inside)?);
+    if gateway_mac(inner.index, inside)? != outer.mac {
+        found.push(format!("the gateway {} is not {}", pod::GATEWAY, outer.name));
+    }
+    if route(pod, host)? != Some((TableId::PODS, outer.index)) {
+        found.push(format!("{} is not routed to {}", pod.address, outer.name));
+    }
+    Ok(found)
+}
+
+fn has_address(pod: &PodSpec, link: IfIndex, inside: &mut Socket) -> Result<bool, WireError> {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.index = link.0;
+    let replies = inside.dump(&RouteNetlinkMessage::GetAddress(message));
+    let replies = replies.map_err(step("look at the pod's addresses"))?;
+    let local = AddressAttribute::Local(IpAddr::V4(pod.address));
+    Ok(replies.iter().any(|reply| match reply {
+        RouteNetlinkMessage::NewAddress(message) => message.attributes.contains(&local),
+        _ => false,
+    }))
+}
+
+/// The routes by which the pod leaves.
+fn of_routes(inner: &LinkSeen, inside: &mut Socket) -> Result<Vec<String>, WireError> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.attributes = vec![RouteAttribute::Oif(inner.index.0)];
+    let replies = inside.dump(&RouteNetlinkMessage::GetRoute(message));
+    let replies = replies.map_err(step("look at the pod's routes"))?;
+    let routes: Vec<Route> = replies
+        .iter()
+        .filter_map(|reply| match reply {
+            RouteNetlinkMessage::NewRoute(message) => to_route(message).map(|(_, route)| route),
+            _ => None,
+        })
+        .collect();
+    let wanted = [(Ipv4Network::from(pod::GATEWAY), None), (everywhere(), Some(pod::GATEWAY))];
+    let missing = wanted.into_iter().filter(|(destination, via)| {
+        let (table, link) = (TableId::MAIN, inner.index);
+        !routes.contains(&Route { table, destination: *destination, via: *via, link })
+    });
+    Ok(missing.map(|(destination, _)| format!("the pod has no route to {destination}")).collect())
+}
+
+/// The permanent neighbour entry of the pod's gateway.
+fn gateway_mac(link: IfIndex, inside: &mut Socket) -> Result<Option<Mac>, WireError> {
+    const ENOENT: i32 = 2;
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.ifindex = link.0;
+    message.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(pod::GATEWAY))];
+    let replies = match inside.batch(vec![(RouteNetlinkMessage::GetNeighbour(message), 0)]) {
+        Ok(replies) => replies,
+        Err(error) if error.errno() == Some(ENOENT) => return Ok(None),
+        Err(error) => return Err(step("look at the pod's gateway")(error)),
+    };
+    Ok(replies.iter().find_map(|reply| match reply {
+        RouteNetlinkMessage::NewNeighbour(message) if message.header.state == NeighbourState::Permanent => {
+            message.attributes.iter().find_map(|attribute| match attribute {
+                NeighbourAttribute::LinkLayerAddress(bytes) => {
+                    <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac)
+                }
+                _ => None,
+            })
+        }
+        _ => None,
+    }))
+}
+
+/// The table and link by which the host reaches the pod, by all of its rules; `None` for no route.
+fn route(pod: &PodSpec, host: &mut Socket) -> Result<Option<(TableId, IfIndex)>, WireError> {
+    const ENETUNREACH: i32 = 101;
+    const EHOSTUNREACH: i32 = 113;
+    let replies = match host.batch(vec![pod::find_route(pod)]) {
+        Ok(replies) => replies,
+        Err(error) if matches!(error.errno(), Some(ENETUNREACH | EHOSTUNREACH)) => return Ok(None),
+        Err(error) => return Err(step("look for the pod's route")(error)),
+    };
+    Ok(replies.iter().find_map(|reply| match reply {
+        RouteNetlinkMessage::NewRoute(message) => {
+            to_route(message).map(|(_, route)| (route.table, route.link))
+        }
+        _ => None,
+    }))
+}
