@@ -19,6 +19,10 @@ const ESRCH: i32 = 3;
 const EEXIST: i32 = 17;
 const ENODEV: i32 = 19;
 
+/// How often a veth pair is tried: once, after its name was freed, after the old pair was deleted, and once more for
+/// each of the two that the kernel may have taken away just before.
+const ATTEMPTS: u32 = 5;
+
 /// Why a pod could not be wired, compared or taken away.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
@@ -98,25 +102,28 @@ impl Wirer {
 
     /// Makes the pair and tells its host end. If its name is taken, that is a leftover, which makes way; and if it
     /// was this very pod's, from an ADD that is repeated, it holds the name inside as well and has to go at once.
+    ///
+    /// The kernel takes leftovers away on its own too, when their pod's namespace ends, and does so at any moment:
+    /// hence the attempts.
     fn create_pair(
         &mut self,
         pod: &PodSpec,
         host_mac: Mac,
         netns: BorrowedFd<'_>,
     ) -> Result<LinkSeen, WireError> {
-        let name = pod.host_if.as_str();
-        let mut made = self.try_pair(pod, host_mac, netns)?;
-        if made.is_none()
-            && let Some(old) = self.link(name)?
-        {
-            self.free_name(old.index)?;
-            made = self.try_pair(pod, host_mac, netns)?;
-            if made.is_none() {
-                self.settle(pod::delete_link(old.index), "delete the old link")?;
-                made = self.try_pair(pod, host_mac, netns)?;
+        let mut renamed = None;
+        for _attempt in 0..ATTEMPTS {
+            if let Some(made) = self.try_pair(pod, host_mac, netns)? {
+                return Ok(made);
+            }
+            if let Some(old) = self.link(pod.host_if.as_str())? {
+                self.free_name(old.index)?;
+                renamed = Some(old.index);
+            } else if let Some(old) = renamed.take() {
+                self.settle(pod::delete_link(old), "delete the old link")?;
             }
         }
-        made.ok_or_else(|| WireError::ContainerIfExists(pod.container_if.clone()))
+        Err(WireError::ContainerIfExists(pod.container_if.clone()))
     }
 
     /// Makes the pair; `None` when one of its two names is taken.
