@@ -7,7 +7,7 @@
 //! | wiring thread | pods to wire, compare, take away | `Wired`, `Checked` |
 //! | writing thread | records | `Written`, `FileLong` |
 //! | host keeper | wishes for the host's kernel | `Converged` |
-//! | cloud tasks, one per call | actions | `Acted`, `Looked`, `Identified` |
+//! | cloud tasks, one per call | actions, chores | `Acted`, `Looked`, `Identified`, `Tidied` |
 //!
 //! Order of start: lock the delete queue, read the state, ask the kernel which pods there are, replay the queue, serve, unlock
 //! the queue. Everything remote comes after that and alone: a DEL is served while EC2 and IMDS are away.
@@ -177,6 +177,7 @@ impl Owner {
             Effect::Rewrite(snapshot) => drop(self.parts.writing.send(Writing::Rewrite(snapshot))),
             Effect::Look => self.parts.cloud.look(),
             Effect::Act(id, action) => self.parts.cloud.act(id, action),
+            Effect::Tidy(chores) => self.parts.cloud.tidy(chores),
             Effect::Converge { generation, host } => {
                 if self.parts.wishes.try_send((generation, host)).is_err() {
                     let result = Err("the host keeper is busy or has ended".to_owned());

@@ -7,19 +7,25 @@ use std::time::Duration;
 
 use pool::{Action, ActionId, EniSeen, Outcome, Role};
 use tokio::sync::{OnceCell, mpsc};
-use types::{DeviceIndex, EniId, InstanceId, InstanceTable, NetworkCard};
+use types::{DeviceIndex, EniId, InstanceTable, NetworkCard};
 
 use crate::clock::Clock;
 use crate::cloud::{CloudError, CloudErrorKind, Ec2, EniRecord, Identity, Imds, NewEni};
 use crate::config::Config;
-use crate::node::{Event, Facts, Picture};
+use crate::node::{Chore, Event, Facts, Picture};
 use crate::server::chain;
 
 /// Pause between attempts to read instance metadata at start; grows to the second value.
 const IDENTITY_RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// A call to create an ENI that is not answered: attempts under one token, and the pause between them.
+const CREATE_ATTEMPTS: u32 = 3;
+const CREATE_RETRY: Duration = Duration::from_secs(1);
 /// A detached ENI can be deleted once EC2 calls it available: attempts and the pause between them.
 const DELETE_ATTEMPTS: u32 = 12;
 const DELETE_RETRY: Duration = Duration::from_secs(1);
+
+/// Tag of every ENI that we make: the instance it was made for.
+const INSTANCE_TAG: &str = "node.k8s.amazonaws.com/instance_id";
 
 /// The cloud side of one node.
 #[derive(Debug)]
@@ -90,18 +96,58 @@ impl CloudTasks {
     /// The ENIs as EC2 tells them; as IMDS does where EC2 denies us or is away.
     async fn picture(&self) -> Result<Picture, CloudError> {
         let as_of = self.clock.now();
-        let known = self.known()?;
+        let Known { ec2, identity } = self.known()?;
         let subnets = self.imds.subnets().await?;
-        let records = match known.ec2.inventory(&known.identity.instance).await {
-            Ok(records) => records,
-            Err(error) if matches!(error.kind(), CloudErrorKind::Denied | CloudErrorKind::Unreachable) => {
+        let inventory = async {
+            let attached = ec2.inventory(&identity.instance).await?;
+            Ok((attached, ec2.unattached(INSTANCE_TAG, identity.instance.as_str()).await?))
+        };
+        let (inventory, unattached) = match inventory.await {
+            Ok(found) => found,
+            Err(error) if is_away(&error) => {
                 tracing::warn!(error = chain(&error), "EC2 does not tell the ENIs; asking instance metadata");
-                self.imds.interfaces().await?
+                (self.imds.interfaces().await?, Vec::new())
             }
             Err(error) => return Err(error),
         };
-        let enis = records.iter().map(|record| self.seen(record, &known.identity)).collect();
-        Ok(Picture { as_of, enis, subnets })
+        let enis: Vec<EniSeen> = inventory.enis.iter().map(|record| self.seen(record, identity)).collect();
+        let untied = inventory.enis.iter().filter_map(|record| untied(record, identity));
+        Ok(Picture {
+            as_of,
+            enis,
+            subnets,
+            chores: unattached.into_iter().map(Chore::Delete).chain(untied).collect(),
+            occupied: inventory.occupied,
+            in_motion: inventory.in_motion,
+        })
+    }
+
+    /// Starts chores.
+    pub(crate) fn tidy(self: &Arc<Self>, chores: Vec<Chore>) {
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            let result = this.do_chores(chores).await;
+            drop(this.events.send(Event::Tidied(result)).await);
+        });
+    }
+
+    async fn do_chores(&self, chores: Vec<Chore>) -> Result<(), CloudError> {
+        let ec2 = &self.known()?.ec2;
+        for chore in chores {
+            match chore {
+                Chore::Delete(eni) => {
+                    tracing::info!(%eni, "deleting an ENI of ours that is attached to nothing");
+                    // A picture may be older than it seems: EC2 refuses to delete what is attached, so nothing is lost.
+                    forgive(ec2.delete(&eni).await, &[CloudErrorKind::Gone, CloudErrorKind::InUse])?;
+                }
+                Chore::Tie { eni, attachment } => {
+                    tracing::info!(%eni, "tying the life of an ENI of ours to the instance's");
+                    let tied = ec2.set_delete_on_termination(&eni, &attachment).await;
+                    forgive(tied, &[CloudErrorKind::Gone])?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn seen(&self, record: &EniRecord, identity: &Identity) -> EniSeen {
@@ -159,21 +205,19 @@ impl CloudTasks {
             addresses,
             token,
         };
-        let record = ec2.create_eni(&want).await?;
-        let attached = ec2.attach(&record.id, &identity.instance, device, NetworkCard(0)).await;
-        let tied = match &attached {
-            Ok(attachment) => ec2.set_delete_on_termination(&record.id, attachment).await,
-            Err(_) => Ok(()),
-        };
-        match (attached, tied) {
-            (Ok(_), Ok(())) => {}
-            (Ok(attachment), Err(error)) => {
-                drop(ec2.detach(&attachment).await);
-                delete_available(ec2, &record.id).await;
-                return Err(error);
+        let record = create_once(ec2, &want).await?;
+        match ec2.attach(&record.id, &identity.instance, device, NetworkCard(0)).await {
+            // If this fails, the next look finds it and does it.
+            Ok(attachment) => {
+                if let Err(error) = ec2.set_delete_on_termination(&record.id, &attachment).await {
+                    tracing::warn!(eni = %record.id, error = chain(&error), "the ENI would outlive the instance");
+                }
             }
-            (Err(error), _) => {
-                delete_available(ec2, &record.id).await;
+            // It may be attached, and then it is used: a look tells.
+            Err(error) if error.kind() == CloudErrorKind::Unclear => return Err(error),
+            Err(error) => {
+                tracing::warn!(eni = %record.id, error = chain(&error), "an ENI cannot be attached; deleting it");
+                delete_available(ec2, &record.id).await?;
                 return Err(error);
             }
         }
@@ -184,7 +228,7 @@ impl CloudTasks {
     /// The tags by which this ENI is known as ours, as the Go version sets them; additional ones come last.
     fn tags(&self, identity: &Identity) -> BTreeMap<String, String> {
         let mut tags = BTreeMap::from([
-            ("node.k8s.amazonaws.com/instance_id".to_owned(), identity.instance.to_string()),
+            (INSTANCE_TAG.to_owned(), identity.instance.to_string()),
             ("node.k8s.amazonaws.com/createdAt".to_owned(), rfc3339(self.clock.now().0 / 1000)),
         ]);
         if let Some(cluster) = &self.config.cluster_name {
@@ -201,43 +245,85 @@ impl CloudTasks {
     }
 }
 
-/// Detaches an ENI and deletes it.
-async fn delete(known: &Known, eni: &EniId) -> Result<(), CloudError> {
-    let records = known.ec2.inventory(&known.identity.instance).await?;
-    let attachment =
-        records.into_iter().find(|record| record.id == *eni).and_then(|record| record.attachment);
-    if let Some(attachment) = attachment {
-        known.ec2.detach(&attachment).await?;
+/// Creates an ENI. Where EC2 does not answer, the same is asked again under the same token, so that none is made that
+/// nobody knows of.
+async fn create_once(ec2: &Ec2, want: &NewEni) -> Result<EniRecord, CloudError> {
+    let mut attempt = 1;
+    loop {
+        match ec2.create_eni(want).await {
+            Err(error) if error.kind() == CloudErrorKind::Unclear && attempt < CREATE_ATTEMPTS => {
+                tracing::warn!(attempt, error = chain(&error), "EC2 does not say whether it made an ENI");
+            }
+            result => return result,
+        }
+        attempt += 1;
+        tokio::time::sleep(CREATE_RETRY).await;
     }
-    delete_available(&known.ec2, eni).await;
-    Ok(())
 }
 
-/// Deletes an ENI that is being detached: EC2 refuses until that is done. One that stays is found by its tags later.
-async fn delete_available(ec2: &Ec2, eni: &EniId) {
-    for _ in 0..DELETE_ATTEMPTS {
+/// Detaches an ENI and deletes it.
+async fn delete(known: &Known, eni: &EniId) -> Result<(), CloudError> {
+    let attached = known.ec2.inventory(&known.identity.instance).await?.enis;
+    let attachment =
+        attached.into_iter().find(|record| record.id == *eni).and_then(|record| record.attachment);
+    if let Some(attachment) = attachment {
+        forgive(known.ec2.detach(&attachment).await, &[CloudErrorKind::Gone])?;
+    }
+    delete_available(&known.ec2, eni).await
+}
+
+/// Deletes an ENI that is being detached: EC2 refuses until that is done.
+///
+/// # Errors
+/// [`CloudErrorKind::Unclear`] when it is still there at the end, so that a look finds it.
+async fn delete_available(ec2: &Ec2, eni: &EniId) -> Result<(), CloudError> {
+    let mut attempt = 1;
+    loop {
         match ec2.delete(eni).await {
-            Ok(()) => return,
-            Err(error) if error.kind() == CloudErrorKind::Gone => return,
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == CloudErrorKind::Gone => return Ok(()),
+            Err(error) if attempt == DELETE_ATTEMPTS => {
+                let message = format!("{eni} is detached but cannot be deleted");
+                let unclear = CloudError::new(CloudErrorKind::Unclear, error.call(), message);
+                return Err(unclear.caused_by(error));
+            }
             Err(error) => tracing::debug!(%eni, error = chain(&error), "cannot delete the ENI yet"),
         }
+        attempt += 1;
         tokio::time::sleep(DELETE_RETRY).await;
     }
-    tracing::warn!(%eni, "the ENI is detached but could not be deleted");
+}
+
+/// Whether instance metadata has to do.
+fn is_away(error: &CloudError) -> bool {
+    matches!(error.kind(), CloudErrorKind::Denied | CloudErrorKind::Unreachable)
+}
+
+/// Takes failures of these kinds for success.
+fn forgive(result: Result<(), CloudError>, kinds: &[CloudErrorKind]) -> Result<(), CloudError> {
+    result.or_else(|error| if kinds.contains(&error.kind()) { Ok(()) } else { Err(error) })
+}
+
+fn is_ours(record: &EniRecord, identity: &Identity) -> bool {
+    record.tags.get(INSTANCE_TAG).map(String::as_str) == Some(identity.instance.as_str())
+}
+
+/// What is to be done about an ENI of ours that would outlive the instance.
+fn untied(record: &EniRecord, identity: &Identity) -> Option<Chore> {
+    let untied = is_ours(record, identity) && record.delete_on_termination == Some(false);
+    let attachment = record.attachment.clone().filter(|_| untied)?;
+    Some(Chore::Tie { eni: record.id.clone(), attachment })
 }
 
 /// What an ENI is for, from its place, type and tags.
 fn role(record: &EniRecord, identity: &Identity, manage_untagged: bool) -> Role {
     let tag = |key: &str| record.tags.get(key).map(String::as_str);
-    let instance: &InstanceId = &identity.instance;
-    let ours = tag("node.k8s.amazonaws.com/instance_id") == Some(instance.as_str());
     match (record.interface_type.as_str(), tag("node.k8s.amazonaws.com/no_manage")) {
         _ if record.mac == identity.mac => Role::Primary,
         ("trunk", _) => Role::Trunk,
-        ("efa-only", _) => Role::EfaOnly,
         _ if record.card != NetworkCard(0) => Role::Unmanaged,
         (_, Some("true")) => Role::Unmanaged,
-        (_, None) if !ours && !manage_untagged => Role::Unmanaged,
+        (_, None) if !is_ours(record, identity) && !manage_untagged => Role::Unmanaged,
         _ => Role::Secondary,
     }
 }

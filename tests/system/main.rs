@@ -28,7 +28,6 @@ fn main() -> std::process::ExitCode {
     let without_containerd = without_lab.clone().or(not_root).or_else(containerd::missing).or_else(hidden);
     let mut trials = trials(&tests, without_lab.as_deref());
     trials.extend(self::trials(containerd::TESTS, without_containerd.as_deref()));
-    trials.extend(storms::AWAITED.iter().flat_map(|(test, why)| self::trials(&[*test], Some(why))));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

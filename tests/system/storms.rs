@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lab::LabError;
-use lab::ec2::{Action, Ec2, EniView, Weather};
+use lab::ec2::{Action, Ec2, EniView, Fault, Weather};
 use lab::fabric::{Drops, INTERNET_HOST, SECOND_CIDR_HOST};
 use lab::imds::ImdsWeather;
 use lab::node::Node;
@@ -22,7 +22,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_pod_made_again_before_its_del_is_served_after_it", again_before_del),
     ("add_and_del_of_one_sandbox_at_once_leave_the_books_right", add_meets_del),
     ("a_state_file_cut_anywhere_costs_no_pod_its_address", cut_state),
+    ("a_daemon_killed_after_creating_an_eni_leaks_none", killed_after_create),
     ("a_daemon_killed_after_attaching_an_eni_uses_it", killed_after_attach),
+    ("answers_of_ec2_that_get_lost_leak_no_eni", lost_answers),
+    ("an_eni_that_cannot_be_attached_is_deleted", not_attachable),
     ("addresses_taken_away_while_the_daemon_was_down_are_not_given", unassigned_meanwhile),
     ("an_eni_pulled_out_while_the_daemon_was_down_gets_no_pods", detached_meanwhile),
     ("twenty_pods_are_served_while_ec2_and_metadata_lag", lagging),
@@ -30,12 +33,6 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_add_without_a_daemon_is_to_be_tried_again", no_daemon),
     ("the_node_is_as_before_when_the_last_pod_is_gone", nothing_left),
 ];
-
-/// What does not hold yet, and why: counted as ignored, run by `--ignored`.
-pub(crate) const AWAITED: &[(Test, &str)] = &[(
-    ("a_daemon_killed_after_creating_an_eni_leaks_none", killed_after_create),
-    "ENIs that were created and never attached are not looked for after a restart",
-)];
 
 /// How long something may take to come true.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -260,6 +257,41 @@ fn killed_after_create() -> Outcome {
 
 fn killed_after_attach() -> Outcome {
     kill_in_growth(Action::AttachNetworkInterface)
+}
+
+/// A second ENI is wanted, and each answer on the way to it gets lost once.
+fn lost_answers() -> Outcome {
+    let setting = Setting::start(&[("MAX_ENI", "2")])?;
+    let (ec2, node) = (setting.fabric.ec2(), &setting.node);
+    node.wait_for("a full primary ENI", |report| report.addresses.free == 9)?;
+    for action in [
+        Action::CreateNetworkInterface,
+        Action::AttachNetworkInterface,
+        Action::ModifyNetworkInterfaceAttribute,
+    ] {
+        ec2.fault_next(action, 1, Fault::LoseAnswer);
+    }
+
+    let pods = setting.pods(0..12)?;
+
+    let report = setting.accounts_for(&pods)?;
+    ensure!(report.enis.len() == 2, "{} ENIs for 12 pods", report.enis.len());
+    let tied = |eni: &EniView| eni.attachment.as_ref().is_some_and(|at| at.delete_on_termination);
+    eventually("two ENIs in EC2, both tied to the instance", || {
+        ec2.enis().len() == 2 && ec2.enis().iter().all(|eni| tied(eni))
+    })
+}
+
+fn not_attachable() -> Outcome {
+    let setting = Setting::start(&[("MAX_ENI", "2")])?;
+    let (ec2, node) = (setting.fabric.ec2(), &setting.node);
+    node.wait_for("a full primary ENI", |report| report.addresses.free == 9)?;
+    ec2.fault_next(Action::AttachNetworkInterface, 1, Fault::error("AttachmentLimitExceeded", 400));
+
+    let pods = setting.pods(0..12)?;
+
+    setting.accounts_for(&pods)?;
+    eventually("two ENIs in EC2", || ec2.enis().len() == 2)
 }
 
 fn unassigned_meanwhile() -> Outcome {

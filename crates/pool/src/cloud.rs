@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use types::{EniId, Moment};
+use types::{DeviceIndex, EniId, Moment, NetworkCard};
 
 use crate::model::{Action, ActionId, EniSeen, Note, Outcome};
 use crate::pool::{Call, Eni, Pool, Slot};
@@ -52,6 +52,12 @@ impl Pool {
             }
         }
         notes
+    }
+
+    /// Says which places on the instance hold something that pictures do not tell: an ENI without an IPv4 address, or
+    /// one that is being detached. No new ENI goes there.
+    pub fn occupy(&mut self, places: BTreeSet<(NetworkCard, DeviceIndex)>) {
+        self.occupied = places;
     }
 
     /// Whether a picture asked for at `as_of` knows all that we know of an ENI.
@@ -259,6 +265,12 @@ impl Pool {
     #[must_use]
     pub fn is_growing(&self) -> bool {
         self.in_flight.values().any(|call| call.action.brings() > 0)
+    }
+
+    /// Whether a call in progress makes an ENI: one that nobody seems to own may be that one.
+    #[must_use]
+    pub fn is_creating(&self) -> bool {
+        self.in_flight.values().any(|call| matches!(call.action, Action::CreateEni { .. }))
     }
 
     /// Addresses that calls in progress bring.

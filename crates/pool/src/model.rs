@@ -38,8 +38,6 @@ pub enum Role {
     Secondary,
     /// Carries branch ENIs; left alone.
     Trunk,
-    /// Carries no IP traffic; left alone.
-    EfaOnly,
     /// Somebody else's; left alone.
     Unmanaged,
 }
@@ -58,7 +56,6 @@ impl fmt::Display for Role {
             Self::Primary => "the primary ENI",
             Self::Secondary => "a secondary ENI",
             Self::Trunk => "the trunk ENI",
-            Self::EfaOnly => "an EFA-only ENI",
             Self::Unmanaged => "not ours",
         })
     }

@@ -251,9 +251,10 @@ impl Pool {
                 None
             }
         });
+        let others = self.occupied.iter().filter(|(card, _)| *card == limits.card).map(|(_, device)| *device);
         // The primary ENI is there even before the first picture.
         let primary = (limits.card == NetworkCard(0)).then_some(DeviceIndex(0));
-        let taken: BTreeSet<DeviceIndex> = on_card.chain(coming).chain(primary).collect();
+        let taken: BTreeSet<DeviceIndex> = on_card.chain(coming).chain(others).chain(primary).collect();
         let more = usize::from(limits.max_enis).saturating_sub(taken.len());
         (0..=u8::MAX).map(DeviceIndex).filter(|device| !taken.contains(device)).take(more).collect()
     }
@@ -311,9 +312,7 @@ impl Pool {
         let margin = margin(targets, limits);
         let old_enough = eni.first_seen.plus(targets.eni_age_min);
         match eni.seen.role {
-            Role::Primary | Role::Trunk | Role::EfaOnly | Role::Unmanaged => {
-                Some(KeptReason::Role(eni.seen.role))
-            }
+            Role::Primary | Role::Trunk | Role::Unmanaged => Some(KeptReason::Role(eni.seen.role)),
             Role::Secondary if eni.seen.card != limits.card => Some(KeptReason::OtherCard(eni.seen.card)),
             Role::Secondary if self.is_busy(&eni.seen.id) => Some(KeptReason::Busy),
             Role::Secondary if held > 0 => Some(KeptReason::Pods(held)),

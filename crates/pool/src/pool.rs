@@ -1,7 +1,7 @@
 //! The state of the pool, and how pods get and give back addresses.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -23,6 +23,8 @@ pub struct Pool {
     pub(crate) pictured: Moment,
     /// ENIs that we deleted, and from when on a picture that has one is believed.
     pub(crate) deleted: BTreeMap<EniId, Moment>,
+    /// Places on the instance that are taken by what is no ENI of `enis`.
+    pub(crate) occupied: BTreeSet<(NetworkCard, DeviceIndex)>,
     /// Cooling addresses that are on no known ENI (restored, or taken away meanwhile).
     pub(crate) cooling_elsewhere: BTreeMap<Ipv4Addr, Moment>,
     reused_early: u64,
@@ -88,6 +90,7 @@ impl Pool {
             last_release: Moment(0),
             pictured: Moment(0),
             deleted: BTreeMap::new(),
+            occupied: BTreeSet::new(),
             cooling_elsewhere: BTreeMap::new(),
             reused_early: 0,
         }

@@ -22,7 +22,7 @@ use ipnetwork::Ipv4Network;
 use types::{DeviceIndex, EniId, InstanceId, InstanceLimits, NetworkCard, NetworkCardLimits};
 
 use super::error::Effect;
-use super::{CloudError, CloudErrorKind, EniRecord, NewEni, http};
+use super::{CloudError, CloudErrorKind, EniRecord, Inventory, NewEni, http};
 use crate::config::Config;
 
 /// Attempts of one read.
@@ -78,27 +78,50 @@ impl Ec2 {
         }
     }
 
-    /// The ENIs attached to an instance, without those for EFA only (they have no address) and those being detached.
+    /// What is attached to an instance.
     ///
     /// # Errors
     /// [`CloudErrorKind::Garbage`] when EC2 describes an ENI that cannot be.
-    pub async fn inventory(&self, instance: &InstanceId) -> Result<Vec<EniRecord>, CloudError> {
-        let call = Call { name: "DescribeNetworkInterfaces", effect: Effect::Reads };
-        let filter = Filter::builder().name("attachment.instance-id").values(instance.as_str()).build();
-        let mut records = Vec::new();
-        let mut next = None;
-        for _ in 0..PAGES_MAX {
-            let request = self.reads.describe_network_interfaces().filters(filter.clone()).max_results(PAGE);
-            let page = request.set_next_token(next).send().await.map_err(|e| call.failed(e))?;
-            for eni in page.network_interfaces().iter().filter(|eni| counts(eni)) {
-                records.push(record(call, eni)?);
-            }
-            next = page.next_token().filter(|token| !token.is_empty()).map(str::to_owned);
-            if next.is_none() {
-                return Ok(records);
+    pub async fn inventory(&self, instance: &InstanceId) -> Result<Inventory, CloudError> {
+        let attached = Filter::builder().name("attachment.instance-id").values(instance.as_str()).build();
+        let mut inventory = Inventory::default();
+        for eni in self.describe(vec![attached]).await? {
+            let leaving = is_leaving(&eni);
+            inventory.in_motion |= leaving;
+            if leaving || eni.private_ip_address().is_none() || is_efa_only(&eni) {
+                inventory.occupied.insert(place(DESCRIBE, &eni)?);
+            } else {
+                inventory.enis.push(record(DESCRIBE, &eni)?);
             }
         }
-        Err(call.nonsense(format!("the list does not end after {PAGES_MAX} pages")))
+        Ok(inventory)
+    }
+
+    /// ENIs that have this tag and are attached to nothing.
+    ///
+    /// # Errors
+    /// As EC2 says.
+    pub async fn unattached(&self, tag: &str, value: &str) -> Result<Vec<EniId>, CloudError> {
+        let tagged = Filter::builder().name(format!("tag:{tag}")).values(value).build();
+        let available = Filter::builder().name("status").values("available").build();
+        let enis = self.describe(vec![tagged, available]).await?;
+        enis.iter().map(|eni| DESCRIBE.parsed("ENI id", eni.network_interface_id())).collect()
+    }
+
+    async fn describe(&self, filters: Vec<Filter>) -> Result<Vec<NetworkInterface>, CloudError> {
+        let mut enis = Vec::new();
+        let mut next = None;
+        for _ in 0..PAGES_MAX {
+            let request = self.reads.describe_network_interfaces().set_filters(Some(filters.clone()));
+            let request = request.max_results(PAGE).set_next_token(next);
+            let page = request.send().await.map_err(|e| DESCRIBE.failed(e))?;
+            enis.extend_from_slice(page.network_interfaces());
+            next = page.next_token().filter(|token| !token.is_empty()).map(str::to_owned);
+            if next.is_none() {
+                return Ok(enis);
+            }
+        }
+        Err(DESCRIBE.nonsense(format!("the list does not end after {PAGES_MAX} pages")))
     }
 
     /// Makes an ENI, with its tags and addresses in the same call. The same token asks for the same ENI.
@@ -244,6 +267,9 @@ impl Ec2 {
     }
 }
 
+/// The call that lists ENIs.
+const DESCRIBE: Call = Call { name: "DescribeNetworkInterfaces", effect: Effect::Reads };
+
 /// A call as far as its failures are concerned.
 #[derive(Debug, Clone, Copy)]
 struct Call {
@@ -330,14 +356,20 @@ fn never_sent(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-/// Whether an ENI is ours to know: it has an address and stays.
-fn counts(eni: &NetworkInterface) -> bool {
-    let leaving = eni
-        .attachment()
-        .and_then(|attachment| attachment.status())
-        .is_some_and(|s| *s == AttachmentStatus::Detaching || *s == AttachmentStatus::Detached);
-    let bare = eni.interface_type().is_some_and(|kind| kind.as_str() == "efa-only");
-    !leaving && !bare
+fn is_leaving(eni: &NetworkInterface) -> bool {
+    let status = eni.attachment().and_then(|attachment| attachment.status());
+    status.is_some_and(|s| *s == AttachmentStatus::Detaching || *s == AttachmentStatus::Detached)
+}
+
+fn is_efa_only(eni: &NetworkInterface) -> bool {
+    eni.interface_type().is_some_and(|kind| kind.as_str() == "efa-only")
+}
+
+/// Where an ENI is attached; all zero if it is not.
+fn place(call: Call, eni: &NetworkInterface) -> Result<(NetworkCard, DeviceIndex), CloudError> {
+    let Some(at) = eni.attachment() else { return Ok((NetworkCard(0), DeviceIndex(0))) };
+    let card = call.small("network card", Some(at.network_card_index().unwrap_or(0)))?;
+    Ok((NetworkCard(card), DeviceIndex(call.small("device index", at.device_index())?)))
 }
 
 fn record(call: Call, eni: &NetworkInterface) -> Result<EniRecord, CloudError> {
@@ -350,18 +382,12 @@ fn record(call: Call, eni: &NetworkInterface) -> Result<EniRecord, CloudError> {
     let prefixes = eni.ipv4_prefixes().iter().map(|p| call.parsed::<Ipv4Network>("prefix", p.ipv4_prefix()));
     let groups = eni.groups().iter().map(|group| call.parsed("security group", group.group_id()));
     let attachment = eni.attachment();
-    let (card, device) = match attachment {
-        Some(at) => {
-            let card = call.small("network card", Some(at.network_card_index().unwrap_or(0)))?;
-            (card, call.small("device index", at.device_index())?)
-        }
-        None => (0, 0),
-    };
+    let (card, device) = place(call, eni)?;
     Ok(EniRecord {
         id: call.parsed("ENI id", eni.network_interface_id())?,
         mac: call.parsed("MAC address", eni.mac_address())?,
-        card: NetworkCard(card),
-        device: DeviceIndex(device),
+        card,
+        device,
         subnet: call.parsed("subnet id", eni.subnet_id())?,
         primary_address,
         addresses,
@@ -369,6 +395,7 @@ fn record(call: Call, eni: &NetworkInterface) -> Result<EniRecord, CloudError> {
         interface_type: eni.interface_type().unwrap_or(&NetworkInterfaceType::Interface).as_str().to_owned(),
         tags: eni.tag_set().iter().filter_map(tag).collect(),
         attachment: attachment.and_then(|at| at.attachment_id()).map(str::to_owned),
+        delete_on_termination: attachment.and_then(|at| at.delete_on_termination()),
         security_groups: groups.collect::<Result<_, _>>()?,
     })
 }

@@ -9,7 +9,7 @@ use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use ipnetwork::Ipv4Network;
 use types::{DeviceIndex, Mac, NetworkCard, SubnetId};
 
-use super::{CloudError, CloudErrorKind, EniRecord, Identity, http};
+use super::{CloudError, CloudErrorKind, EniRecord, Identity, Inventory, http};
 use crate::config::Config;
 
 /// How many interfaces are read at once.
@@ -84,32 +84,44 @@ impl Imds {
         Ok(Some((self.one(&format!("{MACS}/{mac}/subnet-id")).await?, range)))
     }
 
-    /// The interfaces of this instance that have an IPv4 address, as far as this service knows them; it may lag behind EC2.
+    /// The interfaces of this instance, as far as this service knows them; it may lag behind EC2.
     ///
     /// # Errors
     /// When the service cannot be reached or says what cannot be.
-    pub async fn interfaces(&self) -> Result<Vec<EniRecord>, CloudError> {
+    pub async fn interfaces(&self) -> Result<Inventory, CloudError> {
         let primary = self.one("mac").await?;
         let macs = self.macs().await?;
-        let all = stream::iter(macs).map(|mac| self.interface(mac, primary)).buffered(AT_ONCE);
-        all.try_filter_map(|found| async { Ok(found) }).try_collect().await
+        let mut all = stream::iter(macs).map(|mac| self.interface(mac, primary)).buffered(AT_ONCE);
+        let mut inventory = Inventory::default();
+        while let Some(interface) = all.next().await {
+            match interface? {
+                Interface::Usable(record) => inventory.enis.push(*record),
+                Interface::Other(card, device) => drop(inventory.occupied.insert((card, device))),
+                Interface::Gone => inventory.in_motion = true,
+            }
+        }
+        Ok(inventory)
     }
 
-    /// One interface; `None` if it vanished meanwhile or has no IPv4 address, as one for EFA only.
-    async fn interface(&self, mac: Mac, primary: Mac) -> Result<Option<EniRecord>, CloudError> {
+    async fn interface(&self, mac: Mac, primary: Mac) -> Result<Interface, CloudError> {
         let of_eni = |name: &str| format!("{MACS}/{mac}/{name}");
-        let mut addresses = self.many(&of_eni("local-ipv4s")).await?.into_iter();
-        let Some(primary_address) = addresses.next() else { return Ok(None) };
-        let device = if mac == primary { 0 } else { self.one(&of_eni("device-number")).await? };
+        let device = match self.read(&of_eni("device-number")).await? {
+            _ if mac == primary => 0,
+            Some(text) => parse(&of_eni("device-number"), text.trim())?,
+            None => return Ok(Interface::Gone),
+        };
         let card = match self.read(&of_eni("network-card")).await? {
             Some(text) => parse(&of_eni("network-card"), text.trim())?,
             None => 0,
         };
-        Ok(Some(EniRecord {
+        let (card, device) = (NetworkCard(card), DeviceIndex(device));
+        let mut addresses = self.many(&of_eni("local-ipv4s")).await?.into_iter();
+        let Some(primary_address) = addresses.next() else { return Ok(Interface::Other(card, device)) };
+        Ok(Interface::Usable(Box::new(EniRecord {
             id: self.one(&of_eni("interface-id")).await?,
             mac,
-            card: NetworkCard(card),
-            device: DeviceIndex(device),
+            card,
+            device,
             subnet: self.one(&of_eni("subnet-id")).await?,
             primary_address,
             addresses: addresses.collect(),
@@ -117,8 +129,9 @@ impl Imds {
             interface_type: "interface".to_owned(),
             tags: BTreeMap::new(),
             attachment: None,
+            delete_on_termination: None,
             security_groups: self.many(&of_eni("security-group-ids")).await?,
-        }))
+        })))
     }
 
     async fn macs(&self) -> Result<Vec<Mac>, CloudError> {
@@ -179,6 +192,16 @@ impl Imds {
             }
         }
     }
+}
+
+/// What is found behind one MAC address.
+enum Interface {
+    /// One with an IPv4 address.
+    Usable(Box<EniRecord>),
+    /// One without, at this place.
+    Other(NetworkCard, DeviceIndex),
+    /// It has just been taken away.
+    Gone,
 }
 
 /// A word of the service; an empty one is never right.

@@ -45,8 +45,21 @@ pub struct EniRecord {
     pub tags: BTreeMap<String, String>,
     /// The id of its attachment, if it is attached; the metadata service does not tell.
     pub attachment: Option<String>,
+    /// Whether EC2 deletes it together with the instance; the metadata service does not tell.
+    pub delete_on_termination: Option<bool>,
     /// Its security groups.
     pub security_groups: Vec<SecurityGroupId>,
+}
+
+/// What is attached to an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Inventory {
+    /// ENIs with an IPv4 address that are there to stay.
+    pub enis: Vec<EniRecord>,
+    /// Places taken by others: ENIs for EFA only, without an IPv4 address, or being detached.
+    pub occupied: BTreeSet<(NetworkCard, DeviceIndex)>,
+    /// Some ENI is being detached: another look soon tells more.
+    pub in_motion: bool,
 }
 
 /// An ENI to be made.

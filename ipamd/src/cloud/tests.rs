@@ -18,7 +18,8 @@ const ENI: &str = "<networkInterfaceId>eni-1</networkInterfaceId><subnetId>subne
     <groupSet><item><groupId>sg-1</groupId></item></groupSet>\
     <tagSet><item><key>a</key><value>b</value></item></tagSet>\
     <attachment><attachmentId>eni-attach-1</attachmentId><deviceIndex>1</deviceIndex>\
-    <networkCardIndex>0</networkCardIndex><status>attached</status></attachment>\
+    <networkCardIndex>0</networkCardIndex><status>attached</status>\
+    <deleteOnTermination>false</deleteOnTermination></attachment>\
     <privateIpAddressesSet><item><privateIpAddress>10.0.0.4</privateIpAddress><primary>true</primary></item>\
     <item><privateIpAddress>10.0.0.5</privateIpAddress><primary>false</primary></item></privateIpAddressesSet>";
 
@@ -129,10 +130,14 @@ fn kind<T: std::fmt::Debug>(result: Result<T, CloudError>) -> CloudErrorKind {
 #[tokio::test]
 async fn an_inventory_is_what_ec2_describes() {
     let efa = ENI.replace(">interface<", ">efa-only<").replace("eni-1<", "eni-2<");
+    let efa = efa.replace("Index>1<", "Index>2<");
     let leaving = ENI.replace(">attached<", ">detaching<").replace("eni-1<", "eni-3<");
-    let items = format!(
-        "<networkInterfaceSet><item>{ENI}</item><item>{efa}</item><item>{leaving}</item></networkInterfaceSet>"
-    );
+    let leaving = leaving.replace("deviceIndex>1<", "deviceIndex>3<");
+    let only_ipv6 =
+        ENI.replace("<privateIpAddress>10.0.0.4</privateIpAddress><interfaceType>", "<interfaceType>");
+    let only_ipv6 = only_ipv6.replace("deviceIndex>1<", "deviceIndex>4<");
+    let items: String = [ENI, &efa, &leaving, &only_ipv6].map(|eni| format!("<item>{eni}</item>")).concat();
+    let items = format!("<networkInterfaceSet>{items}</networkInterfaceSet>");
     let stage = Stage::answering("DescribeNetworkInterfaces", &items).await;
 
     let found = stage.ec2().await.inventory(&instance()).await.unwrap();
@@ -154,9 +159,27 @@ async fn an_inventory_is_what_ec2_describes() {
         interface_type: "interface".to_owned(),
         tags: [("a".to_owned(), "b".to_owned())].into(),
         attachment: Some("eni-attach-1".to_owned()),
+        delete_on_termination: Some(false),
         security_groups: vec!["sg-1".parse().unwrap()],
     };
-    assert_eq!(found, [expected]);
+    let occupied = [2, 3, 4].map(|device| (NetworkCard(0), DeviceIndex(device)));
+    assert_eq!(found, Inventory { enis: vec![expected], occupied: occupied.into(), in_motion: true });
+}
+
+#[tokio::test]
+async fn enis_attached_to_nothing_are_found_by_their_tag() {
+    let items = format!("<networkInterfaceSet><item>{ENI}</item></networkInterfaceSet>");
+    let stage = Stage::answering("DescribeNetworkInterfaces", &items).await;
+
+    let found = stage.ec2().await.unattached("node.k8s.amazonaws.com/instance_id", "i-1").await.unwrap();
+
+    stage.asked(&[
+        "Filter.1.Name=tag%3Anode.k8s.amazonaws.com%2Finstance_id",
+        "Filter.1.Value.1=i-1",
+        "Filter.2.Name=status",
+        "Filter.2.Value.1=available",
+    ]);
+    assert_eq!(found, [eni()]);
 }
 
 #[tokio::test]
@@ -340,6 +363,7 @@ const METADATA: &[(&str, &str)] = &[
     ("network/interfaces/macs/02:00:00:00:00:02/network-card", "1"),
     ("network/interfaces/macs/02:00:00:00:00:02/ipv4-prefix", "10.0.2.16/28"),
     ("network/interfaces/macs/02:00:00:00:00:03/interface-id", "eni-3"),
+    ("network/interfaces/macs/02:00:00:00:00:03/device-number", "2"),
 ];
 
 #[tokio::test]
@@ -357,10 +381,12 @@ async fn the_metadata_service_says_where_we_are() {
     assert_eq!((identity.vpc_cidrs.len(), identity.security_groups.len()), (2, 2));
     let subnets: Vec<_> = subnets.iter().map(|(id, range)| format!("{id} {range}")).collect();
     assert_eq!(subnets, ["subnet-1 10.0.0.0/24", "subnet-2 10.0.2.0/24"]);
-    let places: Vec<_> = interfaces.iter().map(|eni| (eni.id.as_str(), eni.card.0, eni.device.0)).collect();
+    let enis = &interfaces.enis;
+    let places: Vec<_> = enis.iter().map(|eni| (eni.id.as_str(), eni.card.0, eni.device.0)).collect();
     assert_eq!(places, [("eni-1", 0, 0), ("eni-2", 1, 1)]);
-    assert_eq!(interfaces[0].addresses, [Ipv4Addr::new(10, 0, 0, 5)].into());
-    assert_eq!(interfaces[1].prefixes.len(), 1);
+    assert_eq!(enis[0].addresses, [Ipv4Addr::new(10, 0, 0, 5)].into());
+    assert_eq!(enis[1].prefixes.len(), 1);
+    assert_eq!(interfaces.occupied, [(NetworkCard(0), DeviceIndex(2))].into());
 }
 
 #[tokio::test]

@@ -1,12 +1,14 @@
 //! Everything that can happen to a node, and everything it can want done.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use datapath::{NodeSpec, PodSpec};
 use ipnetwork::Ipv4Network;
 use pool::{Action, ActionId, EniSeen, Outcome, Snapshot};
-use types::{InstanceId, InstanceLimits, Mac, Moment, SecurityGroupId, SubnetId};
+use types::{
+    DeviceIndex, EniId, InstanceId, InstanceLimits, Mac, Moment, NetworkCard, SecurityGroupId, SubnetId,
+};
 use wire::{Failure, Reply, Request};
 
 use crate::cloud::CloudError;
@@ -38,14 +40,34 @@ pub struct Facts {
 }
 
 /// The node's ENIs as the cloud tells them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Picture {
     /// When it was asked for: later changes are not in it.
     pub as_of: Moment,
     /// The ENIs.
     pub enis: Vec<EniSeen>,
+    /// Places on the instance that hold something else.
+    pub occupied: BTreeSet<(NetworkCard, DeviceIndex)>,
+    /// What is left to do for ENIs of ours.
+    pub chores: Vec<Chore>,
+    /// Something is being detached: another look soon tells more.
+    pub in_motion: bool,
     /// CIDRs of their subnets.
     pub subnets: BTreeMap<SubnetId, Ipv4Network>,
+}
+
+/// What a call that was cut short (we were killed, or EC2 did not answer) has left to do (I14).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Chore {
+    /// An ENI of ours is attached to nothing: delete it.
+    Delete(EniId),
+    /// An ENI of ours would outlive the instance: have EC2 delete it together with the instance.
+    Tie {
+        /// Which.
+        eni: EniId,
+        /// Its attachment.
+        attachment: String,
+    },
 }
 
 /// Something that happened.
@@ -96,6 +118,8 @@ pub enum Event {
         /// How it went.
         result: Result<Outcome, CloudError>,
     },
+    /// Chores were done, or the first that could not be.
+    Tidied(Result<(), CloudError>),
     /// The host's kernel state was brought in line, as far as possible.
     Converged {
         /// Which wish.
@@ -126,6 +150,8 @@ pub enum Effect {
     Look,
     /// Call EC2.
     Act(ActionId, Action),
+    /// Do chores, in order; one lot at a time.
+    Tidy(Vec<Chore>),
     /// Bring the host's kernel state in line.
     Converge {
         /// The wish's number.

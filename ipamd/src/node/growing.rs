@@ -21,6 +21,10 @@ const BACKOFF_MIN: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// How often to see whether the link of a new ENI has appeared.
 const LINK_POLL: Duration = Duration::from_millis(100);
+/// Pause before another look when the last one was of something in motion.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// Pause before another look when chores could not be done.
+const TIDY_AGAIN: Duration = Duration::from_secs(300);
 /// Pause before the host's kernel is tried again after a refusal.
 const HOST_RETRY: Duration = Duration::from_secs(1);
 
@@ -34,6 +38,8 @@ pub(super) struct CloudState {
     hold_until: Moment,
     /// An inventory is under way.
     looking: bool,
+    /// Chores are under way.
+    tidying: bool,
     /// When to look again.
     look_at: Moment,
     /// At least one inventory has come, the host's kernel is in line with it, and it is in the pool.
@@ -43,8 +49,16 @@ pub(super) struct CloudState {
 
 impl CloudState {
     pub(super) const fn new(seed: u64) -> Self {
-        let (trouble, hold_until, look_at) = (None, Moment(0), Moment(0));
-        Self { trouble, failures: 0, hold_until, looking: false, look_at, pictured: false, rng: seed | 1 }
+        Self {
+            trouble: None,
+            failures: 0,
+            hold_until: Moment(0),
+            looking: false,
+            tidying: false,
+            look_at: Moment(0),
+            pictured: false,
+            rng: seed | 1,
+        }
     }
 
     fn failed(&mut self, error: &CloudError, now: Moment) {
@@ -103,7 +117,7 @@ struct Settling {
 #[derive(Debug)]
 enum Gain {
     Action(ActionId, Outcome),
-    Picture(Vec<EniSeen>, Moment),
+    Picture(Box<Picture>),
 }
 
 impl Gain {
@@ -112,14 +126,14 @@ impl Gain {
         match self {
             Self::Action(_, Outcome::Created(eni)) => std::slice::from_ref(&**eni),
             Self::Action(..) => &[],
-            Self::Picture(enis, _) => enis,
+            Self::Picture(picture) => &picture.enis,
         }
     }
 
     fn needs(&self, missing: &[Mac]) -> bool {
         match self {
             Self::Action(_, Outcome::Created(eni)) => missing.contains(&eni.mac),
-            Self::Action(..) | Self::Picture(..) => false,
+            Self::Action(..) | Self::Picture(_) => false,
         }
     }
 }
@@ -142,10 +156,10 @@ impl Node {
         self.cloud.looking = false;
         match result {
             Ok(picture) => {
-                let audit = self.cloud.jitter(self.settings.audit_every);
-                self.cloud.look_at = now.plus(audit);
-                self.subnets.extend(picture.subnets);
-                self.settle(Gain::Picture(picture.enis, picture.as_of));
+                let pause = if picture.in_motion { LOOK_AGAIN } else { self.settings.audit_every };
+                self.cloud.look_at = now.plus(self.cloud.jitter(pause));
+                self.subnets.extend(picture.subnets.clone());
+                self.settle(Gain::Picture(Box::new(picture)));
             }
             Err(error) => {
                 self.cloud.failed(&error, now);
@@ -197,17 +211,42 @@ impl Node {
         for Settling { gain, .. } in settled {
             match gain {
                 Gain::Action(id, outcome) => self.pool.finish(id, outcome, now),
-                Gain::Picture(enis, as_of) => {
-                    self.cloud.pictured = true;
-                    for note in self.pool.observe(&enis, as_of, now) {
-                        tracing::info!("{note}");
-                    }
-                }
+                Gain::Picture(picture) => self.pictured(*picture, now),
             }
         }
         if !missing.is_empty() {
             self.host.dirty = true;
             self.host.retry_at = Some(now.plus(LINK_POLL));
+        }
+    }
+
+    fn pictured(&mut self, picture: Picture, now: Moment) {
+        self.cloud.pictured = true;
+        self.pool.occupy(picture.occupied);
+        for note in self.pool.observe(&picture.enis, picture.as_of, now) {
+            tracing::info!("{note}");
+        }
+        // An ENI that seems forgotten may be the one that a call is about: then a later look finds out.
+        if picture.chores.is_empty() || !self.settings.provisioning {
+            return;
+        }
+        if self.cloud.tidying || self.pool.is_creating() {
+            self.cloud.look_at = self.cloud.look_at.min(now.plus(LOOK_AGAIN));
+            return;
+        }
+        self.cloud.tidying = true;
+        self.effects.push(Effect::Tidy(picture.chores));
+    }
+
+    pub(super) fn tidied(&mut self, result: Result<(), CloudError>, now: Moment) {
+        self.cloud.tidying = false;
+        // No pod waits for it: growth goes on meanwhile.
+        if let Err(error) = result {
+            tracing::warn!(
+                error = crate::server::chain(&error),
+                "what a call has left behind is still there"
+            );
+            self.cloud.look_at = self.cloud.look_at.min(now.plus(TIDY_AGAIN));
         }
     }
 
@@ -265,7 +304,7 @@ impl Node {
             Gain::Action(id, Outcome::Assigned(addresses)) if self.pool.eni_of(*id) == Some(eni) => {
                 addresses.iter().copied().map(Ipv4Network::from).collect()
             }
-            Gain::Action(..) | Gain::Picture(..) => Vec::new(),
+            Gain::Action(..) | Gain::Picture(_) => Vec::new(),
         };
         self.host.settling.iter().flat_map(assigned).collect()
     }

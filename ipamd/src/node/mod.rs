@@ -24,7 +24,7 @@ use pool::{Pool, Targets};
 use types::{Moment, SandboxKey, SubnetId};
 
 pub use adding::RELEASED_KEPT;
-pub use event::{BatchId, CallId, Effect, Event, Facts, HostWish, Picture};
+pub use event::{BatchId, CallId, Chore, Effect, Event, Facts, HostWish, Picture};
 pub use restore::{PodInKernel, restore};
 
 use adding::Pending;
@@ -114,6 +114,7 @@ impl Node {
             Event::Identified(facts) => self.identified(*facts, now),
             Event::Looked(result) => self.looked(result, now),
             Event::Acted { id, result } => self.acted(id, result, now),
+            Event::Tidied(result) => self.tidied(result, now),
             Event::Converged { generation, result } => self.converged(generation, result, now),
             Event::Tick => {}
         }

@@ -45,7 +45,7 @@ impl Node {
                 table: TableId::of_eni(eni.card, eni.device),
                 excluded: match eni.role {
                     Role::Primary | Role::Secondary => None,
-                    Role::Trunk | Role::EfaOnly | Role::Unmanaged => Some(eni.role.to_string()),
+                    Role::Trunk | Role::Unmanaged => Some(eni.role.to_string()),
                 },
                 id: eni.id,
                 mac: eni.mac,

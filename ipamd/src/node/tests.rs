@@ -11,7 +11,7 @@ use pool::{Action, ActionId, EniSeen, Outcome, Pool, Role, Targets};
 use types::{DeviceIndex, InstanceTable, Mac, Moment, NetworkCard, PodName, Reason, SandboxKey, VethPrefix};
 use wire::{Attachment, Detachment, Failure, PROTOCOL, Reply, Request, Verb};
 
-use super::{BatchId, CallId, Effect, Event, Facts, Node, Picture, Settings};
+use super::{BatchId, CallId, Chore, Effect, Event, Facts, Node, Picture, Settings};
 use crate::cloud::{CloudError, CloudErrorKind};
 
 /// A node with its own little world around it.
@@ -62,7 +62,7 @@ impl World {
             role: Role::Primary,
         };
         let subnets = BTreeMap::from([("subnet-1".parse().unwrap(), "10.0.0.0/20".parse().unwrap())]);
-        let picture = Picture { as_of: world.now, enis: vec![eni], subnets };
+        let picture = Picture { as_of: world.now, enis: vec![eni], subnets, ..Picture::default() };
         let effects = world.handle(Event::Looked(Ok(picture)));
         world.converge(&effects);
         world
@@ -105,6 +105,58 @@ impl World {
         let effects = self.handle(Event::Written { batch, result: Ok(()) });
         assert!(matches!(reply(&effects), Some(Reply::Added(_))), "{effects:?}");
     }
+}
+
+/// A picture of what is there already, in which this ENI is forgotten.
+fn with_a_forgotten_eni(world: &World) -> Picture {
+    let chores = vec![Chore::Delete("eni-9".parse().unwrap())];
+    Picture { as_of: world.now, enis: world.node.pool.enis(), chores, ..Picture::default() }
+}
+
+fn tidies(effects: &[Effect]) -> bool {
+    effects.iter().any(|effect| matches!(effect, Effect::Tidy(_)))
+}
+
+#[test]
+fn a_forgotten_eni_is_deleted_once() {
+    let mut world = World::ready(4);
+    let picture = with_a_forgotten_eni(&world);
+
+    let effects = world.handle(Event::Looked(Ok(picture.clone())));
+    assert!(tidies(&world.converge(&effects)));
+
+    world.now = world.now.plus(Duration::from_secs(1));
+    let effects = world.handle(Event::Looked(Ok(Picture { as_of: world.now, ..picture.clone() })));
+    assert!(!tidies(&world.converge(&effects)), "it is being deleted");
+
+    world.handle(Event::Tidied(Ok(())));
+    world.now = world.now.plus(Duration::from_secs(1));
+    let effects = world.handle(Event::Looked(Ok(Picture { as_of: world.now, ..picture })));
+    assert!(tidies(&world.converge(&effects)), "it is still there");
+}
+
+#[test]
+fn an_eni_that_may_be_the_one_being_made_is_not_forgotten() {
+    let mut world = World::ready(4);
+    world.node.pool.begin(&Action::CreateEni { device: DeviceIndex(1), addresses: 9 });
+    let picture = with_a_forgotten_eni(&world);
+
+    let effects = world.handle(Event::Looked(Ok(picture)));
+
+    assert!(!tidies(&world.converge(&effects)));
+    let again = world.node.next_wakeup(world.now).since(world.now);
+    assert!(again <= Duration::from_secs(15), "looked at again after {again:?}");
+}
+
+#[test]
+fn nothing_is_deleted_where_provisioning_is_off() {
+    let mut world = World::ready(4);
+    world.node.settings.provisioning = false;
+    let picture = with_a_forgotten_eni(&world);
+
+    let effects = world.handle(Event::Looked(Ok(picture)));
+
+    assert!(!tidies(&world.converge(&effects)));
 }
 
 fn attachment(container: &str, pod: &str) -> Attachment {

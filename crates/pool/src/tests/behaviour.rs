@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use types::{EniId, Reason};
+use types::{DeviceIndex, EniId, NetworkCard, Reason};
 
 use super::kit::{
-    COOLDOWN, actions, address, assign, at, eni, eni_id, limits, owner, pool, sandbox, warm_ips,
+    COOLDOWN, actions, address, assign, at, eni, eni_id, limits, owner, pool, sandbox, warm_enis, warm_ips,
 };
 use crate::{Action, Counts, EniSeen, Note, Outcome, Pool, Role, Snapshot};
 
@@ -129,12 +129,22 @@ fn releasing_a_sandbox_that_has_nothing_is_nothing() {
 
 #[test]
 fn enis_that_are_not_ours_give_no_addresses() {
-    let others = [Role::Trunk, Role::EfaOnly, Role::Unmanaged];
+    let others = [Role::Trunk, Role::Unmanaged];
     let enis: Vec<EniSeen> = (0..).zip(others).map(|(n, role)| eni(n, role, 3)).collect();
     let mut pool = pool(&enis);
 
     assert!(pool.reserve(owner(1), at(0)).is_err());
     assert_eq!(pool.counts(at(0)), Counts::default());
+}
+
+#[test]
+fn a_place_that_something_else_takes_is_no_place_for_a_new_eni() {
+    let mut pool = pool(&[eni(0, Role::Primary, 3)]);
+    pool.occupy([(NetworkCard(0), DeviceIndex(1)), (NetworkCard(1), DeviceIndex(2))].into());
+
+    let planned = actions(&pool, &warm_enis(2), &limits(3, 3), 0, at(1));
+
+    assert_eq!(planned, ["create an ENI with 3 addresses at device 2"]);
 }
 
 #[test]

@@ -120,7 +120,7 @@ proptest! {
         let mut enis = idle(&counts);
         enis[1].role = Role::Trunk;
         enis[2].role = Role::Unmanaged;
-        enis[3].role = Role::EfaOnly;
+        enis[3].role = Role::Unmanaged;
         let pool = kit::pool(&enis);
 
         for planned in pool.plan(&targets, &limits, waiting, at(1000)).actions {
