@@ -7,13 +7,17 @@ use std::time::{Duration, Instant};
 use crate::LabError;
 use crate::ec2::Config;
 use crate::fabric::{Drops, Fabric, INTERNET_HOST, SECOND_CIDR_HOST};
-use crate::netns::Netns;
+use crate::netns::{Entered, Netns};
 use crate::node::Node;
 use crate::probe::{Echo, ask};
 use crate::runtime::Pod;
 
-/// Three ENIs with ten addresses each: nine pods fit on the primary one.
+/// Three ENIs with ten addresses each.
 const INSTANCE_TYPE: &str = "m5.large";
+/// Pods that fit on a node.
+const PODS_MAX: u32 = 27;
+/// Pods that fit on its primary ENI.
+const ON_PRIMARY: usize = 9;
 /// How long EC2 takes to attach an ENI here.
 const ATTACH_DELAY: Duration = Duration::from_millis(300);
 
@@ -26,6 +30,30 @@ pub struct Wish {
     pub pods: u32,
 }
 
+/// Colours for a terminal; none for a file.
+#[derive(Debug, Clone, Copy)]
+pub struct Paint(bool);
+
+impl Paint {
+    /// With colours, or without.
+    #[must_use]
+    pub const fn new(colours: bool) -> Self {
+        Self(colours)
+    }
+
+    fn wrap(self, code: &str, text: &str) -> String {
+        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    fn title(self, text: &str) -> String {
+        self.wrap("1", text)
+    }
+
+    fn mark(self, good: bool) -> String {
+        if good { self.wrap("32", "ok") } else { self.wrap("1;31", "WRONG") }
+    }
+}
+
 /// A running demo. Fields drop in this order: echoes, pods, nodes, fabric.
 #[derive(Debug)]
 pub struct Demo {
@@ -33,6 +61,7 @@ pub struct Demo {
     pods: Vec<Placed>,
     nodes: Vec<Node>,
     fabric: Fabric,
+    paint: Paint,
 }
 
 /// A pod and where it is.
@@ -59,8 +88,12 @@ impl Demo {
     ///
     /// # Errors
     /// Whatever keeps it from standing.
-    pub fn start(wish: Wish, say: &mut dyn FnMut(&str)) -> Result<Self, LabError> {
-        say("── a VPC (10.0.0.0/16, 100.64.0.0/16) with an internet gateway");
+    pub fn start(wish: Wish, paint: Paint, say: &mut dyn FnMut(&str)) -> Result<Self, LabError> {
+        if wish.pods > wish.nodes * PODS_MAX {
+            let message = format!("{} nodes hold {} pods at most", wish.nodes, wish.nodes * PODS_MAX);
+            return Err(LabError::Otherwise(message));
+        }
+        say(&paint.title("── a VPC (10.0.0.0/16, 100.64.0.0/16) with an internet gateway"));
         let fabric = Fabric::create(Config { attach_delay: ATTACH_DELAY, ..Config::default() })?;
         let mut echoes = vec![Echo::start(fabric.internet())?, Echo::start(fabric.second())?];
         let mut nodes = Vec::new();
@@ -77,7 +110,7 @@ impl Demo {
             echoes.push(Echo::start(node.netns())?);
             nodes.push(node);
         }
-        say(&format!("── {} pods", wish.pods));
+        say(&paint.title(&format!("── {} pods", wish.pods)));
         let mut pods = Vec::new();
         for number in 0..wish.pods {
             let node = usize::try_from(number % wish.nodes).unwrap_or(0);
@@ -86,8 +119,7 @@ impl Demo {
             echoes.push(Echo::start(&pod.netns)?);
             pods.push(Placed { pod, address, node, eni: String::new(), device: 0 });
         }
-        fabric.troubles()?;
-        let mut this = Self { _echoes: echoes, pods, nodes, fabric };
+        let mut this = Self { _echoes: echoes, pods, nodes, fabric, paint };
         this.place()?;
         Ok(this)
     }
@@ -115,10 +147,11 @@ impl Demo {
     /// # Errors
     /// When something cannot be asked.
     pub fn show(&mut self, say: &mut dyn FnMut(&str)) -> Result<bool, LabError> {
-        say(&format!(
-            "\n   {:<8} {:<6} {:<22} {:<6} {:<12} {:>8}",
+        let head = format!(
+            "   {:<8} {:<6} {:<22} {:<6} {:<12} {:>8}",
             "pod", "node", "ENI", "device", "address", "ADD"
-        ));
+        );
+        say(&format!("\n{}", self.paint.title(&head)));
         for Placed { pod, address, node, eni, device } in &self.pods {
             let (node, ms) = (node + 1, pod.took.as_secs_f64() * 1000.0);
             say(&format!(
@@ -135,9 +168,10 @@ impl Demo {
                 kind.1.push(cell);
             }
         }
-        say(&format!("\n   {:<24} {:<34} {:>8}", "from", "to (source the far side saw)", "reached"));
+        let head = format!("   {:<24} {:<34} {:>8}", "from", "to (source the far side saw)", "reached");
+        say(&format!("\n{}", self.paint.title(&head)));
         for ((from, to), (asked, bad)) in &kinds {
-            let mark = if bad.is_empty() { "ok" } else { "WRONG" };
+            let mark = self.paint.mark(bad.is_empty());
             say(&format!("   {from:<24} {to:<34} {:>4}/{asked:<3} {mark}", asked - bad.len()));
             for cell in bad.iter().take(3) {
                 let seen = cell.seen.map_or_else(|| "no answer".to_owned(), |seen| seen.to_string());
@@ -145,15 +179,21 @@ impl Demo {
             }
         }
         let drops = self.fabric.drops()?;
-        let devices: std::collections::BTreeSet<u8> = self.pods.iter().map(|placed| placed.device).collect();
-        let secondary = devices.iter().any(|device| *device > 0);
         let Drops { wrong_source, not_public } = drops;
+        let clean = drops == Drops { wrong_source: 0, not_public: 0 };
         say(&format!(
-            "\n   packets with a source that is not the ENI's: {wrong_source}; to the internet without NAT: {not_public}"
+            "\n   packets with a source that is not the ENI's: {wrong_source}; to the internet without NAT: {not_public}  {}",
+            self.paint.mark(clean)
         ));
-        say(&format!("   pods on secondary ENIs: {}", if secondary { "yes" } else { "no" }));
-        let clean = wrong_source == 0 && not_public == 0;
-        Ok(clean && kinds.values().all(|(_, bad)| bad.is_empty()))
+        let secondary = self.pods.iter().filter(|placed| placed.device > 0).count();
+        // The primary ENI is filled first.
+        let expected: usize = (0..self.nodes.len())
+            .map(|node| {
+                self.pods.iter().filter(|placed| placed.node == node).count().saturating_sub(ON_PRIMARY)
+            })
+            .sum();
+        say(&format!("   pods on secondary ENIs: {secondary}  {}", self.paint.mark(secondary == expected)));
+        Ok(clean && secondary == expected && kinds.values().all(|(_, bad)| bad.is_empty()))
     }
 
     /// Every kind of question, for pods on primary and on secondary ENIs.
@@ -200,16 +240,18 @@ impl Demo {
 
     /// What to type to look around while it stands.
     #[must_use]
-    pub fn how_to_look(&self) -> String {
-        let mut text = String::from("\n   as root, in another terminal:\n");
+    pub fn how_to_look(&self, entered: Entered) -> String {
+        let (who, user) = match entered.user_namespace {
+            true => ("as the same user", "-U --preserve-credentials "),
+            false => ("as root", ""),
+        };
+        let mut text = format!("\n   {who}, in another terminal:\n");
         for (number, node) in self.nodes.iter().enumerate() {
             if let Some(pid) = node.daemon_pid() {
-                text.push_str(&format!(
-                    "     nsenter -t {pid} -U -n -m --preserve-credentials sh   # node{}: ip rule; ip route show table 51200; nft list table ip aws-vpc-cni\n",
-                    number + 1
-                ));
+                text.push_str(&format!("     nsenter -t {pid} {user}-n -m sh   # node{}\n", number + 1));
             }
         }
+        text.push_str("   there: ip rule; ip route show table 51200; nft list table ip aws-vpc-cni\n");
         text.push_str("   Enter ends it.");
         text
     }
@@ -238,6 +280,7 @@ impl Demo {
             ));
             node.stop_daemon()?;
         }
+        self.fabric.troubles()?;
         say(&format!("── torn down; slowest DEL {:.1} ms", slowest.as_secs_f64() * 1000.0));
         Ok(right)
     }

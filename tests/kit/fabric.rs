@@ -254,7 +254,10 @@ impl Plumbing {
         let had = self.state().routed.remove(&eni.id).unwrap_or_default();
         let gone =
             |address: &Ipv4Addr| format!("delete element inet fabric allowed {{ \"{far}\" . {address} }}\n");
-        let nft: String = had.iter().map(gone).collect();
+        let mut nft: String = had.iter().map(gone).collect();
+        if eni.attachment.as_ref().is_some_and(|attachment| attachment.device.0 == 0) {
+            nft.push_str(&format!("delete element inet fabric public {{ {} }}\n", eni.primary));
+        }
         self.vpc.ip(&format!("link del {far}\n"))?;
         if nft.is_empty() { Ok(()) } else { self.vpc.nft(&nft) }
     }

@@ -10,6 +10,7 @@ pub mod demo;
 pub mod ec2;
 pub mod fabric;
 pub mod imds;
+mod keeper;
 pub mod netns;
 pub mod node;
 pub mod probe;

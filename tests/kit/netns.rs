@@ -9,17 +9,24 @@ use std::process::{Child, Command, Stdio};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
-use crate::LabError;
+use crate::{LabError, keeper};
 
 /// Where named namespaces are; private to the lab.
 pub const NETNS_DIR: &str = "/run/netns";
 
+/// What was entered besides namespaces for network and mounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entered {
+    /// A user namespace of our own, in which we are root.
+    pub user_namespace: bool,
+}
+
 /// Leaves the machine's namespaces for our own: user (unless root), network and mount, with a private `/run`. Call it first in
-/// `main`, before any thread exists. Everything in them vanishes with the process and its children.
+/// `main`, before any thread exists. Everything in them vanishes with the process and its children. Returns which they are.
 ///
 /// # Errors
 /// When the kernel forbids it.
-pub fn enter_lab() -> Result<(), LabError> {
+pub fn enter_lab() -> Result<Entered, LabError> {
     let root = rustix::process::geteuid().is_root();
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let own = if root { UnshareFlags::empty() } else { UnshareFlags::NEWUSER };
@@ -37,7 +44,8 @@ pub fn enter_lab() -> Result<(), LabError> {
     mount("tmpfs", "/run", "tmpfs", MountFlags::NOSUID, None)
         .map_err(LabError::doing("mount a private /run"))?;
     std::fs::create_dir_all(NETNS_DIR).map_err(LabError::doing("make the directory of namespaces"))?;
-    program(Command::new("ip").args(["link", "set", "lo", "up"]), None).map(drop)
+    program(Command::new("ip").args(["link", "set", "lo", "up"]), None)?;
+    Ok(Entered { user_namespace: !root })
 }
 
 /// Puts an empty directory over `/var/lib/cni`, where runtimes keep results of plugins; over `/var/lib` if it does not exist.
@@ -119,12 +127,12 @@ impl Netns {
         ran.map_err(LabError::doing(format!("run in {}", self.name)))
     }
 
-    /// Starts a program inside.
+    /// Starts a program inside that ends, at the latest, with this process.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn spawn(&self, command: &mut Command) -> std::io::Result<Child> {
-        self.run(|| command.spawn()).map_err(std::io::Error::other)?
+    pub fn spawn(&self, command: Command) -> std::io::Result<Child> {
+        keeper::spawn(&self.file, command)
     }
 
     /// Runs commands of `ip`, one a line, all or none reported.

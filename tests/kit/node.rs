@@ -114,10 +114,26 @@ impl Node {
     /// # Errors
     /// When it cannot be started.
     pub fn start_daemon(&self, settings: &[(&str, &str)]) -> Result<(), LabError> {
+        self.start_daemon_under(&[], settings)
+    }
+
+    /// The same by a program that becomes the daemon, as `setpriv` does: its words come first.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_daemon_under(&self, wrapper: &[&str], settings: &[(&str, &str)]) -> Result<(), LabError> {
         let log = File::options().create(true).append(true).open(self.log());
         let log = log.map_err(LabError::doing("make the daemon's log"))?;
         let errors = log.try_clone().map_err(LabError::doing("make the daemon's log"))?;
-        let mut command = Command::new(binary("IPAMD_BIN", "ipamd")?);
+        let daemon = binary("IPAMD_BIN", "ipamd")?;
+        let mut command = match wrapper {
+            [] => Command::new(daemon),
+            [program, words @ ..] => {
+                let mut command = Command::new(program);
+                command.args(words).arg(daemon);
+                command
+            }
+        };
         let own: BTreeMap<&str, String> = BTreeMap::from([
             ("AWS_EC2_ENDPOINT", format!("http://127.0.0.1:{EC2_PORT}")),
             ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254".to_owned()),
@@ -130,7 +146,7 @@ impl Node {
         ]);
         command.arg("run").env_clear().envs(own).envs(settings.iter().copied());
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
-        *self.daemon() = Some(self.netns.spawn(&mut command).map_err(LabError::doing("start ipamd"))?);
+        *self.daemon() = Some(self.netns.spawn(command).map_err(LabError::doing("start ipamd"))?);
         Ok(())
     }
 

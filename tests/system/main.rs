@@ -8,6 +8,7 @@
 mod bad_input;
 mod containerd;
 mod life;
+mod privilege;
 mod storms;
 mod support;
 
@@ -18,16 +19,18 @@ fn main() -> std::process::ExitCode {
     let mut arguments = Arguments::from_args();
     // The namespaces have fixed names, and two cores are soon busy.
     arguments.test_threads = Some(1);
-    let tests: Vec<Test> = [life::TESTS, storms::TESTS, bad_input::TESTS].concat();
+    let tests: Vec<Test> = [life::TESTS, storms::TESTS, bad_input::TESTS, privilege::TESTS].concat();
     // Asked before the lab, where everybody is root.
     let not_root = (!rustix::process::geteuid().is_root()).then(|| "root is needed for cgroups".to_owned());
     let lab = lab::netns::enter_lab().map_err(|error| error.to_string());
     let programs = support::missing_programs();
     let without_lab = lab.err().or(programs);
     let hidden = || lab::netns::hide_cni_results().err().map(|error| error.to_string());
+    let without_user = without_lab.clone().or_else(privilege::no_user_namespaces);
     let without_containerd = without_lab.clone().or(not_root).or_else(containerd::missing).or_else(hidden);
     let mut trials = trials(&tests, without_lab.as_deref());
     trials.extend(self::trials(containerd::TESTS, without_containerd.as_deref()));
+    trials.extend(self::trials(privilege::AS_USER, without_user.as_deref()));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

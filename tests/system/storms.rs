@@ -278,7 +278,7 @@ fn lost_answers() -> Outcome {
     ensure!(report.enis.len() == 2, "{} ENIs for 12 pods", report.enis.len());
     let tied = |eni: &EniView| eni.attachment.as_ref().is_some_and(|at| at.delete_on_termination);
     eventually("two ENIs in EC2, both tied to the instance", || {
-        ec2.enis().len() == 2 && ec2.enis().iter().all(|eni| tied(eni))
+        ec2.enis().len() == 2 && ec2.enis().iter().all(tied)
     })
 }
 

@@ -2,11 +2,12 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "these commands talk to a person")]
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use lab::LabError;
-use lab::demo::{Demo, Wish};
+use lab::demo::{Demo, Paint, Wish};
 
 /// A VPC in network namespaces.
 #[derive(Debug, Parser)]
@@ -66,12 +67,13 @@ fn bench(json: Option<&std::path::Path>) -> Result<bool, LabError> {
 
 /// True when every cell is as expected.
 fn demo(wish: Wish, keep: bool) -> Result<bool, LabError> {
-    lab::netns::enter_lab()?;
+    let entered = lab::netns::enter_lab()?;
+    let paint = Paint::new(std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none());
     let mut say = |line: &str| println!("{line}");
-    let mut demo = Demo::start(wish, &mut say)?;
+    let mut demo = Demo::start(wish, paint, &mut say)?;
     let good = demo.show(&mut say)?;
     if keep {
-        say(&demo.how_to_look());
+        say(&demo.how_to_look(entered));
         let mut line = String::new();
         // The end of input is as good as Enter.
         let _read = std::io::stdin().read_line(&mut line);

@@ -75,7 +75,7 @@ impl Containerd {
         directory: &Path,
         conf_dir: &Path,
         bin_dir: &Path,
-        spawn: impl FnOnce(&mut Command) -> io::Result<Child>,
+        spawn: impl FnOnce(Command) -> io::Result<Child>,
     ) -> Result<Self, CriError> {
         std::fs::create_dir_all(directory).map_err(|e| CriError::Io("make a directory", e))?;
         let config = directory.join("config.toml");
@@ -85,7 +85,7 @@ impl Containerd {
         let errors = log.try_clone().map_err(|e| CriError::Io("make a log", e))?;
         let mut command = Command::new("containerd");
         command.arg("--config").arg(&config).stdin(Stdio::null()).stdout(log).stderr(errors);
-        let child = spawn(&mut command).map_err(|e| CriError::Io("start containerd", e))?;
+        let child = spawn(command).map_err(|e| CriError::Io("start containerd", e))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()

@@ -1,0 +1,91 @@
+//! What the daemon and the lab may do, and that it is enough.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use lab::LabError;
+use lab::fabric::{INTERNET_HOST, SECOND_CIDR_HOST};
+use lab::node::binary;
+use lab::probe::{Echo, ask};
+
+use crate::support::{Outcome, Setting, Test, ensure};
+
+pub(crate) const TESTS: &[Test] = &[("a_daemon_with_net_admin_alone_serves_pods_on_both_enis", confined)];
+
+/// Those that need an ordinary user with namespaces of its own.
+pub(crate) const AS_USER: &[Test] = &[("the_demo_runs_for_an_ordinary_user", demo_as_user)];
+
+/// `CAP_NET_ADMIN` as the kernel writes a set of capabilities.
+const NET_ADMIN: u64 = 1 << 12;
+/// Becomes `nobody`.
+const AS_NOBODY: [&str; 3] = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+
+/// Why no ordinary user can have namespaces here.
+pub(crate) fn no_user_namespaces() -> Option<String> {
+    let tried = Command::new("setpriv").args(AS_NOBODY).args(["unshare", "-Urnm", "true"]).output();
+    match tried {
+        Ok(output) if output.status.success() => None,
+        Ok(output) => Some(format!("no user namespaces: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        Err(error) => Some(format!("cannot run setpriv: {error}")),
+    }
+}
+
+fn confined() -> Outcome {
+    let setting = Setting::start(&[])?;
+    let node = &setting.node;
+    node.stop_daemon()?;
+    let setpriv =
+        ["setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all,+net_admin", "--no-new-privs"];
+    node.start_daemon_under(&setpriv, &[])?;
+    node.wait_ready()?;
+    let pid = node.daemon_pid().unwrap_or_default();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
+    let status = status.map_err(LabError::doing("read the daemon's capabilities"))?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:\t"));
+    let effective = effective.and_then(|set| u64::from_str_radix(set, 16).ok());
+    ensure!(effective == Some(NET_ADMIN), "the daemon has the capabilities {effective:x?}");
+
+    let mut pods = setting.pods(0..12)?;
+
+    let report = setting.accounts_for(&pods)?;
+    ensure!(report.pods.iter().any(|pod| pod.eni != report.pods[0].eni), "all pods are on one ENI");
+    let _echoes = [Echo::start(setting.fabric.internet())?, Echo::start(setting.fabric.second())?];
+    for pod in &pods {
+        let (vpc, internet) = (ask(&pod.netns, SECOND_CIDR_HOST)?, ask(&pod.netns, INTERNET_HOST)?);
+        ensure!(vpc == pod.address, "{}: the VPC saw {vpc:?}", pod.name);
+        ensure!(internet == Some(node.instance().address), "{}: the internet saw {internet:?}", pod.name);
+    }
+    for pod in &mut pods {
+        pod.del(node)?;
+    }
+    setting.accounts_for(&[])?;
+    Ok(())
+}
+
+/// The programs, where `nobody` can read them: a checkout need not be readable to others.
+fn demo_as_user() -> Outcome {
+    let place = Path::new("/tmp/lab-demo-as-user");
+    let _left = std::fs::remove_dir_all(place);
+    let io = |doing: &str| LabError::doing::<std::io::Error>(doing.to_owned());
+    std::fs::create_dir(place).map_err(io("make a directory"))?;
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(place, open.clone()).map_err(io("open a directory"))?;
+    for (variable, name) in [("IPAMD_BIN", "ipamd"), ("AWS_CNI_BIN", "aws-cni"), ("VPC_LAB_BIN", "vpc-lab")] {
+        let copy = place.join(name);
+        std::fs::copy(binary(variable, name)?, &copy).map_err(io("copy a program"))?;
+        std::fs::set_permissions(&copy, open.clone()).map_err(io("open a program"))?;
+    }
+    let mut command = Command::new("setpriv");
+    command.args(AS_NOBODY).arg(place.join("vpc-lab")).args(["demo", "--pods", "22"]).env_clear();
+    command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+
+    let output = command.output().map_err(io("run the demo"))?;
+
+    let _gone = std::fs::remove_dir_all(place);
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "the demo failed: {said}\n{errors}");
+    ensure!(said.contains("pods on secondary ENIs: 4  ok"), "not the demo's words: {said}");
+    Ok(())
+}
