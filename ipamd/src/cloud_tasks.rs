@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use pool::{Action, ActionId, EniSeen, Outcome, Role};
+use pool::{Action, ActionId, EniSeen, Outcome, Role, Wanted};
 use tokio::sync::{OnceCell, mpsc};
-use types::{DeviceIndex, EniId, InstanceTable, NetworkCard};
+use types::{DeviceIndex, EniId, InstanceTable, NetworkCard, SubnetId};
 
 use crate::clock::Clock;
 use crate::cloud::{CloudError, CloudErrorKind, Ec2, EniRecord, Identity, Imds, NewEni};
@@ -159,6 +159,7 @@ impl CloudTasks {
             subnet: record.subnet.clone(),
             primary_address: record.primary_address,
             addresses: record.addresses.clone(),
+            prefixes: record.prefixes.clone(),
             role: role(record, identity, self.config.manage_untagged),
         }
     }
@@ -175,15 +176,11 @@ impl CloudTasks {
     async fn carry_out(&self, action: Action) -> Result<Outcome, CloudError> {
         let known = self.known()?;
         match action {
-            Action::AssignAddresses { eni, count } => {
-                let addresses = known.ec2.assign(&eni, count).await?;
-                Ok(Outcome::Assigned(addresses.into_iter().collect()))
+            Action::Assign { eni, wanted } => known.ec2.assign(&eni, wanted).await.map(Outcome::Assigned),
+            Action::Release { eni, given } => {
+                known.ec2.release(&eni, &given).await.map(|()| Outcome::Released)
             }
-            Action::ReleaseAddresses { eni, addresses } => {
-                let addresses: Vec<_> = addresses.into_iter().collect();
-                known.ec2.release(&eni, &addresses).await.map(|()| Outcome::Released)
-            }
-            Action::CreateEni { device, addresses } => self.create(known, device, addresses).await,
+            Action::CreateEni { device, subnet, wanted } => self.create(known, device, subnet, wanted).await,
             Action::DeleteEni { eni } => delete(known, &eni).await.map(|()| Outcome::Deleted),
         }
     }
@@ -193,16 +190,17 @@ impl CloudTasks {
         &self,
         known: &Known,
         device: DeviceIndex,
-        addresses: u32,
+        subnet: SubnetId,
+        wanted: Wanted,
     ) -> Result<Outcome, CloudError> {
         let Known { ec2, identity } = known;
         let token = format!("{}-{}", identity.instance, self.tokens.fetch_add(1, Ordering::Relaxed));
         let want = NewEni {
-            subnet: identity.subnet.clone(),
+            subnet,
             security_groups: identity.security_groups.clone(),
             description: format!("aws-K8S-{}", identity.instance),
             tags: self.tags(identity),
-            addresses,
+            wanted,
             token,
         };
         let record = create_once(ec2, &want).await?;

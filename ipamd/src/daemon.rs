@@ -113,10 +113,12 @@ fn settings(config: &Config) -> Result<Settings, RunError> {
         warm_eni: config.warm_eni_target,
         warm_ip: config.warm_ip_target,
         minimum_ip: config.minimum_ip_target,
+        warm_prefix: config.warm_prefix_target,
         ..Targets::default()
     };
     Ok(Settings {
         targets,
+        prefix_delegation: config.prefix_delegation,
         cooldown: config.cooldown,
         add_timeout: config.add_timeout,
         max_enis: config.max_enis,

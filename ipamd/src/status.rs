@@ -87,7 +87,8 @@ fn bar(count: AddressCount) -> String {
 fn enis(out: &mut String, report: &Report) -> std::fmt::Result {
     let rows = report.enis.iter().map(|eni| {
         let place = format!("{}/{}", eni.card, eni.device);
-        let note = eni.excluded.clone().unwrap_or_default();
+        let prefixes = (eni.prefixes > 0).then(|| format!("{} prefixes", eni.prefixes));
+        let note = eni.excluded.clone().or(prefixes).unwrap_or_default();
         let address = eni.primary_address.to_string();
         [
             eni.id.to_string(),

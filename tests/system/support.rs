@@ -57,11 +57,16 @@ pub(crate) struct Setting {
 impl Setting {
     /// Starts it with an attach delay of 100 ms.
     pub(crate) fn start(settings: &[(&str, &str)]) -> Result<Self, LabError> {
+        Self::start_on("m5.large", settings)
+    }
+
+    /// The same on an instance of another type.
+    pub(crate) fn start_on(instance_type: &str, settings: &[(&str, &str)]) -> Result<Self, LabError> {
         let config = Config { attach_delay: Duration::from_millis(100), ..Config::default() };
         let fabric = Fabric::create(config)?;
         // A state of before belongs to another test.
         let _gone = std::fs::remove_dir_all("/run/lab/node1");
-        let node = Node::launch(&fabric, "node1", "m5.large")?;
+        let node = Node::launch(&fabric, "node1", instance_type)?;
         node.start_daemon(settings)?;
         node.wait_ready()?;
         Ok(Self { node, fabric })

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use crate::model::Action;
-use crate::pool::{Held, Pool, Slot};
+use crate::pool::{Address, Held, Pool};
 
 /// An invariant that does not hold.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -38,7 +38,7 @@ impl Pool {
     /// The first thing that is wrong.
     pub fn check(&self) -> Result<(), Violation> {
         self.check_owners()?;
-        self.check_slots()?;
+        self.check_addresses()?;
         self.check_leaving()?;
         let held = self.held.values().map(|held| u64::from(held.early)).sum();
         if held > self.reused_early() {
@@ -54,25 +54,25 @@ impl Pool {
                 return Err(Violation::TwoOwners(held.address));
             }
             let Some(eni) = &held.eni else { continue };
-            let slot = self.enis.get(eni).and_then(|eni| eni.slots.get(&held.address));
-            if slot != Some(&Slot::Held(held.owner.sandbox.clone())) {
+            let state = self.enis.get(eni).and_then(|eni| eni.addresses.get(&held.address));
+            if state != Some(&Address::Held(held.owner.sandbox.clone())) {
                 return Err(Violation::Books(held.address));
             }
         }
         Ok(())
     }
 
-    fn check_slots(&self) -> Result<(), Violation> {
+    fn check_addresses(&self) -> Result<(), Violation> {
         let primaries: BTreeSet<Ipv4Addr> = self.enis.values().map(|eni| eni.seen.primary_address).collect();
         let owned: BTreeSet<Ipv4Addr> = self.held.values().map(|held| held.address).collect();
         let mut seen = BTreeSet::new();
-        for (address, slot) in self.enis.values().flat_map(|eni| &eni.slots) {
+        for (address, state) in self.enis.values().flat_map(|eni| &eni.addresses) {
             if primaries.contains(address) {
                 return Err(Violation::PrimaryInPool(*address));
             }
-            let held = match slot {
-                Slot::Held(sandbox) => self.held.get(sandbox).is_some_and(|held| held.address == *address),
-                Slot::Free(_) | Slot::Cooling(_) | Slot::Leaving(_) => false,
+            let held = match state {
+                Address::Held(sandbox) => self.held.get(sandbox).is_some_and(|held| held.address == *address),
+                Address::Free(_) | Address::Cooling(_) | Address::Leaving(_) => false,
             };
             if held != owned.contains(address) || !seen.insert(*address) {
                 return Err(Violation::Books(*address));
@@ -84,11 +84,11 @@ impl Pool {
     fn check_leaving(&self) -> Result<(), Violation> {
         let leaves = |held: &&Held| {
             self.in_flight.values().any(|call| match &call.action {
-                Action::ReleaseAddresses { eni, addresses } => {
-                    held.eni.as_ref() == Some(eni) && addresses.contains(&held.address)
+                Action::Release { eni, given } => {
+                    held.eni.as_ref() == Some(eni) && given.covers(held.address)
                 }
                 Action::DeleteEni { eni } => held.eni.as_ref() == Some(eni),
-                Action::AssignAddresses { .. } | Action::CreateEni { .. } => false,
+                Action::Assign { .. } | Action::CreateEni { .. } => false,
             })
         };
         self.held.values().find(leaves).map_or(Ok(()), |held| Err(Violation::OwnedLeaves(held.address)))

@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use types::{DeviceIndex, EniId, Moment, NetworkCard};
+use types::{DeviceIndex, EniId, Moment, NetworkCard, SubnetId};
 
-use crate::model::{Action, ActionId, EniSeen, Note, Outcome};
-use crate::pool::{Call, Eni, Pool, Slot};
+use crate::model::{Action, ActionId, EniSeen, Given, Note, Outcome, Wanted};
+use crate::pool::{Address, Call, Eni, Pool};
 
 /// How long after a change of ours EC2's answers may still lack it.
 const PICTURE_LAG: Duration = Duration::from_secs(10);
@@ -44,7 +44,7 @@ impl Pool {
             self.lose(picture, &mut notes);
         }
         for picture in &news {
-            let joined = self.add_slots(&picture.id, &picture.addresses, now);
+            let joined = self.add_addresses(&picture.id, &picture.given(), now);
             if !known.contains(&picture.id) {
                 notes.push(Note::EniJoined(picture.id.clone(), joined.len()));
             } else if !joined.is_empty() {
@@ -70,9 +70,7 @@ impl Pool {
     fn is_new(&self, eni: &EniSeen) -> bool {
         let creating = |call: &Call| match &call.action {
             Action::CreateEni { device, .. } => *device == eni.device,
-            Action::AssignAddresses { .. } | Action::ReleaseAddresses { .. } | Action::DeleteEni { .. } => {
-                false
-            }
+            Action::Assign { .. } | Action::Release { .. } | Action::DeleteEni { .. } => false,
         };
         let known = self.enis.contains_key(&eni.id) || self.deleted.contains_key(&eni.id);
         !known && !self.in_flight.values().any(creating)
@@ -83,10 +81,12 @@ impl Pool {
         eni.seen = picture.clone();
         // A release that ended unclearly: what is still there did not leave.
         stay(eni);
+        let given = picture.given();
         let left: BTreeSet<Ipv4Addr> =
-            eni.slots.keys().filter(|a| !picture.addresses.contains(a)).copied().collect();
+            eni.addresses.keys().filter(|address| !given.covers(**address)).copied().collect();
+        eni.prefixes.retain(|prefix| given.prefixes.contains(prefix));
         for address in &left {
-            self.drop_slot(&picture.id, *address, notes);
+            self.drop_address(&picture.id, *address, notes);
         }
         if !left.is_empty() {
             notes.push(Note::Left(picture.id.clone(), left));
@@ -98,27 +98,31 @@ impl Pool {
         self.enis.entry(picture.id.clone()).or_insert_with(|| Eni {
             seen: picture.clone(),
             first_seen: now,
-            slots: BTreeMap::new(),
+            prefixes: BTreeSet::new(),
+            addresses: BTreeMap::new(),
             believe_from: Moment(0),
         });
     }
 
     /// Adds addresses to an ENI, except primary ones and those that are known elsewhere. Returns those that are new.
-    fn add_slots(&mut self, id: &EniId, addresses: &BTreeSet<Ipv4Addr>, now: Moment) -> BTreeSet<Ipv4Addr> {
+    fn add_addresses(&mut self, id: &EniId, given: &Given, now: Moment) -> BTreeSet<Ipv4Addr> {
+        if let Some(eni) = self.enis.get_mut(id) {
+            eni.prefixes.extend(&given.prefixes);
+        }
         let unfit = |address: &Ipv4Addr| {
-            let has = |eni: &Eni| eni.seen.primary_address == *address || eni.slots.contains_key(address);
+            let has = |eni: &Eni| eni.seen.primary_address == *address || eni.addresses.contains_key(address);
             self.enis.values().any(has)
         };
-        let fit: BTreeSet<Ipv4Addr> = addresses.iter().filter(|address| !unfit(address)).copied().collect();
+        let fit: BTreeSet<Ipv4Addr> = given.all().filter(|address| !unfit(address)).collect();
         for address in &fit {
             let cooling = self.cooling_elsewhere.remove(address);
-            let mut slot = cooling.map_or(Slot::Free(now), Slot::Cooling);
+            let mut state = cooling.map_or(Address::Free(now), Address::Cooling);
             if let Some(held) = self.held.values_mut().find(|held| held.address == *address) {
                 held.eni = Some(id.clone());
-                slot = Slot::Held(held.owner.sandbox.clone());
+                state = Address::Held(held.owner.sandbox.clone());
             }
             if let Some(eni) = self.enis.get_mut(id) {
-                eni.slots.insert(*address, slot);
+                eni.addresses.insert(*address, state);
             }
         }
         fit
@@ -126,36 +130,38 @@ impl Pool {
 
     /// An address is primary somewhere, so it is no pod's any more, whatever we thought (I7).
     fn clear_primary(&mut self, address: Ipv4Addr, notes: &mut Vec<Note>) {
-        let has =
-            self.enis.values().find(|eni| eni.slots.contains_key(&address)).map(|eni| eni.seen.id.clone());
+        let has = self
+            .enis
+            .values()
+            .find(|eni| eni.addresses.contains_key(&address))
+            .map(|eni| eni.seen.id.clone());
         if let Some(id) = has {
-            self.drop_slot(&id, address, notes);
+            self.drop_address(&id, address, notes);
         }
     }
 
     fn drop_eni(&mut self, id: &EniId, notes: &mut Vec<Note>) {
         let addresses: Vec<Ipv4Addr> =
-            self.enis.get(id).into_iter().flat_map(|eni| eni.slots.keys()).copied().collect();
+            self.enis.get(id).into_iter().flat_map(|eni| eni.addresses.keys()).copied().collect();
         for address in addresses {
-            self.drop_slot(id, address, notes);
+            self.drop_address(id, address, notes);
         }
         self.enis.remove(id);
         notes.push(Note::EniLeft(id.clone()));
     }
 
     /// An address is gone from EC2. Its holder keeps it: nobody else may get it while that pod lives (I4).
-    fn drop_slot(&mut self, id: &EniId, address: Ipv4Addr, notes: &mut Vec<Note>) {
-        let slot = self.enis.get_mut(id).and_then(|eni| eni.slots.remove(&address));
-        match slot {
-            Some(Slot::Held(sandbox)) => {
+    fn drop_address(&mut self, id: &EniId, address: Ipv4Addr, notes: &mut Vec<Note>) {
+        match self.enis.get_mut(id).and_then(|eni| eni.addresses.remove(&address)) {
+            Some(Address::Held(sandbox)) => {
                 if let Some(held) = self.held.get_mut(&sandbox) {
                     held.eni = None;
                 }
                 notes.push(Note::Lost(address, sandbox));
             }
             // Should it come back soon, it still has to cool.
-            Some(Slot::Cooling(until)) => drop(self.cooling_elsewhere.insert(address, until)),
-            Some(Slot::Free(_) | Slot::Leaving(_)) | None => {}
+            Some(Address::Cooling(until)) => drop(self.cooling_elsewhere.insert(address, until)),
+            Some(Address::Free(_) | Address::Leaving(_)) | None => {}
         }
     }
 
@@ -163,15 +169,15 @@ impl Pool {
     pub fn begin(&mut self, action: &Action) -> ActionId {
         self.last_action.0 += 1;
         let leaving = |address: &Ipv4Addr| match action {
-            Action::ReleaseAddresses { addresses, .. } => addresses.contains(address),
+            Action::Release { given, .. } => given.covers(*address),
             Action::DeleteEni { .. } => true,
-            Action::AssignAddresses { .. } | Action::CreateEni { .. } => false,
+            Action::Assign { .. } | Action::CreateEni { .. } => false,
         };
         let eni = action.eni().and_then(|eni| self.enis.get_mut(eni));
-        let slots = eni.into_iter().flat_map(|eni| &mut eni.slots);
-        for (_, slot) in slots.filter(|(address, _)| leaving(address)) {
-            if let Slot::Free(until) | Slot::Cooling(until) = slot {
-                *slot = Slot::Leaving(*until);
+        let addresses = eni.into_iter().flat_map(|eni| &mut eni.addresses);
+        for (_, state) in addresses.filter(|(address, _)| leaving(address)) {
+            if let Address::Free(until) | Address::Cooling(until) = state {
+                *state = Address::Leaving(*until);
             }
         }
         self.in_flight.insert(self.last_action, Call { action: action.clone(), unclear_since: None });
@@ -183,35 +189,61 @@ impl Pool {
     /// After [`Outcome::Unclear`] the call counts as under way until a picture tells what became of it.
     pub fn finish(&mut self, id: ActionId, outcome: Outcome, now: Moment) {
         match outcome {
-            Outcome::Assigned(addresses) => self.finish_assigned(id, &addresses, now),
+            Outcome::Assigned(given) => self.finish_assigned(id, &given, now),
             Outcome::Created(eni) => self.finish_created(id, &eni, now),
             Outcome::Released => self.finish_released(id, now),
             Outcome::Deleted => self.finish_deleted(id, now),
+            Outcome::Scarce => self.finish_scarce(id, now),
             Outcome::Failed => self.finish_failed(id, now),
             Outcome::Unclear => self.finish_unclear(id, now),
         }
     }
 
-    fn finish_assigned(&mut self, id: ActionId, addresses: &BTreeSet<Ipv4Addr>, now: Moment) {
-        if let Some(Action::AssignAddresses { eni, .. }) = self.end(id) {
-            self.add_slots(&eni, addresses, now);
+    fn finish_assigned(&mut self, id: ActionId, given: &Given, now: Moment) {
+        if let Some(Action::Assign { eni, wanted }) = self.end(id) {
+            self.add_addresses(&eni, given, now);
             self.believe_later(&eni, now);
+            if let Some(eni) = self.enis.get(&eni) {
+                self.scarcity.given(&eni.seen.subnet, wanted.form(), now);
+            }
+        }
+    }
+
+    fn finish_scarce(&mut self, id: ActionId, now: Moment) {
+        let asked = self.end(id).and_then(|action| self.asked_of(&action));
+        if let Some((subnet, wanted)) = asked {
+            self.scarcity.refused(&subnet, wanted, now);
+        }
+    }
+
+    /// The subnet that an action takes addresses from, and what it takes.
+    fn asked_of(&self, action: &Action) -> Option<(SubnetId, Wanted)> {
+        match action {
+            Action::Assign { eni, wanted } => {
+                self.enis.get(eni).map(|eni| (eni.seen.subnet.clone(), *wanted))
+            }
+            Action::CreateEni { subnet, wanted, .. } => Some((subnet.clone(), *wanted)),
+            Action::Release { .. } | Action::DeleteEni { .. } => None,
         }
     }
 
     fn finish_created(&mut self, id: ActionId, seen: &EniSeen, now: Moment) {
-        if let Some(Action::CreateEni { .. }) = self.end(id) {
+        if let Some(Action::CreateEni { subnet, wanted, .. }) = self.end(id) {
             self.clear_primary(seen.primary_address, &mut Vec::new());
             self.join(seen, now);
-            self.add_slots(&seen.id, &seen.addresses, now);
+            self.add_addresses(&seen.id, &seen.given(), now);
             self.believe_later(&seen.id, now);
+            self.scarcity.given(&subnet, wanted.form(), now);
         }
     }
 
     fn finish_released(&mut self, id: ActionId, now: Moment) {
-        if let Some(Action::ReleaseAddresses { eni, addresses }) = self.end(id) {
-            for address in addresses {
-                self.drop_slot(&eni, address, &mut Vec::new());
+        if let Some(Action::Release { eni, given }) = self.end(id) {
+            for address in given.all() {
+                self.drop_address(&eni, address, &mut Vec::new());
+            }
+            if let Some(eni) = self.enis.get_mut(&eni) {
+                eni.prefixes.retain(|prefix| !given.prefixes.contains(prefix));
             }
             self.believe_later(&eni, now);
             self.last_release = now;
@@ -227,7 +259,7 @@ impl Pool {
     }
 
     fn finish_failed(&mut self, id: ActionId, now: Moment) {
-        if let Some(Action::ReleaseAddresses { eni, .. } | Action::DeleteEni { eni }) = self.end(id) {
+        if let Some(Action::Release { eni, .. } | Action::DeleteEni { eni }) = self.end(id) {
             if let Some(eni) = self.enis.get_mut(&eni) {
                 stay(eni);
             }
@@ -297,9 +329,9 @@ impl Pool {
 
 /// What was to leave an ENI is there to stay.
 fn stay(eni: &mut Eni) {
-    for slot in eni.slots.values_mut() {
-        if let Slot::Leaving(until) = slot {
-            *slot = Slot::Cooling(*until);
+    for state in eni.addresses.values_mut() {
+        if let Address::Leaving(until) = state {
+            *state = Address::Cooling(*until);
         }
     }
 }

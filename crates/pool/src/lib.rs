@@ -16,6 +16,7 @@
 //! | `cloud.rs` | what EC2 says: pictures of the ENIs, and calls that begin and end |
 //! | `plan.rs` | what to ask EC2 for next, and why |
 //! | `books.rs` | what must always be true |
+//! | `scarcity.rs` | what subnets could not give, and when to ask again |
 //! | `snapshot.rs` | what survives a restart |
 //!
 //! Deviations from the Go version's arithmetic, each with its reason:
@@ -26,6 +27,9 @@
 //! - the fullest ENI with room is used first, so that others empty and can be given back;
 //! - a plan asks for all that is missing, on as many ENIs as it takes, instead of one ENI every five seconds;
 //! - growth stops exactly at maxPods usable addresses instead of at the first step beyond;
+//! - prefixes of which a subnet has none are replaced by single addresses, for ENIs in that subnet and for a time;
+//! - after a change of mode, free addresses of the other form do not count, and go back once those of the new form
+//!   are there, instead of before;
 //! - an ENI is given back only if the pool would not want one again right after.
 
 mod books;
@@ -33,11 +37,13 @@ mod cloud;
 mod model;
 mod plan;
 mod pool;
+mod scarcity;
 mod snapshot;
 
 pub use books::Violation;
 pub use model::{
-    Action, ActionId, Counts, EniSeen, Grant, Limits, Note, Outcome, Owner, Place, Role, Shortage, Targets,
+    Action, ActionId, Counts, EniSeen, Given, Grant, Limits, Mode, Note, Outcome, Owner, Place, Role,
+    Shortage, Targets, Wanted,
 };
 pub use plan::{KeptReason, Plan, Planned, Why};
 pub use pool::Pool;

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use types::{DeviceIndex, EniId, HostVeth, Mac, Moment, NetworkCard, PodName, SandboxKey, SubnetId};
+use types::{DeviceIndex, EniId, HostVeth, Mac, Moment, NetworkCard, PodName, Prefix, SandboxKey, SubnetId};
 
 /// An ENI as IMDS or EC2 shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,8 +23,11 @@ pub struct EniSeen {
     pub subnet: SubnetId,
     /// Its primary address, never a pod's.
     pub primary_address: Ipv4Addr,
-    /// Its secondary addresses.
+    /// Its secondary addresses, without those in prefixes.
     pub addresses: BTreeSet<Ipv4Addr>,
+    /// The prefixes delegated to it.
+    #[serde(default)]
+    pub prefixes: BTreeSet<Prefix>,
     /// What it is for.
     pub role: Role,
 }
@@ -40,6 +43,14 @@ pub enum Role {
     Trunk,
     /// Somebody else's; left alone.
     Unmanaged,
+}
+
+impl EniSeen {
+    /// What pods can have of it.
+    #[must_use]
+    pub fn given(&self) -> Given {
+        Given { addresses: self.addresses.clone(), prefixes: self.prefixes.clone() }
+    }
 }
 
 impl Role {
@@ -145,6 +156,8 @@ pub struct Targets {
     pub warm_ip: Option<u32>,
     /// `MINIMUM_IP_TARGET`: addresses in all.
     pub minimum_ip: Option<u32>,
+    /// `WARM_PREFIX_TARGET`: prefixes' worth of free addresses, with [`Mode::Prefixes`]. Ignored as `warm_eni` is.
+    pub warm_prefix: u32,
     /// Pods the node can run: no more than so many addresses that do not cool are asked for.
     pub max_pods: Option<u32>,
     /// Excess addresses are returned at most this often.
@@ -160,6 +173,7 @@ impl Default for Targets {
             warm_eni: 1,
             warm_ip: None,
             minimum_ip: None,
+            warm_prefix: 1,
             max_pods: None,
             release_every: Duration::from_secs(30),
             eni_age_min: Duration::from_secs(60),
@@ -167,12 +181,22 @@ impl Default for Targets {
     }
 }
 
+/// In which form addresses are asked for. What is there in the other form is used up and then given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Secondary addresses, one by one.
+    #[default]
+    Addresses,
+    /// Prefixes; single addresses only where a subnet has no prefix to give.
+    Prefixes,
+}
+
 /// What the instance can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// ENIs on the card, after `MAX_ENI`.
     pub max_enis: u8,
-    /// Secondary addresses per ENI.
+    /// Secondary addresses and prefixes per ENI, in any mixture.
     pub slots_per_eni: u8,
     /// The card.
     pub card: NetworkCard,
@@ -182,29 +206,136 @@ pub struct Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ActionId(pub u64);
 
+/// How many slots of an ENI to fill, and with what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// So many single addresses.
+    Addresses(u32),
+    /// So many prefixes.
+    Prefixes(u32),
+}
+
+impl Wanted {
+    /// So many of this form.
+    #[must_use]
+    pub const fn new(form: Mode, slots: u32) -> Self {
+        match form {
+            Mode::Addresses => Self::Addresses(slots),
+            Mode::Prefixes => Self::Prefixes(slots),
+        }
+    }
+
+    /// The form.
+    #[must_use]
+    pub const fn form(self) -> Mode {
+        match self {
+            Self::Addresses(_) => Mode::Addresses,
+            Self::Prefixes(_) => Mode::Prefixes,
+        }
+    }
+
+    /// Slots of the ENI that they take.
+    #[must_use]
+    pub const fn slots(self) -> u32 {
+        match self {
+            Self::Addresses(n) | Self::Prefixes(n) => n,
+        }
+    }
+
+    /// Addresses for pods.
+    #[must_use]
+    pub const fn addresses(self) -> u32 {
+        match self {
+            Self::Addresses(n) => n,
+            Self::Prefixes(n) => n.saturating_mul(Prefix::ADDRESSES),
+        }
+    }
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Addresses(n) => write!(f, "{n} addresses"),
+            Self::Prefixes(n) => write!(f, "{n} prefixes"),
+        }
+    }
+}
+
+/// Single addresses and prefixes of an ENI, as EC2 gives and takes them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Given {
+    /// Single addresses.
+    pub addresses: BTreeSet<Ipv4Addr>,
+    /// Prefixes.
+    pub prefixes: BTreeSet<Prefix>,
+}
+
+impl Given {
+    /// Single addresses only.
+    #[must_use]
+    pub const fn addresses(addresses: BTreeSet<Ipv4Addr>) -> Self {
+        Self { addresses, prefixes: BTreeSet::new() }
+    }
+
+    /// Prefixes only.
+    #[must_use]
+    pub const fn prefixes(prefixes: BTreeSet<Prefix>) -> Self {
+        Self { addresses: BTreeSet::new(), prefixes }
+    }
+
+    /// Whether an address is one of these, alone or in a prefix.
+    #[must_use]
+    pub fn covers(&self, address: Ipv4Addr) -> bool {
+        self.addresses.contains(&address) || self.prefixes.contains(&Prefix::of(address))
+    }
+
+    /// Every address that pods can have.
+    pub fn all(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.addresses.iter().copied().chain(self.prefixes.iter().flat_map(|prefix| prefix.addresses()))
+    }
+
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.addresses.is_empty() && self.prefixes.is_empty()
+    }
+}
+
+impl fmt::Display for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.addresses.len(), self.prefixes.len()) {
+            (n, 0) => write!(f, "{n} addresses"),
+            (0, n) => write!(f, "{n} prefixes"),
+            (a, p) => write!(f, "{a} addresses and {p} prefixes"),
+        }
+    }
+}
+
 /// Something to ask EC2 for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// More secondary addresses on an ENI.
-    AssignAddresses {
+    /// More addresses on an ENI.
+    Assign {
         /// Which.
         eni: EniId,
-        /// How many.
-        count: u32,
+        /// What.
+        wanted: Wanted,
     },
-    /// A new ENI with addresses.
+    /// A new ENI.
     CreateEni {
         /// Where it is attached.
         device: DeviceIndex,
-        /// How many secondary addresses it comes with.
-        addresses: u32,
+        /// The subnet it is made in.
+        subnet: SubnetId,
+        /// What it comes with.
+        wanted: Wanted,
     },
     /// Give addresses back.
-    ReleaseAddresses {
+    Release {
         /// Whose.
         eni: EniId,
-        /// Which; all free.
-        addresses: BTreeSet<Ipv4Addr>,
+        /// Which; all free, and either single addresses or prefixes.
+        given: Given,
     },
     /// Detach and delete an ENI that no pod uses.
     DeleteEni {
@@ -218,9 +349,7 @@ impl Action {
     #[must_use]
     pub const fn eni(&self) -> Option<&EniId> {
         match self {
-            Self::AssignAddresses { eni, .. }
-            | Self::ReleaseAddresses { eni, .. }
-            | Self::DeleteEni { eni } => Some(eni),
+            Self::Assign { eni, .. } | Self::Release { eni, .. } | Self::DeleteEni { eni } => Some(eni),
             Self::CreateEni { .. } => None,
         }
     }
@@ -228,9 +357,8 @@ impl Action {
     /// How many addresses it brings.
     pub(crate) const fn brings(&self) -> u32 {
         match self {
-            Self::AssignAddresses { count, .. } => *count,
-            Self::CreateEni { addresses, .. } => *addresses,
-            Self::ReleaseAddresses { .. } | Self::DeleteEni { .. } => 0,
+            Self::Assign { wanted, .. } | Self::CreateEni { wanted, .. } => wanted.addresses(),
+            Self::Release { .. } | Self::DeleteEni { .. } => 0,
         }
     }
 }
@@ -238,13 +366,11 @@ impl Action {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::AssignAddresses { eni, count } => write!(f, "assign {count} addresses to {eni}"),
-            Self::CreateEni { device, addresses } => {
-                write!(f, "create an ENI with {addresses} addresses at device {device}")
+            Self::Assign { eni, wanted } => write!(f, "assign {wanted} to {eni}"),
+            Self::CreateEni { device, subnet, wanted } => {
+                write!(f, "create an ENI with {wanted} at device {device} in {subnet}")
             }
-            Self::ReleaseAddresses { eni, addresses } => {
-                write!(f, "release {} addresses of {eni}", addresses.len())
-            }
+            Self::Release { eni, given } => write!(f, "release {given} of {eni}"),
             Self::DeleteEni { eni } => write!(f, "delete {eni}"),
         }
     }
@@ -253,14 +379,16 @@ impl fmt::Display for Action {
 /// How a call to EC2 ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// These addresses were assigned; may be fewer than asked for.
-    Assigned(BTreeSet<Ipv4Addr>),
+    /// These were assigned; may be fewer than asked for.
+    Assigned(Given),
     /// This ENI was created, attached, and its link is ready.
     Created(Box<EniSeen>),
     /// The addresses were given back.
     Released,
     /// The ENI is gone.
     Deleted,
+    /// Nothing happened: the subnet has not as many as were asked for.
+    Scarce,
     /// Nothing happened.
     Failed,
     /// It may have happened: only the next look tells.

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::Ipv4Addr;
 
-use types::{DeviceIndex, EniId, Moment, NetworkCard};
+use types::{DeviceIndex, EniId, Moment, NetworkCard, Prefix};
 
-use crate::model::{Action, Limits, Role, Targets};
+use crate::model::{Action, Given, Limits, Mode, Role, Targets, Wanted};
 use crate::pool::{Eni, Pool};
 
 /// What to do now. Grows or shrinks, never both; at most one action per ENI.
@@ -59,8 +59,17 @@ pub enum Why {
         /// How many are missing.
         by: u32,
     },
+    /// Fewer free addresses than `WARM_PREFIX_TARGET` prefixes hold.
+    WarmPrefixShort {
+        /// The target.
+        target: u32,
+        /// How many addresses are missing.
+        by: u32,
+    },
     /// So many more addresses than the targets ask for.
     Over(u32),
+    /// They are in the form of a mode that is no longer wanted.
+    OtherForm,
     /// No pod uses the ENI, and the targets hold without it.
     Unneeded,
 }
@@ -112,6 +121,10 @@ impl fmt::Display for Why {
             Self::WarmShort { target, by } => write!(f, "short of the warm target {target} by {by}"),
             Self::MinimumShort { target, by } => write!(f, "short of the minimum {target} by {by}"),
             Self::WarmEniShort { target, by } => write!(f, "short of {target} warm ENIs by {by} addresses"),
+            Self::WarmPrefixShort { target, by } => {
+                write!(f, "short of {target} warm prefixes by {by} addresses")
+            }
+            Self::OtherForm => f.write_str("they are in the form of a mode that is no longer wanted"),
             Self::Over(n) => write!(f, "{n} more than the targets ask for"),
             Self::Unneeded => f.write_str("no pod uses it and the targets hold without it"),
         }
@@ -165,13 +178,17 @@ struct Need {
 }
 
 impl Need {
-    /// What an ENI with so much room contributes.
-    fn take(&mut self, room: u32) -> Option<u32> {
-        let wanted = if self.whole_enis && self.missing > 0 { room } else { room.min(self.missing) };
-        let count = wanted.min(self.bound);
-        self.missing = self.missing.saturating_sub(count);
-        self.bound -= count;
-        (count > 0).then_some(count)
+    /// What an ENI with so much room contributes in a form.
+    fn take(&mut self, form: Mode, room: u32) -> Option<Wanted> {
+        let slots = match form {
+            Mode::Addresses if self.whole_enis && self.missing > 0 => room.min(self.bound),
+            Mode::Addresses => room.min(self.missing).min(self.bound),
+            Mode::Prefixes => room.min(self.missing.min(self.bound).div_ceil(Prefix::ADDRESSES)),
+        };
+        let wanted = Wanted::new(form, slots);
+        self.missing = self.missing.saturating_sub(wanted.addresses());
+        self.bound = self.bound.saturating_sub(wanted.addresses());
+        (slots > 0).then_some(wanted)
     }
 }
 
@@ -189,39 +206,73 @@ impl Pool {
     pub fn plan(&self, targets: &Targets, limits: &Limits, waiting: u32, now: Moment) -> Plan {
         let stock = self.stock(waiting, now);
         let situation = Situation { targets, limits, stock, now };
-        let need = need(targets, limits, stock, waiting);
+        let need = need(self.mode, targets, limits, stock, waiting);
         let mut plan = match need {
-            Some(need) => self.grow(limits, need),
+            Some(need) => self.grow(situation, need),
             None if waiting > 0 || !self.in_flight.is_empty() => Plan::default(),
             None => self.shrink(situation),
         };
         self.explain(situation, need.is_some(), &mut plan);
+        // What a subnet lacked it may have again.
+        plan.look_again = plan.look_again.into_iter().chain(self.scarcity.next_change(now)).min();
         plan
     }
 
     fn stock(&self, waiting: u32, now: Moment) -> Stock {
         let counts = self.counts(now);
         let coming = self.coming();
+        let other_form: usize =
+            self.usable().map(|eni| self.idle_in_other_form(eni, now)).map(|given| given.all().count()).sum();
+        let other_form = u32::try_from(other_form).unwrap_or(u32::MAX);
         let available = i64::from(counts.free) + i64::from(coming) - i64::from(waiting);
-        Stock { total: counts.total() + coming, cooling: counts.cooling, available }
+        Stock {
+            total: (counts.total() + coming).saturating_sub(other_form),
+            cooling: counts.cooling,
+            available: available - i64::from(other_form),
+        }
     }
 
-    fn grow(&self, limits: &Limits, mut need: Need) -> Plan {
+    /// What is idle on an ENI in another form than the one now wanted: it does not count, and goes once nothing is
+    /// missing without it. Single addresses count where the subnet has no prefix to give.
+    fn idle_in_other_form(&self, eni: &Eni, now: Moment) -> Given {
+        match self.mode {
+            Mode::Addresses => Given::prefixes(idle_prefixes(eni, now).collect()),
+            Mode::Prefixes if self.scarcity.ask_at_most(&eni.seen.subnet, Mode::Prefixes, now) == 0 => {
+                Given::default()
+            }
+            Mode::Prefixes => Given::addresses(free_singles(eni, now).collect()),
+        }
+    }
+
+    fn grow(&self, situation: Situation<'_>, mut need: Need) -> Plan {
+        let Situation { limits, now, .. } = situation;
         let why = need.why;
         let mut actions = Vec::new();
-        for eni in self.with_room(limits) {
-            if let Some(count) = need.take(room(eni, limits)) {
-                actions.push(Planned {
-                    action: Action::AssignAddresses { eni: eni.seen.id.clone(), count },
-                    why,
-                });
-            }
-        }
-        need.missing = need.missing.saturating_sub(self.room_later(limits));
-        for device in self.free_devices(limits) {
-            if let Some(addresses) = need.take(limits.slots_per_eni.into()) {
-                actions.push(Planned { action: Action::CreateEni { device, addresses }, why });
-            }
+        let mut enis = self.with_room(limits);
+        let mut devices = self.free_devices(limits);
+        let later = self.room_later(limits);
+        // Single addresses only for what no prefix could be had for.
+        let forms: &[Mode] = match self.mode {
+            Mode::Addresses => &[Mode::Addresses],
+            Mode::Prefixes => &[Mode::Prefixes, Mode::Addresses],
+        };
+        for form in forms {
+            enis.retain(|eni| {
+                let most = self.scarcity.ask_at_most(&eni.seen.subnet, *form, now);
+                let wanted = need.take(*form, room(eni, limits).min(most));
+                let action = wanted.map(|wanted| Action::Assign { eni: eni.seen.id.clone(), wanted });
+                actions.extend(action.map(|action| Planned { action, why }));
+                wanted.is_none()
+            });
+            need.missing = need.missing.saturating_sub(Wanted::new(*form, later).addresses());
+            devices.retain(|device| {
+                let most = |subnet| self.scarcity.ask_at_most(subnet, *form, now);
+                let Some(subnet) = self.subnets.iter().find(|subnet| most(subnet) > 0) else { return true };
+                let wanted = need.take(*form, u32::from(limits.slots_per_eni).min(most(subnet)));
+                let create = |wanted| Action::CreateEni { device: *device, subnet: subnet.clone(), wanted };
+                actions.extend(wanted.map(create).map(|action| Planned { action, why }));
+                wanted.is_none()
+            });
         }
         Plan { actions, unmet: need.missing.min(need.bound), ..Plan::default() }
     }
@@ -231,7 +282,7 @@ impl Pool {
         let fit =
             |eni: &&Eni| eni.seen.card == limits.card && room(eni, limits) > 0 && !self.is_busy(&eni.seen.id);
         let mut enis: Vec<&Eni> = self.usable().filter(fit).collect();
-        enis.sort_by_key(|eni| (Reverse(eni.slots.len()), eni.place()));
+        enis.sort_by_key(|eni| (Reverse(eni.slots()), eni.place()));
         enis
     }
 
@@ -247,9 +298,7 @@ impl Pool {
             self.enis.values().filter(|eni| eni.seen.card == limits.card).map(|eni| eni.seen.device);
         let coming = self.in_flight.values().filter_map(|call| match &call.action {
             Action::CreateEni { device, .. } => Some(*device),
-            Action::AssignAddresses { .. } | Action::ReleaseAddresses { .. } | Action::DeleteEni { .. } => {
-                None
-            }
+            Action::Assign { .. } | Action::Release { .. } | Action::DeleteEni { .. } => None,
         });
         let others = self.occupied.iter().filter(|(card, _)| *card == limits.card).map(|(_, device)| *device);
         // The primary ENI is there even before the first picture.
@@ -278,25 +327,39 @@ impl Pool {
         self.enis.values().filter(|eni| self.why_kept(eni, situation).is_none()).max_by_key(|eni| eni.place())
     }
 
-    /// Free addresses to give back, from the ENI with the fewest pods first.
+    /// What to give back, from the ENI with the fewest pods first.
     fn give_back(&self, situation: Situation<'_>) -> Vec<Planned> {
         let Situation { targets, limits, stock, now } = situation;
-        let over = over(targets, stock);
+        let over = over(self.mode, targets, stock);
         let mut enis: Vec<&Eni> = self.usable().filter(|eni| eni.seen.card == limits.card).collect();
         enis.sort_by_key(|eni| (eni.held(), Reverse(eni.place())));
-        let mut left = usize::try_from(over).unwrap_or(usize::MAX);
+        let mut left = over;
         let mut actions = Vec::new();
         for eni in enis {
-            let free =
-                eni.slots.iter().rev().filter(|(_, slot)| slot.is_free(now)).map(|(address, _)| *address);
-            let addresses: BTreeSet<Ipv4Addr> = free.take(left).collect();
-            if !addresses.is_empty() {
-                left -= addresses.len();
-                let action = Action::ReleaseAddresses { eni: eni.seen.id.clone(), addresses };
-                actions.push(Planned { action, why: Why::Over(over) });
+            let other_form = self.idle_in_other_form(eni, now);
+            let (given, why) = if other_form.is_empty() {
+                (self.spare(eni, &mut left, now), Why::Over(over))
+            } else {
+                (other_form, Why::OtherForm)
+            };
+            if !given.is_empty() {
+                actions.push(Planned { action: Action::Release { eni: eni.seen.id.clone(), given }, why });
             }
         }
         actions
+    }
+
+    /// So many addresses of an ENI, or as many as it can spare: single ones if there are any, else whole prefixes.
+    fn spare(&self, eni: &Eni, left: &mut u32, now: Moment) -> Given {
+        let singles: BTreeSet<Ipv4Addr> = free_singles(eni, now).rev().take(as_length(*left)).collect();
+        *left -= as_count(singles.len());
+        if !singles.is_empty() || self.mode == Mode::Addresses {
+            return Given::addresses(singles);
+        }
+        let whole = as_length(*left / Prefix::ADDRESSES);
+        let prefixes: BTreeSet<Prefix> = idle_prefixes(eni, now).rev().take(whole).collect();
+        *left -= as_count(prefixes.len()) * Prefix::ADDRESSES;
+        Given::prefixes(prefixes)
     }
 
     /// Why an ENI cannot be deleted, the lasting reasons first; `None` if it can.
@@ -309,7 +372,7 @@ impl Pool {
             available: stock.available - i64::from(counts.free),
             ..stock
         };
-        let margin = margin(targets, limits);
+        let margin = margin(self.mode, targets, limits);
         let old_enough = eni.first_seen.plus(targets.eni_age_min);
         match eni.seen.role {
             Role::Primary | Role::Trunk | Role::Unmanaged => Some(KeptReason::Role(eni.seen.role)),
@@ -317,7 +380,9 @@ impl Pool {
             Role::Secondary if self.is_busy(&eni.seen.id) => Some(KeptReason::Busy),
             Role::Secondary if held > 0 => Some(KeptReason::Pods(held)),
             Role::Secondary if counts.cooling > 0 => Some(KeptReason::Cooling(counts.cooling)),
-            Role::Secondary if stock.available < margin || need(targets, limits, without, 0).is_some() => {
+            Role::Secondary
+                if stock.available < margin || need(self.mode, targets, limits, without, 0).is_some() =>
+            {
                 Some(KeptReason::Needed)
             }
             Role::Secondary if old_enough > now => Some(KeptReason::Young(old_enough)),
@@ -354,20 +419,41 @@ impl Pool {
 }
 
 fn room(eni: &Eni, limits: &Limits) -> u32 {
-    u32::from(limits.slots_per_eni).saturating_sub(u32::try_from(eni.slots.len()).unwrap_or(u32::MAX))
+    u32::from(limits.slots_per_eni).saturating_sub(eni.slots())
+}
+
+/// Single addresses that can go, lowest first.
+fn free_singles(eni: &Eni, now: Moment) -> impl DoubleEndedIterator<Item = Ipv4Addr> {
+    let free = eni.singles().filter(move |(_, state)| state.is_free(now));
+    free.map(|(address, _)| address)
+}
+
+/// Prefixes of which no address is held or cools, lowest first.
+fn idle_prefixes(eni: &Eni, now: Moment) -> impl DoubleEndedIterator<Item = Prefix> {
+    let idle = move |prefix: &&Prefix| eni.within(**prefix).all(|state| state.is_free(now));
+    eni.prefixes.iter().filter(idle).copied()
+}
+
+fn as_length(count: u32) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
+}
+
+fn as_count(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
 }
 
 /// What is missing, if anything.
-fn need(targets: &Targets, limits: &Limits, stock: Stock, waiting: u32) -> Option<Need> {
-    let (missing, why) = match ip_targets(targets) {
-        Some((warm, minimum)) => short(warm, minimum, stock),
-        None => short_of_enis(targets.warm_eni, limits, stock),
+fn need(mode: Mode, targets: &Targets, limits: &Limits, stock: Stock, waiting: u32) -> Option<Need> {
+    let (missing, why) = match (ip_targets(targets), mode) {
+        (Some((warm, minimum)), _) => short(warm, minimum, stock),
+        (None, Mode::Addresses) => short_of_enis(targets.warm_eni, limits, stock),
+        (None, Mode::Prefixes) => short_of_prefixes(targets.warm_prefix, stock),
     };
     let why = if missing <= stock.demand() { Why::PodsWait(waiting) } else { why };
     // Those who wait get theirs whatever the bound says: the kubelet has admitted the pods.
     let usable = stock.total.saturating_sub(stock.cooling);
     let bound = targets.max_pods.map_or(u32::MAX, |pods| pods.saturating_sub(usable)).max(stock.demand());
-    let whole_enis = ip_targets(targets).is_none();
+    let whole_enis = ip_targets(targets).is_none() && mode == Mode::Addresses;
     (missing > 0 && bound > 0).then_some(Need { missing, whole_enis, bound, why })
 }
 
@@ -395,20 +481,33 @@ fn short_of_enis(target: u32, limits: &Limits, stock: Stock) -> (u32, Why) {
     (by, Why::WarmEniShort { target, by })
 }
 
+/// As many free as so many prefixes hold; at least one.
+fn short_of_prefixes(target: u32, stock: Stock) -> (u32, Why) {
+    let wanted = (i64::from(target) * i64::from(Prefix::ADDRESSES)).max(1);
+    let by = at_least_zero(wanted - stock.available);
+    (by, Why::WarmPrefixShort { target, by })
+}
+
 /// An ENI is given back only with so many addresses available: one ENI's worth more than `WARM_ENI_TARGET` asks for,
 /// so that it is not wanted again with the next pod.
-fn margin(targets: &Targets, limits: &Limits) -> i64 {
-    match ip_targets(targets) {
-        Some(_) => i64::MIN,
-        None => (i64::from(targets.warm_eni) + 1) * i64::from(limits.slots_per_eni),
+fn margin(mode: Mode, targets: &Targets, limits: &Limits) -> i64 {
+    match (ip_targets(targets), mode) {
+        (Some(_), _) | (None, Mode::Prefixes) => i64::MIN,
+        (None, Mode::Addresses) => (i64::from(targets.warm_eni) + 1) * i64::from(limits.slots_per_eni),
     }
 }
 
 /// How many addresses are more than the targets ask for. `WARM_ENI_TARGET` gives back whole ENIs only.
-fn over(targets: &Targets, stock: Stock) -> u32 {
-    ip_targets(targets).map_or(0, |(warm, minimum)| {
-        at_least_zero(stock.available - i64::from(warm)).min(stock.total.saturating_sub(minimum))
-    })
+fn over(mode: Mode, targets: &Targets, stock: Stock) -> u32 {
+    match (ip_targets(targets), mode) {
+        (Some((warm, minimum)), _) => {
+            at_least_zero(stock.available - i64::from(warm)).min(stock.total.saturating_sub(minimum))
+        }
+        (None, Mode::Addresses) => 0,
+        (None, Mode::Prefixes) => {
+            at_least_zero(stock.available - i64::from(targets.warm_prefix) * i64::from(Prefix::ADDRESSES))
+        }
+    }
 }
 
 /// The number, or 0 if it is negative.

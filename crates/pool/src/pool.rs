@@ -5,14 +5,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use types::{DeviceIndex, EniId, HostVeth, Moment, NetworkCard, Reason, SandboxKey};
+use types::{DeviceIndex, EniId, HostVeth, Moment, NetworkCard, Prefix, Reason, SandboxKey, SubnetId};
 
-use crate::model::{Action, ActionId, Counts, EniSeen, Grant, Limits, Owner, Place, Shortage};
+use crate::model::{Action, ActionId, Counts, EniSeen, Grant, Limits, Mode, Owner, Place, Shortage, Wanted};
+use crate::scarcity::Scarcity;
 
 /// The node's addresses.
 #[derive(Debug, Clone)]
 pub struct Pool {
     cooldown: Duration,
+    pub(crate) mode: Mode,
+    /// Where new ENIs may be made, best first.
+    pub(crate) subnets: Vec<SubnetId>,
+    pub(crate) scarcity: Scarcity,
     pub(crate) enis: BTreeMap<EniId, Eni>,
     pub(crate) held: BTreeMap<SandboxKey, Held>,
     by_name: BTreeMap<HostVeth, SandboxKey>,
@@ -33,17 +38,19 @@ pub struct Pool {
 /// One ENI.
 #[derive(Debug, Clone)]
 pub(crate) struct Eni {
-    /// As last seen; its `addresses` are not kept up, the slots are.
+    /// As last seen; its `addresses` and `prefixes` are not kept up, those here are.
     pub(crate) seen: EniSeen,
+    /// The prefixes delegated to it. Each of their addresses is among the `addresses`.
+    pub(crate) prefixes: BTreeSet<Prefix>,
     pub(crate) first_seen: Moment,
-    pub(crate) slots: BTreeMap<Ipv4Addr, Slot>,
+    pub(crate) addresses: BTreeMap<Ipv4Addr, Address>,
     /// Pictures asked for before this do not know our last change.
     pub(crate) believe_from: Moment,
 }
 
 /// One address.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Slot {
+pub(crate) enum Address {
     /// Nobody's, since this moment.
     Free(Moment),
     /// This sandbox's.
@@ -62,8 +69,8 @@ pub(crate) struct Held {
     /// Its ENI, when that is known.
     pub(crate) eni: Option<EniId>,
     committed: bool,
-    /// What the slot goes back to if the reservation is cancelled.
-    before: Slot,
+    /// What the address goes back to if the reservation is cancelled.
+    before: Address,
     /// Whether it was reserved before its cooldown had passed.
     pub(crate) early: bool,
 }
@@ -79,9 +86,12 @@ pub(crate) struct Call {
 impl Pool {
     /// An empty pool.
     #[must_use]
-    pub const fn new(cooldown: Duration) -> Self {
+    pub fn new(cooldown: Duration) -> Self {
         Self {
             cooldown,
+            mode: Mode::default(),
+            subnets: Vec::new(),
+            scarcity: Scarcity::default(),
             enis: BTreeMap::new(),
             held: BTreeMap::new(),
             by_name: BTreeMap::new(),
@@ -96,9 +106,20 @@ impl Pool {
         }
     }
 
+    /// In which form addresses are asked for from now on.
+    pub fn set_mode(&mut self, mode: Mode) {
+        self.mode = mode;
+    }
+
+    /// Says where new ENIs may be made, best first.
+    pub fn set_subnets(&mut self, subnets: Vec<SubnetId>) {
+        self.subnets = subnets;
+    }
+
     /// Reserves an address for a sandbox; one that has an address already gets the same again.
     ///
-    /// The fullest ENI that still has room comes first, and on it the address that has been free for longest.
+    /// The fullest ENI that still has room comes first, on it the fullest prefix, and in that the address that has been
+    /// free for longest, so that the others drain. Addresses in the form of the mode go before all others.
     ///
     /// # Errors
     /// When nothing is free.
@@ -106,9 +127,11 @@ impl Pool {
         if let Some(held) = self.held.get(&owner.sandbox) {
             return Ok(self.grant(held));
         }
-        let free =
-            |eni: &Eni| Some((eni.held(), Reverse(eni.place()), eni.longest_free(now)?, eni.seen.id.clone()));
-        let Some((_, _, address, eni)) = self.usable().filter_map(free).max() else {
+        let choice = |eni: &'_ Eni| {
+            let (in_form, address) = eni.next_free(self.mode, now)?;
+            Some((in_form, eni.held(), Reverse(eni.place()), address, eni.seen.id.clone()))
+        };
+        let Some((_, _, _, address, eni)) = self.usable().filter_map(choice).max() else {
             return Err(self.shortage(now));
         };
         Ok(self.take(owner, &eni, address, false))
@@ -125,9 +148,9 @@ impl Pool {
             return plain;
         }
         let cooling = self.usable().flat_map(|eni| {
-            eni.slots
+            eni.addresses
                 .iter()
-                .filter_map(|(address, slot)| Some((slot.cooling_until()?, &eni.seen.id, *address)))
+                .filter_map(|(address, state)| Some((state.cooling_until()?, &eni.seen.id, *address)))
         });
         let Some((_, eni, address)) = cooling.min() else { return plain };
         let eni = eni.clone();
@@ -142,9 +165,9 @@ impl Pool {
     }
 
     fn take(&mut self, owner: Owner, eni: &EniId, address: Ipv4Addr, early: bool) -> Grant {
-        let slot = Slot::Held(owner.sandbox.clone());
-        let before = self.enis.get_mut(eni).and_then(|eni| eni.slots.insert(address, slot));
-        let before = before.unwrap_or(Slot::Free(Moment(0)));
+        let state = Address::Held(owner.sandbox.clone());
+        let before = self.enis.get_mut(eni).and_then(|eni| eni.addresses.insert(address, state));
+        let before = before.unwrap_or(Address::Free(Moment(0)));
         let held = Held { owner, address, eni: Some(eni.clone()), committed: false, before, early };
         let grant = self.grant(&held);
         self.keep(held);
@@ -179,7 +202,7 @@ impl Pool {
     pub fn release(&mut self, sandbox: &SandboxKey, now: Moment) -> Option<(Owner, Grant)> {
         let held = self.forget(sandbox)?;
         let grant = self.grant(&held);
-        self.put(held.address, held.eni.as_ref(), Slot::Cooling(now.plus(self.cooldown)));
+        self.put(held.address, held.eni.as_ref(), Address::Cooling(now.plus(self.cooldown)));
         Some((held.owner, grant))
     }
 
@@ -191,10 +214,10 @@ impl Pool {
         Some(held)
     }
 
-    fn put(&mut self, address: Ipv4Addr, eni: Option<&EniId>, slot: Slot) {
+    fn put(&mut self, address: Ipv4Addr, eni: Option<&EniId>, state: Address) {
         if let Some(eni) = eni.and_then(|eni| self.enis.get_mut(eni)) {
-            eni.slots.insert(address, slot);
-        } else if let Slot::Cooling(until) = slot {
+            eni.addresses.insert(address, state);
+        } else if let Address::Cooling(until) = state {
             self.cooling_elsewhere.insert(address, until);
         }
     }
@@ -211,12 +234,12 @@ impl Pool {
         }
         self.release(&owner.sandbox, owner.since);
         self.cooling_elsewhere.remove(&address);
-        let eni = self.enis.values_mut().find(|eni| eni.slots.contains_key(&address));
+        let eni = self.enis.values_mut().find(|eni| eni.addresses.contains_key(&address));
         let eni = eni.map(|eni| {
-            eni.slots.insert(address, Slot::Held(owner.sandbox.clone()));
+            eni.addresses.insert(address, Address::Held(owner.sandbox.clone()));
             eni.seen.id.clone()
         });
-        let before = Slot::Free(Moment(0));
+        let before = Address::Free(Moment(0));
         self.keep(Held { owner, address, eni, committed: true, before, early: false });
     }
 
@@ -237,14 +260,10 @@ impl Pool {
         self.by_name.get(host_if)
     }
 
-    /// The ENIs as they are now; addresses on their way out are not shown.
+    /// The ENIs as they are now; what is on its way out is not shown.
     #[must_use]
     pub fn enis(&self) -> Vec<EniSeen> {
-        let now = |eni: &Eni| {
-            let stays = eni.slots.iter().filter(|(_, slot)| !slot.is_leaving());
-            EniSeen { addresses: stays.map(|(address, _)| *address).collect(), ..eni.seen.clone() }
-        };
-        self.enis.values().map(now).collect()
+        self.enis.values().map(Eni::now).collect()
     }
 
     /// Addresses by state; those that are held count wherever they are.
@@ -266,15 +285,15 @@ impl Pool {
 
     pub(crate) fn counts_in(&self, eni: &Eni, now: Moment) -> Counts {
         let mut counts = Counts::default();
-        for slot in eni.slots.values() {
-            let count = match slot {
-                Slot::Held(sandbox) if self.held.get(sandbox).is_some_and(|held| held.committed) => {
+        for address in eni.addresses.values() {
+            let count = match address {
+                Address::Held(sandbox) if self.held.get(sandbox).is_some_and(|held| held.committed) => {
                     &mut counts.assigned
                 }
-                Slot::Held(_) => &mut counts.reserved,
-                Slot::Leaving(_) => continue,
-                slot if slot.is_free(now) => &mut counts.free,
-                Slot::Free(_) | Slot::Cooling(_) => &mut counts.cooling,
+                Address::Held(_) => &mut counts.reserved,
+                Address::Leaving(_) => continue,
+                state if state.is_free(now) => &mut counts.free,
+                Address::Free(_) | Address::Cooling(_) => &mut counts.cooling,
             };
             *count += 1;
         }
@@ -284,8 +303,15 @@ impl Pool {
     /// When the next address stops cooling, if one cools.
     #[must_use]
     pub fn next_change(&self, now: Moment) -> Option<Moment> {
-        let slots = self.enis.values().flat_map(|eni| eni.slots.values());
-        slots.filter_map(Slot::cooling_until).filter(|until| *until > now).min()
+        let addresses = self.enis.values().flat_map(|eni| eni.addresses.values());
+        addresses.filter_map(Address::cooling_until).filter(|until| *until > now).min()
+    }
+
+    /// The most addresses for pods that the instance can hold in the form of the mode.
+    #[must_use]
+    pub fn capacity(&self, limits: &Limits) -> u32 {
+        let slots = u32::from(limits.max_enis).saturating_mul(limits.slots_per_eni.into());
+        Wanted::new(self.mode, slots).addresses()
     }
 
     /// Why nothing is free, in one word.
@@ -325,20 +351,65 @@ impl Pool {
 
 impl Eni {
     pub(crate) fn held(&self) -> usize {
-        self.slots.values().filter(|slot| matches!(slot, Slot::Held(_))).count()
+        self.addresses.values().filter(|address| matches!(address, Address::Held(_))).count()
+    }
+
+    /// Slots of the ENI in use: prefixes, and addresses outside of them.
+    pub(crate) fn slots(&self) -> u32 {
+        let slots = self.prefixes.len() + self.singles().count();
+        u32::try_from(slots).unwrap_or(u32::MAX)
+    }
+
+    /// Addresses that are in no prefix.
+    pub(crate) fn singles(&self) -> impl DoubleEndedIterator<Item = (Ipv4Addr, &Address)> {
+        let single = |address: &Ipv4Addr| self.prefixes.is_empty() || self.prefix_of(*address).is_none();
+        let addresses = self.addresses.iter().filter(move |(address, _)| single(address));
+        addresses.map(|(address, state)| (*address, state))
+    }
+
+    /// The addresses of a prefix.
+    pub(crate) fn within(&self, prefix: Prefix) -> impl Iterator<Item = &Address> {
+        prefix.addresses().filter_map(|address| self.addresses.get(&address))
+    }
+
+    /// The prefix in which an address lies.
+    pub(crate) fn prefix_of(&self, address: Ipv4Addr) -> Option<Prefix> {
+        let prefix = Prefix::of(address);
+        self.prefixes.contains(&prefix).then_some(prefix)
+    }
+
+    /// As it is now; what is on its way out is not shown.
+    pub(crate) fn now(&self) -> EniSeen {
+        let stays = self.singles().filter(|(_, state)| !state.is_leaving());
+        let leaves = |prefix: Prefix| self.within(prefix).any(Address::is_leaving);
+        EniSeen {
+            addresses: stays.map(|(address, _)| address).collect(),
+            prefixes: self.prefixes.iter().copied().filter(|prefix| !leaves(*prefix)).collect(),
+            ..self.seen.clone()
+        }
+    }
+
+    /// The address that the next pod should get, and whether it is in the form of the mode.
+    fn next_free(&self, mode: Mode, now: Moment) -> Option<(bool, Ipv4Addr)> {
+        let held = |prefix| self.within(prefix).filter(|state| matches!(state, Address::Held(_))).count();
+        let mut fullest: BTreeMap<Prefix, usize> = BTreeMap::new();
+        let choice = |(address, state): (&Ipv4Addr, &Address)| {
+            let since = state.free_since(now)?;
+            let prefix = self.prefix_of(*address);
+            let in_form = prefix.is_some() == (mode == Mode::Prefixes);
+            let held = prefix.map_or(0, |prefix| *fullest.entry(prefix).or_insert_with(|| held(prefix)));
+            Some((Reverse(in_form), Reverse(held), prefix, since, *address))
+        };
+        let (in_form, _, _, _, address) = self.addresses.iter().filter_map(choice).min()?;
+        Some((in_form.0, address))
     }
 
     pub(crate) const fn place(&self) -> (NetworkCard, DeviceIndex) {
         (self.seen.card, self.seen.device)
     }
-
-    fn longest_free(&self, now: Moment) -> Option<Ipv4Addr> {
-        let since = |(address, slot): (&Ipv4Addr, &Slot)| Some((slot.free_since(now)?, *address));
-        self.slots.iter().filter_map(since).min().map(|(_, address)| address)
-    }
 }
 
-impl Slot {
+impl Address {
     /// Since when it can be reserved; `None` if it cannot at `now`.
     fn free_since(&self, now: Moment) -> Option<Moment> {
         match self {
@@ -353,7 +424,7 @@ impl Slot {
         self.free_since(now).is_some()
     }
 
-    const fn is_leaving(&self) -> bool {
+    pub(crate) const fn is_leaving(&self) -> bool {
         matches!(self, Self::Leaving(_))
     }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use types::Moment;
 
 use crate::model::{EniSeen, Owner};
-use crate::pool::{Pool, Slot};
+use crate::pool::{Address, Pool};
 
 /// What survives a restart.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -26,11 +26,11 @@ impl Pool {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let owners = self.held.values().map(|held| (held.owner.clone(), held.address)).collect();
-        let slots = self.enis.values().flat_map(|eni| &eni.slots);
+        let addresses = self.enis.values().flat_map(|eni| &eni.addresses);
         // What leaves may come back if EC2 refuses: its cooldown is kept too.
-        let cooling = slots.filter_map(|(address, slot)| match slot {
-            Slot::Cooling(until) | Slot::Leaving(until) => Some((*address, *until)),
-            Slot::Free(_) | Slot::Held(_) => None,
+        let cooling = addresses.filter_map(|(address, state)| match state {
+            Address::Cooling(until) | Address::Leaving(until) => Some((*address, *until)),
+            Address::Free(_) | Address::Held(_) => None,
         });
         let cooling = cooling.chain(self.cooling_elsewhere.iter().map(|(a, until)| (*a, *until))).collect();
         Snapshot { owners, cooling, enis: self.enis() }

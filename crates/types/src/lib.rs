@@ -14,6 +14,7 @@ mod ids;
 mod instance;
 mod moment;
 mod place;
+mod prefix;
 mod reason;
 mod sandbox;
 mod veth;
@@ -22,6 +23,7 @@ pub use ids::{EniId, IdError, InstanceId, Mac, SecurityGroupId, SubnetId};
 pub use instance::{InstanceLimits, InstanceTable, NetworkCardLimits};
 pub use moment::Moment;
 pub use place::{DeviceIndex, NetworkCard, TableId};
+pub use prefix::Prefix;
 pub use reason::{CniCode, Reason};
 pub use sandbox::{
     CONTAINER_ID_BYTES_MAX, IF_NAME_BYTES_MAX, NETWORK_NAME_BYTES_MAX, PodName, SandboxKey, SandboxKeyError,

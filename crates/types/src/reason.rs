@@ -105,6 +105,8 @@ reasons! {
     // The cloud.
     /// The subnet has no free address left.
     SubnetFull = "subnet-full", TRY_AGAIN;
+    /// The subnet has no free /28 left; single addresses are used meanwhile.
+    NoPrefix = "no-prefix", TRY_AGAIN;
     /// The instance has as many ENIs as its type allows, or the account as many as its quota allows.
     EniLimit = "eni-limit", TRY_AGAIN;
     /// EC2 throttles us.

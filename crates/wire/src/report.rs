@@ -79,6 +79,8 @@ pub struct EniReport {
     pub primary_address: Ipv4Addr,
     /// Its routing table.
     pub table: TableId,
+    /// How many prefixes are delegated to it.
+    pub prefixes: u32,
     /// Its addresses by state.
     pub addresses: AddressCount,
     /// Why it gets no pods, if so.

@@ -4,7 +4,6 @@
 //! silence after one is [`CloudErrorKind::Unclear`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use aws_config::{AppName, BehaviorVersion, Region};
@@ -18,8 +17,8 @@ use aws_sdk_ec2::types::{
     TagSpecification,
 };
 use aws_smithy_types::retry::RetryConfig;
-use ipnetwork::Ipv4Network;
-use types::{DeviceIndex, EniId, InstanceId, InstanceLimits, NetworkCard, NetworkCardLimits};
+use pool::{Given, Wanted};
+use types::{DeviceIndex, EniId, InstanceId, InstanceLimits, NetworkCard, NetworkCardLimits, Prefix};
 
 use super::error::Effect;
 use super::{CloudError, CloudErrorKind, EniRecord, Inventory, NewEni, http};
@@ -138,8 +137,11 @@ impl Ec2 {
             .set_groups(Some(groups))
             .description(&want.description)
             .client_token(&want.token);
-        if want.addresses > 0 {
-            request = request.secondary_private_ip_address_count(call.count(want.addresses)?);
+        if want.wanted.slots() > 0 {
+            request = match want.wanted {
+                Wanted::Addresses(n) => request.secondary_private_ip_address_count(call.count(n)?),
+                Wanted::Prefixes(n) => request.ipv4_prefix_count(call.count(n)?),
+            };
         }
         if !want.tags.is_empty() {
             let tags = TagSpecification::builder().resource_type(ResourceType::NetworkInterface);
@@ -196,28 +198,44 @@ impl Ec2 {
         request.send().await.map(drop).map_err(|e| call.failed(e))
     }
 
-    /// Adds secondary addresses to an ENI; gives those that EC2 chose.
+    /// Adds secondary addresses or prefixes to an ENI; gives those that EC2 chose.
     ///
     /// # Errors
     /// As EC2 says; then none was added, or it is [`CloudErrorKind::Unclear`].
-    pub async fn assign(&self, eni: &EniId, count: u32) -> Result<Vec<Ipv4Addr>, CloudError> {
+    pub async fn assign(&self, eni: &EniId, wanted: Wanted) -> Result<Given, CloudError> {
         let call = Call { name: "AssignPrivateIpAddresses", effect: Effect::Changes };
         let request = self.changes.assign_private_ip_addresses().network_interface_id(eni.as_str());
-        let request = request.secondary_private_ip_address_count(call.count(count)?);
+        let request = match wanted {
+            Wanted::Addresses(n) => request.secondary_private_ip_address_count(call.count(n)?),
+            Wanted::Prefixes(n) => request.ipv4_prefix_count(call.count(n)?),
+        };
         let answer = request.send().await.map_err(|e| call.failed(e))?;
-        let given = answer.assigned_private_ip_addresses().iter();
-        given.map(|given| call.parsed("address", given.private_ip_address())).collect()
+        let addresses = answer.assigned_private_ip_addresses().iter();
+        let prefixes = answer.assigned_ipv4_prefixes().iter();
+        Ok(Given {
+            addresses: addresses
+                .map(|given| call.parsed("address", given.private_ip_address()))
+                .collect::<Result<_, _>>()?,
+            prefixes: prefixes
+                .map(|given| call.parsed("prefix", given.ipv4_prefix()))
+                .collect::<Result<_, _>>()?,
+        })
     }
 
-    /// Takes secondary addresses away from an ENI.
+    /// Takes secondary addresses or prefixes away from an ENI.
     ///
     /// # Errors
     /// As EC2 says; [`CloudErrorKind::Gone`] if one is not there.
-    pub async fn release(&self, eni: &EniId, addresses: &[Ipv4Addr]) -> Result<(), CloudError> {
+    pub async fn release(&self, eni: &EniId, given: &Given) -> Result<(), CloudError> {
         let call = Call { name: "UnassignPrivateIpAddresses", effect: Effect::Changes };
-        let addresses = addresses.iter().map(ToString::to_string).collect();
-        let request = self.changes.unassign_private_ip_addresses().network_interface_id(eni.as_str());
-        request.set_private_ip_addresses(Some(addresses)).send().await.map(drop).map_err(|e| call.failed(e))
+        let mut request = self.changes.unassign_private_ip_addresses().network_interface_id(eni.as_str());
+        for address in &given.addresses {
+            request = request.private_ip_addresses(address.to_string());
+        }
+        for prefix in &given.prefixes {
+            request = request.ipv4_prefixes(prefix.to_string());
+        }
+        request.send().await.map(drop).map_err(|e| call.failed(e))
     }
 
     /// Detaches an ENI; done when EC2 has taken it in, not when it has happened.
@@ -379,7 +397,7 @@ fn record(call: Call, eni: &NetworkInterface) -> Result<EniRecord, CloudError> {
         addresses.insert(call.parsed("address", address.private_ip_address())?);
     }
     addresses.remove(&primary_address);
-    let prefixes = eni.ipv4_prefixes().iter().map(|p| call.parsed::<Ipv4Network>("prefix", p.ipv4_prefix()));
+    let prefixes = eni.ipv4_prefixes().iter().map(|p| call.parsed::<Prefix>("prefix", p.ipv4_prefix()));
     let groups = eni.groups().iter().map(|group| call.parsed("security group", group.group_id()));
     let attachment = eni.attachment();
     let (card, device) = place(call, eni)?;

@@ -20,8 +20,10 @@ pub struct CloudError {
 pub enum CloudErrorKind {
     /// We ask too often.
     Throttled,
-    /// The subnet has no free address (or block).
+    /// The subnet has not as many free addresses.
     SubnetFull,
+    /// The subnet has not as many free /28 blocks.
+    NoPrefix,
     /// No more ENIs: the instance's limit or the account's quota.
     EniLimit,
     /// The ENI holds no more addresses.
@@ -49,6 +51,7 @@ impl CloudErrorKind {
         match self {
             Self::Throttled => Reason::Throttled,
             Self::SubnetFull => Reason::SubnetFull,
+            Self::NoPrefix => Reason::NoPrefix,
             Self::EniLimit => Reason::EniLimit,
             Self::AddressLimit => Reason::NodeFull,
             Self::Gone => Reason::CloudGone,
@@ -155,7 +158,8 @@ fn kind_of(effect: Effect, code: &str, message: &str) -> CloudErrorKind {
         | "TooManyRequestsException"
         | "SlowDown"
         | "BandwidthLimitExceeded" => CloudErrorKind::Throttled,
-        "InsufficientFreeAddressesInSubnet" | "InsufficientCidrBlocks" => CloudErrorKind::SubnetFull,
+        "InsufficientFreeAddressesInSubnet" => CloudErrorKind::SubnetFull,
+        "InsufficientCidrBlocks" => CloudErrorKind::NoPrefix,
         "AttachmentLimitExceeded" | "NetworkInterfaceLimitExceeded" | "NetworkInterfacesLimitExceeded" => {
             CloudErrorKind::EniLimit
         }
@@ -199,7 +203,7 @@ mod tests {
 
         assert_eq!(of("RequestLimitExceeded", ""), Kind::Throttled);
         assert_eq!(of("InsufficientFreeAddressesInSubnet", ""), Kind::SubnetFull);
-        assert_eq!(of("InsufficientCidrBlocks", ""), Kind::SubnetFull);
+        assert_eq!(of("InsufficientCidrBlocks", ""), Kind::NoPrefix);
         assert_eq!(of("AttachmentLimitExceeded", ""), Kind::EniLimit);
         assert_eq!(of("PrivateIpAddressLimitExceeded", ""), Kind::AddressLimit);
         assert_eq!(of("InvalidNetworkInterfaceID.NotFound", ""), Kind::Gone);

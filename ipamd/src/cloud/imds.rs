@@ -125,7 +125,7 @@ impl Imds {
             subnet: self.one(&of_eni("subnet-id")).await?,
             primary_address,
             addresses: addresses.collect(),
-            prefixes: self.many(&of_eni("ipv4-prefix")).await?,
+            prefixes: self.many(&of_eni("ipv4-prefix")).await?.into_iter().collect(),
             interface_type: "interface".to_owned(),
             tags: BTreeMap::new(),
             attachment: None,

@@ -14,7 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
-use types::{DeviceIndex, EniId, InstanceId, Mac, NetworkCard, SecurityGroupId, SubnetId};
+use pool::Wanted;
+use types::{DeviceIndex, EniId, InstanceId, Mac, NetworkCard, Prefix, SecurityGroupId, SubnetId};
 
 pub use ec2::Ec2;
 pub use error::{CloudError, CloudErrorKind};
@@ -38,7 +39,7 @@ pub struct EniRecord {
     /// The addresses that pods can have.
     pub addresses: BTreeSet<Ipv4Addr>,
     /// Prefixes delegated to it.
-    pub prefixes: Vec<Ipv4Network>,
+    pub prefixes: BTreeSet<Prefix>,
     /// EC2's word: `interface`, `trunk`, `efa`…; the metadata service does not tell, then `interface`.
     pub interface_type: String,
     /// Its tags; the metadata service does not tell.
@@ -73,8 +74,8 @@ pub struct NewEni {
     pub description: String,
     /// Tags it has from its first moment.
     pub tags: BTreeMap<String, String>,
-    /// Secondary addresses it has from its first moment.
-    pub addresses: u32,
+    /// What pods can have of it from its first moment.
+    pub wanted: Wanted,
     /// The same token asks for the same ENI, however often.
     pub token: String,
 }

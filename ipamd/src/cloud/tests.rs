@@ -8,6 +8,8 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 
+use pool::{Given, Wanted};
+
 use super::*;
 use crate::config::Config;
 
@@ -155,7 +157,7 @@ async fn an_inventory_is_what_ec2_describes() {
         subnet: "subnet-1".parse().unwrap(),
         primary_address: Ipv4Addr::new(10, 0, 0, 4),
         addresses: [Ipv4Addr::new(10, 0, 0, 5)].into(),
-        prefixes: Vec::new(),
+        prefixes: BTreeSet::new(),
         interface_type: "interface".to_owned(),
         tags: [("a".to_owned(), "b".to_owned())].into(),
         attachment: Some("eni-attach-1".to_owned()),
@@ -212,7 +214,7 @@ async fn an_eni_is_made_with_its_addresses_and_tags_in_one_call() {
         security_groups: vec!["sg-1".parse().unwrap()],
         description: "d".to_owned(),
         tags: [("a".to_owned(), "b".to_owned())].into(),
-        addresses: 9,
+        wanted: Wanted::Addresses(9),
         token: "t".to_owned(),
     };
 
@@ -246,13 +248,24 @@ async fn changes_ask_for_what_they_say() {
     let given = "<assignedPrivateIpAddressesSet><item><privateIpAddress>10.0.0.6</privateIpAddress></item>\
         </assignedPrivateIpAddressesSet>";
     let stage = Stage::answering("AssignPrivateIpAddresses", given).await;
-    let addresses = stage.ec2().await.assign(&eni(), 1).await.unwrap();
-    assert_eq!(addresses, [Ipv4Addr::new(10, 0, 0, 6)]);
+    let given = stage.ec2().await.assign(&eni(), Wanted::Addresses(1)).await.unwrap();
+    assert_eq!(given, Given::addresses([Ipv4Addr::new(10, 0, 0, 6)].into()));
     stage.asked(&["Action=AssignPrivateIpAddresses", "SecondaryPrivateIpAddressCount=1"]);
 
     let stage = Stage::answering("UnassignPrivateIpAddresses", "").await;
-    stage.ec2().await.release(&eni(), &addresses).await.unwrap();
+    stage.ec2().await.release(&eni(), &given).await.unwrap();
     stage.asked(&["NetworkInterfaceId=eni-1", "PrivateIpAddress.1=10.0.0.6"]);
+
+    let given =
+        "<assignedIpv4PrefixSet><item><ipv4Prefix>10.0.0.16/28</ipv4Prefix></item></assignedIpv4PrefixSet>";
+    let stage = Stage::answering("AssignPrivateIpAddresses", given).await;
+    let given = stage.ec2().await.assign(&eni(), Wanted::Prefixes(1)).await.unwrap();
+    assert_eq!(given, Given::prefixes(["10.0.0.16/28".parse().unwrap()].into()));
+    stage.asked(&["Action=AssignPrivateIpAddresses", "Ipv4PrefixCount=1"]);
+
+    let stage = Stage::answering("UnassignPrivateIpAddresses", "").await;
+    stage.ec2().await.release(&eni(), &given).await.unwrap();
+    stage.asked(&["NetworkInterfaceId=eni-1", "Ipv4Prefix.1=10.0.0.16%2F28"]);
 
     let stage = Stage::answering("DetachNetworkInterface", "").await;
     stage.ec2().await.detach("eni-attach-1").await.unwrap();
@@ -270,7 +283,7 @@ async fn changes_ask_for_what_they_say() {
 #[tokio::test]
 async fn a_refusal_keeps_its_code_and_a_change_is_asked_for_once() {
     let stage = Stage::refusing("InsufficientFreeAddressesInSubnet").await;
-    let error = stage.ec2().await.assign(&eni(), 1).await.unwrap_err();
+    let error = stage.ec2().await.assign(&eni(), Wanted::Addresses(1)).await.unwrap_err();
     assert_eq!(
         (error.kind(), error.code()),
         (CloudErrorKind::SubnetFull, "InsufficientFreeAddressesInSubnet")
@@ -278,11 +291,11 @@ async fn a_refusal_keeps_its_code_and_a_change_is_asked_for_once() {
     assert_eq!(error.to_string(), "AssignPrivateIpAddresses: no (InsufficientFreeAddressesInSubnet)");
 
     let stage = Stage::refusing("RequestLimitExceeded").await;
-    assert_eq!(kind(stage.ec2().await.assign(&eni(), 1).await), CloudErrorKind::Throttled);
+    assert_eq!(kind(stage.ec2().await.assign(&eni(), Wanted::Addresses(1)).await), CloudErrorKind::Throttled);
     stage.asked(&[]);
 
     let stage = Stage::with(&[], &[]).await;
-    assert_eq!(kind(stage.ec2().await.assign(&eni(), 1).await), CloudErrorKind::Unclear);
+    assert_eq!(kind(stage.ec2().await.assign(&eni(), Wanted::Addresses(1)).await), CloudErrorKind::Unclear);
     stage.asked(&[]);
 }
 
@@ -291,7 +304,7 @@ async fn a_fault_of_ec2_says_as_little_as_silence_whatever_its_code() {
     let body =
         "<Response><Errors><Error><Code>NewFault</Code><Message>no</Message></Error></Errors></Response>";
     let stage = Stage::with(&[(500, body.to_owned())], &[]).await;
-    assert_eq!(kind(stage.ec2().await.assign(&eni(), 1).await), CloudErrorKind::Unclear);
+    assert_eq!(kind(stage.ec2().await.assign(&eni(), Wanted::Addresses(1)).await), CloudErrorKind::Unclear);
     stage.asked(&[]);
 
     let stage = Stage::with(&vec![(500, body.to_owned()); 3], &[]).await;
@@ -305,7 +318,10 @@ async fn a_closed_port_is_unreachable_even_to_a_change() {
     stage.config.ec2_endpoint = Some(format!("http://{closed}"));
     stage.config.imds_endpoint = stage.config.ec2_endpoint.clone();
 
-    assert_eq!(kind(stage.ec2().await.assign(&eni(), 1).await), CloudErrorKind::Unreachable);
+    assert_eq!(
+        kind(stage.ec2().await.assign(&eni(), Wanted::Addresses(1)).await),
+        CloudErrorKind::Unreachable
+    );
     assert_eq!(kind(Imds::connect(&stage.config).identity().await), CloudErrorKind::Unreachable);
 }
 
@@ -316,7 +332,7 @@ async fn silence_after_a_change_is_unclear() {
     stage.config.ec2_endpoint = Some(format!("http://{}", silent.local_addr().unwrap()));
     stage.config.http_timeout = Duration::from_millis(50);
 
-    assert_eq!(kind(stage.ec2().await.assign(&eni(), 1).await), CloudErrorKind::Unclear);
+    assert_eq!(kind(stage.ec2().await.assign(&eni(), Wanted::Addresses(1)).await), CloudErrorKind::Unclear);
 }
 
 #[tokio::test]

@@ -30,6 +30,10 @@ pub struct Config {
     pub minimum_ip_target: Option<u32>,
     /// Most ENIs to have, the primary one included.
     pub max_enis: Option<u8>,
+    /// Free prefixes kept, with prefix delegation.
+    pub warm_prefix_target: u32,
+    /// Whether ENIs are given /28 prefixes.
+    pub prefix_delegation: bool,
     /// How long a released address is not given out again.
     pub cooldown: Duration,
     /// MTU of ENIs, in bytes.
@@ -136,6 +140,8 @@ impl Config {
     fn read(reader: &mut Reader<'_>) -> Self {
         Self {
             warm_eni_target: reader.number(&table::WARM_ENI_TARGET).unwrap_or(1),
+            warm_prefix_target: reader.number(&table::WARM_PREFIX_TARGET).unwrap_or(1),
+            prefix_delegation: reader.flag(&table::PREFIX_DELEGATION),
             warm_ip_target: reader.target(&table::WARM_IP_TARGET),
             minimum_ip_target: reader.target(&table::MINIMUM_IP_TARGET),
             max_enis: reader.target(&table::MAX_ENI).map(|max| u8::try_from(max).unwrap_or(u8::MAX)),

@@ -62,7 +62,7 @@ settings! {
     MINIMUM_IP_TARGET = "MINIMUM_IP_TARGET": Number(0, u32::MAX), "0", Lenient, "Addresses held at least, used or free; 0: no such floor.";
     MAX_ENI = "MAX_ENI": Number(1, u32::MAX), "", Lenient, "Most ENIs to have; unset: as many as the instance type allows.";
     IP_COOLDOWN_PERIOD = "IP_COOLDOWN_PERIOD": Number(0, u32::MAX), "30", Strict, "Seconds before a released address is given out again.";
-    WARM_PREFIX_TARGET = "WARM_PREFIX_TARGET": Number(0, u32::MAX), "0", Elsewhere, "Free prefixes kept; means something with prefix delegation only.";
+    WARM_PREFIX_TARGET = "WARM_PREFIX_TARGET": Number(0, u32::MAX), "1", Lenient, "Free prefixes kept, with prefix delegation; WARM_IP_TARGET and MINIMUM_IP_TARGET go before it.";
     // The kernel.
     ENI_MTU = "AWS_VPC_ENI_MTU": Number(576, 9001), "9001", Strict, "MTU of ENIs, in bytes.";
     POD_MTU = "POD_MTU": Number(576, 9001), "", Elsewhere, "MTU inside pods, in bytes; the conflist carries it.";
@@ -105,7 +105,7 @@ settings! {
     ENABLE_IPV6 = "ENABLE_IPv6": Flag, "false", Refused, "Pods get IPv6 addresses.";
     V6_EGRESS = "ENABLE_V6_EGRESS": Flag, "false", Refused, "IPv4 pods reach IPv6.";
     V4_EGRESS = "ENABLE_V4_EGRESS": Flag, "true", Elsewhere, "IPv6 pods reach IPv4.";
-    PREFIX_DELEGATION = "ENABLE_PREFIX_DELEGATION": Flag, "false", Refused, "ENIs are given /28 prefixes.";
+    PREFIX_DELEGATION = "ENABLE_PREFIX_DELEGATION": Flag, "false", Lenient, "ENIs are given /28 prefixes instead of single addresses, where the instance type can hold them and the subnet has them.";
     POD_ENI = "ENABLE_POD_ENI": Flag, "false", Refused, "Security groups for pods.";
     MULTI_NIC = "ENABLE_MULTI_NIC": Flag, "false", Refused, "ENIs of all network cards are used.";
     IMDS_ONLY = "ENABLE_IMDS_ONLY_MODE": Flag, "false", Refused, "EC2 is never asked.";

@@ -128,12 +128,11 @@ fn everything_that_stops_the_daemon_is_told_at_once() {
         ("IP_COOLDOWN_PERIOD", "soon"),
         ("ENABLE_IPv4", "false"),
         ("ENABLE_IPv6", "true"),
-        ("ENABLE_PREFIX_DELEGATION", "true"),
         ("NETWORK_POLICY_ENFORCING_MODE", "Strict"),
     ])
     .unwrap_err();
 
-    assert_eq!(errors.len(), 7, "{errors:?}");
+    assert_eq!(errors.len(), 6, "{errors:?}");
     assert!(parse(&[("NETWORK_POLICY_ENFORCING_MODE", "standard")]).is_ok());
 }
 
@@ -149,7 +148,7 @@ fn each_mode_that_is_missing_stops_the_daemon_by_its_own_name() {
         assert_eq!(errors, [unsupported]);
         assert!(parse(&[(mode.name, mode.default)]).unwrap().warnings.is_empty(), "{}", mode.name);
     }
-    assert_eq!(modes.len(), 8);
+    assert_eq!(modes.len(), 7);
 }
 
 #[test]

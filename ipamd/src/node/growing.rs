@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use datapath::{EniSpec, NodeSpec};
 use ipnetwork::Ipv4Network;
-use pool::{ActionId, EniSeen, Limits, Outcome, Plan};
-use types::{EniId, Mac, Moment, NetworkCard, Reason};
+use pool::{ActionId, EniSeen, Given, Limits, Mode, Outcome, Plan};
+use types::{EniId, Mac, Moment, NetworkCard, Prefix, Reason};
 
 use super::event::{Effect, Facts, HostWish, Picture};
 use super::{Node, adding};
@@ -65,6 +65,10 @@ impl CloudState {
         let pause = BACKOFF_MIN.saturating_mul(1 << self.failures.min(6)).min(BACKOFF_MAX);
         self.failures = self.failures.saturating_add(1);
         self.hold_until = now.plus(self.jitter(pause));
+        self.trouble(error);
+    }
+
+    fn trouble(&mut self, error: &CloudError) {
         self.trouble = Some((error.kind(), crate::server::chain(error)));
         tracing::warn!(kind = ?error.kind(), error = crate::server::chain(error), "EC2");
     }
@@ -138,8 +142,39 @@ impl Gain {
     }
 }
 
+/// What a failure says about what was asked for.
+const fn outcome_of(kind: CloudErrorKind) -> Outcome {
+    match kind {
+        CloudErrorKind::SubnetFull | CloudErrorKind::NoPrefix => Outcome::Scarce,
+        // The last one: our picture of the ENI is wrong.
+        CloudErrorKind::Unclear | CloudErrorKind::Gone | CloudErrorKind::AddressLimit => Outcome::Unclear,
+        CloudErrorKind::Throttled
+        | CloudErrorKind::EniLimit
+        | CloudErrorKind::Denied
+        | CloudErrorKind::Unreachable
+        | CloudErrorKind::InUse
+        | CloudErrorKind::Garbage
+        | CloudErrorKind::Other => Outcome::Failed,
+    }
+}
+
+/// As networks: single addresses, and prefixes as what they are.
+fn networks(given: &Given) -> impl Iterator<Item = Ipv4Network> {
+    let prefixes = given.prefixes.iter();
+    let prefixes = prefixes.filter_map(|prefix| Ipv4Network::new(prefix.first(), Prefix::LENGTH).ok());
+    given.addresses.iter().copied().map(Ipv4Network::from).chain(prefixes)
+}
+
 impl Node {
     pub(super) fn identified(&mut self, facts: Facts, now: Moment) {
+        let can = facts.limits.prefix_delegation;
+        if self.settings.prefix_delegation && !can {
+            let instance_type = &facts.limits.instance_type;
+            tracing::warn!(instance_type, "this type cannot hold prefixes; single addresses are used");
+        }
+        let prefixes = self.settings.prefix_delegation && can;
+        self.pool.set_mode(if prefixes { Mode::Prefixes } else { Mode::Addresses });
+        self.pool.set_subnets(vec![facts.subnet.clone()]);
         self.facts = Some(facts);
         self.cloud.look_at = now;
     }
@@ -175,10 +210,17 @@ impl Node {
                 self.settle(Gain::Action(id, outcome));
             }
             Err(error) => {
-                let unclear = matches!(error.kind(), CloudErrorKind::Unclear | CloudErrorKind::Gone);
-                self.pool.finish(id, if unclear { Outcome::Unclear } else { Outcome::Failed }, now);
-                self.cloud.failed(&error, now);
-                if unclear {
+                let outcome = outcome_of(error.kind());
+                let look = outcome == Outcome::Unclear;
+                // Fewer, or another subnet, or a rest of that subnet alone: the pool knows.
+                let scarce = outcome == Outcome::Scarce;
+                self.pool.finish(id, outcome, now);
+                if scarce {
+                    self.cloud.trouble(&error);
+                } else {
+                    self.cloud.failed(&error, now);
+                }
+                if look {
                     self.cloud.look_at = self.cloud.hold_until;
                 }
             }
@@ -275,9 +317,8 @@ impl Node {
         let mut enis: Vec<EniSpec> = Vec::new();
         for seen in known.into_iter().chain(coming).filter(|eni| eni.role.is_for_pods()) {
             let Some(subnet) = self.subnets.get(&seen.subnet).copied() else { continue };
-            let mut sources: BTreeSet<Ipv4Network> =
-                seen.addresses.iter().copied().map(Ipv4Network::from).collect();
-            sources.extend(self.coming_addresses(&seen.id));
+            let mut sources: BTreeSet<Ipv4Network> = networks(&seen.given()).collect();
+            sources.extend(self.coming_to(&seen.id));
             if let Some(same) = enis.iter_mut().find(|spec| spec.mac == seen.mac) {
                 same.sources.extend(sources);
                 continue;
@@ -299,10 +340,11 @@ impl Node {
         HostWish { node, no_snat, pods, primary_address: facts.primary_address }
     }
 
-    fn coming_addresses(&self, eni: &EniId) -> Vec<Ipv4Network> {
+    /// What has been assigned to an ENI and waits for the host's kernel.
+    fn coming_to(&self, eni: &EniId) -> Vec<Ipv4Network> {
         let assigned = |s: &Settling| match &s.gain {
-            Gain::Action(id, Outcome::Assigned(addresses)) if self.pool.eni_of(*id) == Some(eni) => {
-                addresses.iter().copied().map(Ipv4Network::from).collect()
+            Gain::Action(id, Outcome::Assigned(given)) if self.pool.eni_of(*id) == Some(eni) => {
+                networks(given).collect()
             }
             Gain::Action(..) | Gain::Picture(_) => Vec::new(),
         };

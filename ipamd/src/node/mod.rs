@@ -35,6 +35,8 @@ use growing::{CloudState, HostState};
 pub struct Settings {
     /// How many addresses to keep at hand.
     pub targets: Targets,
+    /// Whether prefixes are asked for, where the instance can hold them.
+    pub prefix_delegation: bool,
     /// How long a released address rests.
     pub cooldown: Duration,
     /// The longest an ADD is held, in time.

@@ -24,8 +24,7 @@ impl Node {
             report.primary_address = Some(facts.primary_address);
             report.vpc_cidrs = facts.vpc_cidrs.iter().copied().map(IpNetwork::V4).collect();
         }
-        report.capacity =
-            self.limits().map_or(0, |l| u32::from(l.max_enis).saturating_mul(u32::from(l.slots_per_eni)));
+        report.capacity = self.limits().map_or(0, |limits| self.pool.capacity(&limits));
         report.enis = self.eni_reports(now);
         report.pods = self.pod_reports();
         report.waiting = self.waiting();
@@ -53,6 +52,7 @@ impl Node {
                 device: eni.device,
                 subnet: eni.subnet,
                 primary_address: eni.primary_address,
+                prefixes: u32::try_from(eni.prefixes.len()).unwrap_or(u32::MAX),
             })
             .collect();
         enis.sort_by_key(|eni| (eni.card, eni.device));

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use datapath::Marks;
-use pool::{Action, ActionId, EniSeen, Outcome, Pool, Role, Targets};
+use pool::{Action, ActionId, EniSeen, Given, Outcome, Pool, Role, Targets, Wanted};
 use types::{DeviceIndex, InstanceTable, Mac, Moment, NetworkCard, PodName, Reason, SandboxKey, VethPrefix};
 use wire::{Attachment, Detachment, Failure, PROTOCOL, Reply, Request, Verb};
 
@@ -25,6 +25,7 @@ impl World {
     fn new() -> Self {
         let settings = Settings {
             targets: Targets { warm_ip: Some(1), minimum_ip: Some(3), ..Targets::default() },
+            prefix_delegation: false,
             cooldown: Duration::from_secs(30),
             add_timeout: Duration::from_secs(60),
             max_enis: None,
@@ -59,6 +60,7 @@ impl World {
             subnet: "subnet-1".parse().unwrap(),
             primary_address: Ipv4Addr::new(10, 0, 0, 4),
             addresses: (10..10 + addresses).map(|n| Ipv4Addr::new(10, 0, 0, n)).collect(),
+            prefixes: BTreeSet::new(),
             role: Role::Primary,
         };
         let subnets = BTreeMap::from([("subnet-1".parse().unwrap(), "10.0.0.0/20".parse().unwrap())]);
@@ -138,7 +140,11 @@ fn a_forgotten_eni_is_deleted_once() {
 #[test]
 fn an_eni_that_may_be_the_one_being_made_is_not_forgotten() {
     let mut world = World::ready(4);
-    world.node.pool.begin(&Action::CreateEni { device: DeviceIndex(1), addresses: 9 });
+    world.node.pool.begin(&Action::CreateEni {
+        device: DeviceIndex(1),
+        subnet: "subnet-1".parse().unwrap(),
+        wanted: Wanted::Addresses(9),
+    });
     let picture = with_a_forgotten_eni(&world);
 
     let effects = world.handle(Event::Looked(Ok(picture)));
@@ -240,8 +246,9 @@ fn an_add_waits_for_the_growth_that_it_causes() {
     };
     drop(effects);
 
-    let gained =
-        Outcome::Assigned(BTreeSet::from([Ipv4Addr::new(10, 0, 0, 20), Ipv4Addr::new(10, 0, 0, 21)]));
+    let gained = Outcome::Assigned(Given::addresses(
+        [Ipv4Addr::new(10, 0, 0, 20), Ipv4Addr::new(10, 0, 0, 21)].into(),
+    ));
     let effects = world.handle(Event::Acted { id, result: Ok(gained) });
     assert!(batch(&effects).is_none(), "an address is given before the host's kernel is ready for it");
     let effects = world.converge(&effects);

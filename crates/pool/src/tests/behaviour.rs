@@ -7,9 +7,10 @@ use std::time::Duration;
 use types::{DeviceIndex, EniId, NetworkCard, Reason};
 
 use super::kit::{
-    COOLDOWN, actions, address, assign, at, eni, eni_id, limits, owner, pool, sandbox, warm_enis, warm_ips,
+    COOLDOWN, actions, address, assign, at, create, eni, eni_id, limits, owner, pool, sandbox, warm_enis,
+    warm_ips,
 };
-use crate::{Action, Counts, EniSeen, Note, Outcome, Pool, Role, Snapshot};
+use crate::{Action, Counts, EniSeen, Given, Note, Outcome, Pool, Role, Snapshot, Wanted};
 
 fn all_of(eni: &EniSeen) -> BTreeSet<Ipv4Addr> {
     eni.addresses.clone()
@@ -144,7 +145,7 @@ fn a_place_that_something_else_takes_is_no_place_for_a_new_eni() {
 
     let planned = actions(&pool, &warm_enis(2), &limits(3, 3), 0, at(1));
 
-    assert_eq!(planned, ["create an ENI with 3 addresses at device 2"]);
+    assert_eq!(planned, ["create an ENI with 3 addresses at device 2 in subnet-1"]);
 }
 
 #[test]
@@ -241,8 +242,8 @@ fn an_address_that_turns_out_to_be_primary_is_no_pods() {
 fn an_older_picture_does_not_undo_what_a_call_did() {
     let primary = eni(0, Role::Primary, 1);
     let mut pool = pool(std::slice::from_ref(&primary));
-    let id = pool.begin(&Action::AssignAddresses { eni: eni_id(0), count: 1 });
-    pool.finish(id, Outcome::Assigned([address(0, 77)].into()), at(5));
+    let id = pool.begin(&Action::Assign { eni: eni_id(0), wanted: Wanted::Addresses(1) });
+    pool.finish(id, Outcome::Assigned(Given::addresses([address(0, 77)].into())), at(5));
 
     for as_of in [4, 5, 14] {
         pool.observe(std::slice::from_ref(&primary), at(as_of), at(20));
@@ -270,7 +271,7 @@ fn an_eni_that_is_being_created_waits_for_its_creator() {
     let primary = eni(0, Role::Primary, 1);
     let new = eni(1, Role::Secondary, 2);
     let mut pool = pool(std::slice::from_ref(&primary));
-    let id = pool.begin(&Action::CreateEni { device: new.device, addresses: 2 });
+    let id = pool.begin(&create(new.device, 2));
 
     pool.observe(&[primary, new.clone()], at(1), at(1));
     assert_eq!(pool.counts(at(1)).free, 1);
@@ -296,7 +297,7 @@ fn a_picture_older_than_the_last_one_is_ignored() {
 fn addresses_on_their_way_out_are_out_of_reach_until_the_call_failed() {
     let primary = eni(0, Role::Primary, 1);
     let mut pool = pool(std::slice::from_ref(&primary));
-    let id = pool.begin(&Action::ReleaseAddresses { eni: eni_id(0), addresses: all_of(&primary) });
+    let id = pool.begin(&Action::Release { eni: eni_id(0), given: Given::addresses(all_of(&primary)) });
     assert!(pool.reserve(owner(1), at(0)).is_err());
 
     pool.finish(id, Outcome::Failed, at(1));
@@ -308,7 +309,7 @@ fn addresses_on_their_way_out_are_out_of_reach_until_the_call_failed() {
 fn a_picture_does_not_bring_back_what_is_on_its_way_out() {
     let primary = eni(0, Role::Primary, 1);
     let mut pool = pool(std::slice::from_ref(&primary));
-    pool.begin(&Action::ReleaseAddresses { eni: eni_id(0), addresses: all_of(&primary) });
+    pool.begin(&Action::Release { eni: eni_id(0), given: Given::addresses(all_of(&primary)) });
 
     pool.observe(&[primary], at(50), at(50));
 
@@ -332,7 +333,7 @@ fn an_unclear_call_counts_as_under_way_until_a_newer_picture_settles_it() {
     let primary = eni(0, Role::Primary, 0);
     let (targets, limits) = (warm_ips(2, 0), limits(2, 5));
     let mut pool = pool(std::slice::from_ref(&primary));
-    let id = pool.begin(&Action::AssignAddresses { eni: eni_id(0), count: 2 });
+    let id = pool.begin(&Action::Assign { eni: eni_id(0), wanted: Wanted::Addresses(2) });
     pool.finish(id, Outcome::Unclear, at(5));
     assert!(pool.is_growing());
     assert!(actions(&pool, &targets, &limits, 0, at(5)).is_empty());
@@ -348,7 +349,7 @@ fn an_unclear_call_counts_as_under_way_until_a_newer_picture_settles_it() {
 fn an_unclear_release_gives_back_only_what_the_next_picture_lacks() {
     let primary = eni(0, Role::Primary, 2);
     let mut pool = pool(std::slice::from_ref(&primary));
-    let id = pool.begin(&Action::ReleaseAddresses { eni: eni_id(0), addresses: all_of(&primary) });
+    let id = pool.begin(&Action::Release { eni: eni_id(0), given: Given::addresses(all_of(&primary)) });
     pool.finish(id, Outcome::Unclear, at(1));
     assert_eq!(pool.counts(at(1)).free, 0);
 
@@ -361,10 +362,10 @@ fn an_unclear_release_gives_back_only_what_the_next_picture_lacks() {
 #[test]
 fn what_ended_twice_counts_once() {
     let mut pool = pool(&[eni(0, Role::Primary, 0)]);
-    let id = pool.begin(&Action::AssignAddresses { eni: eni_id(0), count: 1 });
+    let id = pool.begin(&Action::Assign { eni: eni_id(0), wanted: Wanted::Addresses(1) });
     pool.finish(id, Outcome::Failed, at(1));
 
-    pool.finish(id, Outcome::Assigned([address(0, 10)].into()), at(2));
+    pool.finish(id, Outcome::Assigned(Given::addresses([address(0, 10)].into())), at(2));
 
     assert_eq!(pool.counts(at(2)).total(), 0);
 }
@@ -437,7 +438,7 @@ fn an_owner_that_is_adopted_with_another_address_leaves_the_first_to_cool() {
 fn what_is_on_its_way_out_is_not_written_as_ours() {
     let primary = eni(0, Role::Primary, 2);
     let mut pool = pool(std::slice::from_ref(&primary));
-    pool.begin(&Action::ReleaseAddresses { eni: eni_id(0), addresses: [address(0, 10)].into() });
+    pool.begin(&Action::Release { eni: eni_id(0), given: Given::addresses([address(0, 10)].into()) });
 
     assert_eq!(pool.snapshot().enis[0].addresses, [address(0, 11)].into());
 }

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use types::{DeviceIndex, EniId, HostVeth, Mac, Moment, NetworkCard, PodName, SandboxKey, VethPrefix};
+use types::{
+    DeviceIndex, EniId, HostVeth, Mac, Moment, NetworkCard, PodName, Prefix, SandboxKey, SubnetId, VethPrefix,
+};
 
-use crate::{Action, ActionId, EniSeen, Limits, Outcome, Owner, Pool, Role, Targets};
+use crate::{Action, ActionId, EniSeen, Given, Limits, Outcome, Owner, Pool, Role, Targets, Wanted};
 
 pub(super) const COOLDOWN: Duration = Duration::from_secs(30);
 
@@ -28,6 +30,15 @@ pub(super) fn eni_id(n: u8) -> EniId {
     format!("eni-{n:03}").parse().unwrap()
 }
 
+pub(super) fn subnet() -> SubnetId {
+    "subnet-1".parse().unwrap()
+}
+
+/// A new ENI with so many single addresses.
+pub(super) fn create(device: DeviceIndex, addresses: u32) -> Action {
+    Action::CreateEni { device, subnet: subnet(), wanted: Wanted::Addresses(addresses) }
+}
+
 /// Address `host` of ENI `n`; its primary address has host 1.
 pub(super) const fn address(n: u8, host: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, n, host)
@@ -40,9 +51,10 @@ pub(super) fn eni(n: u8, role: Role, count: u8) -> EniSeen {
         mac: Mac([2, 0, 0, 0, 0, n]),
         card: NetworkCard(0),
         device: DeviceIndex(n),
-        subnet: "subnet-1".parse().unwrap(),
+        subnet: subnet(),
         primary_address: address(n, 1),
         addresses: (10..10 + count).map(|host| address(n, host)).collect(),
+        prefixes: BTreeSet::new(),
         role,
     }
 }
@@ -50,6 +62,7 @@ pub(super) fn eni(n: u8, role: Role, count: u8) -> EniSeen {
 /// A pool that has seen these ENIs at second 0.
 pub(super) fn pool(enis: &[EniSeen]) -> Pool {
     let mut pool = Pool::new(COOLDOWN);
+    pool.set_subnets(vec![subnet()]);
     pool.observe(enis, at(0), at(0));
     pool
 }
@@ -68,6 +81,10 @@ pub(super) const fn limits(max_enis: u8, slots_per_eni: u8) -> Limits {
 
 pub(super) fn warm_enis(warm_eni: u32) -> Targets {
     Targets { warm_eni, ..Targets::default() }
+}
+
+pub(super) fn warm_prefixes(warm_prefix: u32) -> Targets {
+    Targets { warm_prefix, ..Targets::default() }
 }
 
 pub(super) fn warm_ips(warm: u32, minimum: u32) -> Targets {
@@ -96,13 +113,16 @@ pub(super) struct Ec2 {
     limits: Limits,
     enis_made: u8,
     hosts_made: BTreeMap<EniId, u8>,
+    prefixes_made: u32,
+    /// How many prefixes the subnet still has.
+    pub(super) prefixes_left: u32,
 }
 
 impl Ec2 {
     pub(super) fn new(enis: Vec<EniSeen>, limits: Limits) -> Self {
         let enis_made = u8::try_from(enis.len()).unwrap();
         let enis = enis.into_iter().map(|eni| (eni.id.clone(), eni)).collect();
-        Self { enis, limits, enis_made, hosts_made: BTreeMap::new() }
+        Self { enis, limits, enis_made, hosts_made: BTreeMap::new(), prefixes_made: 0, prefixes_left: 1000 }
     }
 
     pub(super) fn picture(&self) -> Vec<EniSeen> {
@@ -111,8 +131,11 @@ impl Ec2 {
 
     pub(super) fn act(&mut self, action: &Action) -> Outcome {
         match action {
-            Action::AssignAddresses { eni, count } => Outcome::Assigned(self.add(eni, *count)),
-            Action::CreateEni { device, addresses } => {
+            Action::Assign { eni, wanted } => self.assign(eni, *wanted),
+            Action::CreateEni { device, wanted, .. } => {
+                if !self.has(*wanted) {
+                    return Outcome::Scarce;
+                }
                 let number = 100 + self.enis_made;
                 self.enis_made += 1;
                 let new = EniSeen { device: *device, ..eni(number, Role::Secondary, 0) };
@@ -122,13 +145,16 @@ impl Ec2 {
                     self.enis.len() <= usize::from(self.limits.max_enis),
                     "more ENIs than the instance holds"
                 );
-                self.add(&new.id, *addresses);
+                self.assign(&new.id, *wanted);
                 Outcome::Created(Box::new(self.enis[&new.id].clone()))
             }
-            Action::ReleaseAddresses { eni, addresses } => {
-                let there = &mut self.enis.get_mut(eni).unwrap().addresses;
-                assert!(addresses.is_subset(there), "EC2 refuses to release what is not there");
-                there.retain(|address| !addresses.contains(address));
+            Action::Release { eni, given: Given { addresses, prefixes } } => {
+                let there = self.enis.get_mut(eni).unwrap();
+                let known = addresses.is_subset(&there.addresses) && prefixes.is_subset(&there.prefixes);
+                assert!(known, "EC2 refuses to release what is not there");
+                assert!(addresses.is_empty() || prefixes.is_empty(), "two calls in one action");
+                there.addresses.retain(|address| !addresses.contains(address));
+                there.prefixes.retain(|prefix| !prefixes.contains(prefix));
                 Outcome::Released
             }
             Action::DeleteEni { eni } => {
@@ -136,6 +162,38 @@ impl Ec2 {
                 Outcome::Deleted
             }
         }
+    }
+
+    fn has(&self, wanted: Wanted) -> bool {
+        match wanted {
+            Wanted::Addresses(_) => true,
+            Wanted::Prefixes(n) => n <= self.prefixes_left,
+        }
+    }
+
+    fn assign(&mut self, id: &EniId, wanted: Wanted) -> Outcome {
+        match wanted {
+            Wanted::Addresses(count) => Outcome::Assigned(Given::addresses(self.add(id, count))),
+            Wanted::Prefixes(_) if !self.has(wanted) => Outcome::Scarce,
+            Wanted::Prefixes(count) => {
+                self.prefixes_left -= count;
+                let made = self.prefixes_made..self.prefixes_made + count;
+                self.prefixes_made += count;
+                let prefixes: BTreeSet<Prefix> = made
+                    .map(|n| Prefix::of(Ipv4Addr::from_bits(0x0a01_0000 + n * Prefix::ADDRESSES)))
+                    .collect();
+                let eni = self.enis.get_mut(id).unwrap();
+                eni.prefixes.extend(&prefixes);
+                self.fits(id);
+                Outcome::Assigned(Given::prefixes(prefixes))
+            }
+        }
+    }
+
+    fn fits(&self, id: &EniId) {
+        let eni = &self.enis[id];
+        let slots = eni.addresses.len() + eni.prefixes.len();
+        assert!(slots <= usize::from(self.limits.slots_per_eni), "more in {id} than it holds");
     }
 
     fn add(&mut self, id: &EniId, count: u32) -> BTreeSet<Ipv4Addr> {
@@ -150,10 +208,7 @@ impl Ec2 {
                 new.insert(address);
             }
         }
-        assert!(
-            eni.addresses.len() <= usize::from(self.limits.slots_per_eni),
-            "more addresses than {id} holds"
-        );
+        self.fits(id);
         new
     }
 }

@@ -5,4 +5,5 @@ mod examples;
 mod kit;
 mod model;
 mod plans;
+mod prefixes;
 mod properties;

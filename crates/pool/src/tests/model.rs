@@ -11,8 +11,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use types::Moment;
 
-use super::kit::{COOLDOWN, Ec2, at, eni, limits, owner, pool, sandbox, settle, warm_enis, warm_ips};
-use crate::{Action, ActionId, EniSeen, Limits, Outcome, Pool, Role, Targets};
+use super::kit::{COOLDOWN, Ec2, at, eni, limits, owner, pool, sandbox, settle, subnet, warm_enis, warm_ips};
+use crate::{Action, ActionId, EniSeen, Limits, Mode, Outcome, Pool, Role, Targets};
 
 /// Sandboxes that come and go.
 const SANDBOXES: u16 = 12;
@@ -42,6 +42,10 @@ pub(super) enum Step {
     Deliver,
     /// The daemon dies and starts again.
     Restart,
+    /// It is told to ask for addresses in this form.
+    Mode(Mode),
+    /// The subnet has so many prefixes left.
+    Prefixes(u32),
 }
 
 /// How a call ends.
@@ -71,6 +75,8 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Shoot),
         2 => Just(Step::Deliver),
         1 => Just(Step::Restart),
+        1 => prop_oneof![Just(Mode::Addresses), Just(Mode::Prefixes)].prop_map(Step::Mode),
+        1 => (0..4_u32).prop_map(Step::Prefixes),
     ]
 }
 
@@ -112,6 +118,7 @@ pub(super) struct World {
     pub(super) ec2: Ec2,
     pub(super) targets: Targets,
     pub(super) limits: Limits,
+    pub(super) mode: Mode,
     pub(super) now: Moment,
     has: BTreeMap<u16, Has>,
     cooling: BTreeMap<Ipv4Addr, Moment>,
@@ -128,6 +135,7 @@ impl World {
             ec2: Ec2::new(enis, limits),
             targets,
             limits,
+            mode: Mode::default(),
             now: at(0),
             has: BTreeMap::new(),
             cooling: BTreeMap::new(),
@@ -164,6 +172,11 @@ impl World {
                 }
             }
             Step::Restart => self.restart(),
+            Step::Mode(mode) => {
+                self.mode = *mode;
+                self.pool.set_mode(*mode);
+            }
+            Step::Prefixes(left) => self.ec2.prefixes_left = *left,
         }
     }
 
@@ -239,6 +252,7 @@ impl World {
                 Outcome::Unclear
             }
             // What EC2 has done it does not call failed; its answer may be lost all the same.
+            (Ending::Failed | Ending::Unclear { .. }, Some(Outcome::Scarce)) => Outcome::Scarce,
             (Ending::Failed | Ending::Unclear { .. }, Some(_)) | (Ending::Unclear { done: false }, None) => {
                 Outcome::Unclear
             }
@@ -250,6 +264,8 @@ impl World {
     fn restart(&mut self) {
         let text = serde_json::to_string(&self.pool.snapshot()).unwrap();
         self.pool = Pool::restore(serde_json::from_str(&text).unwrap(), COOLDOWN, self.now);
+        self.pool.set_subnets(vec![subnet()]);
+        self.pool.set_mode(self.mode);
         self.has.values_mut().for_each(|has| has.committed = true);
         self.begun.clear();
         self.pictures.clear();
@@ -266,7 +282,7 @@ impl World {
         };
         enis.into_iter()
             .filter(|eni| eni.role.is_for_pods() && !leaving(eni))
-            .flat_map(|eni| eni.addresses)
+            .flat_map(|eni| eni.given().all().collect::<Vec<_>>())
             .collect()
     }
 
@@ -299,7 +315,7 @@ impl World {
         let has: BTreeMap<_, _> = self.has.iter().map(|(n, has)| (sandbox(*n), has.address)).collect();
         assert_eq!(owned, has, "owners");
         let real: BTreeSet<Ipv4Addr> =
-            self.ec2.enis.values().flat_map(|eni| &eni.addresses).copied().collect();
+            self.ec2.enis.values().flat_map(|eni| eni.given().all().collect::<Vec<_>>()).collect();
         let ours: BTreeSet<Ipv4Addr> = has.values().copied().chain(self.free()).collect();
         assert!(ours.is_subset(&real), "EC2 has {real:?}, pods have or get {ours:?}");
     }

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use super::kit::{Ec2, actions, assign, at, eni, eni_id, limits, pool, sandbox, settle, warm_enis, warm_ips};
-use crate::{Action, KeptReason, Outcome, Pool, Role, Targets};
+use super::kit::{
+    Ec2, actions, assign, at, create, eni, eni_id, limits, pool, sandbox, settle, warm_enis, warm_ips,
+};
+use crate::{Action, KeptReason, Outcome, Pool, Role, Targets, Wanted};
 
 #[test]
 fn those_who_wait_get_theirs_in_one_plan() {
@@ -16,9 +18,9 @@ fn those_who_wait_get_theirs_in_one_plan() {
         plan,
         [
             "assign 1 addresses to eni-000",
-            "create an ENI with 3 addresses at device 1",
-            "create an ENI with 3 addresses at device 2",
-            "create an ENI with 1 addresses at device 3",
+            "create an ENI with 3 addresses at device 1 in subnet-1",
+            "create an ENI with 3 addresses at device 2 in subnet-1",
+            "create an ENI with 1 addresses at device 3 in subnet-1",
         ]
     );
 }
@@ -33,17 +35,20 @@ fn nothing_is_promised_twice() {
     }
 
     assert!(actions(&pool, &targets, &limits, 0, at(0)).is_empty());
-    assert_eq!(actions(&pool, &targets, &limits, 1, at(0)), ["create an ENI with 1 addresses at device 1"]);
+    assert_eq!(
+        actions(&pool, &targets, &limits, 1, at(0)),
+        ["create an ENI with 1 addresses at device 1 in subnet-1"]
+    );
 }
 
 #[test]
 fn an_eni_that_is_busy_takes_more_before_a_new_one_is_made() {
     let mut pool = pool(&[eni(0, Role::Primary, 0)]);
-    pool.begin(&Action::AssignAddresses { eni: eni_id(0), count: 2 });
+    pool.begin(&Action::Assign { eni: eni_id(0), wanted: Wanted::Addresses(2) });
     let wants = |waiting| actions(&pool, &warm_ips(2, 0), &limits(2, 5), waiting, at(0));
 
     assert!(wants(3).is_empty());
-    assert_eq!(wants(4), ["create an ENI with 1 addresses at device 1"]);
+    assert_eq!(wants(4), ["create an ENI with 1 addresses at device 1 in subnet-1"]);
 }
 
 #[test]
@@ -70,11 +75,11 @@ fn max_pods_bounds_what_is_spare_but_not_what_is_waited_for() {
 fn a_new_eni_gets_the_lowest_device_that_no_other_has_or_will_have() {
     let mut pool = pool(&[eni(0, Role::Primary, 1), eni(2, Role::Unmanaged, 0)]);
     assign(&mut pool, [1], at(0));
-    pool.begin(&Action::CreateEni { device: types::DeviceIndex(1), addresses: 1 });
+    pool.begin(&create(types::DeviceIndex(1), 1));
 
     assert_eq!(
         actions(&pool, &warm_ips(0, 1), &limits(5, 1), 2, at(0)),
-        ["create an ENI with 1 addresses at device 3"]
+        ["create an ENI with 1 addresses at device 3 in subnet-1"]
     );
 }
 
@@ -127,7 +132,7 @@ fn an_eni_that_the_minimum_needs_stays() {
 #[test]
 fn nothing_is_given_back_while_a_call_is_under_way() {
     let mut pool = pool(&[eni(0, Role::Primary, 5)]);
-    pool.begin(&Action::CreateEni { device: types::DeviceIndex(1), addresses: 5 });
+    pool.begin(&create(types::DeviceIndex(1), 5));
 
     assert!(actions(&pool, &warm_ips(1, 0), &limits(3, 9), 0, at(0)).is_empty());
 }

@@ -29,20 +29,20 @@ fn plan(world: &World, waiting: u32) -> Plan {
 fn taken(pool: &Pool, plan: &Plan) -> BTreeSet<Ipv4Addr> {
     let enis = pool.enis();
     let all_of = |id: &EniId| {
-        enis.iter().find(|eni| eni.id == *id).map(|eni| eni.addresses.clone()).unwrap_or_default()
+        enis.iter().find(|eni| eni.id == *id).map(|eni| eni.given().all().collect()).unwrap_or_default()
     };
     let of_action = |action: &Action| match action {
-        Action::ReleaseAddresses { addresses, .. } => addresses.clone(),
+        Action::Release { given, .. } => given.all().collect(),
         Action::DeleteEni { eni } => all_of(eni),
-        Action::AssignAddresses { .. } | Action::CreateEni { .. } => BTreeSet::new(),
+        Action::Assign { .. } | Action::CreateEni { .. } => BTreeSet::new(),
     };
     plan.actions.iter().flat_map(|planned| of_action(&planned.action)).collect()
 }
 
 fn grows(action: &Action) -> bool {
     match action {
-        Action::AssignAddresses { .. } | Action::CreateEni { .. } => true,
-        Action::ReleaseAddresses { .. } | Action::DeleteEni { .. } => false,
+        Action::Assign { .. } | Action::CreateEni { .. } => true,
+        Action::Release { .. } | Action::DeleteEni { .. } => false,
     }
 }
 
