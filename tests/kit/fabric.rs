@@ -114,6 +114,17 @@ impl Fabric {
         Ok(instance)
     }
 
+    /// Lets an instance that another cloud runs take part: the fabric serves it as far as [`Fabric::wiring`] is told.
+    pub fn adopt(&self, instance: &InstanceId, netns: &Arc<Netns>) {
+        self.plumbing.state().nodes.insert(instance.clone(), Arc::clone(netns));
+    }
+
+    /// Moves links and addresses of ENIs.
+    #[must_use]
+    pub fn wiring(&self) -> &dyn Wiring {
+        &*self.plumbing
+    }
+
     /// What went wrong behind EC2's back.
     ///
     /// # Errors

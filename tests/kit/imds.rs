@@ -17,9 +17,10 @@ use axum::extract::State;
 use axum::extract::connect_info::ConnectInfo;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::Response;
+use ipnetwork::Ipv4Network;
 use types::{InstanceId, Moment};
 
-use crate::ec2::{Ec2, EniView, Instance, Line, Model, OWNER, Server, iso8601, spawn};
+use crate::ec2::{Clock, Ec2, EniView, Instance, Line, Model, OWNER, Server, VpcId, iso8601, spawn};
 
 const TOKEN_HEADER: &str = "x-aws-ec2-metadata-token";
 const TTL_HEADER: &str = "x-aws-ec2-metadata-token-ttl-seconds";
@@ -44,6 +45,21 @@ pub enum ImdsWeather {
     Garbage(String),
     /// Answers to reads have status 503.
     Unavailable,
+}
+
+/// What a metadata service tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// The region's name.
+    pub region: String,
+    /// The instance.
+    pub instance: Instance,
+    /// How many network cards its type has.
+    pub cards: usize,
+    /// The ENIs whose devices are in it.
+    pub enis: Vec<EniView>,
+    /// The ranges of their VPCs.
+    pub ranges: BTreeMap<VpcId, Vec<Ipv4Network>>,
 }
 
 /// A running metadata service of one instance; it ends when this is dropped.
@@ -76,16 +92,48 @@ impl Imds {
 /// # Errors
 /// If the server's runtime or thread cannot be made.
 pub fn serve(listener: TcpListener, ec2: Ec2, instance: InstanceId) -> io::Result<Imds> {
-    let desk = Arc::new(Desk { ec2, instance, book: Mutex::new(Book::default()) });
+    serve_from(listener, Source::Emulator(ec2, instance))
+}
+
+/// Serves metadata that never change, as that of an instance which another cloud than ours runs.
+///
+/// # Errors
+/// As [`serve`].
+pub fn serve_facts(listener: TcpListener, facts: Facts) -> io::Result<Imds> {
+    serve_from(listener, Source::Still(Box::new(facts)))
+}
+
+fn serve_from(listener: TcpListener, source: Source) -> io::Result<Imds> {
+    let desk = Arc::new(Desk { clock: Clock::start(), source, book: Mutex::new(Book::default()) });
     let router = Router::new().fallback(answer).with_state(Arc::clone(&desk));
     Ok(Imds { server: spawn(listener, router)?, desk })
 }
 
 #[derive(Debug)]
 struct Desk {
-    ec2: Ec2,
-    instance: InstanceId,
+    clock: Clock,
+    source: Source,
     book: Mutex<Book>,
+}
+
+/// Where the facts come from.
+#[derive(Debug)]
+enum Source {
+    Emulator(Ec2, InstanceId),
+    Still(Box<Facts>),
+}
+
+impl Source {
+    /// The facts of now; `None` if the instance is gone.
+    fn facts(&self) -> Option<Facts> {
+        match self {
+            Self::Emulator(ec2, instance) => {
+                let now = ec2.now();
+                ec2.look(|model| facts(model, instance, now))
+            }
+            Self::Still(facts) => Some(Facts::clone(facts)),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -139,7 +187,7 @@ impl Desk {
         let Some(ttl) = asked.filter(|ttl| (1..=TTL_MAX).contains(ttl)) else {
             return text_response(StatusCode::BAD_REQUEST, String::new());
         };
-        let now = self.ec2.now();
+        let now = self.clock.now();
         let mut book = self.book();
         book.tokens.retain(|_, end| *end > now);
         if book.tokens.len() >= TOKENS_MAX {
@@ -156,12 +204,11 @@ impl Desk {
     fn knows_token(&self, headers: &HeaderMap) -> bool {
         let token = headers.get(TOKEN_HEADER).and_then(|value| value.to_str().ok());
         let end = token.and_then(|token| self.book().tokens.get(token).copied());
-        end.is_some_and(|end| end > self.ec2.now())
+        end.is_some_and(|end| end > self.clock.now())
     }
 
     fn read(&self, path: &str) -> Response {
-        let now = self.ec2.now();
-        let tree = self.ec2.look(|model| tree(model, &self.instance, now));
+        let tree = self.source.facts().map(|facts| tree(&facts, self.clock.now())).unwrap_or_default();
         match look_up(&tree, path) {
             Some(text) => text_response(StatusCode::OK, text),
             None => text_response(StatusCode::NOT_FOUND, String::new()),
@@ -196,23 +243,33 @@ fn look_up(tree: &Tree, path: &str) -> Option<String> {
     if names.is_empty() { None } else { Some(Vec::from_iter(names).join("\n")) }
 }
 
-fn tree(model: &Model, id: &InstanceId, now: Moment) -> Tree {
+/// What the emulator knows of an instance that runs.
+fn facts(model: &Model, id: &InstanceId, now: Moment) -> Option<Facts> {
+    let instance = model.instance(id).ok().filter(|instance| instance.running)?;
+    let enis = model.as_of(now, model.config().imds_lag);
+    let enis: Vec<EniView> =
+        enis.values().filter(|eni| eni.inside() == Some(id)).map(|eni| EniView::clone(eni)).collect();
+    let range = |eni: &EniView| Some((eni.vpc.clone(), model.vpc(&eni.vpc)?.cidrs.clone()));
+    Some(Facts {
+        region: model.config().region.clone(),
+        instance: instance.clone(),
+        cards: model.limits_table().get(&instance.instance_type).map_or(1, |limits| limits.cards.len()),
+        ranges: enis.iter().filter_map(range).collect(),
+        enis,
+    })
+}
+
+fn tree(facts: &Facts, now: Moment) -> Tree {
     let mut tree = Tree::new();
-    let Ok(instance) = model.instance(id) else { return tree };
-    if !instance.running {
-        return tree;
-    }
-    let region = &model.config().region;
+    let Facts { region, instance, cards, enis, ranges } = facts;
     put_instance(&mut tree, instance, region);
     put_credentials(&mut tree, now);
     let document = identity_document(instance, region);
     tree.insert("latest/dynamic/instance-identity/document".to_owned(), document);
-    let cards = model.limits_table().get(&instance.instance_type).map_or(1, |limits| limits.cards.len());
-    let enis = model.as_of(now, model.config().imds_lag);
-    for eni in enis.values().filter(|eni| eni.inside() == Some(id)) {
-        let ranges = model.vpc(&eni.vpc).map(|vpc| vpc.cidrs.as_slice()).unwrap_or_default();
+    for eni in enis {
+        let ranges = ranges.get(&eni.vpc).map(Vec::as_slice).unwrap_or_default();
         put_eni(&mut tree, eni);
-        put_place(&mut tree, eni, cards);
+        put_place(&mut tree, eni, *cards);
         put_eni_text(&mut tree, eni, "vpc-ipv4-cidr-block", lines(ranges.iter().take(1)));
         put_eni_text(&mut tree, eni, "vpc-ipv4-cidr-blocks", lines(ranges));
     }

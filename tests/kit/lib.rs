@@ -11,6 +11,7 @@ pub mod ec2;
 pub mod fabric;
 pub mod imds;
 mod keeper;
+pub mod moto;
 pub mod netns;
 pub mod node;
 pub mod probe;

@@ -16,7 +16,7 @@ use wire::{HEADER_BYTES, PROTOCOL, Reply, Report, Request, Verb};
 use crate::LabError;
 use crate::ec2::{Instance, Server, serve as serve_ec2};
 use crate::fabric::Fabric;
-use crate::imds::{Imds, serve as serve_imds};
+use crate::imds::{Facts, Imds, serve as serve_imds, serve_facts};
 use crate::netns::Netns;
 
 /// Where the node finds EC2.
@@ -32,7 +32,8 @@ pub struct Node {
     netns: Arc<Netns>,
     instance: Instance,
     imds: Imds,
-    _ec2: Server,
+    /// Ours, unless another cloud runs the instance.
+    _ec2: Option<Server>,
     run_dir: PathBuf,
     /// Behind a lock, so that it can be killed while pods are being added.
     daemon: Mutex<Option<Child>>,
@@ -62,19 +63,36 @@ impl Node {
     pub fn launch(fabric: &Fabric, name: &str, instance_type: &str) -> Result<Self, LabError> {
         let netns = Arc::new(Netns::create(name)?);
         let instance = fabric.launch(&netns, instance_type)?;
-        // Scope host: the kernel must not choose it as the source of the node's own packets.
-        netns.ip("addr add 169.254.169.254/32 dev lo scope host\n")?;
-        let listen = |address: &str| {
-            let bound = netns.run(|| TcpListener::bind(address))?;
-            bound.map_err(LabError::doing(format!("listen on {address}")))
-        };
-        let metadata = listen("169.254.169.254:80")?;
-        let imds = serve_imds(metadata, fabric.ec2().clone(), instance.id.clone());
+        let imds = serve_imds(listen_for_metadata(&netns)?, fabric.ec2().clone(), instance.id.clone());
         let imds = imds.map_err(LabError::doing("serve instance metadata"))?;
-        let api = listen(&format!("127.0.0.1:{EC2_PORT}"))?;
+        let api = listen(&netns, &format!("127.0.0.1:{EC2_PORT}"))?;
         let ec2 = serve_ec2(api, fabric.ec2().clone(), Some(instance.id.clone()));
         let ec2 = ec2.map_err(LabError::doing("serve EC2"))?;
-        let run_dir = Path::new("/run/lab").join(name);
+        Self::assemble(netns, instance, imds, Some(ec2))
+    }
+
+    /// A node on an instance that another cloud runs: here are its namespace, its links and its metadata. The daemon
+    /// finds that cloud's EC2 by its settings.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn adopt(fabric: &Fabric, netns: Arc<Netns>, facts: Facts) -> Result<Self, LabError> {
+        let instance = facts.instance.clone();
+        fabric.adopt(&instance.id, &netns);
+        facts.enis.iter().for_each(|eni| fabric.wiring().attached(&instance.id, eni));
+        fabric.troubles()?;
+        let imds = serve_facts(listen_for_metadata(&netns)?, facts);
+        let imds = imds.map_err(LabError::doing("serve instance metadata"))?;
+        Self::assemble(netns, instance, imds, None)
+    }
+
+    fn assemble(
+        netns: Arc<Netns>,
+        instance: Instance,
+        imds: Imds,
+        ec2: Option<Server>,
+    ) -> Result<Self, LabError> {
+        let run_dir = Path::new("/run/lab").join(netns.name());
         std::fs::create_dir_all(&run_dir).map_err(LabError::doing("make the run directory"))?;
         Ok(Self { netns, instance, imds, _ec2: ec2, run_dir, daemon: Mutex::default() })
     }
@@ -277,6 +295,17 @@ impl Node {
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
+}
+
+fn listen(netns: &Netns, address: &str) -> Result<TcpListener, LabError> {
+    let bound = netns.run(|| TcpListener::bind(address))?;
+    bound.map_err(LabError::doing(format!("listen on {address}")))
+}
+
+fn listen_for_metadata(netns: &Netns) -> Result<TcpListener, LabError> {
+    // Scope host: the kernel must not choose it as the source of the node's own packets.
+    netns.ip("addr add 169.254.169.254/32 dev lo scope host\n")?;
+    listen(netns, "169.254.169.254:80")
 }
 
 impl Drop for Node {

@@ -1,4 +1,5 @@
-//! The whole system on the VPC lab: the real daemon, the real plugin, real packets, real containerd.
+//! The whole system on the VPC lab: the real daemon, the real plugin, real packets, real containerd, and an EC2
+//! of other people's making.
 //!
 //! `main` enters namespaces before any thread exists. Tests run one after the other, each with a lab of its own;
 //! what the machine cannot run is counted as ignored, with its reason.
@@ -8,6 +9,7 @@
 mod bad_input;
 mod containerd;
 mod life;
+mod moto;
 mod prefixes;
 mod privilege;
 mod storms;
@@ -30,8 +32,10 @@ fn main() -> std::process::ExitCode {
     let hidden = || lab::netns::hide_cni_results().err().map(|error| error.to_string());
     let without_user = without_lab.clone().or_else(privilege::no_user_namespaces);
     let without_containerd = without_lab.clone().or(not_root).or_else(containerd::missing).or_else(hidden);
+    let without_moto = without_lab.clone().or_else(lab::moto::missing);
     let mut trials = trials(&tests, without_lab.as_deref());
     trials.extend(self::trials(containerd::TESTS, without_containerd.as_deref()));
+    trials.extend(self::trials(moto::TESTS, without_moto.as_deref()));
     trials.extend(self::trials(privilege::AS_USER, without_user.as_deref()));
     libtest_mimic::run(&arguments, trials).exit_code()
 }

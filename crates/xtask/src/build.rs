@@ -82,7 +82,8 @@ fn host_triple() -> Result<String, Failure> {
     host.map(str::to_owned).ok_or_else(|| Failure::Why("rustc does not tell its host".to_owned()))
 }
 
-fn target_directory() -> Result<PathBuf, Failure> {
+/// Where cargo puts what it builds.
+pub(crate) fn target_directory() -> Result<PathBuf, Failure> {
     let metadata = metadata(&["--no-deps"])?;
     let directory = metadata["target_directory"].as_str().map(PathBuf::from);
     directory.ok_or_else(|| Failure::Why("cargo metadata names no target directory".to_owned()))

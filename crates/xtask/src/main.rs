@@ -4,6 +4,7 @@
 
 mod build;
 mod licences;
+mod moto;
 mod setup;
 mod steps;
 mod tests;
@@ -86,7 +87,8 @@ fn test() -> Result<(), Failure> {
     setup::for_tests()?;
     let built = build::all(Profile::Dev)?;
     steps::enter_workspace()?;
-    tests::run(&built)
+    let moto = moto::set_up(&build::target_directory()?)?;
+    tests::run(&built, &moto)
 }
 
 fn bench(json: Option<PathBuf>) -> Result<(), Failure> {

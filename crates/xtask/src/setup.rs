@@ -22,14 +22,16 @@ const FOR_TESTS: &[Needed] = &[
 
 /// What the demo needs.
 pub(crate) fn for_demo() -> Result<(), Failure> {
-    install(BASE)?;
+    install(&missing(BASE));
     require(BASE)
 }
 
 /// What the tests need.
 pub(crate) fn for_tests() -> Result<(), Failure> {
     let all: Vec<Needed> = BASE.iter().chain(FOR_TESTS).copied().collect();
-    install(&all)?;
+    let mut packages = missing(&all);
+    packages.extend((!can_make_environments()).then_some("python3-venv"));
+    install(&packages);
     require(BASE)
 }
 
@@ -43,25 +45,29 @@ fn there(program: &str) -> bool {
     on_path || ["/usr/sbin", "/sbin"].iter().any(|directory| Path::new(directory).join(program).exists())
 }
 
-fn install(needed: &[Needed]) -> Result<(), Failure> {
-    let packages = missing(needed);
+/// Whether there is a Python that can make environments with a pip in them, as moto needs one.
+fn can_make_environments() -> bool {
+    let asked = Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
+    asked.is_ok_and(|output| output.status.success())
+}
+
+fn install(packages: &[&str]) {
     if packages.is_empty() {
-        return Ok(());
+        return;
     }
     let names = packages.join(" ");
     if !there("apt-get") || !is_root() {
         println!("── missing packages: {names}\n   as root: apt-get install {names}");
-        return Ok(());
+        return;
     }
     println!("── installing {names}");
     // A package list that cannot be renewed may still do; the install says if not.
     let _updated = quiet("apt-get", &["update", "-qq"]);
     let mut arguments = vec!["install", "-y", "-qq", "--no-install-recommends"];
-    arguments.extend(&packages);
+    arguments.extend(packages);
     if !quiet("apt-get", &arguments) {
         println!("   apt-get could not install all of them; what needs them is skipped");
     }
-    Ok(())
 }
 
 fn require(needed: &[Needed]) -> Result<(), Failure> {

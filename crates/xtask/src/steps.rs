@@ -49,6 +49,21 @@ pub(crate) fn step(name: &str, mut command: Command) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Runs a step whose failure is not ours, and whose output matters only then: the reason is its last line.
+pub(crate) fn step_output(name: &str, mut command: Command) -> Result<(), String> {
+    let started = Instant::now();
+    let output =
+        command.output().map_err(|error| format!("cannot run {:?}: {error}", command.get_program()))?;
+    if output.status.success() {
+        println!("   {name}: {:.0} s", started.elapsed().as_secs_f32());
+        return Ok(());
+    }
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    let last = said.lines().rev().map(str::trim).find(|line| !line.is_empty());
+    Err(last.map_or_else(|| format!("{name}: {}", output.status), str::to_owned))
+}
+
 /// Runs a program in the foreground; its exit code becomes ours.
 pub(crate) fn pass_on(command: &mut Command) -> Result<(), Failure> {
     let name = command.get_program().to_string_lossy().into_owned();

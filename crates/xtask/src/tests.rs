@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
 use crate::build::Built;
+use crate::moto::Moto;
 use crate::steps::{Failure, cargo};
 
 /// Totals over all test programs.
@@ -21,11 +22,15 @@ struct Count {
 /// Runs the workspace's tests.
 ///
 /// A test program that skips may say why in the file that `LAB_SKIPS` names, one `test: reason` per line.
-pub(crate) fn run(built: &Built) -> Result<(), Failure> {
+pub(crate) fn run(built: &Built, moto: &Moto) -> Result<(), Failure> {
     println!("── tests");
     let skips = std::env::temp_dir().join(format!("vpc-cni-skips-{}", std::process::id()));
     let mut command = cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]);
-    command.envs(built.environment()).env("LAB_SKIPS", &skips).stdout(Stdio::piped());
+    command
+        .envs(built.environment())
+        .envs([moto.environment()])
+        .env("LAB_SKIPS", &skips)
+        .stdout(Stdio::piped());
     let mut child = command.spawn().map_err(|error| Failure::Why(format!("cannot run cargo: {error}")))?;
     let mut count = Count::default();
     // A test may print what is no text, and the count must not end there.

@@ -370,18 +370,19 @@ impl Ec2 {
 }
 
 /// Wall time at the start plus time passed since: never goes back.
-struct Clock {
+#[derive(Debug)]
+pub(crate) struct Clock {
     base: Moment,
     started: Instant,
 }
 
 impl Clock {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self { base: Moment(0).plus(since_epoch), started: Instant::now() }
     }
 
-    fn now(&self) -> Moment {
+    pub(crate) fn now(&self) -> Moment {
         self.base.plus(self.started.elapsed())
     }
 }

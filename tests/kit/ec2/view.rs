@@ -54,7 +54,7 @@ pub trait Wiring: Send + Sync {
 
 /// A VPC's id, `vpc-…`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct VpcId(pub(super) String);
+pub struct VpcId(pub(crate) String);
 
 impl fmt::Display for VpcId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
