@@ -179,6 +179,7 @@ fn retry_mends(reason: Reason) -> bool {
         | Reason::AllCooling
         | Reason::NodeFull
         | Reason::SubnetFull
+        | Reason::NoPrefix
         | Reason::EniLimit
         | Reason::Throttled
         | Reason::Denied
@@ -229,6 +230,7 @@ fn as_add(failure: Failure) -> Failure {
         | Reason::AllCooling
         | Reason::NodeFull
         | Reason::SubnetFull
+        | Reason::NoPrefix
         | Reason::EniLimit
         | Reason::Throttled
         | Reason::Denied

@@ -40,6 +40,11 @@ pub enum Record {
         /// What.
         address: Ipv4Addr,
     },
+    /// A call that takes this away is about to be made: EC2 may go on showing it for a while, also after a restart.
+    Leaving {
+        /// What.
+        leaving: pool::Leaving,
+    },
     /// A sandbox gave its address back.
     Released {
         /// Who.

@@ -16,6 +16,7 @@ pub mod netns;
 pub mod node;
 pub mod probe;
 pub mod runtime;
+pub mod sim;
 
 /// Why the lab cannot do what it should.
 #[derive(Debug, thiserror::Error)]

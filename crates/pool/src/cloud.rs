@@ -7,27 +7,29 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use types::{DeviceIndex, EniId, Moment, NetworkCard, SubnetId};
+use types::{DeviceIndex, EniId, Moment, NetworkCard, Prefix, SubnetId};
 
-use crate::model::{Action, ActionId, EniSeen, Given, Note, Outcome, Wanted};
+use crate::model::{Action, ActionId, EniSeen, Given, Leaving, Note, Outcome, Wanted};
 use crate::pool::{Address, Call, Eni, Pool};
 
 /// How long after a change of ours EC2's answers may still lack it.
-const PICTURE_LAG: Duration = Duration::from_secs(10);
+pub const PICTURE_LAG: Duration = Duration::from_secs(10);
 
 impl Pool {
     /// Takes in a complete picture of the ENIs, asked for at `as_of`.
     ///
     /// What calls of ours have changed since then, or are changing, stays as we know it. An address that vanished
-    /// stays with its owner and nobody else can get it. Calls that ended unclearly before `as_of` are settled by it.
+    /// stays with its owner and nobody else can get it. Calls that ended unclearly [`PICTURE_LAG`] before `as_of` are
+    /// settled by it.
     pub fn observe(&mut self, seen: &[EniSeen], as_of: Moment, now: Moment) -> Vec<Note> {
         let mut notes = Vec::new();
         if as_of < self.pictured {
             return notes;
         }
         self.pictured = as_of;
-        self.in_flight.retain(|_, call| call.unclear_since.is_none_or(|since| since >= as_of));
-        self.deleted.retain(|_, from| *from > as_of);
+        let settled = |since: Moment| since.plus(PICTURE_LAG) <= as_of;
+        self.in_flight.retain(|_, call| !call.unclear_since.is_some_and(settled));
+        self.gone.retain(|(_, until)| *until > as_of);
         self.cooling_elsewhere.retain(|_, until| *until > now);
 
         let there: BTreeSet<&EniId> = seen.iter().map(|eni| &eni.id).collect();
@@ -38,6 +40,7 @@ impl Pool {
         let news: Vec<&EniSeen> =
             seen.iter().filter(|eni| known.contains(&eni.id) || self.is_new(eni)).collect();
         // All that left before all that joined: an address may have moved from one ENI to another, or become primary.
+        let news: Vec<EniSeen> = news.into_iter().map(|eni| self.without_what_is_gone(eni)).collect();
         for picture in &news {
             self.clear_primary(picture.primary_address, &mut notes);
             self.join(picture, now);
@@ -60,6 +63,51 @@ impl Pool {
         self.occupied = places;
     }
 
+    /// An ENI as a picture shows it, without what has left since as far as we know.
+    fn without_what_is_gone(&self, eni: &EniSeen) -> EniSeen {
+        let mut eni = eni.clone();
+        for given in self
+            .gone
+            .iter()
+            .filter(|(gone, _)| gone.eni == eni.id)
+            .filter_map(|(gone, _)| gone.given.as_ref())
+        {
+            eni.addresses.retain(|address| !given.addresses.contains(address));
+            eni.prefixes.retain(|prefix| !given.prefixes.contains(prefix));
+        }
+        eni
+    }
+
+    fn is_deleted(&self, eni: &EniId) -> bool {
+        self.gone.iter().any(|(gone, _)| gone.eni == *eni && gone.given.is_none())
+    }
+
+    /// Takes in that a call which takes this away may have been sent before a restart: pictures asked for before
+    /// `until` do not bring it back.
+    ///
+    /// What a pod holds stays its own: such a call was never made for it.
+    pub fn doubt(&mut self, leaving: Leaving, until: Moment) {
+        let held: BTreeSet<Ipv4Addr> = self.held.values().map(|held| held.address).collect();
+        if let Some(eni) = self.enis.get_mut(&leaving.eni) {
+            let goes = |address: &Ipv4Addr| leaving.given.as_ref().is_none_or(|given| given.covers(*address));
+            eni.addresses.retain(|address, _| !goes(address) || held.contains(address));
+            let kept: BTreeSet<Prefix> = held.iter().map(|address| Prefix::of(*address)).collect();
+            eni.prefixes.retain(|prefix| !goes(&prefix.first()) || kept.contains(prefix));
+            if leaving.given.is_none() && eni.addresses.is_empty() {
+                self.enis.remove(&leaving.eni);
+            }
+        }
+        self.gone.push((leaving, until));
+    }
+
+    /// When a picture may tell more than one asked for now.
+    #[must_use]
+    pub fn doubtful_until(&self, now: Moment) -> Option<Moment> {
+        let unclear = self.in_flight.values().filter_map(|call| call.unclear_since);
+        let gone = self.gone.iter().map(|(_, until)| *until).filter(|until| *until < Moment(u64::MAX));
+        unclear.map(|since| since.plus(PICTURE_LAG)).chain(gone).filter(|until| *until > now).max()
+    }
+
     /// Whether a picture asked for at `as_of` knows all that we know of an ENI.
     fn is_believed(&self, id: &EniId, as_of: Moment) -> bool {
         !self.is_busy(id) && self.enis.get(id).is_none_or(|eni| eni.believe_from <= as_of)
@@ -72,7 +120,7 @@ impl Pool {
             Action::CreateEni { device, .. } => *device == eni.device,
             Action::Assign { .. } | Action::Release { .. } | Action::DeleteEni { .. } => false,
         };
-        let known = self.enis.contains_key(&eni.id) || self.deleted.contains_key(&eni.id);
+        let known = self.enis.contains_key(&eni.id) || self.is_deleted(&eni.id);
         !known && !self.in_flight.values().any(creating)
     }
 
@@ -201,6 +249,7 @@ impl Pool {
 
     fn finish_assigned(&mut self, id: ActionId, given: &Given, now: Moment) {
         if let Some(Action::Assign { eni, wanted }) = self.end(id) {
+            self.is_back(given);
             self.add_addresses(&eni, given, now);
             self.believe_later(&eni, now);
             if let Some(eni) = self.enis.get(&eni) {
@@ -239,6 +288,7 @@ impl Pool {
 
     fn finish_released(&mut self, id: ActionId, now: Moment) {
         if let Some(Action::Release { eni, given }) = self.end(id) {
+            self.went(Leaving { eni: eni.clone(), given: Some(given.clone()) }, now);
             for address in given.all() {
                 self.drop_address(&eni, address, &mut Vec::new());
             }
@@ -253,7 +303,7 @@ impl Pool {
     fn finish_deleted(&mut self, id: ActionId, now: Moment) {
         if let Some(Action::DeleteEni { eni }) = self.end(id) {
             self.drop_eni(&eni, &mut Vec::new());
-            self.deleted.insert(eni, now.plus(PICTURE_LAG));
+            self.went(Leaving { eni, given: None }, now);
             self.last_release = now;
         }
     }
@@ -270,15 +320,25 @@ impl Pool {
 
     fn finish_unclear(&mut self, id: ActionId, now: Moment) {
         let Some(call) = self.in_flight.get_mut(&id) else { return };
+        // Only a look some time after this decides: an earlier one may show the state before the call.
         call.unclear_since = Some(now);
-        // The next look decides, however short a while ago an earlier call was.
         if let Some(eni) = call.action.eni().and_then(|eni| self.enis.get_mut(eni)) {
-            eni.believe_from = now.plus(Duration::from_millis(1));
+            eni.believe_from = now.plus(PICTURE_LAG);
         }
     }
 
     fn end(&mut self, id: ActionId) -> Option<Action> {
         self.in_flight.remove(&id).map(|call| call.action)
+    }
+
+    /// EC2 gives again what it took back a moment ago.
+    pub(crate) fn is_back(&mut self, given: &Given) {
+        self.gone.retain_mut(|(gone, _)| still_gone(gone, given));
+    }
+
+    /// What an action took away is gone, for pictures of some time after too.
+    fn went(&mut self, leaving: Leaving, now: Moment) {
+        self.gone.push((leaving, now.plus(PICTURE_LAG)));
     }
 
     fn believe_later(&mut self, eni: &EniId, now: Moment) {
@@ -325,6 +385,14 @@ impl Pool {
     pub(crate) fn is_being_deleted(&self, eni: &EniId) -> bool {
         self.in_flight.values().any(|call| matches!(&call.action, Action::DeleteEni { eni: id } if id == eni))
     }
+}
+
+/// Takes out of what is gone what is given again; false when nothing is left of it.
+fn still_gone(gone: &mut Leaving, given: &Given) -> bool {
+    let Some(lost) = &mut gone.given else { return true };
+    lost.addresses.retain(|address| !given.addresses.contains(address));
+    lost.prefixes.retain(|prefix| !given.prefixes.contains(prefix));
+    !lost.is_empty()
 }
 
 /// What was to leave an ENI is there to stay.

@@ -262,7 +262,7 @@ impl fmt::Display for Wanted {
 }
 
 /// Single addresses and prefixes of an ENI, as EC2 gives and takes them.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Given {
     /// Single addresses.
     pub addresses: BTreeSet<Ipv4Addr>,
@@ -344,7 +344,26 @@ pub enum Action {
     },
 }
 
+/// What a call takes away from the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaving {
+    /// From this ENI.
+    pub eni: EniId,
+    /// These; `None` for the ENI itself with all that it has.
+    pub given: Option<Given>,
+}
+
 impl Action {
+    /// What it takes away.
+    #[must_use]
+    pub fn leaving(&self) -> Option<Leaving> {
+        match self {
+            Self::Release { eni, given } => Some(Leaving { eni: eni.clone(), given: Some(given.clone()) }),
+            Self::DeleteEni { eni } => Some(Leaving { eni: eni.clone(), given: None }),
+            Self::Assign { .. } | Self::CreateEni { .. } => None,
+        }
+    }
+
     /// The ENI it is about; a new one has no name yet.
     #[must_use]
     pub const fn eni(&self) -> Option<&EniId> {

@@ -248,9 +248,9 @@ impl Pool {
         let Situation { limits, now, .. } = situation;
         let why = need.why;
         let mut actions = Vec::new();
-        let mut enis = self.with_room(limits);
+        let mut enis = self.with_room(limits, now);
         let mut devices = self.free_devices(limits);
-        let later = self.room_later(limits);
+        let later = self.room_later(limits, now);
         // Single addresses only for what no prefix could be had for.
         let forms: &[Mode] = match self.mode {
             Mode::Addresses => &[Mode::Addresses],
@@ -259,7 +259,7 @@ impl Pool {
         for form in forms {
             enis.retain(|eni| {
                 let most = self.scarcity.ask_at_most(&eni.seen.subnet, *form, now);
-                let wanted = need.take(*form, room(eni, limits).min(most));
+                let wanted = need.take(*form, self.room(eni, limits, now).min(most));
                 let action = wanted.map(|wanted| Action::Assign { eni: eni.seen.id.clone(), wanted });
                 actions.extend(action.map(|action| Planned { action, why }));
                 wanted.is_none()
@@ -277,19 +277,30 @@ impl Pool {
         Plan { actions, unmet: need.missing.min(need.bound), ..Plan::default() }
     }
 
+    /// Free slots of an ENI. What a call took away a moment ago, or may have, still fills its own.
+    fn room(&self, eni: &Eni, limits: &Limits, now: Moment) -> u32 {
+        let gone = self.gone.iter().filter(|(gone, until)| gone.eni == eni.seen.id && *until > now);
+        let slots: usize = gone
+            .filter_map(|(gone, _)| gone.given.as_ref())
+            .map(|given| given.addresses.len() + given.prefixes.len())
+            .sum();
+        u32::from(limits.slots_per_eni).saturating_sub(eni.slots()).saturating_sub(as_count(slots))
+    }
+
     /// ENIs that can take more addresses and are not busy, fullest first.
-    pub(crate) fn with_room(&self, limits: &Limits) -> Vec<&Eni> {
-        let fit =
-            |eni: &&Eni| eni.seen.card == limits.card && room(eni, limits) > 0 && !self.is_busy(&eni.seen.id);
+    pub(crate) fn with_room(&self, limits: &Limits, now: Moment) -> Vec<&Eni> {
+        let fit = |eni: &&Eni| {
+            eni.seen.card == limits.card && self.room(eni, limits, now) > 0 && !self.is_busy(&eni.seen.id)
+        };
         let mut enis: Vec<&Eni> = self.usable().filter(fit).collect();
         enis.sort_by_key(|eni| (Reverse(eni.slots()), eni.place()));
         enis
     }
 
     /// Room on ENIs that are busy now: they can take more sooner than a new ENI could.
-    fn room_later(&self, limits: &Limits) -> u32 {
+    fn room_later(&self, limits: &Limits, now: Moment) -> u32 {
         let busy = self.usable().filter(|eni| eni.seen.card == limits.card && self.is_busy(&eni.seen.id));
-        busy.map(|eni| room(eni, limits).saturating_sub(self.coming_to(&eni.seen.id))).sum()
+        busy.map(|eni| self.room(eni, limits, now).saturating_sub(self.coming_to(&eni.seen.id))).sum()
     }
 
     /// Device indices that a new ENI may have, lowest first; as many as there may be new ENIs.
@@ -397,7 +408,7 @@ impl Pool {
         let left: Vec<&Eni> = self.enis.values().filter(|eni| !acted.contains(&eni.seen.id)).collect();
         for eni in left {
             let reason = if growing && eni.seen.role.is_for_pods() {
-                self.why_not_grown(eni, situation.limits)
+                self.why_not_grown(eni, situation)
             } else {
                 self.why_kept(eni, situation).unwrap_or(KeptReason::Rests)
             };
@@ -408,18 +419,15 @@ impl Pool {
         }
     }
 
-    fn why_not_grown(&self, eni: &Eni, limits: &Limits) -> KeptReason {
+    fn why_not_grown(&self, eni: &Eni, situation: Situation<'_>) -> KeptReason {
+        let Situation { limits, now, .. } = situation;
         match () {
             () if eni.seen.card != limits.card => KeptReason::OtherCard(eni.seen.card),
             () if self.is_busy(&eni.seen.id) => KeptReason::Busy,
-            () if room(eni, limits) == 0 => KeptReason::Full,
+            () if self.room(eni, limits, now) == 0 => KeptReason::Full,
             () => KeptReason::NotNeededYet,
         }
     }
-}
-
-fn room(eni: &Eni, limits: &Limits) -> u32 {
-    u32::from(limits.slots_per_eni).saturating_sub(eni.slots())
 }
 
 /// Single addresses that can go, lowest first.
@@ -483,9 +491,13 @@ fn short_of_enis(target: u32, limits: &Limits, stock: Stock) -> (u32, Why) {
 
 /// As many free as so many prefixes hold; at least one.
 fn short_of_prefixes(target: u32, stock: Stock) -> (u32, Why) {
-    let wanted = (i64::from(target) * i64::from(Prefix::ADDRESSES)).max(1);
-    let by = at_least_zero(wanted - stock.available);
+    let by = at_least_zero(warm_of_prefixes(target) - stock.available);
     (by, Why::WarmPrefixShort { target, by })
+}
+
+/// How many free addresses so many warm prefixes ask for; one at least, or a prefix would come and go with each plan.
+fn warm_of_prefixes(target: u32) -> i64 {
+    (i64::from(target) * i64::from(Prefix::ADDRESSES)).max(1)
 }
 
 /// An ENI is given back only with so many addresses available: one ENI's worth more than `WARM_ENI_TARGET` asks for,
@@ -504,9 +516,7 @@ fn over(mode: Mode, targets: &Targets, stock: Stock) -> u32 {
             at_least_zero(stock.available - i64::from(warm)).min(stock.total.saturating_sub(minimum))
         }
         (None, Mode::Addresses) => 0,
-        (None, Mode::Prefixes) => {
-            at_least_zero(stock.available - i64::from(targets.warm_prefix) * i64::from(Prefix::ADDRESSES))
-        }
+        (None, Mode::Prefixes) => at_least_zero(stock.available - warm_of_prefixes(targets.warm_prefix)),
     }
 }
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use types::{DeviceIndex, EniId, HostVeth, Moment, NetworkCard, Prefix, Reason, SandboxKey, SubnetId};
 
-use crate::model::{Action, ActionId, Counts, EniSeen, Grant, Limits, Mode, Owner, Place, Shortage, Wanted};
+use crate::model::{
+    Action, ActionId, Counts, EniSeen, Given, Grant, Leaving, Limits, Mode, Owner, Place, Shortage, Wanted,
+};
 use crate::scarcity::Scarcity;
 
 /// The node's addresses.
@@ -26,8 +28,8 @@ pub struct Pool {
     pub(crate) last_release: Moment,
     /// When the newest picture was asked for.
     pub(crate) pictured: Moment,
-    /// ENIs that we deleted, and from when on a picture that has one is believed.
-    pub(crate) deleted: BTreeMap<EniId, Moment>,
+    /// What calls have taken away, or may have: a picture that was asked for before this moment may still show it.
+    pub(crate) gone: Vec<(Leaving, Moment)>,
     /// Places on the instance that are taken by what is no ENI of `enis`.
     pub(crate) occupied: BTreeSet<(NetworkCard, DeviceIndex)>,
     /// Cooling addresses that are on no known ENI (restored, or taken away meanwhile).
@@ -99,7 +101,7 @@ impl Pool {
             last_action: ActionId(0),
             last_release: Moment(0),
             pictured: Moment(0),
-            deleted: BTreeMap::new(),
+            gone: Vec::new(),
             occupied: BTreeSet::new(),
             cooling_elsewhere: BTreeMap::new(),
             reused_early: 0,
@@ -234,6 +236,7 @@ impl Pool {
         }
         self.release(&owner.sandbox, owner.since);
         self.cooling_elsewhere.remove(&address);
+        self.is_back(&Given { addresses: [address].into(), prefixes: [Prefix::of(address)].into() });
         let eni = self.enis.values_mut().find(|eni| eni.addresses.contains_key(&address));
         let eni = eni.map(|eni| {
             eni.addresses.insert(address, Address::Held(owner.sandbox.clone()));
@@ -318,7 +321,7 @@ impl Pool {
     #[must_use]
     pub fn shortage_reason(&self, limits: &Limits, now: Moment) -> Reason {
         let obtainable = !self.in_flight.is_empty()
-            || !self.with_room(limits).is_empty()
+            || !self.with_room(limits, now).is_empty()
             || !self.free_devices(limits).is_empty();
         match (obtainable, self.counts(now).cooling) {
             (true, _) => Reason::PoolEmpty,

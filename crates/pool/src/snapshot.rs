@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use types::Moment;
 
-use crate::model::{EniSeen, Owner};
+use crate::cloud::PICTURE_LAG;
+use crate::model::{EniSeen, Leaving, Owner};
 use crate::pool::{Address, Pool};
 
 /// What survives a restart.
@@ -19,6 +20,9 @@ pub struct Snapshot {
     pub cooling: BTreeMap<Ipv4Addr, Moment>,
     /// The ENIs as last known, without what was on its way out.
     pub enis: Vec<EniSeen>,
+    /// What calls are taking away, or took a short while ago: EC2 may go on showing it.
+    #[serde(default)]
+    pub gone: Vec<Leaving>,
 }
 
 impl Pool {
@@ -33,7 +37,9 @@ impl Pool {
             Address::Free(_) | Address::Held(_) => None,
         });
         let cooling = cooling.chain(self.cooling_elsewhere.iter().map(|(a, until)| (*a, *until))).collect();
-        Snapshot { owners, cooling, enis: self.enis() }
+        let under_way = self.in_flight.values().filter_map(|call| call.action.leaving());
+        let gone = self.gone.iter().map(|(gone, _)| gone.clone()).chain(under_way).collect();
+        Snapshot { owners, cooling, enis: self.enis(), gone }
     }
 
     /// The pool that was written. Cooling that lies further ahead than the cooldown (the clock was set back) is cut.
@@ -48,6 +54,9 @@ impl Pool {
         pool.observe(&snapshot.enis, Moment(0), now);
         for (owner, address) in snapshot.owners {
             pool.adopt(owner, address);
+        }
+        for leaving in snapshot.gone {
+            pool.doubt(leaving, now.plus(PICTURE_LAG));
         }
         pool
     }

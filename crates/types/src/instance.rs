@@ -1,5 +1,7 @@
 //! What each EC2 instance type can hold.
 
+use std::sync::LazyLock;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{DeviceIndex, NetworkCard};
@@ -52,11 +54,14 @@ impl InstanceLimits {
 pub struct InstanceTable(Vec<InstanceLimits>);
 
 impl InstanceTable {
-    /// The table compiled into the program.
+    /// The table compiled into the program; read once.
     #[must_use]
-    pub fn builtin() -> Self {
-        let text = include_str!("../data/instance-limits.tsv");
-        Self(text.lines().filter_map(parse_row).collect())
+    pub fn builtin() -> &'static Self {
+        static TABLE: LazyLock<InstanceTable> = LazyLock::new(|| {
+            let text = include_str!("../data/instance-limits.tsv");
+            InstanceTable(text.lines().filter_map(parse_row).collect())
+        });
+        &TABLE
     }
 
     /// The limits of a type, or `None` for one that the table does not know: ask EC2 then.

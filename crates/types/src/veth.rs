@@ -111,9 +111,10 @@ fn pod_text(pod: &PodName, index: u8) -> String {
 }
 
 fn hash(text: &str) -> String {
-    let mut hex: String = Sha1::digest(text).iter().map(|b| format!("{b:02x}")).collect();
-    hex.truncate(11);
-    hex
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digest = Sha1::digest(text);
+    let nibbles = digest.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    nibbles.take(11).map(|nibble| char::from(DIGITS[usize::from(nibble)])).collect()
 }
 
 #[cfg(test)]

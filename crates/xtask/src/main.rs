@@ -42,6 +42,18 @@ enum Command {
     },
     /// Run all tests.
     Test,
+    /// Simulate: histories of a node in a world that plays foul, each from a seed.
+    Sim {
+        /// How many histories.
+        #[arg(long, default_value_t = 20_000)]
+        seeds: u64,
+        /// Tell this one alone, cut down to what matters if it is wrong.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Write the figures into this file too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// Measure: packets, ADD and DEL, with release builds.
     Bench {
         /// Write the figures into this file too.
@@ -69,6 +81,7 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Demo { nodes, pods, keep } => demo(nodes, pods, keep),
         Command::Test => test(),
+        Command::Sim { seeds, seed, json } => sim(seeds, seed, json),
         Command::Bench { json } => bench(json),
         Command::Ci => ci(),
         Command::Tidy => tidy(),
@@ -89,6 +102,19 @@ fn test() -> Result<(), Failure> {
     steps::enter_workspace()?;
     let moto = moto::set_up(&build::target_directory()?)?;
     tests::run(&built, &moto)
+}
+
+fn sim(seeds: u64, seed: Option<u64>, json: Option<PathBuf>) -> Result<(), Failure> {
+    let built = build::all(Profile::Dev)?;
+    let mut lab = lab(&built, "sim");
+    lab.args(["--seeds", &seeds.to_string()]);
+    if let Some(seed) = seed {
+        lab.args(["--seed", &seed.to_string()]);
+    }
+    if let Some(file) = json {
+        lab.arg("--json").arg(file);
+    }
+    steps::pass_on(&mut lab)
 }
 
 fn bench(json: Option<PathBuf>) -> Result<(), Failure> {

@@ -65,7 +65,7 @@ impl CloudErrorKind {
 
 /// What a call does to the world; decides what its silence means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Effect {
+pub enum Effect {
     /// Nothing: silence is [`CloudErrorKind::Unreachable`].
     Reads,
     /// Something: silence is [`CloudErrorKind::Unclear`].
@@ -98,13 +98,8 @@ impl CloudError {
     }
 
     /// An error that EC2 answered with: the HTTP status, its code and its words.
-    pub(super) fn answered(
-        call: &'static str,
-        effect: Effect,
-        status: u16,
-        code: &str,
-        message: &str,
-    ) -> Self {
+    #[must_use]
+    pub fn answered(call: &'static str, effect: Effect, status: u16, code: &str, message: &str) -> Self {
         let known = kind_of(effect, code, message);
         // A fault of theirs under a name that we do not know says as little as silence does.
         let unknown_fault = known == CloudErrorKind::Other && status >= 500;

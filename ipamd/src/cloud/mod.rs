@@ -18,7 +18,7 @@ use pool::Wanted;
 use types::{DeviceIndex, EniId, InstanceId, Mac, NetworkCard, Prefix, SecurityGroupId, SubnetId};
 
 pub use ec2::Ec2;
-pub use error::{CloudError, CloudErrorKind};
+pub use error::{CloudError, CloudErrorKind, Effect};
 pub use imds::Imds;
 
 /// An ENI as EC2 or the metadata service describes it.

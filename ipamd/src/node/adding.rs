@@ -40,6 +40,8 @@ pub(super) enum Pending {
 #[derive(Debug)]
 pub(super) struct Add {
     pub(super) attachment: Attachment,
+    /// Host end of the veth pair it is to get.
+    host_if: HostVeth,
     pub(super) since: Moment,
     pub(super) deadline: Moment,
     pub(super) phase: Phase,
@@ -100,7 +102,8 @@ impl Node {
         self.adding.insert(sandbox.clone(), id);
         self.queue.push_back(id);
         let phase = Phase::Waiting(Reason::PoolEmpty);
-        let add = Add { attachment, since: now, deadline: now.plus(held), phase };
+        let host_if = host_if_of(&attachment);
+        let add = Add { attachment, host_if, since: now, deadline: now.plus(held), phase };
         self.pending.insert(id, Pending::Add(Box::new(add)));
     }
 
@@ -137,17 +140,21 @@ impl Node {
     /// Starts one ADD, or says why it has to wait.
     fn serve_one(&mut self, id: CallId, short: Option<Reason>, early: bool, now: Moment) -> Option<Reason> {
         let Some(Pending::Add(add)) = self.pending.get(&id) else { return None };
-        let owner = owner_of(&add.attachment, now);
-        let reason = short.or_else(|| self.name_taken(&owner).then_some(Reason::NameInUse));
+        let reason = short.or_else(|| self.name_taken(add).then_some(Reason::NameInUse));
         let grant = match reason {
             Some(reason) => Err(reason),
-            None if early => {
-                self.pool.reserve_early(owner.clone(), now).map_err(|_short| self.why_short(now))
+            None => {
+                let owner = add.owner(now);
+                let grant = if early {
+                    self.pool.reserve_early(owner.clone(), now)
+                } else {
+                    self.pool.reserve(owner.clone(), now)
+                };
+                grant.map(|grant| (owner, grant)).map_err(|_short| self.why_short(now))
             }
-            None => self.pool.reserve(owner.clone(), now).map_err(|_short| self.why_short(now)),
         };
         match grant {
-            Ok(grant) => {
+            Ok((owner, grant)) => {
                 self.start(id, owner, grant);
                 None
             }
@@ -161,9 +168,9 @@ impl Node {
     }
 
     /// Whether another live sandbox has the host interface that this one would get.
-    fn name_taken(&self, owner: &Owner) -> bool {
-        let holder = self.pool.holder_of(&owner.host_if);
-        holder.is_some_and(|sandbox| *sandbox != owner.sandbox)
+    fn name_taken(&self, add: &Add) -> bool {
+        let holder = self.pool.holder_of(&add.host_if);
+        holder.is_some_and(|sandbox| *sandbox != add.attachment.sandbox)
     }
 
     /// Sets kernel and disk to work; the caller hears when both are done (I4).
@@ -192,6 +199,7 @@ impl Node {
     }
 
     pub(super) fn written(&mut self, batch: BatchId, result: Result<(), String>, now: Moment) {
+        self.intended(batch, &result, now);
         let waits = |pending: &Pending| match pending {
             Pending::Add(add) => matches!(&add.phase, Phase::Working(work) if work.batch == batch),
             Pending::Release { batch: own, .. } => *own == batch,
@@ -251,10 +259,9 @@ impl Node {
         } else {
             self.pool.cancel(&sandbox);
         }
-        if written.is_ok() {
-            let batch = self.next_batch();
-            self.effects.push(Effect::Append(batch, vec![Record::Released { sandbox, at: now }]));
-        }
+        // Also when the assignment could not be written: a snapshot taken meanwhile may hold it.
+        let batch = self.next_batch();
+        self.effects.push(Effect::Append(batch, vec![Record::Released { sandbox, at: now }]));
         self.fail(id, failure);
     }
 
@@ -403,13 +410,18 @@ impl Node {
         self.effects.push(Effect::Reply(id, reply));
     }
 
-    fn next_batch(&mut self) -> BatchId {
+    pub(super) fn next_batch(&mut self) -> BatchId {
         self.batches.0 += 1;
         self.batches
     }
 }
 
 impl Add {
+    fn owner(&self, now: Moment) -> Owner {
+        let Attachment { sandbox, pod, .. } = &self.attachment;
+        Owner { sandbox: sandbox.clone(), pod: pod.clone(), host_if: self.host_if.clone(), since: now }
+    }
+
     pub(super) const fn reason(&self) -> Reason {
         match &self.phase {
             Phase::Waiting(reason) => *reason,
@@ -418,14 +430,13 @@ impl Add {
     }
 }
 
-fn owner_of(attachment: &Attachment, now: Moment) -> Owner {
+fn host_if_of(attachment: &Attachment) -> HostVeth {
     let Attachment { sandbox, pod, veth_prefix, .. } = attachment;
-    let host_if = match pod.name.is_empty() {
+    match pod.name.is_empty() {
         false => HostVeth::of_pod(veth_prefix, pod, 0),
         // A sandbox that is no Kubernetes pod is named after itself.
         true => HostVeth::of_sandbox(veth_prefix, sandbox),
-    };
-    Owner { sandbox: sandbox.clone(), pod: pod.clone(), host_if, since: now }
+    }
 }
 
 /// What the kernel should hold for a pod.

@@ -11,9 +11,10 @@ use ipnetwork::Ipv4Network;
 use pool::{ActionId, EniSeen, Given, Limits, Mode, Outcome, Plan};
 use types::{EniId, Mac, Moment, NetworkCard, Prefix, Reason};
 
-use super::event::{Effect, Facts, HostWish, Picture};
+use super::event::{BatchId, Effect, Facts, HostWish, Picture};
 use super::{Node, adding};
 use crate::cloud::{CloudError, CloudErrorKind};
+use crate::store::Record;
 
 /// First pause after a failed call to EC2; doubles with each further failure.
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
@@ -25,6 +26,8 @@ const LINK_POLL: Duration = Duration::from_millis(100);
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// Pause before another look when chores could not be done.
 const TIDY_AGAIN: Duration = Duration::from_secs(300);
+/// How long the link of a new ENI may take; longer than EC2's descriptions lag.
+const LINK_PATIENCE: Duration = Duration::from_secs(20);
 /// Pause before the host's kernel is tried again after a refusal.
 const HOST_RETRY: Duration = Duration::from_secs(1);
 
@@ -38,6 +41,8 @@ pub(super) struct CloudState {
     hold_until: Moment,
     /// An inventory is under way.
     looking: bool,
+    /// When the last one began.
+    looked_at: Moment,
     /// Chores are under way.
     tidying: bool,
     /// When to look again.
@@ -54,6 +59,7 @@ impl CloudState {
             failures: 0,
             hold_until: Moment(0),
             looking: false,
+            looked_at: Moment(0),
             tidying: false,
             look_at: Moment(0),
             pictured: false,
@@ -116,6 +122,7 @@ struct Settling {
     gain: Gain,
     /// The wish that covers it; `None` before there is one.
     generation: Option<u64>,
+    since: Moment,
 }
 
 #[derive(Debug)]
@@ -183,6 +190,7 @@ impl Node {
     pub(super) fn look_if_due(&mut self, now: Moment) {
         if self.facts.is_some() && !self.cloud.looking && self.cloud.look_at <= now {
             self.cloud.looking = true;
+            self.cloud.looked_at = now;
             self.effects.push(Effect::Look);
         }
     }
@@ -194,7 +202,7 @@ impl Node {
                 let pause = if picture.in_motion { LOOK_AGAIN } else { self.settings.audit_every };
                 self.cloud.look_at = now.plus(self.cloud.jitter(pause));
                 self.subnets.extend(picture.subnets.clone());
-                self.settle(Gain::Picture(Box::new(picture)));
+                self.settle(Gain::Picture(Box::new(picture)), now);
             }
             Err(error) => {
                 self.cloud.failed(&error, now);
@@ -207,7 +215,7 @@ impl Node {
         match result {
             Ok(outcome) => {
                 self.cloud.worked();
-                self.settle(Gain::Action(id, outcome));
+                self.settle(Gain::Action(id, outcome), now);
             }
             Err(error) => {
                 let outcome = outcome_of(error.kind());
@@ -221,14 +229,14 @@ impl Node {
                     self.cloud.failed(&error, now);
                 }
                 if look {
-                    self.cloud.look_at = self.cloud.hold_until;
+                    self.cloud.look_at = self.cloud.look_at.min(self.cloud.hold_until);
                 }
             }
         }
     }
 
-    fn settle(&mut self, gain: Gain) {
-        self.host.settling.push(Settling { gain, generation: None });
+    fn settle(&mut self, gain: Gain, now: Moment) {
+        self.host.settling.push(Settling { gain, generation: None, since: now });
         self.host.dirty = true;
     }
 
@@ -260,13 +268,40 @@ impl Node {
             self.host.dirty = true;
             self.host.retry_at = Some(now.plus(LINK_POLL));
         }
+        // Somebody may have taken the ENI away before its link was there.
+        let late = |settling: &Settling| now.since(settling.since) > LINK_PATIENCE;
+        if self.host.settling.iter().any(late) && now.since(self.cloud.looked_at) > LINK_PATIENCE {
+            self.cloud.look_at = now;
+        }
+    }
+
+    /// Gives up new ENIs that a picture taken long enough after them does not show.
+    fn give_up_what_is_gone(&mut self, picture: &Picture, now: Moment) {
+        let waiting = std::mem::take(&mut self.host.settling);
+        for settling in waiting {
+            match &settling.gain {
+                Gain::Action(id, Outcome::Created(eni))
+                    if picture.as_of.since(settling.since) > LINK_PATIENCE
+                        && picture.enis.iter().all(|seen| seen.id != eni.id) =>
+                {
+                    tracing::warn!(eni = %eni.id, "a new ENI is gone before its link was there");
+                    self.pool.finish(*id, Outcome::Failed, now);
+                }
+                Gain::Action(..) | Gain::Picture(_) => self.host.settling.push(settling),
+            }
+        }
     }
 
     fn pictured(&mut self, picture: Picture, now: Moment) {
+        self.give_up_what_is_gone(&picture, now);
         self.cloud.pictured = true;
         self.pool.occupy(picture.occupied);
         for note in self.pool.observe(&picture.enis, picture.as_of, now) {
             tracing::info!("{note}");
+        }
+        // What this picture could not settle the next one will.
+        if let Some(until) = self.pool.doubtful_until(picture.as_of) {
+            self.cloud.look_at = self.cloud.look_at.min(until.max(now));
         }
         // An ENI that seems forgotten may be the one that a call is about: then a later look finds out.
         if picture.chores.is_empty() || !self.settings.provisioning {
@@ -361,7 +396,22 @@ impl Node {
         for planned in plan.actions {
             tracing::info!(why = %planned.why, "{}", planned.action);
             let id = self.pool.begin(&planned.action);
-            self.effects.push(Effect::Act(id, planned.action));
+            let Some(leaving) = planned.action.leaving() else {
+                self.effects.push(Effect::Act(id, planned.action));
+                continue;
+            };
+            let batch = self.next_batch();
+            self.effects.push(Effect::Append(batch, vec![Record::Leaving { leaving }]));
+            self.intents.insert(batch, (id, planned.action));
+        }
+    }
+
+    /// Makes the call whose intent is on disk; without that it is not made.
+    pub(super) fn intended(&mut self, batch: BatchId, result: &Result<(), String>, now: Moment) {
+        let Some((id, action)) = self.intents.remove(&batch) else { return };
+        match result {
+            Ok(()) => self.effects.push(Effect::Act(id, action)),
+            Err(_) => self.pool.finish(id, Outcome::Failed, now),
         }
     }
 

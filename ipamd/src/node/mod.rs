@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use datapath::Marks;
 use ipnetwork::Ipv4Network;
-use pool::{Pool, Targets};
+use pool::{Action, ActionId, Pool, Targets};
 use types::{Moment, SandboxKey, SubnetId};
 
 pub use adding::RELEASED_KEPT;
@@ -72,6 +72,8 @@ pub struct Node {
     /// Sandboxes released a short while ago, and when the request that did it started (I13).
     released: BTreeMap<SandboxKey, (u64, Moment)>,
     batches: BatchId,
+    /// Calls that are made once their intent is on disk.
+    intents: BTreeMap<BatchId, (ActionId, Action)>,
     facts: Option<Facts>,
     subnets: BTreeMap<SubnetId, Ipv4Network>,
     cloud: CloudState,
@@ -94,6 +96,7 @@ impl Node {
             adding: BTreeMap::new(),
             released: BTreeMap::new(),
             batches: BatchId::default(),
+            intents: BTreeMap::new(),
             facts: None,
             subnets: BTreeMap::new(),
             cloud: CloudState::new(seed),
@@ -124,18 +127,21 @@ impl Node {
         std::mem::take(&mut self.effects)
     }
 
+    /// The addresses, for those who check the books.
+    #[must_use]
+    pub const fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
     /// When to send a [`Event::Tick`] if nothing else happens before.
     #[must_use]
     pub fn next_wakeup(&self, now: Moment) -> Moment {
         let queue = self.next_deadline();
         let rest =
             [self.pool.next_change(now), self.cloud_wakeup(), self.host.wakeup(), self.plan_again, queue];
-        let soonest = rest.into_iter().flatten().min();
-        // Never in the past, and at least once a minute.
-        soonest
-            .unwrap_or(Moment(u64::MAX))
-            .max(Moment(now.0.saturating_add(1)))
-            .min(now.plus(Duration::from_secs(60)))
+        // What is past was looked at just now and waits for something else.
+        let soonest = rest.into_iter().flatten().filter(|at| *at > now).min();
+        soonest.unwrap_or(Moment(u64::MAX)).min(now.plus(Duration::from_secs(60)))
     }
 
     /// What is still missing before an ADD can be served.

@@ -1,6 +1,8 @@
 //! The state after a restart: what the file says, corrected by what the kernel holds.
 //!
-//! - An owner whose host link is gone is no owner any more: its address cools (the pod died while nobody looked).
+//! - An owner whose host link is gone, or leads to another address, is no owner any more: its address cools (the pod died
+//!   while nobody looked; another one may have its name since).
+//! - What a call was to take away just before is not brought back by EC2's descriptions, which lag.
 //! - A pod in the kernel that the file does not know keeps its address under a placeholder, so that nobody else
 //!   gets it (a crash between wiring and writing, or a lost file). Its DEL finds it by the name of its host link.
 
@@ -8,7 +10,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use pool::{Owner, Pool};
+use pool::{Owner, PICTURE_LAG, Pool};
 use types::{HostVeth, Moment, PodName, SandboxKey};
 
 use crate::store::{Loaded, Record};
@@ -44,18 +46,22 @@ pub fn restore(
         match record {
             Record::Snapshot { pool: snapshot, .. } => pool = Pool::restore(*snapshot, cooldown, now),
             Record::Assigned { owner, address } => pool.adopt(owner, address),
+            Record::Leaving { leaving } => pool.doubt(leaving, now.plus(PICTURE_LAG)),
             Record::Released { sandbox, at } => drop(pool.release(&sandbox, at.min(now))),
         }
     }
     let there: BTreeMap<&HostVeth, Ipv4Addr> = kernel.iter().map(|pod| (&pod.host_if, pod.address)).collect();
     let dead: Vec<SandboxKey> = pool
         .owners()
-        .filter(|(owner, _)| !there.contains_key(&owner.host_if))
+        .filter(|(owner, grant)| there.get(&owner.host_if) != Some(&grant.address))
         .map(|(owner, _)| owner.sandbox.clone())
         .collect();
     for sandbox in dead {
         if let Some((owner, grant)) = pool.release(&sandbox, now) {
-            remarks.push(format!("{} of {} has no link any more: released", grant.address, owner.pod));
+            remarks.push(format!(
+                "{} of {} has no link with that address any more: released",
+                grant.address, owner.pod
+            ));
         }
     }
     for pod in kernel {

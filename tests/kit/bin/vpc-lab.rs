@@ -4,10 +4,11 @@
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::{Parser, Subcommand};
-use lab::LabError;
 use lab::demo::{Demo, Paint, Wish};
+use lab::{LabError, sim};
 
 /// A VPC in network namespaces.
 #[derive(Debug, Parser)]
@@ -30,6 +31,21 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Histories of a node in a world that plays foul: the real allocator, everything else simulated.
+    Sim {
+        /// How many histories.
+        #[arg(long, default_value_t = 20_000)]
+        seeds: u64,
+        /// Tell this history alone, cut down to what matters if it is wrong.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// The first seed of many.
+        #[arg(long, default_value_t = 1)]
+        first: u64,
+        /// Write the figures as JSON.
+        #[arg(long)]
+        json: Option<std::path::PathBuf>,
+    },
     /// ADD and DEL beside the reference plugins and the floor.
     Bench {
         /// Write the figures as JSON.
@@ -42,6 +58,8 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Demo { nodes, pods, keep } => demo(Wish { nodes, pods }, keep),
         Command::Bench { json } => bench(json.as_deref()),
+        Command::Sim { seed: Some(seed), .. } => Ok(tell(seed)),
+        Command::Sim { seeds, seed: None, first, json } => simulate(first, seeds, json.as_deref()),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -63,6 +81,62 @@ fn bench(json: Option<&std::path::Path>) -> Result<bool, LabError> {
         serde_json::to_writer_pretty(file, &figures).map_err(|e| LabError::Otherwise(e.to_string()))?;
     }
     Ok(true)
+}
+
+/// Tells one history. True when it is right.
+fn tell(seed: u64) -> bool {
+    match sim::tell(seed, None) {
+        Ok(tally) => {
+            println!(
+                "   seed {seed}: {} events, {} ADDs, {} changes in EC2; all holds",
+                tally.events, tally.adds, tally.changes
+            );
+            true
+        }
+        Err(_) => {
+            if let Some(finding) = sim::cut_down(seed, None) {
+                finding.trace.iter().for_each(|line| println!("{line}"));
+                println!("   seed {seed}, {}", finding.broken);
+            }
+            false
+        }
+    }
+}
+
+fn simulate(first: u64, seeds: u64, json: Option<&std::path::Path>) -> Result<bool, LabError> {
+    let started = Instant::now();
+    println!("── {seeds} histories");
+    let told = sim::tell_many(first, seeds, None, &|number| {
+        println!("   {number} after {} s", started.elapsed().as_secs());
+    });
+    let sim::Tally { events, adds, changes } = told.tally;
+    let seconds = started.elapsed().as_secs_f64();
+    println!("   {events} events, {adds} ADDs, {changes} changes in EC2 in {seconds:.1} s");
+    for finding in &told.findings {
+        println!(
+            "   seed {}: {}\n      cargo xtask sim --seed {}",
+            finding.seed, finding.broken, finding.seed
+        );
+    }
+    println!("── planted bugs");
+    let plants = sim::find_plants(first);
+    for (plant, found) in &plants {
+        let found =
+            found.map_or_else(|| "not found".to_owned(), |seeds| format!("found after {seeds} seeds"));
+        println!("   {:<28} {found}", plant.name());
+    }
+    if let Some(path) = json {
+        let file = std::fs::File::create(path).map_err(LabError::doing("make the JSON file"))?;
+        let figures = sim::as_json(&told, &plants, started);
+        serde_json::to_writer_pretty(file, &figures).map_err(|e| LabError::Otherwise(e.to_string()))?;
+    }
+    println!(
+        "── {} histories, {} of them wrong, in {} s",
+        told.seeds,
+        told.findings.len(),
+        started.elapsed().as_secs()
+    );
+    Ok(told.findings.is_empty() && plants.iter().all(|(_, found)| found.is_some()))
 }
 
 /// True when every cell is as expected.

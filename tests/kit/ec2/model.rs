@@ -44,7 +44,7 @@ pub(crate) struct Vpc {
 #[derive(Debug)]
 pub(crate) struct Model {
     config: Config,
-    limits: InstanceTable,
+    limits: &'static InstanceTable,
     vpcs: BTreeMap<VpcId, Vpc>,
     subnets: BTreeMap<SubnetId, Subnet>,
     instances: BTreeMap<InstanceId, Instance>,
@@ -320,7 +320,7 @@ impl Model {
     }
 
     pub(crate) fn limits_table(&self) -> &InstanceTable {
-        &self.limits
+        self.limits
     }
 
     /// The limits of the instance an ENI is tied to.

@@ -338,11 +338,15 @@ fn an_unclear_call_counts_as_under_way_until_a_newer_picture_settles_it() {
     assert!(pool.is_growing());
     assert!(actions(&pool, &targets, &limits, 0, at(5)).is_empty());
 
-    pool.observe(std::slice::from_ref(&primary), at(4), at(6));
-    assert!(actions(&pool, &targets, &limits, 0, at(6)).is_empty());
-    pool.observe(&[primary], at(7), at(8));
+    assert_eq!(pool.doubtful_until(at(5)), Some(at(15)));
+    // EC2's descriptions lag: these may show the state before the call.
+    for as_of in [4, 7, 14] {
+        pool.observe(std::slice::from_ref(&primary), at(as_of), at(14));
+        assert!(actions(&pool, &targets, &limits, 0, at(14)).is_empty(), "picture of second {as_of}");
+    }
+    pool.observe(&[primary], at(15), at(15));
 
-    assert_eq!(actions(&pool, &targets, &limits, 0, at(8)), ["assign 2 addresses to eni-000"]);
+    assert_eq!(actions(&pool, &targets, &limits, 0, at(15)), ["assign 2 addresses to eni-000"]);
 }
 
 #[test]
@@ -353,10 +357,31 @@ fn an_unclear_release_gives_back_only_what_the_next_picture_lacks() {
     pool.finish(id, Outcome::Unclear, at(1));
     assert_eq!(pool.counts(at(1)).free, 0);
 
-    pool.observe(&[eni(0, Role::Primary, 1)], at(2), at(2));
+    pool.observe(std::slice::from_ref(&primary), at(10), at(10));
+    assert_eq!(pool.counts(at(10)).free, 0, "a picture that may be of before the call gives nothing back");
+    pool.observe(&[eni(0, Role::Primary, 1)], at(11), at(11));
 
-    assert_eq!(pool.counts(at(2)).total(), 1);
-    assert_eq!(pool.reserve(owner(1), at(2)).unwrap().address, address(0, 10));
+    assert_eq!(pool.counts(at(11)).total(), 1);
+    assert_eq!(pool.reserve(owner(1), at(11)).unwrap().address, address(0, 10));
+}
+
+#[test]
+fn what_a_call_may_have_taken_before_a_restart_is_not_given_while_descriptions_lag() {
+    let primary = eni(0, Role::Primary, 3);
+    let mut before = pool(std::slice::from_ref(&primary));
+    assign(&mut before, [1], at(0));
+    before.begin(&Action::Release { eni: eni_id(0), given: Given::addresses([address(0, 11)].into()) });
+
+    let mut pool = Pool::restore(before.snapshot(), COOLDOWN, at(20));
+    for as_of in [20, 29] {
+        pool.observe(std::slice::from_ref(&primary), at(as_of), at(29));
+        assert_eq!(pool.counts(at(29)).total(), 2, "picture of second {as_of}");
+    }
+    assert_eq!(pool.doubtful_until(at(29)), Some(at(30)));
+    pool.observe(&[primary], at(30), at(30));
+
+    assert_eq!(pool.counts(at(30)).total(), 3);
+    pool.check().unwrap();
 }
 
 #[test]

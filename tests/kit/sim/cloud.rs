@@ -1,0 +1,422 @@
+//! EC2 as the daemon's cloud tasks meet it: the lab's model, one call at a time, each with its faults and its delay.
+//!
+//! The tasks here follow those of the daemon call by call. What a task has done in EC2 stays done when the daemon dies.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use ipamd::cloud::{CloudError, CloudErrorKind, Effect};
+use ipamd::node::{Chore, Event, Picture};
+use ipnetwork::Ipv4Network;
+use pool::{Action, ActionId, EniSeen, Given, Outcome, Role, Wanted};
+use types::{DeviceIndex, EniId, Moment, NetworkCard, Prefix, SubnetId};
+
+use super::rng::Rng;
+use super::script::{Fault, Setup};
+use crate::ec2::{AddressWish, ApiError, AttachState, Config, EniView, Instance, Model, NewEni};
+
+/// Tag of every ENI that the daemon makes.
+const INSTANCE_TAG: &str = "node.k8s.amazonaws.com/instance_id";
+/// As in the daemon: attempts of a create without an answer, of a delete, and the pause between them.
+const CREATE_ATTEMPTS: u32 = 3;
+const DELETE_ATTEMPTS: u32 = 12;
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The cloud around one node.
+#[derive(Debug)]
+pub(crate) struct Cloud {
+    pub(crate) model: Model,
+    pub(crate) instance: Instance,
+    pub(crate) subnet: SubnetId,
+    pub(crate) faults: VecDeque<Fault>,
+    pub(crate) dark_until: Moment,
+    pub(crate) denied_until: Moment,
+    /// What somebody else has taken of the subnet.
+    pub(crate) taken: Vec<Ipv4Addr>,
+    /// Calls that change something, performed or not.
+    pub(crate) changes: u64,
+    lag: Duration,
+    latency: Duration,
+    tokens: u64,
+}
+
+/// Something that the daemon has the cloud do; makes one call each time it is continued.
+#[derive(Debug)]
+pub(crate) enum Task {
+    /// When it began, by the node's clock, and what the first call told.
+    Look(Moment, Option<Picture>),
+    Tidy(VecDeque<Chore>),
+    Act(ActionId, Act),
+}
+
+#[derive(Debug)]
+pub(crate) enum Act {
+    Assign(EniId, Wanted),
+    Release(EniId, Given),
+    Create {
+        want: Box<NewEni>,
+        device: DeviceIndex,
+        attempt: u32,
+    },
+    Attach(Box<EniSeen>),
+    Tie {
+        made: Box<EniSeen>,
+        attachment: String,
+    },
+    /// An ENI that could not be attached, and why.
+    Discard {
+        eni: EniId,
+        why: Option<CloudError>,
+        attempt: u32,
+    },
+    Describe(EniId),
+    Detach {
+        eni: EniId,
+        attachment: String,
+    },
+    Delete {
+        eni: EniId,
+        attempt: u32,
+    },
+}
+
+/// What follows one call.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// Another one after this time.
+    Call(Duration, Task),
+    /// The daemon hears of it after this time.
+    Tell(Duration, Box<Event>),
+}
+
+impl Cloud {
+    pub(crate) fn new(setup: &Setup, rng: &mut Rng, now: Moment) -> Result<Self, ApiError> {
+        let mut model = Model::new(Config {
+            attach_delay: setup.attach_delay,
+            detach_delay: setup.detach_delay,
+            seed: rng.percent(50).then(|| rng.next()),
+            ..Config::default()
+        });
+        let cidr = |text: &str| text.parse().map_err(|_bad| ApiError::new("InvalidVpc.Range", text));
+        let vpc = model.add_vpc(&[cidr("10.0.0.0/16")?]);
+        let subnet = model.add_subnet(&vpc, cidr("10.0.0.0/24")?, "lab-1a")?;
+        let instance = model.launch(setup.instance_type, &subnet, now)?;
+        model.remember(now);
+        Ok(Self {
+            model,
+            instance,
+            subnet,
+            faults: VecDeque::new(),
+            dark_until: Moment(0),
+            denied_until: Moment(0),
+            taken: Vec::new(),
+            changes: 0,
+            lag: setup.lag,
+            latency: setup.latency,
+            tokens: 0,
+        })
+    }
+
+    /// Lets what is due happen.
+    pub(crate) fn advance(&mut self, now: Moment) {
+        self.model.advance(now);
+        self.model.remember(now);
+        // Nobody listens to the fabric here.
+        while self.model.next_event().is_some() {}
+    }
+
+    pub(crate) fn calm(&mut self) {
+        self.faults.clear();
+        self.dark_until = Moment(0);
+        self.denied_until = Moment(0);
+        self.lag = Duration::ZERO;
+        let taken = std::mem::take(&mut self.taken);
+        // The subnet is there for as long as the model is.
+        let _given_back = self.model.vacate(&self.subnet, &taken);
+    }
+
+    pub(crate) fn task(&mut self, id: ActionId, action: Action) -> Task {
+        let act = match action {
+            Action::Assign { eni, wanted } => Act::Assign(eni, wanted),
+            Action::Release { eni, given } => Act::Release(eni, given),
+            Action::DeleteEni { eni } => Act::Describe(eni),
+            Action::CreateEni { device, subnet, wanted } => {
+                self.tokens += 1;
+                let tags = BTreeMap::from([(INSTANCE_TAG.to_owned(), self.instance.id.as_str().to_owned())]);
+                let token = Some(format!("token-{}", self.tokens));
+                let want = NewEni { tags, addresses: wish(wanted), token, ..NewEni::plain(subnet) };
+                Act::Create { want: Box::new(want), device, attempt: 1 }
+            }
+        };
+        Task::Act(id, act)
+    }
+
+    /// Makes a task's next call.
+    pub(crate) fn continue_with(&mut self, task: Task, rng: &mut Rng, now: Moment) -> Next {
+        self.advance(now);
+        let next = match task {
+            Task::Look(as_of, before) => self.look(as_of, before, rng, now),
+            Task::Tidy(chores) => self.tidy(chores, rng, now),
+            Task::Act(id, act) => self.act(id, act, rng, now),
+        };
+        self.advance(now);
+        next
+    }
+
+    fn delay(&self, rng: &mut Rng) -> Duration {
+        let most = u64::try_from(self.latency.as_millis()).unwrap_or(0);
+        rng.millis(1, most.max(1))
+    }
+
+    fn tell(&self, event: Event, rng: &mut Rng) -> Next {
+        Next::Tell(self.delay(rng), Box::new(event))
+    }
+
+    fn look(&mut self, as_of: Moment, before: Option<Picture>, rng: &mut Rng, now: Moment) -> Next {
+        if now < self.dark_until {
+            let error = CloudError::new(CloudErrorKind::Unreachable, "DescribeNetworkInterfaces", "dark");
+            return self.tell(Event::Looked(Err(error)), rng);
+        }
+        let Some(mut picture) = before else {
+            let picture = Picture { as_of, ..self.attached(now) };
+            return Next::Call(self.delay(rng), Task::Look(as_of, Some(picture)));
+        };
+        let enis = self.model.as_of(now, self.lag).values();
+        let forgotten = enis.filter(|eni| self.is_ours(eni) && eni.attachment.is_none());
+        picture.chores.extend(forgotten.map(|eni| Chore::Delete(eni.id.clone())));
+        self.tell(Event::Looked(Ok(picture)), rng)
+    }
+
+    fn is_ours(&self, eni: &EniView) -> bool {
+        eni.tags.get(INSTANCE_TAG).is_some_and(|tag| tag == self.instance.id.as_str())
+    }
+
+    /// What describes the instance's ENIs, as of a while ago.
+    fn attached(&self, now: Moment) -> Picture {
+        let mut picture = Picture::default();
+        for eni in self.model.as_of(now, self.lag).values() {
+            let Some(tie) = eni.attachment.as_ref().filter(|tie| tie.instance == self.instance.id) else {
+                continue;
+            };
+            if matches!(tie.state, AttachState::Detaching { .. }) {
+                picture.in_motion = true;
+                picture.occupied.insert((tie.card, tie.device));
+                continue;
+            }
+            picture.enis.push(self.seen(eni, tie.device));
+            if self.is_ours(eni) && !tie.delete_on_termination {
+                let chore = Chore::Tie { eni: eni.id.clone(), attachment: tie.id.clone() };
+                picture.chores.push(chore);
+            }
+        }
+        picture.subnets.insert(self.subnet.clone(), Ipv4Network::from(Ipv4Addr::new(10, 0, 0, 0)));
+        picture
+    }
+
+    pub(crate) fn seen(&self, eni: &EniView, device: DeviceIndex) -> EniSeen {
+        EniSeen {
+            id: eni.id.clone(),
+            mac: eni.mac,
+            card: NetworkCard(0),
+            device,
+            subnet: eni.subnet.clone(),
+            primary_address: eni.primary,
+            addresses: eni.secondary.iter().copied().collect(),
+            prefixes: prefixes(&eni.prefixes),
+            role: if device == DeviceIndex(0) { Role::Primary } else { Role::Secondary },
+        }
+    }
+
+    fn tidy(&mut self, mut chores: VecDeque<Chore>, rng: &mut Rng, now: Moment) -> Next {
+        let forgiven: &[CloudErrorKind] = &[CloudErrorKind::Gone, CloudErrorKind::InUse];
+        let done = match chores.pop_front() {
+            None => return self.tell(Event::Tidied(Ok(())), rng),
+            Some(Chore::Delete(eni)) => {
+                self.change("DeleteNetworkInterface", now, |model| model.delete_eni(&eni))
+            }
+            Some(Chore::Tie { eni, attachment }) => {
+                let tie = |model: &mut Model| model.set_delete_on_termination(&eni, &attachment, true);
+                self.change("ModifyNetworkInterfaceAttribute", now, tie)
+            }
+        };
+        match done {
+            Err(error) if !forgiven.contains(&error.kind()) => self.tell(Event::Tidied(Err(error)), rng),
+            _ => Next::Call(self.delay(rng), Task::Tidy(chores)),
+        }
+    }
+
+    fn act(&mut self, id: ActionId, act: Act, rng: &mut Rng, now: Moment) -> Next {
+        match self.step(act, now) {
+            Step::Then(pause, act) => Next::Call(pause + self.delay(rng), Task::Act(id, act)),
+            Step::End(result) => self.tell(Event::Acted { id, result }, rng),
+        }
+    }
+
+    fn step(&mut self, act: Act, now: Moment) -> Step {
+        let at_once = Duration::ZERO;
+        match act {
+            Act::Assign(eni, wanted) => {
+                let granted = self.assign(&eni, &wish(wanted), now);
+                Step::End(granted.map(Outcome::Assigned))
+            }
+            Act::Release(eni, given) => Step::End(self.release(&eni, &given, now)),
+            Act::Create { want, device, attempt } => {
+                match self.change("CreateNetworkInterface", now, |model| model.create_eni(&want)) {
+                    Ok(eni) => Step::Then(at_once, Act::Attach(Box::new(self.seen(&eni, device)))),
+                    Err(error) if error.kind() == CloudErrorKind::Unclear && attempt < CREATE_ATTEMPTS => {
+                        Step::Then(RETRY, Act::Create { want, device, attempt: attempt + 1 })
+                    }
+                    Err(error) => Step::End(Err(error)),
+                }
+            }
+            Act::Attach(made) => self.attach(made, now),
+            Act::Tie { made, attachment } => {
+                // If it fails, the next look finds it.
+                let tie = |model: &mut Model| model.set_delete_on_termination(&made.id, &attachment, true);
+                let _tied = self.change("ModifyNetworkInterfaceAttribute", now, tie);
+                Step::End(Ok(Outcome::Created(made)))
+            }
+            Act::Discard { eni, why, attempt } => match (self.delete(&eni, attempt, now), why) {
+                (Deleted::Yes, Some(why)) => Step::End(Err(why)),
+                (Deleted::Yes, None) => Step::End(Ok(Outcome::Deleted)),
+                (Deleted::Later, why) => Step::Then(RETRY, Act::Discard { eni, why, attempt: attempt + 1 }),
+                (Deleted::Never(error), _) => Step::End(Err(error)),
+            },
+            Act::Describe(eni) => {
+                if now < self.dark_until {
+                    let error =
+                        CloudError::new(CloudErrorKind::Unreachable, "DescribeNetworkInterfaces", "dark");
+                    return Step::End(Err(error));
+                }
+                let tie = self.model.as_of(now, self.lag).get(&eni).and_then(|eni| eni.attachment.clone());
+                match tie.filter(|tie| tie.state == AttachState::Attached) {
+                    Some(tie) => Step::Then(at_once, Act::Detach { eni, attachment: tie.id }),
+                    None => Step::Then(at_once, Act::Delete { eni, attempt: 1 }),
+                }
+            }
+            Act::Detach { eni, attachment } => {
+                match self.change("DetachNetworkInterface", now, |model| model.detach(&attachment, now)) {
+                    Err(error) if error.kind() != CloudErrorKind::Gone => Step::End(Err(error)),
+                    _ => Step::Then(at_once, Act::Delete { eni, attempt: 1 }),
+                }
+            }
+            Act::Delete { eni, attempt } => match self.delete(&eni, attempt, now) {
+                Deleted::Yes => Step::End(Ok(Outcome::Deleted)),
+                Deleted::Later => Step::Then(RETRY, Act::Delete { eni, attempt: attempt + 1 }),
+                Deleted::Never(error) => Step::End(Err(error)),
+            },
+        }
+    }
+
+    fn attach(&mut self, made: Box<EniSeen>, now: Moment) -> Step {
+        let instance = self.instance.id.clone();
+        let attach = |model: &mut Model| model.attach(&made.id, &instance, made.card, made.device, now);
+        match self.change("AttachNetworkInterface", now, attach) {
+            Ok(attachment) => Step::Then(Duration::ZERO, Act::Tie { made, attachment }),
+            Err(error) if error.kind() == CloudErrorKind::Unclear => Step::End(Err(error)),
+            Err(error) => {
+                Step::Then(Duration::ZERO, Act::Discard { eni: made.id, why: Some(error), attempt: 1 })
+            }
+        }
+    }
+
+    fn assign(&mut self, eni: &EniId, wish: &AddressWish, now: Moment) -> Result<Given, CloudError> {
+        let half = self.faults.front() == Some(&Fault::Half);
+        let wish = if half { wish.clone().halved() } else { wish.clone() };
+        if wish.slots() == 0 {
+            self.faults.pop_front();
+            return Ok(Given::default());
+        }
+        let granted = self.change("AssignPrivateIpAddresses", now, |model| model.assign(eni, &wish))?;
+        Ok(Given {
+            addresses: granted.addresses.into_iter().collect(),
+            prefixes: prefixes(&granted.prefixes),
+        })
+    }
+
+    fn release(&mut self, eni: &EniId, given: &Given, now: Moment) -> Result<Outcome, CloudError> {
+        let addresses: Vec<Ipv4Addr> = given.addresses.iter().copied().collect();
+        let prefixes: Vec<Ipv4Network> =
+            given.prefixes.iter().filter_map(|prefix| network(*prefix)).collect();
+        let unassign = |model: &mut Model| model.unassign(eni, &addresses, &prefixes);
+        self.change("UnassignPrivateIpAddresses", now, unassign).map(|()| Outcome::Released)
+    }
+
+    fn delete(&mut self, eni: &EniId, attempt: u32, now: Moment) -> Deleted {
+        match self.change("DeleteNetworkInterface", now, |model| model.delete_eni(eni)) {
+            Ok(()) => Deleted::Yes,
+            Err(error) if error.kind() == CloudErrorKind::Gone => Deleted::Yes,
+            Err(_) if attempt < DELETE_ATTEMPTS => Deleted::Later,
+            Err(error) => {
+                let message = format!("{eni} is detached but cannot be deleted");
+                Deleted::Never(
+                    CloudError::new(CloudErrorKind::Unclear, "DeleteNetworkInterface", message)
+                        .caused_by(error),
+                )
+            }
+        }
+    }
+
+    /// One call that changes something.
+    fn change<T>(
+        &mut self,
+        call: &'static str,
+        now: Moment,
+        perform: impl FnOnce(&mut Model) -> Result<T, ApiError>,
+    ) -> Result<T, CloudError> {
+        self.changes += 1;
+        if now < self.dark_until {
+            return Err(CloudError::new(CloudErrorKind::Unreachable, call, "dark"));
+        }
+        if now < self.denied_until {
+            return Err(refusal(call, &ApiError::new("UnauthorizedOperation", "denied")));
+        }
+        let silence = || CloudError::new(CloudErrorKind::Unclear, call, "no answer");
+        match self.faults.pop_front() {
+            None | Some(Fault::Half) => perform(&mut self.model).map_err(|error| refusal(call, &error)),
+            Some(Fault::LoseAnswer) => {
+                drop(perform(&mut self.model));
+                Err(silence())
+            }
+            Some(Fault::LoseRequest | Fault::Garbage) => Err(silence()),
+            Some(Fault::Throttle) => Err(refusal(call, &ApiError::new("RequestLimitExceeded", "slow down"))),
+        }
+    }
+
+    /// Addresses from which packets of the instance pass, and that are no ENI's primary one.
+    pub(crate) fn allowed(&self) -> BTreeSet<Ipv4Addr> {
+        let enis = self.model.enis_of(&self.instance.id);
+        enis.flat_map(|eni| eni.sources().into_iter().filter(|address| *address != eni.primary)).collect()
+    }
+}
+
+enum Step {
+    Then(Duration, Act),
+    End(Result<Outcome, CloudError>),
+}
+
+enum Deleted {
+    Yes,
+    Later,
+    Never(CloudError),
+}
+
+fn refusal(call: &'static str, error: &ApiError) -> CloudError {
+    CloudError::answered(call, Effect::Changes, error.http, &error.code, &error.message)
+}
+
+fn wish(wanted: Wanted) -> AddressWish {
+    match wanted {
+        Wanted::Addresses(n) => AddressWish::count(n),
+        Wanted::Prefixes(n) => AddressWish::prefix_count(n),
+    }
+}
+
+fn network(prefix: Prefix) -> Option<Ipv4Network> {
+    Ipv4Network::new(prefix.first(), Prefix::LENGTH).ok()
+}
+
+pub(crate) fn prefixes(networks: &[Ipv4Network]) -> BTreeSet<Prefix> {
+    networks.iter().map(|network| Prefix::of(network.ip())).collect()
+}

@@ -1,0 +1,85 @@
+//! Bugs put between the node and its world on purpose, to see that the simulator finds them.
+
+use ipamd::cloud::{CloudError, CloudErrorKind};
+use ipamd::node::{Effect, Event};
+use types::Moment;
+
+/// A bug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plant {
+    /// A caller hears of an address before it is on disk.
+    AnswersBeforeTheDisk,
+    /// Releases do not reach the disk.
+    LosesReleases,
+    /// After a restart the kernel is not asked which pods there are.
+    IgnoresTheKernel,
+    /// Cooldowns do not survive a restart.
+    ForgetsCooling,
+    /// It is forgotten that an ADD started before the DEL that overtook it.
+    ForgetsTheOrder,
+    /// Descriptions of EC2 are taken for as new as their arrival.
+    TrustsOldPictures,
+    /// Silence after a change is taken for a refusal.
+    TakesSilenceForRefusal,
+    /// What cut-off calls have left behind stays.
+    LeavesChores,
+    /// The wiring of released pods stays.
+    KeepsLinks,
+}
+
+impl Plant {
+    /// All of them.
+    pub const ALL: &[Self] = &[
+        Self::AnswersBeforeTheDisk,
+        Self::LosesReleases,
+        Self::IgnoresTheKernel,
+        Self::ForgetsCooling,
+        Self::ForgetsTheOrder,
+        Self::TrustsOldPictures,
+        Self::TakesSilenceForRefusal,
+        Self::LeavesChores,
+        Self::KeepsLinks,
+    ];
+
+    /// Its name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::AnswersBeforeTheDisk => "answers-before-the-disk",
+            Self::LosesReleases => "loses-releases",
+            Self::IgnoresTheKernel => "ignores-the-kernel",
+            Self::ForgetsCooling => "forgets-cooling",
+            Self::ForgetsTheOrder => "forgets-the-order",
+            Self::TrustsOldPictures => "trusts-old-pictures",
+            Self::TakesSilenceForRefusal => "takes-silence-for-refusal",
+            Self::LeavesChores => "leaves-chores",
+            Self::KeepsLinks => "keeps-links",
+        }
+    }
+
+    /// What the node hears in place of an event.
+    pub(crate) fn event(self, event: Event, now: Moment) -> Event {
+        match (self, event) {
+            (Self::TrustsOldPictures, Event::Looked(Ok(mut picture))) => {
+                // Later than any change, so that no lag is allowed for.
+                picture.as_of = now.plus(std::time::Duration::from_secs(60));
+                Event::Looked(Ok(picture))
+            }
+            (Self::TakesSilenceForRefusal, Event::Acted { id, result: Err(error) })
+                if error.kind() == CloudErrorKind::Unclear =>
+            {
+                let refusal = CloudError::new(CloudErrorKind::Other, error.call(), "no answer");
+                Event::Acted { id, result: Err(refusal) }
+            }
+            (_, event) => event,
+        }
+    }
+
+    /// What is done in place of an effect.
+    pub(crate) fn effect(self, effect: Effect) -> Option<Effect> {
+        match (self, effect) {
+            (Self::LeavesChores, Effect::Tidy(_)) | (Self::KeepsLinks, Effect::Unwire(_)) => None,
+            (_, effect) => Some(effect),
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! What happens to a node in one history: made from a seed, so that it can be told again, and cut down when it fails.
+
+use std::time::Duration;
+
+use super::rng::Rng;
+
+/// Pods that come and go, at most.
+pub(crate) const PODS: u32 = 24;
+
+/// One history.
+#[derive(Debug, Clone)]
+pub(crate) struct Script {
+    pub(crate) setup: Setup,
+    /// What happens, and how long after the step before.
+    pub(crate) steps: Vec<(Duration, Step)>,
+}
+
+/// What holds for the whole history.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Setup {
+    pub(crate) instance_type: &'static str,
+    pub(crate) prefixes: bool,
+    pub(crate) warm_eni: u32,
+    pub(crate) warm_ip: Option<u32>,
+    pub(crate) minimum_ip: Option<u32>,
+    pub(crate) warm_prefix: u32,
+    pub(crate) cooldown: Duration,
+    /// How far EC2's descriptions look into the past.
+    pub(crate) lag: Duration,
+    pub(crate) attach_delay: Duration,
+    pub(crate) detach_delay: Duration,
+    /// Longest time a write takes.
+    pub(crate) disk: Duration,
+    /// How often the node looks at EC2, give or take a half.
+    pub(crate) audit: Duration,
+    /// Longest time an answer of EC2 takes.
+    pub(crate) latency: Duration,
+}
+
+/// One thing that happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// A pod is to run.
+    Start(u32),
+    /// A pod is to go; if its ADD is under way, the DEL overtakes it.
+    Stop(u32),
+    /// So many pods are to run, from the first on.
+    Flood(u32),
+    /// So many pods are to go, from the first on.
+    Ebb(u32),
+    /// The runtime gives up waiting for an ADD.
+    HangUp(u32),
+    /// A pod's namespace vanishes and nobody says so.
+    Vanish(u32),
+    /// The runtime lists what it knows.
+    Gc,
+    /// The daemon dies, and starts again after a time.
+    Crash {
+        /// How long it is down.
+        down: Duration,
+        /// How far the clock jumps meanwhile, in seconds.
+        jump: i64,
+        /// Whether the state file is lost.
+        amnesia: bool,
+    },
+    /// The next changes of EC2 meet this.
+    Ec2(Fault, u32),
+    /// EC2 does not answer for a time.
+    Dark(Duration),
+    /// EC2 denies all changes for a time.
+    Deny(Duration),
+    /// Somebody else takes all of the subnet but so many addresses.
+    Fill(u32),
+    /// Somebody else takes one address of each free /28.
+    Fragment,
+    /// They give back what they took.
+    Vacate,
+    /// Somebody pulls an ENI that is not the primary one.
+    Pull(u32),
+    /// Somebody takes an address or a prefix of the node away.
+    Rob(u32),
+    /// The next writes to the disk fail.
+    DiskFails(u32),
+    /// The next wirings fail.
+    WiringFails(u32),
+    /// The kernel refuses the next convergences.
+    HostFails(u32),
+}
+
+/// What a change in EC2 meets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It is performed, and the answer is lost.
+    LoseAnswer,
+    /// It is not performed, and the answer is lost.
+    LoseRequest,
+    /// It is throttled.
+    Throttle,
+    /// Only half of it is performed.
+    Half,
+    /// Its answer makes no sense.
+    Garbage,
+}
+
+const FAULTS: &[Fault] =
+    &[Fault::LoseAnswer, Fault::LoseRequest, Fault::Throttle, Fault::Half, Fault::Garbage];
+/// Small types, so that limits are met, and one without prefixes.
+const TYPES: &[&str] = &["t3.small", "m5.large", "t3.nano", "t2.micro", "c5.xlarge"];
+
+impl Script {
+    pub(crate) fn of(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let setup = Setup::of(&mut rng);
+        let count = 10 + rng.below(50);
+        // How wild it is: some histories are calm, so that the rest can be seen.
+        let wildness = rng.below(60);
+        let steps = (0..count).map(|_| (pause(&mut rng), Step::of(&mut rng, wildness))).collect();
+        Self { setup, steps }
+    }
+}
+
+fn pause(rng: &mut Rng) -> Duration {
+    match rng.below(10) {
+        0..=3 => rng.millis(0, 20),
+        4..=6 => rng.millis(0, 2_000),
+        7..=8 => rng.millis(0, 30_000),
+        _ => rng.millis(0, 300_000),
+    }
+}
+
+impl Setup {
+    fn of(rng: &mut Rng) -> Self {
+        let by_addresses = rng.percent(50);
+        Self {
+            instance_type: rng.pick(TYPES).unwrap_or("m5.large"),
+            prefixes: rng.percent(40),
+            warm_eni: rng.small(3),
+            warm_ip: by_addresses.then(|| rng.small(6)),
+            minimum_ip: by_addresses.then(|| rng.small(12)),
+            warm_prefix: rng.small(3),
+            cooldown: Duration::from_secs(rng.below(40)),
+            lag: if rng.percent(50) { rng.millis(0, 9_000) } else { Duration::ZERO },
+            attach_delay: rng.millis(0, 2_000),
+            detach_delay: rng.millis(0, 4_000),
+            disk: if rng.percent(20) { rng.millis(0, 2_000) } else { rng.millis(0, 10) },
+            // Seldom, so that nothing depends on it; or often, so that descriptions meet everything else.
+            audit: if rng.percent(25) { rng.millis(10_000, 60_000) } else { Duration::from_secs(600) },
+            latency: if rng.percent(20) { rng.millis(0, 8_000) } else { rng.millis(1, 200) },
+        }
+    }
+}
+
+impl Step {
+    fn of(rng: &mut Rng, wildness: u64) -> Self {
+        let pod = rng.small(PODS);
+        if !rng.percent(wildness) {
+            return match rng.below(20) {
+                0..=9 => Self::Start(pod),
+                10..=16 => Self::Stop(pod),
+                17..=18 => Self::Flood(pod),
+                _ => Self::Ebb(pod),
+            };
+        }
+        let times = 1 + rng.small(4);
+        match rng.below(20) {
+            0..=2 => Self::Crash {
+                down: rng.millis(0, 20_000),
+                jump: if rng.percent(20) { i64::from(rng.small(7_200)) - 3_600 } else { 0 },
+                amnesia: rng.percent(15),
+            },
+            3..=7 => Self::Ec2(rng.pick(FAULTS).unwrap_or(Fault::Throttle), times),
+            8 => Self::Dark(rng.millis(0, 120_000)),
+            9 => Self::Deny(rng.millis(0, 120_000)),
+            10 => Self::Fill(rng.small(12)),
+            11 => Self::Fragment,
+            12 => Self::Vacate,
+            13 => Self::Pull(rng.small(4)),
+            14 => Self::Rob(rng.small(40)),
+            15 => Self::DiskFails(times),
+            16 => Self::WiringFails(times),
+            17 => Self::HostFails(times),
+            18 => {
+                if rng.percent(50) {
+                    Self::HangUp(pod)
+                } else {
+                    Self::Vanish(pod)
+                }
+            }
+            _ => Self::Gc,
+        }
+    }
+}

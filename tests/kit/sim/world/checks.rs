@@ -1,0 +1,112 @@
+//! What must hold: after every event, after a rest, and when everything has stopped.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use types::{Prefix, SandboxKey};
+
+use super::super::script::PODS;
+use super::{Held, Phase, World, hold};
+
+/// What must hold.
+impl World {
+    /// Always.
+    pub(super) fn check(&mut self) -> Held {
+        let Some(node) = &self.node else { return Ok(()) };
+        let pool = node.pool();
+        pool.check().map_err(|violation| violation.to_string())?;
+        let mut owned: BTreeMap<Ipv4Addr, &SandboxKey> = BTreeMap::new();
+        for (sandbox, (host_if, address)) in &self.live {
+            if let Some(other) = owned.insert(*address, sandbox) {
+                return Err(format!("I4: {address} is {other}'s and {sandbox}'s"));
+            }
+            let holder = pool.holder_of(host_if).and_then(|holder| pool.owner(holder));
+            let held = holder.map(|(_, grant)| grant.address);
+            hold!(held == Some(*address), "{sandbox} lives with {address}, the books say {held:?}");
+        }
+        if self.seen_changes == self.cloud.changes {
+            return Ok(());
+        }
+        self.seen_changes = self.cloud.changes;
+        let allowed = self.cloud.allowed();
+        let lost = owned.keys().find(|address| !allowed.contains(address) && !self.robbed.contains(address));
+        hold!(lost.is_none(), "I7: {lost:?} of a live pod is on no ENI any more");
+        Ok(())
+    }
+
+    /// From here on nothing bad happens.
+    pub(super) fn rest(&mut self) {
+        self.say(|| "rest".to_owned());
+        self.cloud.calm();
+        self.disk.fails = 0;
+        self.wiring_fails = 0;
+        self.host_fails = 0;
+    }
+
+    /// Pods whose address was taken away, or whose namespace has vanished, are made again.
+    pub(super) fn heal(&mut self) {
+        let allowed = self.cloud.allowed();
+        let lives =
+            |pod: u32| self.live.get(&self.sandbox(pod)).map(|(_, address)| allowed.contains(address));
+        let runs = |pod: &u32| self.pods.get(pod).is_some_and(|pod| matches!(pod.phase, Phase::Running));
+        let sick: Vec<u32> = (0..PODS).filter(runs).filter(|pod| lives(*pod) != Some(true)).collect();
+        for pod in sick {
+            self.delete(pod);
+        }
+    }
+
+    /// After a rest: every pod that the node has room for runs, EC2 and the books agree, nothing is forgotten.
+    pub(super) fn rested(&self) -> Held {
+        let Some(node) = &self.node else { return Err("the daemon is down".to_owned()) };
+        let report = node.report(self.clock());
+        let wanted = self.pods.values().filter(|pod| pod.wanted).count();
+        let runs = self.live.len();
+        // A single address that a pod holds keeps a prefix from its slot.
+        let singles: u32 =
+            report.enis.iter().map(|eni| eni.addresses.total() - eni.prefixes * Prefix::ADDRESSES).sum();
+        let lost = if self.script.setup.prefixes { singles * 15 } else { 0 };
+        let room = usize::try_from(report.capacity.saturating_sub(lost)).unwrap_or(usize::MAX);
+        hold!(
+            runs >= wanted.min(room),
+            "{runs} of {wanted} pods run, there is room for {room}: {}",
+            brief(&report)
+        );
+        hold!(report.not_ready.is_empty(), "not ready: {:?}", report.not_ready);
+        self.agreed(&report)
+    }
+
+    pub(super) fn agreed(&self, report: &wire::Report) -> Held {
+        let here: BTreeSet<_> =
+            self.cloud.model.enis_of(&self.cloud.instance.id).map(|eni| &eni.id).collect();
+        let known: BTreeSet<_> = report.enis.iter().map(|eni| &eni.id).collect();
+        hold!(here == known, "EC2 has {here:?}, the books {known:?}");
+        for eni in self.cloud.model.enis() {
+            let tie = eni.attachment.as_ref();
+            hold!(tie.is_some(), "{} is leaked", eni.id);
+            hold!(tie.is_some_and(|tie| tie.delete_on_termination), "{} would outlive the instance", eni.id);
+        }
+        let total = u32::try_from(self.cloud.allowed().len()).unwrap_or(u32::MAX);
+        let held = report.addresses.total();
+        hold!(held == total, "EC2 gives {total} addresses, the books have {held}: {}", brief(report));
+        Ok(())
+    }
+
+    /// After everything has stopped: nothing is held, in the books or in the kernel.
+    pub(super) fn emptied(&self) -> Held {
+        let Some(node) = &self.node else { return Err("the daemon is down".to_owned()) };
+        let report = node.report(self.clock());
+        hold!(self.live.is_empty(), "pods live that were stopped: {:?}", self.live);
+        hold!(report.pods.is_empty(), "addresses are held for nobody: {:?}", report.pods);
+        hold!(report.addresses.reserved == 0, "addresses stay reserved: {:?}", report.addresses);
+        hold!(self.links.is_empty(), "links are left: {:?}", self.links);
+        self.agreed(&report)
+    }
+}
+
+/// A report in one line.
+fn brief(report: &wire::Report) -> String {
+    let enis = report.enis.iter().map(|eni| format!("{} at {} {:?}", eni.id, eni.device, eni.addresses));
+    let waiting = report.waiting.iter().map(|waiting| format!("{} waits: {}", waiting.pod, waiting.reason));
+    let rest = report.plan.iter().chain(&report.cloud).cloned();
+    enis.chain(waiting).chain(rest).collect::<Vec<_>>().join("; ")
+}

@@ -1,0 +1,181 @@
+//! The steps of a script: what the runtime, the cloud and bad luck do.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use ipamd::node::{CallId, Event};
+use types::{SandboxKey, VethPrefix};
+use wire::{Attachment, Detachment, Kept, PROTOCOL, Request, Verb};
+
+use super::super::script::Step;
+use super::{Due, Held, NETWORK, PATIENCE, Pending, Phase, World, name, sandbox};
+
+/// Steps of the script.
+impl World {
+    pub(super) fn take(&mut self, step: Step) -> Held {
+        match step {
+            Step::Start(pod) => self.start(pod),
+            Step::Stop(pod) => self.stop(pod),
+            Step::Flood(pods) => (0..=pods).for_each(|pod| self.start(pod)),
+            Step::Ebb(pods) => (0..=pods).for_each(|pod| self.stop(pod)),
+            Step::HangUp(pod) => self.hang_up(pod)?,
+            Step::Vanish(pod) => {
+                if matches!(self.pods.entry(pod).or_default().phase, Phase::Running) {
+                    let sandbox = self.sandbox(pod);
+                    self.live.remove(&sandbox);
+                    self.at(Duration::ZERO, Due::NetnsGone(sandbox));
+                }
+            }
+            Step::Gc => self.gc(),
+            Step::Crash { down, jump, amnesia } => self.crash(down, jump, amnesia),
+            Step::Ec2(fault, times) => self.cloud.faults.extend((0..times).map(|_| fault)),
+            Step::Dark(long) => self.cloud.dark_until = self.now.plus(long),
+            Step::Deny(long) => self.cloud.denied_until = self.now.plus(long),
+            Step::Fill(left) => {
+                let taken = self.cloud.model.occupy_all_but(&self.cloud.subnet, left);
+                self.cloud.taken.extend(taken.unwrap_or_default());
+            }
+            Step::Fragment => {
+                for block in 0..16_u8 {
+                    let address = Ipv4Addr::new(10, 0, 0, block * 16 + 7);
+                    if self.cloud.model.occupy(&self.cloud.subnet, &[address]).is_ok() {
+                        self.cloud.taken.push(address);
+                    }
+                }
+            }
+            Step::Vacate => {
+                let taken = std::mem::take(&mut self.cloud.taken);
+                let _given_back = self.cloud.model.vacate(&self.cloud.subnet, &taken);
+            }
+            Step::Pull(number) => self.pull(number),
+            Step::Rob(number) => self.rob(number),
+            Step::DiskFails(times) => self.disk.fails = times,
+            Step::WiringFails(times) => self.wiring_fails = times,
+            Step::HostFails(times) => self.host_fails = times,
+        }
+        self.cloud.advance(self.now);
+        Ok(())
+    }
+
+    pub(super) fn sandbox(&self, pod: u32) -> SandboxKey {
+        let incarnation = self.pods.get(&pod).map_or(0, |pod| pod.incarnation);
+        sandbox(pod, incarnation)
+    }
+
+    pub(super) fn start(&mut self, number: u32) {
+        let pod = self.pods.entry(number).or_default();
+        pod.wanted = true;
+        if !matches!(pod.phase, Phase::Absent) {
+            return;
+        }
+        pod.incarnation += 1;
+        let sandbox = self.sandbox(number);
+        let verb = Verb::Add(Attachment {
+            sandbox: sandbox.clone(),
+            netns: String::new(),
+            pod: name(number),
+            pod_uid: String::new(),
+            veth_prefix: VethPrefix::default(),
+            mtu: 9001,
+        });
+        // The plugin may be slow to start: that is how a DEL overtakes it.
+        let slow = if self.rng.percent(5) { self.rng.millis(0, 4_000) } else { self.rng.millis(0, 5) };
+        let call = self.send(verb, Some(sandbox), Some(number), slow);
+        self.pods.entry(number).or_default().phase = Phase::Adding(call);
+        self.at(PATIENCE + Duration::from_secs(10), Due::GiveUp(call));
+    }
+
+    pub(super) fn stop(&mut self, number: u32) {
+        let pod = self.pods.entry(number).or_default();
+        pod.wanted = false;
+        if matches!(pod.phase, Phase::Adding(_) | Phase::Running) {
+            self.delete(number);
+        }
+    }
+
+    pub(super) fn delete(&mut self, number: u32) {
+        let sandbox = self.sandbox(number);
+        self.live.remove(&sandbox);
+        let detachment =
+            Detachment { sandbox: sandbox.clone(), pod: name(number), veth_prefix: VethPrefix::default() };
+        let pause = self.rng.millis(0, 5);
+        let call = self.send(Verb::Del(detachment), Some(sandbox), Some(number), pause);
+        self.pods.entry(number).or_default().phase = Phase::Deleting(call);
+    }
+
+    pub(super) fn send(
+        &mut self,
+        verb: Verb,
+        sandbox: Option<SandboxKey>,
+        pod: Option<u32>,
+        after: Duration,
+    ) -> CallId {
+        self.last_call += 1;
+        let call = CallId(self.last_call);
+        let patience_ms = u32::try_from(PATIENCE.as_millis()).unwrap_or(u32::MAX);
+        let started_ns = self.now.0 * 1_000_000 + self.last_call % 1_000_000;
+        let request = Request { version: PROTOCOL, patience_ms, started_ns, verb };
+        self.calls.insert(call, Pending { request, sandbox, pod, arrived: false });
+        self.at(after, Due::Arrive(call));
+        call
+    }
+
+    pub(super) fn hang_up(&mut self, number: u32) -> Held {
+        let Some(Phase::Adding(call)) = self.pods.get(&number).map(|pod| &pod.phase) else { return Ok(()) };
+        let call = *call;
+        let arrived = self.calls.get(&call).is_some_and(|pending| pending.arrived);
+        if arrived {
+            self.hear(Event::Gone(call))?;
+        }
+        // The runtime cleans up after a plugin that it has killed.
+        self.delete(number);
+        Ok(())
+    }
+
+    pub(super) fn gc(&mut self) {
+        let known = |pod: &&u32| {
+            self.pods.get(pod).is_some_and(|pod| matches!(pod.phase, Phase::Running | Phase::Adding(_)))
+        };
+        let numbers: Vec<u32> = self.pods.keys().filter(known).copied().collect();
+        let kept = numbers.into_iter().map(|number| self.sandbox(number));
+        let valid = kept
+            .map(|key| Kept {
+                container_id: key.container_id().to_owned(),
+                if_name: key.if_name().to_owned(),
+            })
+            .collect();
+        self.send(Verb::Gc { network_name: NETWORK.to_owned(), valid }, None, None, Duration::ZERO);
+    }
+
+    pub(super) fn pull(&mut self, number: u32) {
+        let enis: Vec<_> = self.cloud.model.enis_of(&self.cloud.instance.id).cloned().collect();
+        let index = usize::try_from(number).unwrap_or(0);
+        let Some(eni) = enis.get(index).filter(|eni| eni.id != self.cloud.instance.primary_eni) else {
+            return;
+        };
+        self.robbed.extend(eni.sources());
+        if self.cloud.model.pull(&eni.id).is_ok() {
+            // It was attached a moment ago and is nobody's now.
+            let _deleted = self.cloud.model.delete_eni(&eni.id);
+        }
+    }
+
+    pub(super) fn rob(&mut self, number: u32) {
+        let enis: Vec<_> = self.cloud.model.enis_of(&self.cloud.instance.id).cloned().collect();
+        let mut index = usize::try_from(number).unwrap_or(0);
+        for eni in enis {
+            if let Some(address) = eni.secondary.get(index) {
+                self.robbed.insert(*address);
+                let _robbed = self.cloud.model.unassign(&eni.id, &[*address], &[]);
+                return;
+            }
+            index = index.saturating_sub(eni.secondary.len());
+            if let Some(prefix) = eni.prefixes.get(index) {
+                self.robbed.extend(prefix.iter());
+                let _robbed = self.cloud.model.unassign(&eni.id, &[], &[*prefix]);
+                return;
+            }
+            index = index.saturating_sub(eni.prefixes.len());
+        }
+    }
+}
