@@ -57,7 +57,7 @@ impl CloudTasks {
         loop {
             match self.facts().await {
                 Ok(facts) => return drop(self.events.send(Event::Identified(Box::new(facts))).await),
-                Err(error) => tracing::warn!(error = chain(&error), "cannot find out who this instance is"),
+                Err(error) => drop(self.events.send(Event::Unidentified(error)).await),
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(IDENTITY_RETRY.1);

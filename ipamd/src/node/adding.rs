@@ -125,7 +125,7 @@ impl Node {
         }
         let starting = !self.missing().is_empty();
         let mut waiting = std::mem::take(&mut self.queue);
-        let mut short = starting.then_some(Reason::Starting);
+        let mut short = starting.then(|| self.why_starting());
         waiting.retain(|id| {
             let Some(reason) = self.serve_one(*id, short, early, now) else { return false };
             // One without an address means that none is left; one whose name is taken holds up nobody else.
@@ -371,8 +371,11 @@ impl Node {
         if missing.is_empty() {
             return self.reply(id, Reply::Done);
         }
-        let failure = Failure::new(Reason::Starting, format!("waits for {}", missing.join(", ")));
-        self.fail(id, Failure { code: types::CniCode::NOT_AVAILABLE, ..failure });
+        let message = format!("waits for {}", missing.join(", "));
+        let failure = Failure::new(self.why_starting(), message).with_details(self.troubles().join("; "));
+        // Asked every few seconds by the runtime: no line in the log each time.
+        let failure = Failure { code: types::CniCode::NOT_AVAILABLE, ..failure };
+        self.reply(id, Reply::Failed(failure));
     }
 
     /// Ends the wait of those whose time is up, with the cause.

@@ -109,6 +109,8 @@ pub enum Event {
     FileLong,
     /// Instance metadata has answered.
     Identified(Box<Facts>),
+    /// It cannot be found out who this instance is; it is tried again.
+    Unidentified(CloudError),
     /// The ENIs were looked at.
     Looked(Result<Picture, CloudError>),
     /// A call to EC2 came to an end.

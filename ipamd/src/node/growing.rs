@@ -74,7 +74,8 @@ impl CloudState {
         self.trouble(error);
     }
 
-    fn trouble(&mut self, error: &CloudError) {
+    /// Remembers what is wrong, without holding off.
+    pub(super) fn trouble(&mut self, error: &CloudError) {
         self.trouble = Some((error.kind(), crate::server::chain(error)));
         tracing::warn!(kind = ?error.kind(), error = crate::server::chain(error), "EC2");
     }
@@ -183,6 +184,7 @@ impl Node {
         self.pool.set_mode(if prefixes { Mode::Prefixes } else { Mode::Addresses });
         self.pool.set_subnets(vec![facts.subnet.clone()]);
         self.facts = Some(facts);
+        self.cloud.worked();
         self.cloud.look_at = now;
     }
 
@@ -431,6 +433,11 @@ impl Node {
     pub(super) fn growing(&self) -> bool {
         let settling = self.host.settling.iter().any(|s| matches!(s.gain, Gain::Action(..)));
         settling || self.pool.is_growing() || !self.missing().is_empty()
+    }
+
+    /// Why no pod can be served yet, in one word.
+    pub(super) fn why_starting(&self) -> Reason {
+        self.cloud.trouble.as_ref().map_or(Reason::Starting, |(kind, _)| kind.reason())
     }
 
     /// Why there is no address, in one word.

@@ -117,6 +117,7 @@ impl Node {
             Event::Written { batch, result } => self.written(batch, result, now),
             Event::FileLong => self.effects.push(Effect::Rewrite(Box::new(self.pool.snapshot()))),
             Event::Identified(facts) => self.identified(*facts, now),
+            Event::Unidentified(error) => self.cloud.trouble(&error),
             Event::Looked(result) => self.looked(result, now),
             Event::Acted { id, result } => self.acted(id, result, now),
             Event::Tidied(result) => self.tidied(result, now),
@@ -147,7 +148,7 @@ impl Node {
     /// What is still missing before an ADD can be served.
     fn missing(&self) -> Vec<&'static str> {
         let latches = [
-            (self.facts.is_none(), "instance metadata"),
+            (self.facts.is_none(), "who this instance is and what its type can hold"),
             (!self.cloud.pictured, "the first look at the ENIs, the host's routes, rules and nftables"),
         ];
         latches.into_iter().filter_map(|(missing, what)| missing.then_some(what)).collect()

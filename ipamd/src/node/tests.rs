@@ -120,6 +120,21 @@ fn tidies(effects: &[Effect]) -> bool {
 }
 
 #[test]
+fn a_denial_at_start_is_what_waiting_pods_are_told() {
+    let mut world = World::new();
+    world.handle(Event::Unidentified(CloudError::new(CloudErrorKind::Denied, "DescribeInstanceTypes", "no")));
+    world.add("a");
+
+    world.now = world.now.plus(Duration::from_secs(61));
+    let effects = world.handle(Event::Tick);
+
+    let failure = failure(&effects).expect("a failure");
+    assert_eq!(failure.reason, Reason::Denied);
+    assert!(failure.details.contains("DescribeInstanceTypes"), "{}", failure.details);
+    assert_eq!(world.node.report(world.now).cloud.len(), 1);
+}
+
+#[test]
 fn a_forgotten_eni_is_deleted_once() {
     let mut world = World::ready(4);
     let picture = with_a_forgotten_eni(&world);
