@@ -114,6 +114,7 @@ fn settings(config: &Config) -> Result<Settings, RunError> {
         warm_ip: config.warm_ip_target,
         minimum_ip: config.minimum_ip_target,
         warm_prefix: config.warm_prefix_target,
+        automatic: config.automatic,
         ..Targets::default()
     };
     Ok(Settings {

@@ -157,6 +157,8 @@ impl Node {
             ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254".to_owned()),
             ("AWS_ACCESS_KEY_ID", "LABKEY".to_owned()),
             ("AWS_SECRET_ACCESS_KEY", "lab-secret".to_owned()),
+            // As the Go version's manifest has it; tests set others.
+            ("WARM_ENI_TARGET", "1".to_owned()),
             ("ENABLE_IPv4", "true".to_owned()),
             ("CLUSTER_NAME", "lab".to_owned()),
             ("IPAMD_RUN_DIR", self.run_dir.display().to_string()),

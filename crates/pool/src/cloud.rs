@@ -10,7 +10,7 @@ use std::time::Duration;
 use types::{DeviceIndex, EniId, Moment, NetworkCard, Prefix, SubnetId};
 
 use crate::model::{Action, ActionId, EniSeen, Given, Leaving, Note, Outcome, Wanted};
-use crate::pool::{Address, Call, Eni, Pool};
+use crate::pool::{Address, Call, Eni, Gone, Pool};
 
 /// How long after a change of ours EC2's answers may still lack it.
 pub const PICTURE_LAG: Duration = Duration::from_secs(10);
@@ -29,7 +29,7 @@ impl Pool {
         self.pictured = as_of;
         let settled = |since: Moment| since.plus(PICTURE_LAG) <= as_of;
         self.in_flight.retain(|_, call| !call.unclear_since.is_some_and(settled));
-        self.gone.retain(|(_, until)| *until > as_of);
+        self.gone.retain(|gone| gone.until > as_of);
         self.cooling_elsewhere.retain(|_, until| *until > now);
 
         let there: BTreeSet<&EniId> = seen.iter().map(|eni| &eni.id).collect();
@@ -69,8 +69,8 @@ impl Pool {
         for given in self
             .gone
             .iter()
-            .filter(|(gone, _)| gone.eni == eni.id)
-            .filter_map(|(gone, _)| gone.given.as_ref())
+            .filter(|gone| gone.what.eni == eni.id)
+            .filter_map(|gone| gone.what.given.as_ref())
         {
             eni.addresses.retain(|address| !given.addresses.contains(address));
             eni.prefixes.retain(|prefix| !given.prefixes.contains(prefix));
@@ -79,7 +79,7 @@ impl Pool {
     }
 
     fn is_deleted(&self, eni: &EniId) -> bool {
-        self.gone.iter().any(|(gone, _)| gone.eni == *eni && gone.given.is_none())
+        self.gone.iter().any(|gone| gone.what.eni == *eni && gone.what.given.is_none())
     }
 
     /// Takes in that a call which takes this away may have been sent before a restart: pictures asked for before
@@ -88,6 +88,7 @@ impl Pool {
     /// What a pod holds stays its own: such a call was never made for it.
     pub fn doubt(&mut self, leaving: Leaving, until: Moment) {
         let held: BTreeSet<Ipv4Addr> = self.held.values().map(|held| held.address).collect();
+        let place = self.enis.get(&leaving.eni).filter(|_| leaving.given.is_none()).map(Eni::place);
         if let Some(eni) = self.enis.get_mut(&leaving.eni) {
             let goes = |address: &Ipv4Addr| leaving.given.as_ref().is_none_or(|given| given.covers(*address));
             eni.addresses.retain(|address, _| !goes(address) || held.contains(address));
@@ -97,14 +98,14 @@ impl Pool {
                 self.enis.remove(&leaving.eni);
             }
         }
-        self.gone.push((leaving, until));
+        self.gone.push(Gone { what: leaving, place, until, sure: false });
     }
 
     /// When a picture may tell more than one asked for now.
     #[must_use]
     pub fn doubtful_until(&self, now: Moment) -> Option<Moment> {
         let unclear = self.in_flight.values().filter_map(|call| call.unclear_since);
-        let gone = self.gone.iter().map(|(_, until)| *until).filter(|until| *until < Moment(u64::MAX));
+        let gone = self.gone.iter().filter(|gone| !gone.sure).map(|gone| gone.until);
         unclear.map(|since| since.plus(PICTURE_LAG)).chain(gone).filter(|until| *until > now).max()
     }
 
@@ -333,12 +334,12 @@ impl Pool {
 
     /// EC2 gives again what it took back a moment ago.
     pub(crate) fn is_back(&mut self, given: &Given) {
-        self.gone.retain_mut(|(gone, _)| still_gone(gone, given));
+        self.gone.retain_mut(|gone| still_gone(&mut gone.what, given));
     }
 
     /// What an action took away is gone, for pictures of some time after too.
     fn went(&mut self, leaving: Leaving, now: Moment) {
-        self.gone.push((leaving, now.plus(PICTURE_LAG)));
+        self.gone.push(Gone { what: leaving, place: None, until: now.plus(PICTURE_LAG), sure: true });
     }
 
     fn believe_later(&mut self, eni: &EniId, now: Moment) {

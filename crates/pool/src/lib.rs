@@ -14,6 +14,7 @@
 //! | `model.rs` | the words |
 //! | `pool.rs` | the state, and how pods get and give back addresses |
 //! | `cloud.rs` | what EC2 says: pictures of the ENIs, and calls that begin and end |
+//! | `aim.rs` | how many addresses there should be: the targets as one rule |
 //! | `plan.rs` | what to ask EC2 for next, and why |
 //! | `books.rs` | what must always be true |
 //! | `scarcity.rs` | what subnets could not give, and when to ask again |
@@ -30,8 +31,10 @@
 //! - prefixes of which a subnet has none are replaced by single addresses, for ENIs in that subnet and for a time;
 //! - after a change of mode, free addresses of the other form do not count, and go back once those of the new form
 //!   are there, instead of before;
+//! - with no target set, the pool follows the pods: 12 free addresses on a quiet node, more while many start;
 //! - an ENI is given back only if the pool would not want one again right after.
 
+mod aim;
 mod books;
 mod cloud;
 mod model;

@@ -158,6 +158,8 @@ pub struct Targets {
     pub minimum_ip: Option<u32>,
     /// `WARM_PREFIX_TARGET`: prefixes' worth of free addresses, with [`Mode::Prefixes`]. Ignored as `warm_eni` is.
     pub warm_prefix: u32,
+    /// Nobody has set a target: what is kept free follows the number of pods that start.
+    pub automatic: bool,
     /// Pods the node can run: no more than so many addresses that do not cool are asked for.
     pub max_pods: Option<u32>,
     /// Excess addresses are returned at most this often.
@@ -174,6 +176,7 @@ impl Default for Targets {
             warm_ip: None,
             minimum_ip: None,
             warm_prefix: 1,
+            automatic: false,
             max_pods: None,
             release_every: Duration::from_secs(30),
             eni_age_min: Duration::from_secs(60),

@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 
 use types::{DeviceIndex, EniId, Moment, NetworkCard, Prefix};
 
+use crate::aim::{Aim, Need, Stock};
 use crate::model::{Action, Given, Limits, Mode, Role, Targets, Wanted};
 use crate::pool::{Eni, Pool};
 
@@ -148,55 +149,12 @@ impl fmt::Display for KeptReason {
     }
 }
 
-/// The pool in numbers, with what is on its way.
-#[derive(Debug, Clone, Copy)]
-struct Stock {
-    /// Addresses there and on their way.
-    total: u32,
-    /// Those of them that cool.
-    cooling: u32,
-    /// Free ones there and on their way, less those for whom ADDs wait.
-    available: i64,
-}
-
-impl Stock {
-    /// ADDs for which nothing is there or on its way.
-    fn demand(self) -> u32 {
-        at_least_zero(-self.available)
-    }
-}
-
-/// How many addresses to ask for.
-#[derive(Debug, Clone, Copy)]
-struct Need {
-    missing: u32,
-    /// Fill each ENI that is touched, as the Go version does for `WARM_ENI_TARGET`.
-    whole_enis: bool,
-    /// No more than this in all.
-    bound: u32,
-    why: Why,
-}
-
-impl Need {
-    /// What an ENI with so much room contributes in a form.
-    fn take(&mut self, form: Mode, room: u32) -> Option<Wanted> {
-        let slots = match form {
-            Mode::Addresses if self.whole_enis && self.missing > 0 => room.min(self.bound),
-            Mode::Addresses => room.min(self.missing).min(self.bound),
-            Mode::Prefixes => room.min(self.missing.min(self.bound).div_ceil(Prefix::ADDRESSES)),
-        };
-        let wanted = Wanted::new(form, slots);
-        self.missing = self.missing.saturating_sub(wanted.addresses());
-        self.bound = self.bound.saturating_sub(wanted.addresses());
-        (slots > 0).then_some(wanted)
-    }
-}
-
 /// What a plan depends on, apart from the pool.
 #[derive(Debug, Clone, Copy)]
 struct Situation<'a> {
     targets: &'a Targets,
     limits: &'a Limits,
+    aim: Aim,
     stock: Stock,
     now: Moment,
 }
@@ -205,8 +163,9 @@ impl Pool {
     /// Decides what to ask EC2 for next; `waiting` ADDs are without an address.
     pub fn plan(&self, targets: &Targets, limits: &Limits, waiting: u32, now: Moment) -> Plan {
         let stock = self.stock(waiting, now);
-        let situation = Situation { targets, limits, stock, now };
-        let need = need(self.mode, targets, limits, stock, waiting);
+        let aim = self.aim(targets, now);
+        let situation = Situation { targets, limits, aim, stock, now };
+        let need = aim.need(targets, limits, stock, waiting);
         let mut plan = match need {
             Some(need) => self.grow(situation, need),
             None if waiting > 0 || !self.in_flight.is_empty() => Plan::default(),
@@ -248,9 +207,9 @@ impl Pool {
         let Situation { limits, now, .. } = situation;
         let why = need.why;
         let mut actions = Vec::new();
-        let mut enis = self.with_room(limits, now);
+        let mut enis = self.with_room(limits);
         let mut devices = self.free_devices(limits);
-        let later = self.room_later(limits, now);
+        let later = self.room_later(limits);
         // Single addresses only for what no prefix could be had for.
         let forms: &[Mode] = match self.mode {
             Mode::Addresses => &[Mode::Addresses],
@@ -259,7 +218,7 @@ impl Pool {
         for form in forms {
             enis.retain(|eni| {
                 let most = self.scarcity.ask_at_most(&eni.seen.subnet, *form, now);
-                let wanted = need.take(*form, self.room(eni, limits, now).min(most));
+                let wanted = need.take(*form, self.room(eni, limits).min(most));
                 let action = wanted.map(|wanted| Action::Assign { eni: eni.seen.id.clone(), wanted });
                 actions.extend(action.map(|action| Planned { action, why }));
                 wanted.is_none()
@@ -277,20 +236,20 @@ impl Pool {
         Plan { actions, unmet: need.missing.min(need.bound), ..Plan::default() }
     }
 
-    /// Free slots of an ENI. What a call took away a moment ago, or may have, still fills its own.
-    fn room(&self, eni: &Eni, limits: &Limits, now: Moment) -> u32 {
-        let gone = self.gone.iter().filter(|(gone, until)| gone.eni == eni.seen.id && *until > now);
-        let slots: usize = gone
-            .filter_map(|(gone, _)| gone.given.as_ref())
+    /// Free slots of an ENI. What a call may have taken away fills its own until a picture tells.
+    fn room(&self, eni: &Eni, limits: &Limits) -> u32 {
+        let doubtful = self.gone.iter().filter(|gone| !gone.sure && gone.what.eni == eni.seen.id);
+        let slots: usize = doubtful
+            .filter_map(|gone| gone.what.given.as_ref())
             .map(|given| given.addresses.len() + given.prefixes.len())
             .sum();
         u32::from(limits.slots_per_eni).saturating_sub(eni.slots()).saturating_sub(as_count(slots))
     }
 
     /// ENIs that can take more addresses and are not busy, fullest first.
-    pub(crate) fn with_room(&self, limits: &Limits, now: Moment) -> Vec<&Eni> {
+    pub(crate) fn with_room(&self, limits: &Limits) -> Vec<&Eni> {
         let fit = |eni: &&Eni| {
-            eni.seen.card == limits.card && self.room(eni, limits, now) > 0 && !self.is_busy(&eni.seen.id)
+            eni.seen.card == limits.card && self.room(eni, limits) > 0 && !self.is_busy(&eni.seen.id)
         };
         let mut enis: Vec<&Eni> = self.usable().filter(fit).collect();
         enis.sort_by_key(|eni| (Reverse(eni.slots()), eni.place()));
@@ -298,9 +257,9 @@ impl Pool {
     }
 
     /// Room on ENIs that are busy now: they can take more sooner than a new ENI could.
-    fn room_later(&self, limits: &Limits, now: Moment) -> u32 {
+    fn room_later(&self, limits: &Limits) -> u32 {
         let busy = self.usable().filter(|eni| eni.seen.card == limits.card && self.is_busy(&eni.seen.id));
-        busy.map(|eni| self.room(eni, limits, now).saturating_sub(self.coming_to(&eni.seen.id))).sum()
+        busy.map(|eni| self.room(eni, limits).saturating_sub(self.coming_to(&eni.seen.id))).sum()
     }
 
     /// Device indices that a new ENI may have, lowest first; as many as there may be new ENIs.
@@ -311,7 +270,13 @@ impl Pool {
             Action::CreateEni { device, .. } => Some(*device),
             Action::Assign { .. } | Action::Release { .. } | Action::DeleteEni { .. } => None,
         });
-        let others = self.occupied.iter().filter(|(card, _)| *card == limits.card).map(|(_, device)| *device);
+        let doubtful = self.gone.iter().filter_map(|gone| gone.place.as_ref());
+        let others = self
+            .occupied
+            .iter()
+            .chain(doubtful)
+            .filter(|(card, _)| *card == limits.card)
+            .map(|(_, device)| *device);
         // The primary ENI is there even before the first picture.
         let primary = (limits.card == NetworkCard(0)).then_some(DeviceIndex(0));
         let taken: BTreeSet<DeviceIndex> = on_card.chain(coming).chain(others).chain(primary).collect();
@@ -340,8 +305,8 @@ impl Pool {
 
     /// What to give back, from the ENI with the fewest pods first.
     fn give_back(&self, situation: Situation<'_>) -> Vec<Planned> {
-        let Situation { targets, limits, stock, now } = situation;
-        let over = over(self.mode, targets, stock);
+        let Situation { limits, aim, stock, now, .. } = situation;
+        let over = aim.over(stock);
         let mut enis: Vec<&Eni> = self.usable().filter(|eni| eni.seen.card == limits.card).collect();
         enis.sort_by_key(|eni| (eni.held(), Reverse(eni.place())));
         let mut left = over;
@@ -375,7 +340,7 @@ impl Pool {
 
     /// Why an ENI cannot be deleted, the lasting reasons first; `None` if it can.
     fn why_kept(&self, eni: &Eni, situation: Situation<'_>) -> Option<KeptReason> {
-        let Situation { targets, limits, stock, now } = situation;
+        let Situation { targets, limits, aim, stock, now } = situation;
         let counts = self.counts_in(eni, now);
         let held = counts.reserved + counts.assigned;
         let without = Stock {
@@ -383,7 +348,6 @@ impl Pool {
             available: stock.available - i64::from(counts.free),
             ..stock
         };
-        let margin = margin(self.mode, targets, limits);
         let old_enough = eni.first_seen.plus(targets.eni_age_min);
         match eni.seen.role {
             Role::Primary | Role::Trunk | Role::Unmanaged => Some(KeptReason::Role(eni.seen.role)),
@@ -391,11 +355,7 @@ impl Pool {
             Role::Secondary if self.is_busy(&eni.seen.id) => Some(KeptReason::Busy),
             Role::Secondary if held > 0 => Some(KeptReason::Pods(held)),
             Role::Secondary if counts.cooling > 0 => Some(KeptReason::Cooling(counts.cooling)),
-            Role::Secondary
-                if stock.available < margin || need(self.mode, targets, limits, without, 0).is_some() =>
-            {
-                Some(KeptReason::Needed)
-            }
+            Role::Secondary if aim.needs(targets, limits, stock, without) => Some(KeptReason::Needed),
             Role::Secondary if old_enough > now => Some(KeptReason::Young(old_enough)),
             Role::Secondary => None,
         }
@@ -408,7 +368,7 @@ impl Pool {
         let left: Vec<&Eni> = self.enis.values().filter(|eni| !acted.contains(&eni.seen.id)).collect();
         for eni in left {
             let reason = if growing && eni.seen.role.is_for_pods() {
-                self.why_not_grown(eni, situation)
+                self.why_not_grown(eni, situation.limits)
             } else {
                 self.why_kept(eni, situation).unwrap_or(KeptReason::Rests)
             };
@@ -419,12 +379,11 @@ impl Pool {
         }
     }
 
-    fn why_not_grown(&self, eni: &Eni, situation: Situation<'_>) -> KeptReason {
-        let Situation { limits, now, .. } = situation;
+    fn why_not_grown(&self, eni: &Eni, limits: &Limits) -> KeptReason {
         match () {
             () if eni.seen.card != limits.card => KeptReason::OtherCard(eni.seen.card),
             () if self.is_busy(&eni.seen.id) => KeptReason::Busy,
-            () if self.room(eni, limits, now) == 0 => KeptReason::Full,
+            () if self.room(eni, limits) == 0 => KeptReason::Full,
             () => KeptReason::NotNeededYet,
         }
     }
@@ -448,79 +407,4 @@ fn as_length(count: u32) -> usize {
 
 fn as_count(length: usize) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
-}
-
-/// What is missing, if anything.
-fn need(mode: Mode, targets: &Targets, limits: &Limits, stock: Stock, waiting: u32) -> Option<Need> {
-    let (missing, why) = match (ip_targets(targets), mode) {
-        (Some((warm, minimum)), _) => short(warm, minimum, stock),
-        (None, Mode::Addresses) => short_of_enis(targets.warm_eni, limits, stock),
-        (None, Mode::Prefixes) => short_of_prefixes(targets.warm_prefix, stock),
-    };
-    let why = if missing <= stock.demand() { Why::PodsWait(waiting) } else { why };
-    // Those who wait get theirs whatever the bound says: the kubelet has admitted the pods.
-    let usable = stock.total.saturating_sub(stock.cooling);
-    let bound = targets.max_pods.map_or(u32::MAX, |pods| pods.saturating_sub(usable)).max(stock.demand());
-    let whole_enis = ip_targets(targets).is_none() && mode == Mode::Addresses;
-    (missing > 0 && bound > 0).then_some(Need { missing, whole_enis, bound, why })
-}
-
-/// `WARM_IP_TARGET` and `MINIMUM_IP_TARGET`, if one of them is set; 0 is as good as not set.
-fn ip_targets(targets: &Targets) -> Option<(u32, u32)> {
-    let pair = (targets.warm_ip.unwrap_or(0), targets.minimum_ip.unwrap_or(0));
-    (pair != (0, 0)).then_some(pair)
-}
-
-/// So many free, so many in all.
-fn short(warm: u32, minimum: u32, stock: Stock) -> (u32, Why) {
-    let for_warm = at_least_zero(i64::from(warm) - stock.available);
-    let for_minimum = minimum.saturating_sub(stock.total);
-    if for_warm >= for_minimum {
-        (for_warm, Why::WarmShort { target: warm, by: for_warm })
-    } else {
-        (for_minimum, Why::MinimumShort { target: minimum, by: for_minimum })
-    }
-}
-
-/// As many free as so many whole ENIs hold; at least one.
-fn short_of_enis(target: u32, limits: &Limits, stock: Stock) -> (u32, Why) {
-    let wanted = (i64::from(target) * i64::from(limits.slots_per_eni)).max(1);
-    let by = at_least_zero(wanted - stock.available);
-    (by, Why::WarmEniShort { target, by })
-}
-
-/// As many free as so many prefixes hold; at least one.
-fn short_of_prefixes(target: u32, stock: Stock) -> (u32, Why) {
-    let by = at_least_zero(warm_of_prefixes(target) - stock.available);
-    (by, Why::WarmPrefixShort { target, by })
-}
-
-/// How many free addresses so many warm prefixes ask for; one at least, or a prefix would come and go with each plan.
-fn warm_of_prefixes(target: u32) -> i64 {
-    (i64::from(target) * i64::from(Prefix::ADDRESSES)).max(1)
-}
-
-/// An ENI is given back only with so many addresses available: one ENI's worth more than `WARM_ENI_TARGET` asks for,
-/// so that it is not wanted again with the next pod.
-fn margin(mode: Mode, targets: &Targets, limits: &Limits) -> i64 {
-    match (ip_targets(targets), mode) {
-        (Some(_), _) | (None, Mode::Prefixes) => i64::MIN,
-        (None, Mode::Addresses) => (i64::from(targets.warm_eni) + 1) * i64::from(limits.slots_per_eni),
-    }
-}
-
-/// How many addresses are more than the targets ask for. `WARM_ENI_TARGET` gives back whole ENIs only.
-fn over(mode: Mode, targets: &Targets, stock: Stock) -> u32 {
-    match (ip_targets(targets), mode) {
-        (Some((warm, minimum)), _) => {
-            at_least_zero(stock.available - i64::from(warm)).min(stock.total.saturating_sub(minimum))
-        }
-        (None, Mode::Addresses) => 0,
-        (None, Mode::Prefixes) => at_least_zero(stock.available - warm_of_prefixes(targets.warm_prefix)),
-    }
-}
-
-/// The number, or 0 if it is negative.
-fn at_least_zero(n: i64) -> u32 {
-    u32::try_from(n.max(0)).unwrap_or(u32::MAX)
 }

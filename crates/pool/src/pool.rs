@@ -1,7 +1,7 @@
 //! The state of the pool, and how pods get and give back addresses.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -11,6 +11,9 @@ use crate::model::{
     Action, ActionId, Counts, EniSeen, Given, Grant, Leaving, Limits, Mode, Owner, Place, Shortage, Wanted,
 };
 use crate::scarcity::Scarcity;
+
+/// What counts as a short while ago when it comes to how many pods start.
+const RECENT: Duration = Duration::from_secs(60);
 
 /// The node's addresses.
 #[derive(Debug, Clone)]
@@ -28,12 +31,14 @@ pub struct Pool {
     pub(crate) last_release: Moment,
     /// When the newest picture was asked for.
     pub(crate) pictured: Moment,
-    /// What calls have taken away, or may have: a picture that was asked for before this moment may still show it.
-    pub(crate) gone: Vec<(Leaving, Moment)>,
+    /// What calls have taken away, or may have.
+    pub(crate) gone: Vec<Gone>,
     /// Places on the instance that are taken by what is no ENI of `enis`.
     pub(crate) occupied: BTreeSet<(NetworkCard, DeviceIndex)>,
     /// Cooling addresses that are on no known ENI (restored, or taken away meanwhile).
     pub(crate) cooling_elsewhere: BTreeMap<Ipv4Addr, Moment>,
+    /// When addresses were reserved in the last [`RECENT`].
+    starts: VecDeque<Moment>,
     reused_early: u64,
 }
 
@@ -61,6 +66,18 @@ pub(crate) enum Address {
     Cooling(Moment),
     /// On its way back to EC2; if that fails, it cools until this moment.
     Leaving(Moment),
+}
+
+/// Something that a call has taken away, or may have.
+#[derive(Debug, Clone)]
+pub(crate) struct Gone {
+    pub(crate) what: Leaving,
+    /// The place of an ENI that may be gone with all that it had: until a picture tells, no new one goes there.
+    pub(crate) place: Option<(NetworkCard, DeviceIndex)>,
+    /// A picture that was asked for before this moment may still show it.
+    pub(crate) until: Moment,
+    /// EC2 has said so; otherwise it may be there after all, and only a picture tells.
+    pub(crate) sure: bool,
 }
 
 /// What a sandbox has.
@@ -104,6 +121,7 @@ impl Pool {
             gone: Vec::new(),
             occupied: BTreeSet::new(),
             cooling_elsewhere: BTreeMap::new(),
+            starts: VecDeque::new(),
             reused_early: 0,
         }
     }
@@ -136,7 +154,7 @@ impl Pool {
         let Some((_, _, _, address, eni)) = self.usable().filter_map(choice).max() else {
             return Err(self.shortage(now));
         };
-        Ok(self.take(owner, &eni, address, false))
+        Ok(self.take(owner, &eni, address, false, now))
     }
 
     /// Reserves the address that has cooled for longest, although its time is not over: for when nothing is free and
@@ -157,7 +175,7 @@ impl Pool {
         let Some((_, eni, address)) = cooling.min() else { return plain };
         let eni = eni.clone();
         self.reused_early += 1;
-        Ok(self.take(owner, &eni, address, true))
+        Ok(self.take(owner, &eni, address, true, now))
     }
 
     /// How many addresses were reserved again before their cooldown had passed.
@@ -166,7 +184,9 @@ impl Pool {
         self.reused_early
     }
 
-    fn take(&mut self, owner: Owner, eni: &EniId, address: Ipv4Addr, early: bool) -> Grant {
+    fn take(&mut self, owner: Owner, eni: &EniId, address: Ipv4Addr, early: bool, now: Moment) -> Grant {
+        self.starts.retain(|start| now.since(*start) < RECENT);
+        self.starts.push_back(now);
         let state = Address::Held(owner.sandbox.clone());
         let before = self.enis.get_mut(eni).and_then(|eni| eni.addresses.insert(address, state));
         let before = before.unwrap_or(Address::Free(Moment(0)));
@@ -174,6 +194,12 @@ impl Pool {
         let grant = self.grant(&held);
         self.keep(held);
         grant
+    }
+
+    /// How many addresses were reserved a short while ago.
+    pub(crate) fn recent_starts(&self, now: Moment) -> u32 {
+        let recent = self.starts.iter().filter(|start| now.since(**start) < RECENT).count();
+        u32::try_from(recent).unwrap_or(u32::MAX)
     }
 
     fn keep(&mut self, held: Held) {
@@ -321,7 +347,7 @@ impl Pool {
     #[must_use]
     pub fn shortage_reason(&self, limits: &Limits, now: Moment) -> Reason {
         let obtainable = !self.in_flight.is_empty()
-            || !self.with_room(limits, now).is_empty()
+            || !self.with_room(limits).is_empty()
             || !self.free_devices(limits).is_empty();
         match (obtainable, self.counts(now).cooling) {
             (true, _) => Reason::PoolEmpty,

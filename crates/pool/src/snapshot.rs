@@ -38,7 +38,7 @@ impl Pool {
         });
         let cooling = cooling.chain(self.cooling_elsewhere.iter().map(|(a, until)| (*a, *until))).collect();
         let under_way = self.in_flight.values().filter_map(|call| call.action.leaving());
-        let gone = self.gone.iter().map(|(gone, _)| gone.clone()).chain(under_way).collect();
+        let gone = self.gone.iter().map(|gone| gone.what.clone()).chain(under_way).collect();
         Snapshot { owners, cooling, enis: self.enis(), gone }
     }
 

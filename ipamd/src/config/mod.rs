@@ -30,6 +30,8 @@ pub struct Config {
     pub minimum_ip_target: Option<u32>,
     /// Most ENIs to have, the primary one included.
     pub max_enis: Option<u8>,
+    /// No target is set: the pool follows the pods.
+    pub automatic: bool,
     /// Free prefixes kept, with prefix delegation.
     pub warm_prefix_target: u32,
     /// Whether ENIs are given /28 prefixes.
@@ -120,6 +122,10 @@ pub fn from_process() -> Result<Config, Vec<SettingError>> {
     Config::parse(&std::env::vars_os().collect())
 }
 
+/// With none of these set, the pool follows the pods.
+const TARGETS: [Setting; 4] =
+    [table::WARM_ENI_TARGET, table::WARM_IP_TARGET, table::MINIMUM_IP_TARGET, table::WARM_PREFIX_TARGET];
+
 impl Config {
     /// Reads the settings from an environment.
     ///
@@ -140,6 +146,7 @@ impl Config {
     fn read(reader: &mut Reader<'_>) -> Self {
         Self {
             warm_eni_target: reader.number(&table::WARM_ENI_TARGET).unwrap_or(1),
+            automatic: TARGETS.iter().all(|target| !reader.is_set(target)),
             warm_prefix_target: reader.number(&table::WARM_PREFIX_TARGET).unwrap_or(1),
             prefix_delegation: reader.flag(&table::PREFIX_DELEGATION),
             warm_ip_target: reader.target(&table::WARM_IP_TARGET),

@@ -36,6 +36,11 @@ impl<'a> Reader<'a> {
         (!text.is_empty()).then(|| text.to_owned())
     }
 
+    /// Whether a variable is set to a number that it can be.
+    pub(super) fn is_set(&self, setting: &Setting) -> bool {
+        self.set(setting).is_some_and(|text| parse_number(setting.kind, &text).is_some())
+    }
+
     fn is_utf8(&self, setting: &Setting) -> bool {
         self.environment.get(std::ffi::OsStr::new(setting.name)).is_some_and(|text| text.to_str().is_some())
     }

@@ -57,7 +57,7 @@ use Kind::{Flag, Number, Text, Word};
 
 settings! {
     // The pool.
-    WARM_ENI_TARGET = "WARM_ENI_TARGET": Number(0, u32::MAX), "1", Lenient, "ENIs kept free for pods to come.";
+    WARM_ENI_TARGET = "WARM_ENI_TARGET": Number(0, u32::MAX), "1", Lenient, "ENIs kept free for pods to come. With no warm or minimum target set, the number of free addresses follows the pods that start.";
     WARM_IP_TARGET = "WARM_IP_TARGET": Number(0, u32::MAX), "0", Lenient, "Free addresses kept for pods to come; 0: WARM_ENI_TARGET rules.";
     MINIMUM_IP_TARGET = "MINIMUM_IP_TARGET": Number(0, u32::MAX), "0", Lenient, "Addresses held at least, used or free; 0: no such floor.";
     MAX_ENI = "MAX_ENI": Number(1, u32::MAX), "", Lenient, "Most ENIs to have; unset: as many as the instance type allows.";

@@ -24,6 +24,7 @@ pub(crate) struct Setup {
     pub(crate) warm_ip: Option<u32>,
     pub(crate) minimum_ip: Option<u32>,
     pub(crate) warm_prefix: u32,
+    pub(crate) automatic: bool,
     pub(crate) cooldown: Duration,
     /// How far EC2's descriptions look into the past.
     pub(crate) lag: Duration,
@@ -138,6 +139,7 @@ impl Setup {
             warm_ip: by_addresses.then(|| rng.small(6)),
             minimum_ip: by_addresses.then(|| rng.small(12)),
             warm_prefix: rng.small(3),
+            automatic: rng.percent(30),
             cooldown: Duration::from_secs(rng.below(40)),
             lag: if rng.percent(50) { rng.millis(0, 9_000) } else { Duration::ZERO },
             attach_delay: rng.millis(0, 2_000),

@@ -1,5 +1,6 @@
 //! Tests of the allocator as a whole.
 
+mod automatic;
 mod behaviour;
 mod examples;
 mod kit;

@@ -743,6 +743,7 @@ fn settings(setup: &Setup) -> Settings {
             warm_ip: setup.warm_ip,
             minimum_ip: setup.minimum_ip,
             warm_prefix: setup.warm_prefix,
+            automatic: setup.automatic,
             ..Targets::default()
         },
         prefix_delegation: setup.prefixes,

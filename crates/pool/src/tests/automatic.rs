@@ -1,0 +1,122 @@
+//! The pool without targets: what is kept free follows the pods.
+
+use std::time::Duration;
+
+use super::kit::{Ec2, actions, assign, at, eni, limits, owner, pool, sandbox, settle};
+use crate::{Action, Pool, Role, Targets};
+
+fn automatic() -> Targets {
+    Targets { automatic: true, ..Targets::default() }
+}
+
+/// One primary ENI of an instance with 15 ENIs of 49 slots.
+fn large() -> (Pool, Ec2) {
+    let primary = vec![eni(0, Role::Primary, 0)];
+    (pool(&primary), Ec2::new(primary, limits(15, 49)))
+}
+
+#[test]
+fn a_quiet_node_keeps_twelve_addresses_and_asks_again_below_four() {
+    let (mut pool, mut ec2) = large();
+    let mut now = at(0);
+    let wants = |pool: &Pool, now| actions(pool, &automatic(), &limits(15, 49), 0, now);
+    assert_eq!(wants(&pool, now), ["assign 12 addresses to eni-000"]);
+    settle(&mut pool, &mut ec2, &automatic(), 0, &mut now);
+
+    for n in 0..8 {
+        now = now.plus(Duration::from_secs(61));
+        assign(&mut pool, [n], now);
+        assert!(wants(&pool, now).is_empty(), "after pod {n}");
+    }
+    now = now.plus(Duration::from_secs(61));
+    assign(&mut pool, [8], now);
+
+    assert_eq!(wants(&pool, now), ["assign 9 addresses to eni-000"]);
+}
+
+/// `asks.md` A2 (a).
+#[test]
+fn ten_pods_hold_at_most_sixteen_addresses_more() {
+    let (mut pool, mut ec2) = large();
+    let mut now = at(0);
+    for n in 0..10 {
+        settle(&mut pool, &mut ec2, &automatic(), 1, &mut now);
+        assign(&mut pool, [n], now);
+    }
+
+    now = now.plus(Duration::from_secs(300));
+    settle(&mut pool, &mut ec2, &automatic(), 0, &mut now);
+
+    assert!(pool.counts(now).total() <= 26, "{:?}", pool.counts(now));
+}
+
+/// `asks.md` A2 (b), as far as addresses go.
+#[test]
+fn a_burst_of_pods_leaves_no_hoard() {
+    let (mut pool, mut ec2) = large();
+    let mut now = at(0);
+    let pods = |pool: &mut Pool, ec2: &mut Ec2, range: std::ops::Range<u16>, now: &mut _| {
+        for n in range {
+            if pool.reserve(owner(n), *now).is_err() {
+                settle(pool, ec2, &automatic(), 1, now);
+                pool.reserve(owner(n), *now).unwrap();
+            }
+            pool.commit(&sandbox(n));
+        }
+    };
+    pods(&mut pool, &mut ec2, 0..400, &mut now);
+
+    (0..400).filter(|n| n % 2 == 0).for_each(|n| drop(pool.release(&sandbox(n), now)));
+    now = now.plus(Duration::from_secs(300));
+    settle(&mut pool, &mut ec2, &automatic(), 0, &mut now);
+
+    assert!(pool.counts(now).total() <= 220, "{:?}", pool.counts(now));
+    pool.check().unwrap();
+}
+
+#[test]
+fn many_starts_in_a_minute_keep_more_free() {
+    let mut pool = pool(&[eni(0, Role::Primary, 45)]);
+    assign(&mut pool, 0..30, at(0));
+    let plan = |second| pool.plan(&automatic(), &limits(15, 49), 0, at(second));
+
+    // Fifteen are free, which is as many as a busy minute's low mark.
+    assert!(plan(1).actions.is_empty());
+    let waiting = pool.plan(&automatic(), &limits(15, 49), 2, at(1));
+    let brings: u32 = waiting.actions.iter().map(|planned| wanted(&planned.action)).sum();
+    assert_eq!(brings, 19, "{waiting}");
+    // A minute later it is a quiet node again.
+    assert_eq!(plan(61).actions[0].action.to_string(), "release 3 addresses of eni-000");
+}
+
+fn wanted(action: &Action) -> u32 {
+    match action {
+        Action::Assign { wanted, .. } | Action::CreateEni { wanted, .. } => wanted.addresses(),
+        Action::Release { .. } | Action::DeleteEni { .. } => 0,
+    }
+}
+
+/// `asks.md` A3: at most two calls for the first sixteen addresses.
+#[test]
+fn the_first_sixteen_pods_cost_two_calls() {
+    let (mut pool, mut ec2) = large();
+    let mut calls = 0;
+    for n in 0..16 {
+        loop {
+            let plan = pool.plan(&automatic(), &limits(15, 49), 0, at(n));
+            calls += plan.actions.len();
+            let begun: Vec<_> = plan
+                .actions
+                .into_iter()
+                .map(|planned| (pool.begin(&planned.action), planned.action))
+                .collect();
+            if begun.is_empty() {
+                break;
+            }
+            begun.into_iter().for_each(|(id, action)| pool.finish(id, ec2.act(&action), at(n)));
+        }
+        assign(&mut pool, [u16::try_from(n).unwrap()], at(n));
+    }
+
+    assert_eq!(calls, 2);
+}
