@@ -10,6 +10,7 @@
 //!
 //! No IO, no clock, no hash maps: every crate may depend on this one and nothing else of ours.
 
+mod capacity;
 mod ids;
 mod instance;
 mod moment;
@@ -19,6 +20,7 @@ mod reason;
 mod sandbox;
 mod veth;
 
+pub use capacity::{Capacity, Layout};
 pub use ids::{EniId, IdError, InstanceId, Mac, SecurityGroupId, SubnetId};
 pub use instance::{InstanceLimits, InstanceTable, NetworkCardLimits};
 pub use moment::Moment;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::plugin;
 use crate::steps::{Failure, cargo, metadata, step};
 
 /// Where the programs are.
@@ -37,7 +38,7 @@ pub(crate) enum Profile {
 /// would have another tokio than in `cargo test --workspace`, and the AWS SDK would be compiled for each.
 pub(crate) fn all(profile: Profile) -> Result<Built, Failure> {
     let target = target_directory()?;
-    let plugin = plugin(&target)?;
+    let plugin = plugin::build(&target)?;
     let (profile, directory) = match profile {
         Profile::Dev => ("dev", "debug"),
         Profile::Release => ("release", "release"),
@@ -47,39 +48,6 @@ pub(crate) fn all(profile: Profile) -> Result<Built, Failure> {
     step("build daemon and lab (the first time about five minutes: the AWS SDK)", cargo(&arguments))?;
     let programs = target.join(directory);
     Ok(Built { plugin, daemon: programs.join("ipamd"), lab: programs.join("vpc-lab") })
-}
-
-/// The plugin: static, so that it runs on any host, and small.
-///
-/// The static relocation model keeps it free of a dynamic section, which position-independent static programs have.
-fn plugin(target: &Path) -> Result<PathBuf, Failure> {
-    let host = host_triple()?;
-    let arguments = [
-        "rustc",
-        "--locked",
-        "--package",
-        "cni-plugin",
-        "--bin",
-        "aws-cni",
-        "--profile",
-        "plugin",
-        "--target",
-        &host,
-        "--",
-        "-C",
-        "target-feature=+crt-static",
-        "-C",
-        "relocation-model=static",
-    ];
-    step("build plugin", cargo(&arguments))?;
-    Ok(target.join(host).join("plugin/aws-cni"))
-}
-
-fn host_triple() -> Result<String, Failure> {
-    let output = std::process::Command::new("rustc").arg("-vV").output();
-    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(str::to_owned).ok_or_else(|| Failure::Why("rustc does not tell its host".to_owned()))
 }
 
 /// Where cargo puts what it builds.

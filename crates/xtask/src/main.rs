@@ -1,10 +1,11 @@
-//! The project's own commands: `cargo xtask demo|test|bench|ci|tidy`.
+//! The project's own commands: `cargo xtask demo|test|sim|bench|plugin|ci|tidy`.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "these commands talk to a person")]
 
 mod build;
 mod licences;
 mod moto;
+mod plugin;
 mod setup;
 mod steps;
 mod tests;
@@ -60,6 +61,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Build the plugin as it is shipped, and say where it is.
+    Plugin,
     /// Format check, lints, tidy, tests: what CI runs.
     Ci,
     /// Check what no compiler checks.
@@ -83,6 +86,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Test => test(),
         Command::Sim { seeds, seed, json } => sim(seeds, seed, json),
         Command::Bench { json } => bench(json),
+        Command::Plugin => plugin(),
         Command::Ci => ci(),
         Command::Tidy => tidy(),
     }
@@ -131,6 +135,13 @@ fn lab(built: &Built, command: &str) -> Program {
     let mut lab = Program::new(&built.lab);
     lab.arg(command).envs(built.environment());
     lab
+}
+
+fn plugin() -> Result<(), Failure> {
+    let built = plugin::build(&build::target_directory()?)?;
+    let bytes = std::fs::metadata(&built).map(|file| file.len()).unwrap_or_default();
+    println!("   {}: {bytes} bytes", built.display());
+    Ok(())
 }
 
 fn ci() -> Result<(), Failure> {

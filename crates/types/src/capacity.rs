@@ -1,0 +1,108 @@
+//! How many pods an instance can hold: the one function behind `ipamd max-pods`, the bound of the pool and the status.
+
+use crate::{InstanceLimits, Prefix};
+
+/// How a node gives its pods their addresses, as far as it decides how many pods there can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Layout {
+    /// /28 prefixes, where the type can hold them, instead of single addresses.
+    pub prefixes: bool,
+    /// Custom networking: pods use no address of the primary ENI.
+    pub custom_networking: bool,
+    /// Security groups for pods: the trunk takes the place of one ENI, and each branch ENI is a pod's.
+    pub branch_enis: bool,
+    /// `MAX_ENI`.
+    pub max_enis: Option<u8>,
+}
+
+/// How many pods there can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Addresses that pods can share out among themselves, on ENIs.
+    pub addresses: u32,
+    /// Pods with a branch ENI, beside those.
+    pub branch: u32,
+}
+
+impl Capacity {
+    /// Pods on the host's network that every node runs: this project's own and kube-proxy. The figures that AWS
+    /// publishes count them too.
+    pub const HOST_NETWORK: u32 = 2;
+
+    /// What the kubelet can be told as `maxPods`: no pod of that many goes without an address. Kubernetes itself is
+    /// tested up to 110 pods on a small node and 250 on a large one.
+    #[must_use]
+    pub const fn max_pods(self) -> u32 {
+        self.addresses.saturating_add(Self::HOST_NETWORK)
+    }
+}
+
+impl InstanceLimits {
+    /// How many pods an instance of this type can hold: what the ENIs that pods can use hold, each without its own
+    /// primary address.
+    #[must_use]
+    pub fn capacity(&self, layout: &Layout) -> Capacity {
+        let trunk = layout.branch_enis && self.trunk == Some(true);
+        let all = self.max_enis.min(layout.max_enis.unwrap_or(u8::MAX));
+        // The trunk is an ENI like another where MAX_ENI is concerned too.
+        let enis = all.saturating_sub(u8::from(layout.custom_networking)).saturating_sub(u8::from(trunk));
+        let slots = u32::from(enis).saturating_mul(self.slots_per_eni().into());
+        let per_slot = if layout.prefixes && self.prefix_delegation { Prefix::ADDRESSES } else { 1 };
+        let branch = if trunk { self.branch_enis.into() } else { 0 };
+        Capacity { addresses: slots.saturating_mul(per_slot), branch }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::InstanceTable;
+
+    fn of(instance_type: &str, layout: Layout) -> Capacity {
+        InstanceTable::builtin().get(instance_type).unwrap().capacity(&layout)
+    }
+
+    #[test]
+    fn single_addresses_are_as_aws_publishes_them() {
+        let max_pods = |instance_type| of(instance_type, Layout::default()).max_pods();
+
+        assert_eq!(max_pods("m5.large"), 29);
+        assert_eq!(max_pods("t3.small"), 11);
+        assert_eq!(max_pods("p5.48xlarge"), 100);
+        assert_eq!(max_pods("bmn-sf1.metal"), 737);
+    }
+
+    #[test]
+    fn a_prefix_takes_the_place_of_an_address_where_the_type_can_hold_one() {
+        let prefixes = Layout { prefixes: true, ..Layout::default() };
+
+        assert_eq!(of("m5.large", prefixes).addresses, 3 * 9 * 16);
+        assert_eq!(of("m4.large", prefixes).addresses, 2 * 9);
+    }
+
+    #[test]
+    fn custom_networking_and_the_trunk_take_an_eni_each() {
+        let custom = Layout { custom_networking: true, ..Layout::default() };
+        let branch = Layout { branch_enis: true, ..Layout::default() };
+
+        assert_eq!(of("m5.large", custom), Capacity { addresses: 2 * 9, branch: 0 });
+        assert_eq!(of("m5.large", branch), Capacity { addresses: 2 * 9, branch: 9 });
+        assert_eq!(of("t3.small", branch), Capacity { addresses: 3 * 3, branch: 0 });
+    }
+
+    #[test]
+    fn max_eni_counts_and_nothing_is_less_than_none() {
+        for limits in InstanceTable::builtin().iter() {
+            for max_enis in 0..=3 {
+                let layout = Layout {
+                    custom_networking: true,
+                    branch_enis: true,
+                    max_enis: Some(max_enis),
+                    prefixes: true,
+                };
+                let most = u32::from(max_enis.saturating_sub(1)) * u32::from(limits.slots_per_eni()) * 16;
+                assert!(limits.capacity(&layout).addresses <= most, "{}", limits.instance_type);
+            }
+        }
+    }
+}
