@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use wire::Detachment;
-use wire::queue::{FILES_MAX, LOCK_FILE, file_name};
+use wire::queue::{FILES_MAX, LOCK_FILE, QueuedDel, file_name};
 
 use crate::patience::Patience;
 
@@ -63,10 +62,10 @@ impl<'a> LockedQueue<'a> {
     }
 
     /// Puts a DEL into the queue: after this it survives a crash of the node.
-    pub(crate) fn put(&self, detachment: &Detachment) -> Result<(), QueueError> {
-        let name = file_name(&detachment.sandbox);
+    pub(crate) fn put(&self, del: &QueuedDel) -> Result<(), QueueError> {
+        let name = file_name(&del.detachment.sandbox);
         let path = self.directory.join(&name);
-        let bytes = serde_json::to_vec(detachment).map_err(QueueError::Encode)?;
+        let bytes = serde_json::to_vec(del).map_err(QueueError::Encode)?;
         let failed = |source| QueueError::Io { path: self.directory.to_owned(), source };
         if !path.exists() && self.is_full().map_err(failed)? {
             return Err(QueueError::Full);
@@ -98,12 +97,14 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use types::{PodName, SandboxKey, VethPrefix};
+    use wire::Detachment;
 
     use super::*;
 
-    fn detachment(container_id: &str) -> Detachment {
+    fn del_of(container_id: &str) -> QueuedDel {
         let sandbox = SandboxKey::new("aws-cni", container_id, "eth0").unwrap();
-        Detachment { sandbox, pod: PodName::default(), veth_prefix: VethPrefix::default() }
+        let detachment = Detachment { sandbox, pod: PodName::default(), veth_prefix: VethPrefix::default() };
+        QueuedDel { detachment, started_ns: 7 }
     }
 
     fn names(directory: &Path) -> Vec<String> {
@@ -116,12 +117,12 @@ mod tests {
         let path = dir.path().join("a/b");
         let queue = LockedQueue::lock(&path, &Patience::new()).unwrap();
 
-        queue.put(&detachment("a")).unwrap();
-        queue.put(&detachment("a")).unwrap();
+        queue.put(&del_of("a")).unwrap();
+        queue.put(&del_of("a")).unwrap();
 
-        let name = file_name(&detachment("a").sandbox);
+        let name = file_name(&del_of("a").detachment.sandbox);
         let text = fs::read(path.join(&name)).unwrap();
-        assert_eq!(serde_json::from_slice::<Detachment>(&text).unwrap(), detachment("a"));
+        assert_eq!(serde_json::from_slice::<QueuedDel>(&text).unwrap(), del_of("a"));
         assert_eq!(names(&path).len(), 2, "the file and the lock");
     }
 
@@ -129,13 +130,13 @@ mod tests {
     fn a_full_queue_takes_nothing_new_and_rewrites_what_it_has() {
         let dir = tempfile::tempdir().unwrap();
         let queue = LockedQueue::lock(dir.path(), &Patience::new()).unwrap();
-        queue.put(&detachment("a")).unwrap();
+        queue.put(&del_of("a")).unwrap();
         for n in 1..FILES_MAX {
             fs::write(dir.path().join(format!("{n}.delete")), "").unwrap();
         }
 
-        assert!(matches!(queue.put(&detachment("b")), Err(QueueError::Full)));
-        assert!(queue.put(&detachment("a")).is_ok());
+        assert!(matches!(queue.put(&del_of("b")), Err(QueueError::Full)));
+        assert!(queue.put(&del_of("a")).is_ok());
         assert_eq!(names(dir.path()).len(), FILES_MAX + 1);
     }
 

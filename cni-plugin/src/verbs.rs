@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 
 use types::{CniCode, Reason, SandboxKey};
+use wire::queue::QueuedDel;
 use wire::{Attachment, Detachment, Failure, Reply, Verb};
 
 use crate::args;
@@ -139,7 +140,7 @@ fn del(
     if let Some(result) = try_del(verb, config, patience) {
         return result;
     }
-    queue.put(detachment)?;
+    queue.put(&QueuedDel { detachment: detachment.clone(), started_ns: patience.started_ns })?;
     Ok(Answer::silent("queued"))
 }
 
@@ -178,6 +179,8 @@ fn retry_mends(reason: Reason) -> bool {
         | Reason::PoolEmpty
         | Reason::AllCooling
         | Reason::NodeFull
+        | Reason::NoSubnet
+        | Reason::OnHold
         | Reason::SubnetFull
         | Reason::NoPrefix
         | Reason::EniLimit
@@ -229,6 +232,8 @@ fn as_add(failure: Failure) -> Failure {
         | Reason::PoolEmpty
         | Reason::AllCooling
         | Reason::NodeFull
+        | Reason::NoSubnet
+        | Reason::OnHold
         | Reason::SubnetFull
         | Reason::NoPrefix
         | Reason::EniLimit

@@ -23,6 +23,7 @@ use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use types::Reason;
+use wire::queue::QueuedDel;
 use wire::{Failure, PROTOCOL, Reply, Request, Verb};
 
 use crate::clock::Clock;
@@ -120,6 +121,7 @@ impl Owner {
             self.step(event);
         }
         calls.close();
+        self.step(Event::Stopping);
         let drained = tokio::time::timeout(DRAIN, async {
             while self.callers.values().any(|caller| !caller.reply.is_closed()) {
                 let Some(event) = events.recv().await else { break };
@@ -209,11 +211,11 @@ pub(crate) async fn replay_and_bind(
 ) -> Result<UnixListener, RunError> {
     let queued = queue.list().map_err(RunError::local("list the delete queue"))?;
     for (number, entry) in (0..).zip(queued) {
-        match entry.detachment {
-            Some(detachment) => {
+        match entry.del {
+            Some(QueuedDel { detachment, started_ns }) => {
                 let (reply, answer) = oneshot::channel();
                 let verb = Verb::Del(detachment);
-                let request = Request { version: PROTOCOL, patience_ms: 10_000, started_ns: 0, verb };
+                let request = Request { version: PROTOCOL, patience_ms: 10_000, started_ns, verb };
                 let call = Call { id: CallId(number), request, descriptors: Vec::new(), reply };
                 drop(calls.send(FromSocket::Call(Box::new(call))).await);
                 if let Ok(Reply::Failed(failure)) = answer.await {

@@ -1,17 +1,17 @@
 //! Calls to EC2 and IMDS: one task each, so that a slow one holds up nothing. Results come back as events.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use pool::{Action, ActionId, EniSeen, Outcome, Role, Wanted};
 use tokio::sync::{OnceCell, mpsc};
-use types::{DeviceIndex, EniId, InstanceTable, NetworkCard, SubnetId};
+use types::{DeviceIndex, EniId, InstanceId, InstanceTable, NetworkCard, SecurityGroupId, SubnetId};
 
 use crate::clock::Clock;
-use crate::cloud::{CloudError, CloudErrorKind, Ec2, EniRecord, Identity, Imds, NewEni};
+use crate::cloud::{CloudError, CloudErrorKind, Ec2, EniRecord, Identity, Imds, Inventory, NewEni};
 use crate::config::Config;
+use crate::estate::{Estate, INSTANCE_TAG};
 use crate::node::{Chore, Event, Facts, Picture};
 use crate::server::chain;
 
@@ -24,8 +24,8 @@ const CREATE_RETRY: Duration = Duration::from_secs(1);
 const DELETE_ATTEMPTS: u32 = 12;
 const DELETE_RETRY: Duration = Duration::from_secs(1);
 
-/// Tag of every ENI that we make: the instance it was made for.
-const INSTANCE_TAG: &str = "node.k8s.amazonaws.com/instance_id";
+/// Pause between two readings of the primary ENI's security groups; local, and EC2 is asked only when they change.
+const GROUPS_EVERY: Duration = Duration::from_secs(10);
 
 /// The cloud side of one node.
 #[derive(Debug)]
@@ -41,8 +41,18 @@ pub(crate) struct CloudTasks {
 
 #[derive(Debug)]
 struct Known {
-    ec2: Ec2,
+    /// `None` when EC2 is not to be asked.
+    ec2: Option<Ec2>,
     identity: Identity,
+    estate: Estate,
+}
+
+impl Known {
+    fn ec2(&self) -> Result<&Ec2, CloudError> {
+        let denied =
+            || CloudError::new(CloudErrorKind::Denied, "EC2", "a setting says that it is not to be asked");
+        self.ec2.as_ref().ok_or_else(denied)
+    }
 }
 
 impl CloudTasks {
@@ -51,37 +61,77 @@ impl CloudTasks {
         Arc::new(Self { config, clock, imds, events, node: OnceCell::new(), tokens })
     }
 
-    /// Finds out who we are; tries until it knows.
+    /// Finds out who we are, tries until it knows, and then watches what only instance metadata tells.
     pub(crate) async fn identify(self: Arc<Self>) {
         let mut pause = IDENTITY_RETRY.0;
-        loop {
+        let facts = loop {
             match self.facts().await {
-                Ok(facts) => return drop(self.events.send(Event::Identified(Box::new(facts))).await),
+                Ok(facts) => break facts,
                 Err(error) => drop(self.events.send(Event::Unidentified(error)).await),
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(IDENTITY_RETRY.1);
+        };
+        drop(self.events.send(Event::Identified(Box::new(facts))).await);
+        if let Some(known) = self.node.get() {
+            self.watch_groups(known.identity.security_groups.clone()).await;
         }
     }
 
     async fn facts(&self) -> Result<Facts, CloudError> {
         let identity = self.imds.identity().await?;
-        let ec2 = Ec2::connect(&self.config, &identity.region).await;
+        let ec2 = match self.config.imds_only {
+            true => None,
+            false => Some(Ec2::connect(&self.config, &identity.region).await),
+        };
+        let known = Known { ec2, estate: self.estate(&identity), identity };
+        let identity = &known.identity;
         let limits = match InstanceTable::builtin().get(&identity.instance_type) {
             Some(limits) => limits.clone(),
-            None => ec2.instance_limits(&identity.instance_type).await?,
+            None => known.ec2()?.instance_limits(&identity.instance_type).await?,
         };
         let facts = Facts {
             instance: identity.instance.clone(),
             limits,
             primary_address: identity.primary_address,
             subnet: identity.subnet.clone(),
-            security_groups: identity.security_groups.clone(),
             vpc_cidrs: identity.vpc_cidrs.clone(),
         };
         // Set once; a second identification changes nothing.
-        drop(self.node.set(Known { ec2, identity }));
+        drop(self.node.set(known));
         Ok(facts)
+    }
+
+    fn estate(&self, identity: &Identity) -> Estate {
+        Estate {
+            instance: identity.instance.clone(),
+            primary: identity.mac,
+            subnet: identity.subnet.clone(),
+            cluster: self.config.cluster_name.clone(),
+            more_tags: self.config.eni_tags.clone(),
+            // Instance metadata tells no tags, so there is nothing to tell ENIs apart by.
+            manage_untagged: self.config.manage_untagged || self.config.imds_only,
+            subnet_discovery: self.config.subnet_discovery,
+        }
+    }
+
+    /// Tells when the primary ENI's security groups change, until nobody listens.
+    async fn watch_groups(&self, mut last: Vec<SecurityGroupId>) {
+        while !self.events.is_closed() {
+            if let Ok(groups) = self.groups().await
+                && groups != last
+            {
+                last = groups;
+                if self.events.send(Event::Stale).await.is_err() {
+                    return;
+                }
+            }
+            tokio::time::sleep(GROUPS_EVERY).await;
+        }
+    }
+
+    async fn groups(&self) -> Result<Vec<SecurityGroupId>, CloudError> {
+        self.imds.security_groups(self.known()?.identity.mac).await
     }
 
     /// Starts a look at the ENIs.
@@ -96,30 +146,52 @@ impl CloudTasks {
     /// The ENIs as EC2 tells them; as IMDS does where EC2 denies us or is away.
     async fn picture(&self) -> Result<Picture, CloudError> {
         let as_of = self.clock.now();
-        let Known { ec2, identity } = self.known()?;
+        let known = self.known()?;
         let subnets = self.imds.subnets().await?;
-        let inventory = async {
-            let attached = ec2.inventory(&identity.instance).await?;
-            Ok((attached, ec2.unattached(INSTANCE_TAG, identity.instance.as_str()).await?))
-        };
-        let (inventory, unattached) = match inventory.await {
-            Ok(found) => found,
+        let mut picture = Picture { as_of, subnets, ..Picture::default() };
+        let inventory = match self.attached(known, &mut picture).await {
+            Ok(inventory) => inventory,
             Err(error) if is_away(&error) => {
-                tracing::warn!(error = chain(&error), "EC2 does not tell the ENIs; asking instance metadata");
-                (self.imds.interfaces().await?, Vec::new())
+                if !self.config.imds_only {
+                    let error = chain(&error);
+                    tracing::warn!(error, "EC2 does not tell the ENIs; asking instance metadata");
+                }
+                picture.from_metadata = true;
+                self.imds.interfaces().await?
             }
             Err(error) => return Err(error),
         };
-        let enis: Vec<EniSeen> = inventory.enis.iter().map(|record| self.seen(record, identity)).collect();
-        let untied = inventory.enis.iter().filter_map(|record| untied(record, identity));
-        Ok(Picture {
-            as_of,
-            enis,
-            subnets,
-            chores: unattached.into_iter().map(Chore::Delete).chain(untied).collect(),
-            occupied: inventory.occupied,
-            in_motion: inventory.in_motion,
-        })
+        picture.enis = inventory.enis.iter().map(|record| seen(record, &known.estate)).collect();
+        picture.occupied = inventory.occupied;
+        picture.in_motion = inventory.in_motion;
+        Ok(picture)
+    }
+
+    /// What EC2 tells: the ENIs that are attached, those that are not, and the subnets.
+    async fn attached(&self, known: &Known, picture: &mut Picture) -> Result<Inventory, CloudError> {
+        let Known { identity, estate, .. } = known;
+        let ec2 = known.ec2()?;
+        let inventory = ec2.inventory(&identity.instance).await?;
+        if !self.config.provisioning {
+            return Ok(inventory);
+        }
+        let loose = ec2.loose(&identity.vpc_id, INSTANCE_TAG).await?;
+        (picture.chores, picture.strays) = estate.loose(&loose);
+        if !self.config.leak_collection {
+            picture.strays.clear();
+        }
+        let groups = self.groups().await?;
+        picture.chores.extend(inventory.enis.iter().flat_map(|record| estate.duties(record, &groups)));
+        match ec2.subnets(&identity.vpc_id, &identity.zone).await {
+            Ok(found) => {
+                picture.subnets.extend(found.iter().map(|subnet| (subnet.id.clone(), subnet.cidr)));
+                picture.choice = estate.subnets(&found);
+            }
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "the subnets are not known; those of before are used");
+            }
+        }
+        Ok(inventory)
     }
 
     /// Starts chores.
@@ -131,37 +203,14 @@ impl CloudTasks {
         });
     }
 
+    /// Does all chores that can be done; the first that cannot is told.
     async fn do_chores(&self, chores: Vec<Chore>) -> Result<(), CloudError> {
-        let ec2 = &self.known()?.ec2;
+        let ec2 = self.known()?.ec2()?;
+        let mut result = Ok(());
         for chore in chores {
-            match chore {
-                Chore::Delete(eni) => {
-                    tracing::info!(%eni, "deleting an ENI of ours that is attached to nothing");
-                    // A picture may be older than it seems: EC2 refuses to delete what is attached, so nothing is lost.
-                    forgive(ec2.delete(&eni).await, &[CloudErrorKind::Gone, CloudErrorKind::InUse])?;
-                }
-                Chore::Tie { eni, attachment } => {
-                    tracing::info!(%eni, "tying the life of an ENI of ours to the instance's");
-                    let tied = ec2.set_delete_on_termination(&eni, &attachment).await;
-                    forgive(tied, &[CloudErrorKind::Gone])?;
-                }
-            }
+            result = result.and(do_chore(ec2, chore).await);
         }
-        Ok(())
-    }
-
-    fn seen(&self, record: &EniRecord, identity: &Identity) -> EniSeen {
-        EniSeen {
-            id: record.id.clone(),
-            mac: record.mac,
-            card: record.card,
-            device: record.device,
-            subnet: record.subnet.clone(),
-            primary_address: record.primary_address,
-            addresses: record.addresses.clone(),
-            prefixes: record.prefixes.clone(),
-            role: role(record, identity, self.config.manage_untagged),
-        }
+        result
     }
 
     /// Starts an action.
@@ -175,13 +224,14 @@ impl CloudTasks {
 
     async fn carry_out(&self, action: Action) -> Result<Outcome, CloudError> {
         let known = self.known()?;
+        let ec2 = known.ec2()?;
         match action {
-            Action::Assign { eni, wanted } => known.ec2.assign(&eni, wanted).await.map(Outcome::Assigned),
-            Action::Release { eni, given } => {
-                known.ec2.release(&eni, &given).await.map(|()| Outcome::Released)
-            }
+            Action::Assign { eni, wanted } => ec2.assign(&eni, wanted).await.map(Outcome::Assigned),
+            Action::Release { eni, given } => ec2.release(&eni, &given).await.map(|()| Outcome::Released),
             Action::CreateEni { device, subnet, wanted } => self.create(known, device, subnet, wanted).await,
-            Action::DeleteEni { eni } => delete(known, &eni).await.map(|()| Outcome::Deleted),
+            Action::DeleteEni { eni } => {
+                delete(ec2, &known.identity.instance, &eni).await.map(|()| Outcome::Deleted)
+            }
         }
     }
 
@@ -193,13 +243,16 @@ impl CloudTasks {
         subnet: SubnetId,
         wanted: Wanted,
     ) -> Result<Outcome, CloudError> {
-        let Known { ec2, identity } = known;
+        let Known { identity, estate, .. } = known;
+        let ec2 = known.ec2()?;
+        // As they are now; those of the start will do where the metadata service is away.
+        let groups = self.groups().await.unwrap_or_else(|_| identity.security_groups.clone());
         let token = format!("{}-{}", identity.instance, self.tokens.fetch_add(1, Ordering::Relaxed));
         let want = NewEni {
             subnet,
-            security_groups: identity.security_groups.clone(),
-            description: format!("aws-K8S-{}", identity.instance),
-            tags: self.tags(identity),
+            security_groups: groups,
+            description: estate.description(),
+            tags: estate.tags_of_new(self.clock.now()),
             wanted,
             token,
         };
@@ -219,22 +272,8 @@ impl CloudTasks {
                 return Err(error);
             }
         }
-        let seen = EniSeen { device, role: Role::Secondary, ..self.seen(&record, identity) };
+        let seen = EniSeen { device, role: Role::Secondary, ..seen(&record, estate) };
         Ok(Outcome::Created(Box::new(seen)))
-    }
-
-    /// The tags by which this ENI is known as ours, as the Go version sets them; additional ones come last.
-    fn tags(&self, identity: &Identity) -> BTreeMap<String, String> {
-        let mut tags = BTreeMap::from([
-            (INSTANCE_TAG.to_owned(), identity.instance.to_string()),
-            ("node.k8s.amazonaws.com/createdAt".to_owned(), rfc3339(self.clock.now().0 / 1000)),
-        ]);
-        if let Some(cluster) = &self.config.cluster_name {
-            tags.insert("cluster.k8s.amazonaws.com/name".to_owned(), cluster.clone());
-            tags.insert("eks:eni:owner".to_owned(), "amazon-vpc-cni".to_owned());
-        }
-        tags.extend(self.config.eni_tags.clone());
-        tags
     }
 
     fn known(&self) -> Result<&Known, CloudError> {
@@ -260,14 +299,14 @@ async fn create_once(ec2: &Ec2, want: &NewEni) -> Result<EniRecord, CloudError> 
 }
 
 /// Detaches an ENI and deletes it.
-async fn delete(known: &Known, eni: &EniId) -> Result<(), CloudError> {
-    let attached = known.ec2.inventory(&known.identity.instance).await?.enis;
+async fn delete(ec2: &Ec2, instance: &InstanceId, eni: &EniId) -> Result<(), CloudError> {
+    let attached = ec2.inventory(instance).await?.enis;
     let attachment =
         attached.into_iter().find(|record| record.id == *eni).and_then(|record| record.attachment);
     if let Some(attachment) = attachment {
-        forgive(known.ec2.detach(&attachment).await, &[CloudErrorKind::Gone])?;
+        forgive(ec2.detach(&attachment).await, &[CloudErrorKind::Gone])?;
     }
-    delete_available(&known.ec2, eni).await
+    delete_available(ec2, eni).await
 }
 
 /// Deletes an ENI that is being detached: EC2 refuses until that is done.
@@ -302,53 +341,40 @@ fn forgive(result: Result<(), CloudError>, kinds: &[CloudErrorKind]) -> Result<(
     result.or_else(|error| if kinds.contains(&error.kind()) { Ok(()) } else { Err(error) })
 }
 
-fn is_ours(record: &EniRecord, identity: &Identity) -> bool {
-    record.tags.get(INSTANCE_TAG).map(String::as_str) == Some(identity.instance.as_str())
-}
-
-/// What is to be done about an ENI of ours that would outlive the instance.
-fn untied(record: &EniRecord, identity: &Identity) -> Option<Chore> {
-    let untied = is_ours(record, identity) && record.delete_on_termination == Some(false);
-    let attachment = record.attachment.clone().filter(|_| untied)?;
-    Some(Chore::Tie { eni: record.id.clone(), attachment })
-}
-
-/// What an ENI is for, from its place, type and tags.
-fn role(record: &EniRecord, identity: &Identity, manage_untagged: bool) -> Role {
-    let tag = |key: &str| record.tags.get(key).map(String::as_str);
-    match (record.interface_type.as_str(), tag("node.k8s.amazonaws.com/no_manage")) {
-        _ if record.mac == identity.mac => Role::Primary,
-        ("trunk", _) => Role::Trunk,
-        _ if record.card != NetworkCard(0) => Role::Unmanaged,
-        (_, Some("true")) => Role::Unmanaged,
-        (_, None) if !is_ours(record, identity) && !manage_untagged => Role::Unmanaged,
-        _ => Role::Secondary,
+fn seen(record: &EniRecord, estate: &Estate) -> EniSeen {
+    EniSeen {
+        id: record.id.clone(),
+        mac: record.mac,
+        card: record.card,
+        device: record.device,
+        subnet: record.subnet.clone(),
+        primary_address: record.primary_address,
+        addresses: record.addresses.clone(),
+        prefixes: record.prefixes.clone(),
+        role: estate.role(record),
     }
 }
 
-/// Seconds since the epoch as RFC 3339, UTC.
-fn rfc3339(seconds: u64) -> String {
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    // Days to a civil date, after Howard Hinnant's `civil_from_days`; the era starts on 1 March of year 0.
-    let shifted = days + 719_468;
-    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let day_of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest % 3600 / 60, rest % 60)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_written_as_rfc_3339() {
-        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
-        assert_eq!(rfc3339(951_827_696), "2000-02-29T12:34:56Z");
-        assert_eq!(rfc3339(1_790_000_000), "2026-09-21T14:13:20Z");
+/// Does a chore. What is gone needs none.
+async fn do_chore(ec2: &Ec2, chore: Chore) -> Result<(), CloudError> {
+    const GONE: &[CloudErrorKind] = &[CloudErrorKind::Gone];
+    match chore {
+        Chore::Delete(eni) => {
+            tracing::info!(%eni, "deleting an ENI that is attached to nothing");
+            // A picture may be older than it seems: EC2 refuses to delete what is attached, so nothing is lost.
+            forgive(ec2.delete(&eni).await, &[CloudErrorKind::Gone, CloudErrorKind::InUse])
+        }
+        Chore::Tie { eni, attachment } => {
+            tracing::info!(%eni, "tying the life of an ENI of ours to the instance's");
+            forgive(ec2.set_delete_on_termination(&eni, &attachment).await, GONE)
+        }
+        Chore::Guard { eni, groups } => {
+            tracing::info!(%eni, ?groups, "giving an ENI the security groups of the primary one");
+            forgive(ec2.set_security_groups(&eni, &groups).await, GONE)
+        }
+        Chore::Tag { eni, tags } => {
+            tracing::info!(%eni, ?tags, "tagging an ENI");
+            forgive(ec2.tag(&eni, &tags).await, GONE)
+        }
     }
 }

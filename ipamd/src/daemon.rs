@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use datapath::netfilter::{Netfilter, SnatPorts};
 use datapath::{Host, Marks, Wirer};
@@ -14,8 +15,9 @@ use crate::clock::Clock;
 use crate::cloud::Imds;
 use crate::cloud_tasks::CloudTasks;
 use crate::config::{self, Config};
+use crate::hold::{self, Hold};
 use crate::host::{HostKeeper, NatSettings};
-use crate::node::{Node, PodInKernel, Settings, restore};
+use crate::node::{Event, Node, PodInKernel, Settings, restore};
 use crate::queue::LockedQueue;
 use crate::store::Store;
 use crate::workers;
@@ -41,12 +43,21 @@ async fn daemon(config: Config) -> Result<(), RunError> {
     }
     let clock = Clock::start();
     let dir = config.run_dir.clone();
+    // The directory goes when the node starts anew, as the state does.
+    let ran_before = dir.join("delete-queue").exists();
     let queue =
         LockedQueue::lock(&dir.join("delete-queue")).map_err(RunError::local("lock the delete queue"))?;
     let settings = settings(&config)?;
     let mut wirer = Wirer::open().map_err(RunError::local("reach the kernel"))?;
-    let (node, store) = restored(&settings, &dir.join("state"), &mut wirer, clock)?;
+    let (node, store) = restored(&settings, &dir.join("state"), ran_before, &mut wirer, clock)?;
     let (sender, inbox) = events();
+    let hold_files = vec![hold::file(&dir), config.hold_file.clone()];
+    let held = hold::now(&hold_files);
+    // Before anything can be begun.
+    if held != Hold::Nothing {
+        drop(sender.send(Event::Held(held)).await);
+    }
+    tokio::spawn(hold::watch(hold_files, held, sender.clone()));
     let imds = Imds::connect(&config);
     let host = Host::open().map_err(RunError::local("reach the kernel"))?;
     let nat = NatSettings {
@@ -85,6 +96,7 @@ async fn daemon(config: Config) -> Result<(), RunError> {
 fn restored(
     settings: &Settings,
     path: &Path,
+    ran_before: bool,
     wirer: &mut Wirer,
     clock: Clock,
 ) -> Result<(Node, Store), RunError> {
@@ -99,7 +111,7 @@ fn restored(
             Some(PodInKernel { host_if: types::HostVeth::found(&pod.host_if)?, address: pod.address })
         })
         .collect();
-    let (pool, remarks) = restore(settings.cooldown, loaded, &kernel, now);
+    let (pool, remarks) = restore(settings.cooldown, loaded, &kernel, ran_before, now);
     for remark in remarks {
         tracing::warn!("{remark}");
     }
@@ -115,6 +127,7 @@ fn settings(config: &Config) -> Result<Settings, RunError> {
         minimum_ip: config.minimum_ip_target,
         warm_prefix: config.warm_prefix_target,
         automatic: config.automatic,
+        max_pods: config.max_pods,
         ..Targets::default()
     };
     Ok(Settings {
@@ -127,8 +140,9 @@ fn settings(config: &Config) -> Result<Settings, RunError> {
         marks: Marks::with_connmark(config.connmark).map_err(RunError::local("place our marks"))?,
         connmark: config.node_port || !config.external_snat,
         exclude_snat: config.exclude_snat_cidrs.clone(),
-        provisioning: config.provisioning,
-        audit_every: std::time::Duration::from_secs(3600),
+        provisioning: config.provisioning && !config.imds_only,
+        // Instance metadata is local, and whoever adds addresses there expects them to be used.
+        audit_every: Duration::from_secs(if config.imds_only { 60 } else { 3600 }),
     })
 }
 

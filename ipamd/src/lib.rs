@@ -6,6 +6,8 @@ pub mod clock;
 pub mod cloud;
 pub mod config;
 pub mod daemon;
+pub mod hold;
+pub mod max_pods;
 pub mod node;
 pub mod server;
 pub mod status;
@@ -14,6 +16,7 @@ pub mod telemetry;
 
 mod app;
 mod cloud_tasks;
+mod estate;
 mod host;
 mod queue;
 mod workers;

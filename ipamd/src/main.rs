@@ -1,9 +1,10 @@
 //! `ipamd`: the daemon of one node, and the tools beside it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use ipamd::hold::Hold;
 
 /// Exit code for settings that cannot be (`EX_USAGE`).
 const BAD_SETTINGS: u8 = 64;
@@ -29,12 +30,33 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Hold back releases, or every change in EC2, on this node: at once, and until `ipamd hold nothing`.
+    Hold {
+        /// What.
+        hold: Hold,
+        /// The daemon's directory.
+        #[arg(long, env = "IPAMD_RUN_DIR", default_value = "/var/run/aws-node")]
+        run_dir: PathBuf,
+    },
+    /// Print how many pods instance types can hold, for the kubelet's maxPods; asks nobody.
+    MaxPods {
+        /// Instance types, for example m5.large; none: all.
+        types: Vec<String>,
+        /// As if `MAX_ENI` were this.
+        #[arg(long)]
+        max_eni: Option<u8>,
+        /// JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run => run(),
         Command::Status { socket, json } => status(&socket, json),
+        Command::Hold { hold, run_dir } => put_hold(&run_dir, hold),
+        Command::MaxPods { types, max_eni, json } => max_pods(&types, max_eni, json),
     }
 }
 
@@ -58,7 +80,7 @@ fn run() -> ExitCode {
     }
 }
 
-fn status(socket: &std::path::Path, json: bool) -> ExitCode {
+fn status(socket: &Path, json: bool) -> ExitCode {
     match ipamd::status::fetch(socket) {
         Ok(report) => {
             let text = if json { ipamd::status::json(&report) } else { ipamd::status::render(&report) };
@@ -71,6 +93,32 @@ fn status(socket: &std::path::Path, json: bool) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn put_hold(run_dir: &Path, hold: Hold) -> ExitCode {
+    match ipamd::hold::put(run_dir, hold) {
+        Ok(()) => {
+            say(&mut std::io::stdout(), &format!("held back on this node: {hold}"));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            let file = ipamd::hold::file(run_dir);
+            say(&mut std::io::stderr(), &format!("ipamd: cannot write {}: {error}", file.display()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn max_pods(types: &[String], max_enis: Option<u8>, json: bool) -> ExitCode {
+    match ipamd::max_pods::chosen(types) {
+        Ok(types) if json => say(&mut std::io::stdout(), &ipamd::max_pods::json(&types, max_enis)),
+        Ok(types) => say(&mut std::io::stdout(), ipamd::max_pods::render(&types, max_enis).trim()),
+        Err(why) => {
+            say(&mut std::io::stderr(), &format!("ipamd: {why}"));
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
 }
 
 /// Prints a line; a reader that has gone away is no reason to fail.

@@ -6,8 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
-use wire::Detachment;
-use wire::queue::{FILES_MAX, LOCK_FILE, SUFFIX};
+use wire::queue::{FILES_MAX, LOCK_FILE, QueuedDel, SUFFIX};
 
 /// A queued DEL is under 2 KiB.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -25,7 +24,7 @@ pub(crate) struct Queued {
     /// The file; remove it when the DEL is done.
     pub(crate) path: PathBuf,
     /// What it asks; `None` for a file that is not ours to understand.
-    pub(crate) detachment: Option<Detachment>,
+    pub(crate) del: Option<QueuedDel>,
 }
 
 impl LockedQueue {
@@ -55,11 +54,11 @@ impl LockedQueue {
         paths.retain(|path| path.to_string_lossy().ends_with(SUFFIX));
         paths.sort();
         paths.truncate(FILES_MAX);
-        Ok(paths.into_iter().map(|path| Queued { detachment: read(&path), path }).collect())
+        Ok(paths.into_iter().map(|path| Queued { del: read(&path), path }).collect())
     }
 }
 
-fn read(path: &Path) -> Option<Detachment> {
+fn read(path: &Path) -> Option<QueuedDel> {
     let mut text = Vec::new();
     File::open(path).ok()?.take(FILE_BYTES_MAX).read_to_end(&mut text).ok()?;
     serde_json::from_slice(&text).ok()

@@ -134,7 +134,11 @@ fn remarks(out: &mut String, report: &Report) -> std::fmt::Result {
 }
 
 /// Columns as wide as their widest cell; nothing at all when there are no rows.
-fn table<const N: usize>(out: &mut String, head: [&str; N], rows: Vec<[String; N]>) -> std::fmt::Result {
+pub(crate) fn table<const N: usize>(
+    out: &mut String,
+    head: [&str; N],
+    rows: Vec<[String; N]>,
+) -> std::fmt::Result {
     if rows.is_empty() {
         return Ok(());
     }

@@ -8,7 +8,7 @@ use ipnetwork::Ipv4Network;
 use types::{EniId, InstanceId, SubnetId};
 
 use crate::LabError;
-use crate::ec2::{Config, Ec2, EniView, Wiring};
+use crate::ec2::{ApiError, Config, Ec2, EniView, Wiring};
 use crate::netns::Netns;
 
 /// An address on the internet.
@@ -87,6 +87,21 @@ impl Fabric {
     #[must_use]
     pub const fn subnet(&self) -> &SubnetId {
         &self.subnet
+    }
+
+    /// Adds a subnet for ENIs of nodes, in the zone of the first one.
+    ///
+    /// # Errors
+    /// A range outside of the VPC's or one that overlaps another subnet.
+    pub fn add_subnet(&self, cidr: Ipv4Network) -> Result<SubnetId, LabError> {
+        let refused = |error: ApiError| LabError::Otherwise(format!("subnet: {error}"));
+        let first = self.ec2.subnet(&self.subnet);
+        let first = first.ok_or_else(|| LabError::Otherwise("the first subnet is gone".to_owned()))?;
+        let subnet = self.ec2.add_subnet(&first.vpc, cidr, &first.zone).map_err(refused)?;
+        // The VPC's router has the first address of each subnet.
+        let router = Ipv4Addr::from_bits(cidr.network().to_bits() + 1);
+        self.plumbing.vpc.ip(&format!("addr add {router}/32 dev lo\n"))?;
+        Ok(subnet)
     }
 
     /// The namespace of [`INTERNET_HOST`].

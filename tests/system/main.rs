@@ -8,6 +8,7 @@
 
 mod bad_input;
 mod containerd;
+mod estate;
 mod life;
 mod moto;
 mod prefixes;
@@ -23,7 +24,8 @@ fn main() -> std::process::ExitCode {
     // The namespaces have fixed names, and two cores are soon busy.
     arguments.test_threads = Some(1);
     let tests: Vec<Test> =
-        [life::TESTS, prefixes::TESTS, storms::TESTS, bad_input::TESTS, privilege::TESTS].concat();
+        [life::TESTS, prefixes::TESTS, estate::TESTS, storms::TESTS, bad_input::TESTS, privilege::TESTS]
+            .concat();
     // Asked before the lab, where everybody is root.
     let not_root = (!rustix::process::geteuid().is_root()).then(|| "root is needed for cgroups".to_owned());
     let lab = lab::netns::enter_lab().map_err(|error| error.to_string());

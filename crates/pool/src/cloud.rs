@@ -27,6 +27,9 @@ impl Pool {
             return notes;
         }
         self.pictured = as_of;
+        if as_of < self.distrusted_until {
+            seen.iter().for_each(|eni| self.distrust_idle(eni));
+        }
         let settled = |since: Moment| since.plus(PICTURE_LAG) <= as_of;
         self.in_flight.retain(|_, call| !call.unclear_since.is_some_and(settled));
         self.gone.retain(|gone| gone.until > as_of);
@@ -99,6 +102,28 @@ impl Pool {
             }
         }
         self.gone.push(Gone { what: leaving, place, until, sure: false });
+    }
+
+    /// Says that what calls took away shortly before is not known any more: what pictures asked for before `until` show as idle
+    /// may be gone, and no pod gets it on their word.
+    pub fn distrust(&mut self, until: Moment) {
+        self.distrusted_until = until;
+    }
+
+    /// Hides what is nobody's on an ENI until a picture can be believed.
+    fn distrust_idle(&mut self, eni: &EniSeen) {
+        let until = self.distrusted_until;
+        if self.gone.iter().any(|gone| gone.what.eni == eni.id && gone.until >= until) {
+            return;
+        }
+        let held: BTreeSet<Ipv4Addr> = self.held.values().map(|held| held.address).collect();
+        let mut given = eni.given();
+        given.addresses.retain(|address| !held.contains(address));
+        given.prefixes.retain(|prefix| prefix.addresses().all(|address| !held.contains(&address)));
+        if !given.is_empty() {
+            let what = Leaving { eni: eni.id.clone(), given: Some(given) };
+            self.gone.push(Gone { what, place: None, until, sure: false });
+        }
     }
 
     /// When a picture may tell more than one asked for now.
@@ -177,6 +202,20 @@ impl Pool {
         fit
     }
 
+    /// EC2 has just given these to an ENI, so whatever else we thought had them has lost them: somebody took them away.
+    fn leave_others(&mut self, id: &EniId, given: &Given) {
+        let others: Vec<EniId> = self.enis.keys().filter(|other| *other != id).cloned().collect();
+        for other in others {
+            let Some(eni) = self.enis.get_mut(&other) else { continue };
+            eni.prefixes.retain(|prefix| !given.prefixes.contains(prefix));
+            let lost: Vec<Ipv4Addr> =
+                eni.addresses.keys().filter(|address| given.covers(**address)).copied().collect();
+            for address in lost {
+                self.drop_address(&other, address, &mut Vec::new());
+            }
+        }
+    }
+
     /// An address is primary somewhere, so it is no pod's any more, whatever we thought (I7).
     fn clear_primary(&mut self, address: Ipv4Addr, notes: &mut Vec<Note>) {
         let has = self
@@ -251,6 +290,7 @@ impl Pool {
     fn finish_assigned(&mut self, id: ActionId, given: &Given, now: Moment) {
         if let Some(Action::Assign { eni, wanted }) = self.end(id) {
             self.is_back(given);
+            self.leave_others(&eni, given);
             self.add_addresses(&eni, given, now);
             self.believe_later(&eni, now);
             if let Some(eni) = self.enis.get(&eni) {
@@ -281,6 +321,7 @@ impl Pool {
         if let Some(Action::CreateEni { subnet, wanted, .. }) = self.end(id) {
             self.clear_primary(seen.primary_address, &mut Vec::new());
             self.join(seen, now);
+            self.leave_others(&seen.id, &seen.given());
             self.add_addresses(&seen.id, &seen.given(), now);
             self.believe_later(&seen.id, now);
             self.scarcity.given(&subnet, wanted.form(), now);

@@ -20,19 +20,7 @@
 //! | `scarcity.rs` | what subnets could not give, and when to ask again |
 //! | `snapshot.rs` | what survives a restart |
 //!
-//! Deviations from the Go version's arithmetic, each with its reason:
-//!
-//! - cooling addresses are not available, so that a small pool grows when pods churn instead of failing them;
-//! - ADDs that wait count as demand, so that the pool grows by what is needed at once instead of by steps, and
-//!   also where only `MINIMUM_IP_TARGET` is set or maxPods is reached;
-//! - the fullest ENI with room is used first, so that others empty and can be given back;
-//! - a plan asks for all that is missing, on as many ENIs as it takes, instead of one ENI every five seconds;
-//! - growth stops exactly at maxPods usable addresses instead of at the first step beyond;
-//! - prefixes of which a subnet has none are replaced by single addresses, for ENIs in that subnet and for a time;
-//! - after a change of mode, free addresses of the other form do not count, and go back once those of the new form
-//!   are there, instead of before;
-//! - with no target set, the pool follows the pods: 12 free addresses on a quiet node, more while many start;
-//! - an ENI is given back only if the pool would not want one again right after.
+//! Where this differs from the Go version's arithmetic, `ARCHITECTURE.md` says why ("Deviations").
 
 mod aim;
 mod books;

@@ -71,6 +71,8 @@ pub enum Why {
     Over(u32),
     /// They are in the form of a mode that is no longer wanted.
     OtherForm,
+    /// The ENI's subnet is excluded.
+    Excluded,
     /// No pod uses the ENI, and the targets hold without it.
     Unneeded,
 }
@@ -82,6 +84,8 @@ pub enum KeptReason {
     Role(Role),
     /// It is on a network card that this plan is not about.
     OtherCard(NetworkCard),
+    /// More addresses are wanted, but its subnet is excluded.
+    Excluded,
     /// A call to EC2 is under way.
     Busy,
     /// More addresses are wanted, but it holds as many as it can.
@@ -126,6 +130,7 @@ impl fmt::Display for Why {
                 write!(f, "short of {target} warm prefixes by {by} addresses")
             }
             Self::OtherForm => f.write_str("they are in the form of a mode that is no longer wanted"),
+            Self::Excluded => f.write_str("its subnet is excluded"),
             Self::Over(n) => write!(f, "{n} more than the targets ask for"),
             Self::Unneeded => f.write_str("no pod uses it and the targets hold without it"),
         }
@@ -137,6 +142,7 @@ impl fmt::Display for KeptReason {
         match self {
             Self::Role(role) => write!(f, "it is {role}"),
             Self::OtherCard(card) => write!(f, "it is on network card {card}"),
+            Self::Excluded => f.write_str("its subnet is excluded"),
             Self::Busy => f.write_str("a call to EC2 is under way"),
             Self::Full => f.write_str("it is full"),
             Self::NotNeededYet => f.write_str("other ENIs have room for what is missing"),
@@ -256,10 +262,19 @@ impl Pool {
         enis
     }
 
-    /// Room on ENIs that are busy now: they can take more sooner than a new ENI could.
+    /// Room on ENIs that are busy or being made: they can take more sooner than another new ENI could.
     fn room_later(&self, limits: &Limits) -> u32 {
         let busy = self.usable().filter(|eni| eni.seen.card == limits.card && self.is_busy(&eni.seen.id));
-        busy.map(|eni| self.room(eni, limits).saturating_sub(self.coming_to(&eni.seen.id))).sum()
+        let busy = busy.map(|eni| self.room(eni, limits).saturating_sub(self.coming_to(&eni.seen.id)));
+        // One that may never come has no room.
+        let made = self.in_flight.values().filter(|call| call.unclear_since.is_none());
+        let made = made.filter_map(|call| match call.action {
+            Action::CreateEni { wanted, .. } => {
+                Some(u32::from(limits.slots_per_eni).saturating_sub(wanted.slots()))
+            }
+            Action::Assign { .. } | Action::Release { .. } | Action::DeleteEni { .. } => None,
+        });
+        busy.chain(made).sum()
     }
 
     /// Device indices that a new ENI may have, lowest first; as many as there may be new ENIs.
@@ -307,13 +322,15 @@ impl Pool {
     fn give_back(&self, situation: Situation<'_>) -> Vec<Planned> {
         let Situation { limits, aim, stock, now, .. } = situation;
         let over = aim.over(stock);
-        let mut enis: Vec<&Eni> = self.usable().filter(|eni| eni.seen.card == limits.card).collect();
+        let mut enis: Vec<&Eni> = self.ours().filter(|eni| eni.seen.card == limits.card).collect();
         enis.sort_by_key(|eni| (eni.held(), Reverse(eni.place())));
         let mut left = over;
         let mut actions = Vec::new();
         for eni in enis {
             let other_form = self.idle_in_other_form(eni, now);
-            let (given, why) = if other_form.is_empty() {
+            let (given, why) = if self.is_excluded(&eni.seen.subnet) {
+                (idle(eni, now), Why::Excluded)
+            } else if other_form.is_empty() {
                 (self.spare(eni, &mut left, now), Why::Over(over))
             } else {
                 (other_form, Why::OtherForm)
@@ -343,6 +360,7 @@ impl Pool {
         let Situation { targets, limits, aim, stock, now } = situation;
         let counts = self.counts_in(eni, now);
         let held = counts.reserved + counts.assigned;
+        let excluded = self.is_excluded(&eni.seen.subnet);
         let without = Stock {
             total: stock.total.saturating_sub(counts.total()),
             available: stock.available - i64::from(counts.free),
@@ -355,7 +373,9 @@ impl Pool {
             Role::Secondary if self.is_busy(&eni.seen.id) => Some(KeptReason::Busy),
             Role::Secondary if held > 0 => Some(KeptReason::Pods(held)),
             Role::Secondary if counts.cooling > 0 => Some(KeptReason::Cooling(counts.cooling)),
-            Role::Secondary if aim.needs(targets, limits, stock, without) => Some(KeptReason::Needed),
+            Role::Secondary if !excluded && aim.needs(targets, limits, stock, without) => {
+                Some(KeptReason::Needed)
+            }
             Role::Secondary if old_enough > now => Some(KeptReason::Young(old_enough)),
             Role::Secondary => None,
         }
@@ -382,11 +402,21 @@ impl Pool {
     fn why_not_grown(&self, eni: &Eni, limits: &Limits) -> KeptReason {
         match () {
             () if eni.seen.card != limits.card => KeptReason::OtherCard(eni.seen.card),
+            () if self.is_excluded(&eni.seen.subnet) => KeptReason::Excluded,
             () if self.is_busy(&eni.seen.id) => KeptReason::Busy,
             () if self.room(eni, limits) == 0 => KeptReason::Full,
             () => KeptReason::NotNeededYet,
         }
     }
+}
+
+/// Everything that can go: single addresses first, prefixes once there are none, as EC2 takes only one form at a time.
+fn idle(eni: &Eni, now: Moment) -> Given {
+    let singles: BTreeSet<Ipv4Addr> = free_singles(eni, now).collect();
+    if singles.is_empty() {
+        return Given::prefixes(idle_prefixes(eni, now).collect());
+    }
+    Given::addresses(singles)
 }
 
 /// Single addresses that can go, lowest first.

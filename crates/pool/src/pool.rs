@@ -8,7 +8,7 @@ use std::time::Duration;
 use types::{DeviceIndex, EniId, HostVeth, Moment, NetworkCard, Prefix, Reason, SandboxKey, SubnetId};
 
 use crate::model::{
-    Action, ActionId, Counts, EniSeen, Given, Grant, Leaving, Limits, Mode, Owner, Place, Shortage, Wanted,
+    Action, ActionId, Counts, EniSeen, Given, Grant, Leaving, Limits, Mode, Owner, Place, Shortage,
 };
 use crate::scarcity::Scarcity;
 
@@ -22,6 +22,8 @@ pub struct Pool {
     pub(crate) mode: Mode,
     /// Where new ENIs may be made, best first.
     pub(crate) subnets: Vec<SubnetId>,
+    /// ENIs in these get no more pods.
+    excluded: BTreeSet<SubnetId>,
     pub(crate) scarcity: Scarcity,
     pub(crate) enis: BTreeMap<EniId, Eni>,
     pub(crate) held: BTreeMap<SandboxKey, Held>,
@@ -33,6 +35,8 @@ pub struct Pool {
     pub(crate) pictured: Moment,
     /// What calls have taken away, or may have.
     pub(crate) gone: Vec<Gone>,
+    /// What calls took away before now is not known: pictures asked for before this moment are not believed.
+    pub(crate) distrusted_until: Moment,
     /// Places on the instance that are taken by what is no ENI of `enis`.
     pub(crate) occupied: BTreeSet<(NetworkCard, DeviceIndex)>,
     /// Cooling addresses that are on no known ENI (restored, or taken away meanwhile).
@@ -110,6 +114,7 @@ impl Pool {
             cooldown,
             mode: Mode::default(),
             subnets: Vec::new(),
+            excluded: BTreeSet::new(),
             scarcity: Scarcity::default(),
             enis: BTreeMap::new(),
             held: BTreeMap::new(),
@@ -119,6 +124,7 @@ impl Pool {
             last_release: Moment(0),
             pictured: Moment(0),
             gone: Vec::new(),
+            distrusted_until: Moment(0),
             occupied: BTreeSet::new(),
             cooling_elsewhere: BTreeMap::new(),
             starts: VecDeque::new(),
@@ -134,6 +140,17 @@ impl Pool {
     /// Says where new ENIs may be made, best first.
     pub fn set_subnets(&mut self, subnets: Vec<SubnetId>) {
         self.subnets = subnets;
+    }
+
+    /// Says in which subnets ENIs get no more pods. Pods that are there stay; what is idle there goes back.
+    pub fn set_excluded(&mut self, excluded: BTreeSet<SubnetId>) {
+        self.excluded = excluded;
+    }
+
+    /// Whether pods get nothing more of an ENI because of its subnet.
+    #[must_use]
+    pub fn is_excluded(&self, subnet: &SubnetId) -> bool {
+        self.excluded.contains(subnet)
     }
 
     /// Reserves an address for a sandbox; one that has an address already gets the same again.
@@ -336,28 +353,28 @@ impl Pool {
         addresses.filter_map(Address::cooling_until).filter(|until| *until > now).min()
     }
 
-    /// The most addresses for pods that the instance can hold in the form of the mode.
-    #[must_use]
-    pub fn capacity(&self, limits: &Limits) -> u32 {
-        let slots = u32::from(limits.max_enis).saturating_mul(limits.slots_per_eni.into());
-        Wanted::new(self.mode, slots).addresses()
-    }
-
     /// Why nothing is free, in one word.
     #[must_use]
     pub fn shortage_reason(&self, limits: &Limits, now: Moment) -> Reason {
+        let place_for_eni = !self.free_devices(limits).is_empty();
         let obtainable = !self.in_flight.is_empty()
             || !self.with_room(limits).is_empty()
-            || !self.free_devices(limits).is_empty();
+            || (place_for_eni && !self.subnets.is_empty());
         match (obtainable, self.counts(now).cooling) {
             (true, _) => Reason::PoolEmpty,
+            (false, 0) if place_for_eni => Reason::NoSubnet,
             (false, 0) => Reason::NodeFull,
             (false, _) => Reason::AllCooling,
         }
     }
 
-    /// ENIs that pods may use, and that are not on their way out.
+    /// ENIs whose free addresses pods may get.
     pub(crate) fn usable(&self) -> impl Iterator<Item = &Eni> {
+        self.ours().filter(|eni| !self.is_excluded(&eni.seen.subnet))
+    }
+
+    /// ENIs for pods that are not on their way out.
+    pub(crate) fn ours(&self) -> impl Iterator<Item = &Eni> {
         self.enis.values().filter(|eni| eni.seen.role.is_for_pods() && !self.is_being_deleted(&eni.seen.id))
     }
 

@@ -102,6 +102,10 @@ reasons! {
     AllCooling = "all-cooling", TRY_AGAIN;
     /// The instance type, `MAX_ENI` or maxPods allows no more addresses.
     NodeFull = "node-full", TRY_AGAIN;
+    /// The tags of the subnets allow no new ENI in any of them.
+    NoSubnet = "no-subnet", TRY_AGAIN;
+    /// Nothing may be changed in EC2: a setting or an operator's hold forbids it.
+    OnHold = "on-hold", TRY_AGAIN;
     // The cloud.
     /// The subnet has no free address left.
     SubnetFull = "subnet-full", TRY_AGAIN;

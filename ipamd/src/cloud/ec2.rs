@@ -13,15 +13,17 @@ use aws_sdk_ec2::Client;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::types::{
     AttachmentStatus, Filter, InstanceType, InstanceTypeHypervisor, InstanceTypeInfo, NetworkInfo,
-    NetworkInterface, NetworkInterfaceAttachmentChanges, NetworkInterfaceType, ResourceType, Tag,
+    NetworkInterface, NetworkInterfaceAttachmentChanges, NetworkInterfaceType, ResourceType, Subnet, Tag,
     TagSpecification,
 };
 use aws_smithy_types::retry::RetryConfig;
 use pool::{Given, Wanted};
-use types::{DeviceIndex, EniId, InstanceId, InstanceLimits, NetworkCard, NetworkCardLimits, Prefix};
+use types::{
+    DeviceIndex, EniId, InstanceId, InstanceLimits, NetworkCard, NetworkCardLimits, Prefix, SecurityGroupId,
+};
 
 use super::error::Effect;
-use super::{CloudError, CloudErrorKind, EniRecord, Inventory, NewEni, http};
+use super::{CloudError, CloudErrorKind, EniRecord, Inventory, LooseEni, NewEni, SubnetRecord, http};
 use crate::config::Config;
 
 /// Attempts of one read.
@@ -82,7 +84,7 @@ impl Ec2 {
     /// # Errors
     /// [`CloudErrorKind::Garbage`] when EC2 describes an ENI that cannot be.
     pub async fn inventory(&self, instance: &InstanceId) -> Result<Inventory, CloudError> {
-        let attached = Filter::builder().name("attachment.instance-id").values(instance.as_str()).build();
+        let attached = filter("attachment.instance-id", instance.as_str());
         let mut inventory = Inventory::default();
         for eni in self.describe(vec![attached]).await? {
             let leaving = is_leaving(&eni);
@@ -96,15 +98,42 @@ impl Ec2 {
         Ok(inventory)
     }
 
-    /// ENIs that have this tag and are attached to nothing.
+    /// ENIs of a VPC that have a tag with this key and are attached to nothing.
     ///
     /// # Errors
     /// As EC2 says.
-    pub async fn unattached(&self, tag: &str, value: &str) -> Result<Vec<EniId>, CloudError> {
-        let tagged = Filter::builder().name(format!("tag:{tag}")).values(value).build();
-        let available = Filter::builder().name("status").values("available").build();
-        let enis = self.describe(vec![tagged, available]).await?;
-        enis.iter().map(|eni| DESCRIBE.parsed("ENI id", eni.network_interface_id())).collect()
+    pub async fn loose(&self, vpc: &str, tag_key: &str) -> Result<Vec<LooseEni>, CloudError> {
+        let wanted = [("tag-key", tag_key), ("status", "available"), ("vpc-id", vpc)];
+        let enis = self.describe(wanted.map(|(name, value)| filter(name, value)).into()).await?;
+        let loose = |eni: &NetworkInterface| {
+            Ok(LooseEni {
+                id: DESCRIBE.parsed("ENI id", eni.network_interface_id())?,
+                description: eni.description().unwrap_or_default().to_owned(),
+                tags: eni.tag_set().iter().filter_map(tag).collect(),
+            })
+        };
+        enis.iter().map(loose).collect()
+    }
+
+    /// The subnets of a VPC in one zone.
+    ///
+    /// # Errors
+    /// As EC2 says.
+    pub async fn subnets(&self, vpc: &str, zone: &str) -> Result<Vec<SubnetRecord>, CloudError> {
+        let call = Call { name: "DescribeSubnets", effect: Effect::Reads };
+        let wanted = [filter("vpc-id", vpc), filter("availability-zone", zone)];
+        let request = self.reads.describe_subnets().set_filters(Some(wanted.into()));
+        let answer = request.send().await.map_err(|e| call.failed(e))?;
+        let record = |subnet: &Subnet| {
+            let available = subnet.available_ip_address_count().and_then(|n| u32::try_from(n).ok());
+            Ok(SubnetRecord {
+                id: call.parsed("subnet id", subnet.subnet_id())?,
+                cidr: call.parsed("subnet's range", subnet.cidr_block())?,
+                available: available.ok_or_else(|| call.nonsense("a subnet's free addresses are missing"))?,
+                tags: subnet.tags().iter().filter_map(tag).collect(),
+            })
+        };
+        answer.subnets().iter().map(record).collect()
     }
 
     async fn describe(&self, filters: Vec<Filter>) -> Result<Vec<NetworkInterface>, CloudError> {
@@ -150,9 +179,7 @@ impl Ec2 {
         let answer = request.send().await.map_err(|e| call.failed(e))?;
         let eni = answer.network_interface().ok_or_else(|| call.nonsense("the answer holds no ENI"))?;
         let mut made = record(call, eni)?;
-        if made.tags.is_empty() {
-            made.tags.clone_from(&want.tags);
-        }
+        made.tags.get_or_insert_default().extend(want.tags.clone());
         Ok(made)
     }
 
@@ -195,6 +222,24 @@ impl Ec2 {
             .modify_network_interface_attribute()
             .network_interface_id(eni.as_str())
             .attachment(change);
+        request.send().await.map(drop).map_err(|e| call.failed(e))
+    }
+
+    /// Sets the security groups of an ENI.
+    ///
+    /// # Errors
+    /// As EC2 says.
+    pub async fn set_security_groups(
+        &self,
+        eni: &EniId,
+        groups: &[SecurityGroupId],
+    ) -> Result<(), CloudError> {
+        let call = Call { name: "ModifyNetworkInterfaceAttribute", effect: Effect::Changes };
+        let request = self
+            .changes
+            .modify_network_interface_attribute()
+            .network_interface_id(eni.as_str())
+            .set_groups(Some(groups.iter().map(ToString::to_string).collect()));
         request.send().await.map(drop).map_err(|e| call.failed(e))
     }
 
@@ -411,11 +456,15 @@ fn record(call: Call, eni: &NetworkInterface) -> Result<EniRecord, CloudError> {
         addresses,
         prefixes: prefixes.collect::<Result<_, _>>()?,
         interface_type: eni.interface_type().unwrap_or(&NetworkInterfaceType::Interface).as_str().to_owned(),
-        tags: eni.tag_set().iter().filter_map(tag).collect(),
+        tags: Some(eni.tag_set().iter().filter_map(tag).collect()),
         attachment: attachment.and_then(|at| at.attachment_id()).map(str::to_owned),
         delete_on_termination: attachment.and_then(|at| at.delete_on_termination()),
         security_groups: groups.collect::<Result<_, _>>()?,
     })
+}
+
+fn filter(name: &str, value: &str) -> Filter {
+    Filter::builder().name(name).values(value).build()
 }
 
 fn tag(tag: &Tag) -> Option<(String, String)> {

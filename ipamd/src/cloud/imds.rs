@@ -7,7 +7,7 @@ use aws_config::imds::client::error::ImdsError;
 use aws_config::provider_config::ProviderConfig;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use ipnetwork::Ipv4Network;
-use types::{DeviceIndex, Mac, NetworkCard, SubnetId};
+use types::{DeviceIndex, Mac, NetworkCard, SecurityGroupId, SubnetId};
 
 use super::{CloudError, CloudErrorKind, EniRecord, Identity, Inventory, http};
 use crate::config::Config;
@@ -63,8 +63,18 @@ impl Imds {
             vpc_id: self.one(&of_eni("vpc-id")).await?,
             primary_address: self.one("local-ipv4").await?,
             vpc_cidrs: self.many(&of_eni("vpc-ipv4-cidr-blocks")).await?,
-            security_groups: self.many(&of_eni("security-group-ids")).await?,
+            security_groups: self.security_groups(mac).await?,
         })
+    }
+
+    /// The security groups of the primary ENI.
+    ///
+    /// # Errors
+    /// When the service cannot be reached or says what cannot be.
+    pub async fn security_groups(&self, primary: Mac) -> Result<Vec<SecurityGroupId>, CloudError> {
+        let mut groups = self.many(&format!("{MACS}/{primary}/security-group-ids")).await?;
+        groups.sort();
+        Ok(groups)
     }
 
     /// The IPv4 ranges of the subnets that our interfaces are in.
@@ -127,7 +137,7 @@ impl Imds {
             addresses: addresses.collect(),
             prefixes: self.many(&of_eni("ipv4-prefix")).await?.into_iter().collect(),
             interface_type: "interface".to_owned(),
-            tags: BTreeMap::new(),
+            tags: None,
             attachment: None,
             delete_on_termination: None,
             security_groups: self.many(&of_eni("security-group-ids")).await?,

@@ -9,6 +9,7 @@ mod http;
 mod imds;
 #[cfg(test)]
 mod tests;
+pub(crate) mod time;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -42,8 +43,8 @@ pub struct EniRecord {
     pub prefixes: BTreeSet<Prefix>,
     /// EC2's word: `interface`, `trunk`, `efa`…; the metadata service does not tell, then `interface`.
     pub interface_type: String,
-    /// Its tags; the metadata service does not tell.
-    pub tags: BTreeMap<String, String>,
+    /// Its tags; `None` from the metadata service, which does not tell.
+    pub tags: Option<BTreeMap<String, String>>,
     /// The id of its attachment, if it is attached; the metadata service does not tell.
     pub attachment: Option<String>,
     /// Whether EC2 deletes it together with the instance; the metadata service does not tell.
@@ -61,6 +62,30 @@ pub struct Inventory {
     pub occupied: BTreeSet<(NetworkCard, DeviceIndex)>,
     /// Some ENI is being detached: another look soon tells more.
     pub in_motion: bool,
+}
+
+/// An ENI that is attached to nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LooseEni {
+    /// Its id.
+    pub id: EniId,
+    /// Its description.
+    pub description: String,
+    /// Its tags.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// A subnet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubnetRecord {
+    /// Its id.
+    pub id: SubnetId,
+    /// Its IPv4 range.
+    pub cidr: Ipv4Network,
+    /// Addresses that nobody has.
+    pub available: u32,
+    /// Its tags.
+    pub tags: BTreeMap<String, String>,
 }
 
 /// An ENI to be made.

@@ -159,7 +159,7 @@ async fn an_inventory_is_what_ec2_describes() {
         addresses: [Ipv4Addr::new(10, 0, 0, 5)].into(),
         prefixes: BTreeSet::new(),
         interface_type: "interface".to_owned(),
-        tags: [("a".to_owned(), "b".to_owned())].into(),
+        tags: Some([("a".to_owned(), "b".to_owned())].into()),
         attachment: Some("eni-attach-1".to_owned()),
         delete_on_termination: Some(false),
         security_groups: vec!["sg-1".parse().unwrap()],
@@ -173,15 +173,37 @@ async fn enis_attached_to_nothing_are_found_by_their_tag() {
     let items = format!("<networkInterfaceSet><item>{ENI}</item></networkInterfaceSet>");
     let stage = Stage::answering("DescribeNetworkInterfaces", &items).await;
 
-    let found = stage.ec2().await.unattached("node.k8s.amazonaws.com/instance_id", "i-1").await.unwrap();
+    let found = stage.ec2().await.loose("vpc-1", "node.k8s.amazonaws.com/instance_id").await.unwrap();
 
     stage.asked(&[
-        "Filter.1.Name=tag%3Anode.k8s.amazonaws.com%2Finstance_id",
-        "Filter.1.Value.1=i-1",
+        "Filter.1.Name=tag-key",
+        "Filter.1.Value.1=node.k8s.amazonaws.com%2Finstance_id",
         "Filter.2.Name=status",
         "Filter.2.Value.1=available",
+        "Filter.3.Name=vpc-id",
+        "Filter.3.Value.1=vpc-1",
     ]);
-    assert_eq!(found, [eni()]);
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].id, eni());
+}
+
+#[tokio::test]
+async fn subnets_are_told_with_what_is_free_in_them() {
+    let good = "<subnetSet><item><subnetId>subnet-1</subnetId><cidrBlock>10.0.0.0/24</cidrBlock>\
+        <availableIpAddressCount>7</availableIpAddressCount>\
+        <tagSet><item><key>kubernetes.io/role/cni</key><value>1</value></item></tagSet></item></subnetSet>";
+    let stage = Stage::answering("DescribeSubnets", good).await;
+
+    let found = stage.ec2().await.subnets("vpc-1", "eu-lab-1a").await.unwrap();
+
+    stage.asked(&["Filter.1.Name=vpc-id", "Filter.2.Name=availability-zone", "Filter.2.Value.1=eu-lab-1a"]);
+    assert_eq!(found.len(), 1);
+    assert_eq!((found[0].cidr, found[0].available), ("10.0.0.0/24".parse().unwrap(), 7));
+    assert_eq!(found[0].tags["kubernetes.io/role/cni"], "1");
+
+    let stage = Stage::answering("DescribeSubnets", &good.replace(">7<", ">-7<")).await;
+    let error = stage.ec2().await.subnets("vpc-1", "eu-lab-1a").await.unwrap_err();
+    assert_eq!(error.kind(), CloudErrorKind::Garbage);
 }
 
 #[tokio::test]

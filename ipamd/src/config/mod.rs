@@ -32,6 +32,8 @@ pub struct Config {
     pub max_enis: Option<u8>,
     /// No target is set: the pool follows the pods.
     pub automatic: bool,
+    /// Pods that the kubelet admits.
+    pub max_pods: Option<u32>,
     /// Free prefixes kept, with prefix delegation.
     pub warm_prefix_target: u32,
     /// Whether ENIs are given /28 prefixes.
@@ -60,6 +62,12 @@ pub struct Config {
     pub provisioning: bool,
     /// Whether ENIs without our tag are used.
     pub manage_untagged: bool,
+    /// Whether ENIs may go into other subnets than the primary one's.
+    pub subnet_discovery: bool,
+    /// Whether ENIs that other instances left behind are deleted.
+    pub leak_collection: bool,
+    /// EC2 is never asked.
+    pub imds_only: bool,
     /// URL of EC2 in place of the region's.
     pub ec2_endpoint: Option<String>,
     /// URL of the metadata service in place of the link-local one.
@@ -68,6 +76,8 @@ pub struct Config {
     pub http_timeout: Duration,
     /// Directory of the socket and of the state.
     pub run_dir: PathBuf,
+    /// A file that holds back changes in EC2, beside the one in `run_dir`.
+    pub hold_file: PathBuf,
     /// How long an ADD may wait for an address.
     pub add_timeout: Duration,
     /// The least important level that is logged.
@@ -151,6 +161,7 @@ impl Config {
             prefix_delegation: reader.flag(&table::PREFIX_DELEGATION),
             warm_ip_target: reader.target(&table::WARM_IP_TARGET),
             minimum_ip_target: reader.target(&table::MINIMUM_IP_TARGET),
+            max_pods: reader.number(&table::MAX_PODS),
             max_enis: reader.target(&table::MAX_ENI).map(|max| u8::try_from(max).unwrap_or(u8::MAX)),
             cooldown: seconds(reader.number(&table::IP_COOLDOWN_PERIOD)),
             eni_mtu: reader.number(&table::ENI_MTU).unwrap_or(9001),
@@ -164,10 +175,14 @@ impl Config {
             eni_tags: reader.tags(&table::ADDITIONAL_ENI_TAGS),
             provisioning: !reader.flag(&table::DISABLE_PROVISIONING),
             manage_untagged: reader.flag(&table::MANAGE_UNTAGGED_ENI),
+            subnet_discovery: reader.flag(&table::SUBNET_DISCOVERY),
+            leak_collection: !reader.flag(&table::LEAKED_CLEANUP),
+            imds_only: reader.flag(&table::IMDS_ONLY),
             ec2_endpoint: reader.parsed(&table::EC2_ENDPOINT, url),
             imds_endpoint: reader.parsed(&table::IMDS_ENDPOINT, url),
             http_timeout: seconds(reader.number(&table::HTTP_TIMEOUT)),
             run_dir: reader.text(&table::RUN_DIR).unwrap_or_default().into(),
+            hold_file: reader.text(&table::HOLD_FILE).unwrap_or_default().into(),
             add_timeout: seconds(reader.number(&table::ADD_TIMEOUT)),
             log_level: reader.parsed(&table::LOG_LEVEL, log_level).unwrap_or(LevelFilter::DEBUG),
             log_file: reader.parsed(&table::LOG_FILE, log_file).flatten(),

@@ -61,6 +61,7 @@ settings! {
     WARM_IP_TARGET = "WARM_IP_TARGET": Number(0, u32::MAX), "0", Lenient, "Free addresses kept for pods to come; 0: WARM_ENI_TARGET rules.";
     MINIMUM_IP_TARGET = "MINIMUM_IP_TARGET": Number(0, u32::MAX), "0", Lenient, "Addresses held at least, used or free; 0: no such floor.";
     MAX_ENI = "MAX_ENI": Number(1, u32::MAX), "", Lenient, "Most ENIs to have; unset: as many as the instance type allows.";
+    MAX_PODS = "IPAMD_MAX_PODS": Number(1, 65535), "", Strict, "Pods that the kubelet admits (its maxPods): no more addresses are held than for so many. Unset: as many as the instance can hold.";
     IP_COOLDOWN_PERIOD = "IP_COOLDOWN_PERIOD": Number(0, u32::MAX), "30", Strict, "Seconds before a released address is given out again.";
     WARM_PREFIX_TARGET = "WARM_PREFIX_TARGET": Number(0, u32::MAX), "1", Lenient, "Free prefixes kept, with prefix delegation; WARM_IP_TARGET and MINIMUM_IP_TARGET go before it.";
     // The kernel.
@@ -78,13 +79,15 @@ settings! {
     ADDITIONAL_ENI_TAGS = "ADDITIONAL_ENI_TAGS": Text, "{}", Lenient, "More tags for ENIs: a JSON object of texts.";
     MANAGE_UNTAGGED_ENI = "MANAGE_UNTAGGED_ENI": Flag, "true", Lenient, "ENIs without our tag are used like our own.";
     DISABLE_PROVISIONING = "DISABLE_NETWORK_RESOURCE_PROVISIONING": Flag, "false", Lenient, "Nothing is changed in EC2; the pool is what is there.";
-    SUBNET_DISCOVERY = "ENABLE_SUBNET_DISCOVERY": Flag, "true", Ignored, "ENIs go into any subnet tagged for it; in this version always into the primary one.";
-    LEAKED_CLEANUP = "DISABLE_LEAKED_ENI_CLEANUP": Flag, "false", Ignored, "ENIs left by other instances are not looked for.";
+    SUBNET_DISCOVERY = "ENABLE_SUBNET_DISCOVERY": Flag, "true", Lenient, "ENIs go into any subnet of the zone that is tagged kubernetes.io/role/cni, the one with most free addresses first.";
+    LEAKED_CLEANUP = "DISABLE_LEAKED_ENI_CLEANUP": Flag, "false", Lenient, "ENIs that other instances of the cluster left behind are not looked for.";
+    IMDS_ONLY = "ENABLE_IMDS_ONLY_MODE": Flag, "false", Lenient, "EC2 is never asked: ENIs and addresses are those that instance metadata tells.";
     NON_SCHEDULABLE = "AWS_MANAGE_ENIS_NON_SCHEDULABLE": Flag, "false", Ignored, "The pool also grows on cordoned nodes.";
     EC2_ENDPOINT = "AWS_EC2_ENDPOINT": Text, "", Strict, "URL used for EC2 in place of the region's.";
     IMDS_ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT": Text, "", Strict, "URL used for the metadata service in place of 169.254.169.254.";
     HTTP_TIMEOUT = "HTTP_TIMEOUT": Number(10, 3600), "10", Lenient, "Seconds one HTTP request to AWS may take.";
     // The daemon.
+    HOLD_FILE = "IPAMD_HOLD_FILE": Text, "/etc/ipamd/hold", Lenient, "A file that holds back releases or all changes in EC2, beside the one that ipamd hold writes.";
     RUN_DIR = "IPAMD_RUN_DIR": Text, "/var/run/aws-node", Lenient, "Directory of the socket and of the state.";
     ADD_TIMEOUT = "IPAMD_ADD_TIMEOUT_SECONDS": Number(1, 600), "80", Strict, "Seconds an ADD may wait for an address.";
     LOG_LEVEL = "AWS_VPC_K8S_CNI_LOGLEVEL": Word(&["debug", "info", "warn", "error", "fatal"]), "debug", Lenient, "The least important level that is logged.";
@@ -108,7 +111,6 @@ settings! {
     PREFIX_DELEGATION = "ENABLE_PREFIX_DELEGATION": Flag, "false", Lenient, "ENIs are given /28 prefixes instead of single addresses, where the instance type can hold them and the subnet has them.";
     POD_ENI = "ENABLE_POD_ENI": Flag, "false", Refused, "Security groups for pods.";
     MULTI_NIC = "ENABLE_MULTI_NIC": Flag, "false", Refused, "ENIs of all network cards are used.";
-    IMDS_ONLY = "ENABLE_IMDS_ONLY_MODE": Flag, "false", Refused, "EC2 is never asked.";
     CUSTOM_NETWORK = "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG": Flag, "false", Refused, "ENIConfig objects say where ENIs go.";
     ENI_CONFIG_ANNOTATION = "ENI_CONFIG_ANNOTATION_DEF": Text, "", Elsewhere, "Annotation naming an ENIConfig; with custom networking only.";
     ENI_CONFIG_LABEL = "ENI_CONFIG_LABEL_DEF": Text, "", Elsewhere, "Label naming an ENIConfig; with custom networking only.";

@@ -153,7 +153,7 @@ fn each_mode_that_is_missing_stops_the_daemon_by_its_own_name() {
         assert_eq!(errors, [unsupported]);
         assert!(parse(&[(mode.name, mode.default)]).unwrap().warnings.is_empty(), "{}", mode.name);
     }
-    assert_eq!(modes.len(), 7);
+    assert_eq!(modes.len(), 6);
 }
 
 #[test]

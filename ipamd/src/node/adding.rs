@@ -64,8 +64,8 @@ pub(super) struct Work {
     batch: BatchId,
     wired: Option<Result<(), Failure>>,
     written: Option<Result<(), String>>,
-    /// Its DEL has come in the meantime.
-    superseded: bool,
+    /// DELs of this sandbox that came meanwhile.
+    deleters: Vec<CallId>,
 }
 
 impl Node {
@@ -184,7 +184,7 @@ impl Node {
             batch,
             wired: None,
             written: None,
-            superseded: false,
+            deleters: Vec::new(),
         };
         add.phase = Phase::Working(Box::new(work));
         self.effects.push(Effect::Wire(id, pod));
@@ -231,7 +231,8 @@ impl Node {
     fn finish(&mut self, id: CallId, now: Moment) {
         let Some(work) = self.work(id) else { return };
         let (Some(wired), Some(written)) = (work.wired.clone(), work.written.clone()) else { return };
-        let (grant, pod, superseded) = (work.grant.clone(), work.pod.clone(), work.superseded);
+        let (grant, pod, deleters) =
+            (work.grant.clone(), work.pod.clone(), std::mem::take(&mut work.deleters));
         let Some(Pending::Add(add)) = self.pending.remove(&id) else { return };
         let sandbox = add.attachment.sandbox;
         self.adding.remove(&sandbox);
@@ -242,7 +243,7 @@ impl Node {
                 Failure::new(Reason::StateNotWritable, "the state cannot be written")
                     .with_details(error.clone()),
             ),
-            (Ok(()), Ok(())) if superseded => {
+            (Ok(()), Ok(())) if !deleters.is_empty() => {
                 let message = format!("sandbox {sandbox} was deleted while it was being added");
                 Some(Failure::new(Reason::Superseded, message))
             }
@@ -262,6 +263,9 @@ impl Node {
         // Also when the assignment could not be written: a snapshot taken meanwhile may hold it.
         let batch = self.next_batch();
         self.effects.push(Effect::Append(batch, vec![Record::Released { sandbox, at: now }]));
+        for del in deleters {
+            self.pending.insert(del, Pending::Release { batch, reply: Reply::Done });
+        }
         self.fail(id, failure);
     }
 
@@ -270,8 +274,7 @@ impl Node {
         let sandbox = &detachment.sandbox;
         self.remember_release(sandbox, started_ns, now);
         if let Some(add) = self.adding.get(sandbox).copied() {
-            self.supersede(add);
-            return self.reply(id, Reply::Done);
+            return self.supersede(add, id);
         }
         let host_if = HostVeth::of_pod(&detachment.veth_prefix, &detachment.pod, 0);
         let rebuilt = restore::placeholder(&host_if);
@@ -308,14 +311,15 @@ impl Node {
         }
     }
 
-    /// The DEL of a sandbox came while its ADD was under way.
-    fn supersede(&mut self, add: CallId) {
+    /// The DEL of a sandbox came while its ADD was under way. If that is at work, the DEL is answered once it is undone on
+    /// disk too: until then a restart would find the pod.
+    fn supersede(&mut self, add: CallId, del: CallId) {
         if let Some(work) = self.work(add) {
-            work.superseded = true;
-            return;
+            return work.deleters.push(del);
         }
         self.leave_queue(add);
         self.fail(add, Failure::new(Reason::Superseded, "the sandbox was deleted while its ADD waited"));
+        self.reply(del, Reply::Done);
     }
 
     /// The caller has hung up: its place in the queue is given back. Work already begun goes on; the runtime sends DEL.

@@ -12,6 +12,7 @@ use types::{
 use wire::{Failure, Reply, Request};
 
 use crate::cloud::CloudError;
+use crate::hold::Hold;
 use crate::store::Record;
 
 /// Names one request on the socket, in the order of arrival.
@@ -31,10 +32,8 @@ pub struct Facts {
     pub limits: InstanceLimits,
     /// The node's own address.
     pub primary_address: Ipv4Addr,
-    /// Subnet of the primary ENI, where new ENIs go.
+    /// Subnet of the primary ENI, where new ENIs go as long as no other is known.
     pub subnet: SubnetId,
-    /// Security groups of the primary ENI, which new ENIs get.
-    pub security_groups: Vec<SecurityGroupId>,
     /// The VPC's IPv4 CIDRs.
     pub vpc_cidrs: Vec<Ipv4Network>,
 }
@@ -52,14 +51,41 @@ pub struct Picture {
     pub chores: Vec<Chore>,
     /// Something is being detached: another look soon tells more.
     pub in_motion: bool,
-    /// CIDRs of their subnets.
+    /// CIDRs of their subnets, and of those that new ENIs may go to.
     pub subnets: BTreeMap<SubnetId, Ipv4Network>,
+    /// Which subnets may be used; `None` if that could not be found out.
+    pub choice: Option<Subnets>,
+    /// ENIs that instances of our cluster may have left behind.
+    pub strays: Vec<Stray>,
+    /// Instance metadata has told this, EC2 has not: tags and types of the ENIs are not known.
+    pub from_metadata: bool,
 }
 
-/// What a call that was cut short (we were killed, or EC2 did not answer) has left to do (I14).
+/// Which subnets of the zone may be used.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Subnets {
+    /// For new ENIs, best first.
+    pub for_new: Vec<SubnetId>,
+    /// Not even for pods on ENIs that are there.
+    pub excluded: BTreeSet<SubnetId>,
+    /// Addresses that nobody has, in those that may be used.
+    pub free: BTreeMap<SubnetId, u32>,
+}
+
+/// An ENI that another instance of our cluster made and that is attached to nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stray {
+    /// Which.
+    pub eni: EniId,
+    /// When it was made.
+    pub made: Moment,
+}
+
+/// What is left to do about an ENI: a call was cut short (we were killed, or EC2 did not answer; I14), or somebody has
+/// changed something.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Chore {
-    /// An ENI of ours is attached to nothing: delete it.
+    /// It is attached to nothing, and ours or nobody's: delete it.
     Delete(EniId),
     /// An ENI of ours would outlive the instance: have EC2 delete it together with the instance.
     Tie {
@@ -68,6 +94,27 @@ pub enum Chore {
         /// Its attachment.
         attachment: String,
     },
+    /// Its security groups are not the primary ENI's: set them.
+    Guard {
+        /// Which.
+        eni: EniId,
+        /// The groups.
+        groups: Vec<SecurityGroupId>,
+    },
+    /// Tags are missing or differ: set them.
+    Tag {
+        /// Which.
+        eni: EniId,
+        /// The tags.
+        tags: BTreeMap<String, String>,
+    },
+}
+
+impl Chore {
+    /// Whether it may be about an ENI that a call is making.
+    pub(super) const fn may_be_new(&self) -> bool {
+        matches!(self, Self::Delete(_) | Self::Tie { .. })
+    }
 }
 
 /// Something that happened.
@@ -122,6 +169,12 @@ pub enum Event {
     },
     /// Chores were done, or the first that could not be.
     Tidied(Result<(), CloudError>),
+    /// An operator holds something back, or no longer.
+    Held(Hold),
+    /// Something about our ENIs has changed outside: look at them.
+    Stale,
+    /// The daemon is about to end: nothing new is begun in EC2.
+    Stopping,
     /// The host's kernel state was brought in line, as far as possible.
     Converged {
         /// Which wish.

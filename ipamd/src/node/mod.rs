@@ -3,13 +3,17 @@
 //! | file | what it decides |
 //! |---|---|
 //! | `adding.rs` | requests: who gets which address, who waits, who is superseded |
-//! | `growing.rs` | EC2: what to ask for, when to hold off; the host: what its kernel should hold |
+//! | `growing.rs` | EC2: what to ask for, when to hold off |
+//! | `looking.rs` | EC2: when to look, what a picture means, chores |
+//! | `hosting.rs` | the host: what its kernel should hold |
 //! | `report.rs` | what `ipamd status` shows |
 //! | `restore.rs` | the state after a restart, from the file and from the kernel |
 
 mod adding;
 mod event;
 mod growing;
+mod hosting;
+mod looking;
 mod report;
 mod restore;
 #[cfg(test)]
@@ -21,14 +25,16 @@ use std::time::Duration;
 use datapath::Marks;
 use ipnetwork::Ipv4Network;
 use pool::{Action, ActionId, Pool, Targets};
-use types::{Moment, SandboxKey, SubnetId};
+use types::{EniId, Moment, SandboxKey, SubnetId};
 
 pub use adding::RELEASED_KEPT;
-pub use event::{BatchId, CallId, Chore, Effect, Event, Facts, HostWish, Picture};
+pub use event::{BatchId, CallId, Chore, Effect, Event, Facts, HostWish, Picture, Stray, Subnets};
 pub use restore::{PodInKernel, restore};
 
+use crate::hold::Hold;
 use adding::Pending;
-use growing::{CloudState, HostState};
+use growing::CloudState;
+use hosting::HostState;
 
 /// What the node is told to do, apart from the world.
 #[derive(Debug, Clone)]
@@ -76,7 +82,14 @@ pub struct Node {
     intents: BTreeMap<BatchId, (ActionId, Action)>,
     facts: Option<Facts>,
     subnets: BTreeMap<SubnetId, Ipv4Network>,
+    /// Free addresses of the subnets that may be used, when they were last looked at.
+    free_in_subnets: BTreeMap<SubnetId, u32>,
     cloud: CloudState,
+    /// What an operator holds back.
+    hold: Hold,
+    stopping: bool,
+    /// ENIs that other instances may have left behind, and when they were first seen.
+    strays: BTreeMap<EniId, Moment>,
     host: HostState,
     /// When time alone may change the plan.
     plan_again: Option<Moment>,
@@ -99,7 +112,11 @@ impl Node {
             intents: BTreeMap::new(),
             facts: None,
             subnets: BTreeMap::new(),
+            free_in_subnets: BTreeMap::new(),
             cloud: CloudState::new(seed),
+            hold: Hold::Nothing,
+            stopping: false,
+            strays: BTreeMap::new(),
             host: HostState::default(),
             plan_again: None,
             effects: Vec::new(),
@@ -121,6 +138,9 @@ impl Node {
             Event::Looked(result) => self.looked(result, now),
             Event::Acted { id, result } => self.acted(id, result, now),
             Event::Tidied(result) => self.tidied(result, now),
+            Event::Held(hold) => self.held(hold),
+            Event::Stale => self.cloud.look_at = self.cloud.look_at.min(now),
+            Event::Stopping => self.stopping = true,
             Event::Converged { generation, result } => self.converged(generation, result, now),
             Event::Tick => {}
         }

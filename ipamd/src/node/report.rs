@@ -24,7 +24,7 @@ impl Node {
             report.primary_address = Some(facts.primary_address);
             report.vpc_cidrs = facts.vpc_cidrs.iter().copied().map(IpNetwork::V4).collect();
         }
-        report.capacity = self.limits().map_or(0, |limits| self.pool.capacity(&limits));
+        report.capacity = self.capacity().addresses;
         report.enis = self.eni_reports(now);
         report.pods = self.pod_reports();
         report.waiting = self.waiting();
@@ -43,7 +43,9 @@ impl Node {
                 addresses: count(self.pool.counts_of(&eni.id, now)),
                 table: TableId::of_eni(eni.card, eni.device),
                 excluded: match eni.role {
-                    Role::Primary | Role::Secondary => None,
+                    Role::Primary | Role::Secondary => {
+                        self.pool.is_excluded(&eni.subnet).then(|| "its subnet is excluded".to_owned())
+                    }
                     Role::Trunk | Role::Unmanaged => Some(eni.role.to_string()),
                 },
                 id: eni.id,

@@ -3,6 +3,8 @@
 //! - An owner whose host link is gone, or leads to another address, is no owner any more: its address cools (the pod died
 //!   while nobody looked; another one may have its name since).
 //! - What a call was to take away just before is not brought back by EC2's descriptions, which lag.
+//! - Where the file is lost or damaged, what such calls were is not known: then what is idle in the first pictures is not
+//!   given out; pods get what EC2 gives anew.
 //! - A pod in the kernel that the file does not know keeps its address under a placeholder, so that nobody else
 //!   gets it (a crash between wiring and writing, or a lost file). Its DEL finds it by the name of its host link.
 
@@ -32,15 +34,18 @@ pub(super) fn placeholder(host_if: &HostVeth) -> Option<SandboxKey> {
     SandboxKey::new(REBUILT, host_if.as_str(), "eth0").ok()
 }
 
-/// Rebuilds the pool. Returns it with remarks for the log.
+/// Rebuilds the pool. Returns it with remarks for the log. `ran_before`: a daemon ran since the node started.
 #[must_use]
 pub fn restore(
     cooldown: Duration,
     loaded: Loaded,
     kernel: &[PodInKernel],
+    ran_before: bool,
     now: Moment,
 ) -> (Pool, Vec<String>) {
     let mut remarks: Vec<String> = loaded.damage.iter().map(|d| format!("state file: {d}")).collect();
+    let lost = loaded.records.is_empty() && (ran_before || !kernel.is_empty());
+    let distrust = lost || loaded.damage.is_some();
     let mut pool = Pool::new(cooldown);
     for record in loaded.records {
         match record {
@@ -49,6 +54,9 @@ pub fn restore(
             Record::Leaving { leaving } => pool.doubt(leaving, now.plus(PICTURE_LAG)),
             Record::Released { sandbox, at } => drop(pool.release(&sandbox, at.min(now))),
         }
+    }
+    if distrust {
+        pool.distrust(now.plus(PICTURE_LAG));
     }
     let there: BTreeMap<&HostVeth, Ipv4Addr> = kernel.iter().map(|pod| (&pod.host_if, pod.address)).collect();
     let dead: Vec<SandboxKey> = pool

@@ -33,7 +33,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ipnetwork::Ipv4Network;
-use types::{DeviceIndex, EniId, InstanceId, Moment, NetworkCard, SubnetId};
+use types::{DeviceIndex, EniId, InstanceId, Moment, NetworkCard, SecurityGroupId, SubnetId};
 
 pub use error::ApiError;
 pub use faults::{Bucket, Call, Fault, Outcome, Weather};
@@ -221,6 +221,14 @@ impl Ec2 {
     /// Unknown subnet.
     pub fn vacate(&self, subnet: &SubnetId, addresses: &[Ipv4Addr]) -> Result<(), ApiError> {
         self.change(|model, _| model.vacate(subnet, addresses))
+    }
+
+    /// Somebody else changes the security groups of an ENI.
+    ///
+    /// # Errors
+    /// Unknown ENI.
+    pub fn set_groups(&self, eni: &EniId, groups: Vec<SecurityGroupId>) -> Result<(), ApiError> {
+        self.change(|model, _| model.set_groups(eni, groups))
     }
 
     /// Sets a tag of an ENI, a subnet or an instance.

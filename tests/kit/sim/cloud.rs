@@ -85,7 +85,7 @@ pub(crate) enum Act {
 #[derive(Debug)]
 pub(crate) enum Next {
     /// Another one after this time.
-    Call(Duration, Task),
+    Call(Duration, Box<Task>),
     /// The daemon hears of it after this time.
     Tell(Duration, Box<Event>),
 }
@@ -180,7 +180,7 @@ impl Cloud {
         }
         let Some(mut picture) = before else {
             let picture = Picture { as_of, ..self.attached(now) };
-            return Next::Call(self.delay(rng), Task::Look(as_of, Some(picture)));
+            return Next::Call(self.delay(rng), Box::new(Task::Look(as_of, Some(picture))));
         };
         let enis = self.model.as_of(now, self.lag).values();
         let forgotten = enis.filter(|eni| self.is_ours(eni) && eni.attachment.is_none());
@@ -239,16 +239,24 @@ impl Cloud {
                 let tie = |model: &mut Model| model.set_delete_on_termination(&eni, &attachment, true);
                 self.change("ModifyNetworkInterfaceAttribute", now, tie)
             }
+            Some(Chore::Guard { eni, groups }) => {
+                let guard = |model: &mut Model| model.set_groups(&eni, groups);
+                self.change("ModifyNetworkInterfaceAttribute", now, guard)
+            }
+            Some(Chore::Tag { eni, tags }) => {
+                let tags: Vec<_> = tags.into_iter().collect();
+                self.change("CreateTags", now, |model| model.set_tags(&[eni.to_string()], &tags))
+            }
         };
         match done {
             Err(error) if !forgiven.contains(&error.kind()) => self.tell(Event::Tidied(Err(error)), rng),
-            _ => Next::Call(self.delay(rng), Task::Tidy(chores)),
+            _ => Next::Call(self.delay(rng), Box::new(Task::Tidy(chores))),
         }
     }
 
     fn act(&mut self, id: ActionId, act: Act, rng: &mut Rng, now: Moment) -> Next {
         match self.step(act, now) {
-            Step::Then(pause, act) => Next::Call(pause + self.delay(rng), Task::Act(id, act)),
+            Step::Then(pause, act) => Next::Call(pause + self.delay(rng), Box::new(Task::Act(id, act))),
             Step::End(result) => self.tell(Event::Acted { id, result }, rng),
         }
     }

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use types::{DeviceIndex, EniId, NetworkCard, Reason};
+use types::{DeviceIndex, EniId, NetworkCard, Reason, SubnetId};
 
 use super::kit::{
-    COOLDOWN, actions, address, assign, at, create, eni, eni_id, limits, owner, pool, sandbox, warm_enis,
-    warm_ips,
+    COOLDOWN, actions, address, assign, at, create, eni, eni_id, limits, owner, pool, sandbox, subnet,
+    warm_enis, warm_ips,
 };
 use crate::{Action, Counts, EniSeen, Given, Note, Outcome, Pool, Role, Snapshot, Wanted};
 
@@ -466,4 +466,78 @@ fn what_is_on_its_way_out_is_not_written_as_ours() {
     pool.begin(&Action::Release { eni: eni_id(0), given: Given::addresses([address(0, 10)].into()) });
 
     assert_eq!(pool.snapshot().enis[0].addresses, [address(0, 11)].into());
+}
+
+#[test]
+fn an_excluded_subnet_keeps_its_pods_and_gives_back_the_rest() {
+    let other: SubnetId = "subnet-2".parse().unwrap();
+    let secondary = EniSeen { subnet: other.clone(), ..eni(1, Role::Secondary, 4) };
+    let mut pool = pool(&[eni(0, Role::Primary, 4), secondary]);
+    assign(&mut pool, 0..6, at(1));
+    pool.release(&sandbox(0), at(2));
+    assert_eq!(place_of(&pool, 5), Some(eni_id(1)));
+
+    pool.set_excluded([other].into());
+    let (targets, limits) = (warm_ips(1, 0), limits(2, 4));
+    assert_eq!(actions(&pool, &targets, &limits, 0, at(100)), ["release 2 addresses of eni-001"]);
+    assert_eq!(pool.counts(at(100)).free, 1);
+    assign(&mut pool, [6], at(100));
+    assert_eq!(place_of(&pool, 6), Some(eni_id(0)));
+    assert!(pool.reserve(owner(7), at(100)).is_err());
+
+    for n in 1..6 {
+        pool.release(&sandbox(n), at(100));
+    }
+    assert_eq!(actions(&pool, &targets, &limits, 0, at(300)), ["delete eni-001"]);
+}
+
+#[test]
+fn without_a_subnet_for_it_no_eni_is_wanted_and_the_reason_says_so() {
+    let mut pool = pool(&[eni(0, Role::Primary, 1)]);
+    pool.set_subnets(Vec::new());
+    assign(&mut pool, 0..1, at(1));
+
+    assert_eq!(actions(&pool, &warm_ips(1, 0), &limits(2, 1), 1, at(2)), Vec::<String>::new());
+    assert_eq!(pool.shortage_reason(&limits(2, 1), at(2)), Reason::NoSubnet);
+}
+
+#[test]
+fn without_memory_what_is_idle_waits_for_a_picture_that_can_be_believed() {
+    let mut pool = Pool::new(COOLDOWN);
+    pool.set_subnets(vec![subnet()]);
+    pool.adopt(owner(1), address(0, 10));
+    pool.distrust(at(10));
+    let seen = eni(0, Role::Primary, 3);
+
+    for second in [0, 5] {
+        pool.observe(std::slice::from_ref(&seen), at(second), at(second));
+        assert_eq!((pool.counts(at(second)).free, pool.counts(at(second)).assigned), (0, 1));
+        // Their slots are not taken for empty, so the one that is left is all there is to ask for.
+        assert_eq!(
+            actions(&pool, &warm_ips(2, 0), &limits(1, 4), 0, at(second)),
+            ["assign 1 addresses to eni-000"]
+        );
+    }
+    assert_eq!(pool.doubtful_until(at(5)), Some(at(10)));
+
+    let left = EniSeen { addresses: [address(0, 10), address(0, 11)].into(), ..seen };
+    pool.observe(&[left], at(10), at(11));
+    assert_eq!(pool.counts(at(11)).free, 1);
+}
+
+#[test]
+fn an_address_that_ec2_gives_to_another_eni_has_moved_there() {
+    let mut pool = pool(&[eni(0, Role::Primary, 3), eni(1, Role::Secondary, 1)]);
+    assign(&mut pool, [1], at(1));
+    let held = pool.owner(&sandbox(1)).unwrap().1;
+    let (from, to) = (held.place.unwrap().eni, eni_id(if held.address == address(0, 10) { 1 } else { 0 }));
+    assert_ne!(from, to);
+
+    // Somebody took it away, and EC2 gives it again elsewhere.
+    let id = pool.begin(&Action::Assign { eni: to.clone(), wanted: Wanted::Addresses(1) });
+    pool.finish(id, Outcome::Assigned(Given::addresses([held.address].into())), at(2));
+
+    assert_eq!(place_of(&pool, 1), Some(to));
+    assert!(pool.enis().iter().all(|eni| eni.id != from || !eni.addresses.contains(&held.address)));
+    assert_eq!(pool.check(), Ok(()));
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use types::DeviceIndex;
+
 use super::kit::{
     Ec2, actions, assign, at, create, eni, eni_id, limits, pool, sandbox, settle, warm_enis, warm_ips,
 };
@@ -75,7 +77,7 @@ fn max_pods_bounds_what_is_spare_but_not_what_is_waited_for() {
 fn a_new_eni_gets_the_lowest_device_that_no_other_has_or_will_have() {
     let mut pool = pool(&[eni(0, Role::Primary, 1), eni(2, Role::Unmanaged, 0)]);
     assign(&mut pool, [1], at(0));
-    pool.begin(&create(types::DeviceIndex(1), 1));
+    pool.begin(&create(DeviceIndex(1), 1));
 
     assert_eq!(
         actions(&pool, &warm_ips(0, 1), &limits(5, 1), 2, at(0)),
@@ -132,7 +134,7 @@ fn an_eni_that_the_minimum_needs_stays() {
 #[test]
 fn nothing_is_given_back_while_a_call_is_under_way() {
     let mut pool = pool(&[eni(0, Role::Primary, 5)]);
-    pool.begin(&create(types::DeviceIndex(1), 5));
+    pool.begin(&create(DeviceIndex(1), 5));
 
     assert!(actions(&pool, &warm_ips(1, 0), &limits(3, 9), 0, at(0)).is_empty());
 }
@@ -210,4 +212,22 @@ fn a_plan_explains_itself() {
          leave eni-001 alone: it is the trunk ENI\n\
          leave eni-002 alone: the targets would not hold without it\n"
     );
+}
+
+#[test]
+fn an_eni_that_is_being_made_has_room_for_those_who_come_meanwhile() {
+    let mut pool = pool(&[eni(0, Role::Primary, 2)]);
+    assign(&mut pool, 0..2, at(1));
+    let (targets, limits) = (warm_ips(1, 0), limits(3, 2));
+    let plan = pool.plan(&targets, &limits, 0, at(2));
+    assert_eq!(plan.actions[0].action, create(DeviceIndex(1), 1));
+    let id = pool.begin(&plan.actions[0].action);
+
+    // The second of its two slots.
+    assert_eq!(actions(&pool, &targets, &limits, 1, at(3)), Vec::<String>::new());
+    // Two more than it has room for.
+    assert_eq!(actions(&pool, &targets, &limits, 3, at(3)).len(), 1);
+    // It may never come.
+    pool.finish(id, Outcome::Unclear, at(4));
+    assert_eq!(actions(&pool, &targets, &limits, 1, at(5)).len(), 1);
 }

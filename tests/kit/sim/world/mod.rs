@@ -13,7 +13,8 @@ use ipamd::node::{BatchId, CallId, Effect, Event, Facts, HostWish, Node, PodInKe
 use ipamd::store::{Loaded, Record, VERSION};
 use pool::{Snapshot, Targets};
 use types::{HostVeth, InstanceTable, Moment, PodName, Reason, SandboxKey, VethPrefix};
-use wire::{Detachment, Failure, PROTOCOL, Reply, Request, Verb};
+use wire::queue::QueuedDel;
+use wire::{Failure, PROTOCOL, Reply, Request, Verb};
 
 use super::cloud::{Cloud, Next, Task};
 use super::plant::Plant;
@@ -163,12 +164,13 @@ pub(crate) struct World {
     unwired: BTreeMap<Ipv4Addr, (Moment, Moment)>,
     /// Addresses that a pod has lived with since they were last unwired.
     lived: BTreeSet<Ipv4Addr>,
+    clock_at_crash: Moment,
     early: u64,
     /// Addresses that somebody took from under a pod.
     robbed: BTreeSet<Ipv4Addr>,
     /// How many changes EC2 had met when its ENIs were last compared with the live pods.
     seen_changes: u64,
-    queue: Vec<Detachment>,
+    queue: Vec<QueuedDel>,
     disk: Disk,
     wiring_free: Moment,
     writing_free: Moment,
@@ -206,6 +208,7 @@ impl World {
             netns_gone: BTreeSet::new(),
             unwired: BTreeMap::new(),
             lived: BTreeSet::new(),
+            clock_at_crash: Moment(0),
             early: 0,
             robbed: BTreeSet::new(),
             seen_changes: 0,
@@ -302,11 +305,10 @@ impl World {
             return;
         }
         self.epoch += 1;
+        self.clock_at_crash = self.clock();
         self.skew = self.skew.saturating_add(jump.saturating_mul(1000)).clamp(-900_000_000, 900_000_000);
         if amnesia {
             self.disk.records.clear();
-            // Nobody can know what cooled.
-            self.unwired.clear();
         }
         self.disk.broken = false;
         self.disk.asked_for_new = false;
@@ -325,7 +327,8 @@ impl World {
     fn unserved(&mut self, call: CallId) {
         let Some(pending) = self.calls.remove(&call) else { return };
         if let Verb::Del(detachment) = &pending.request.verb {
-            self.queue.push(detachment.clone());
+            let started_ns = pending.request.started_ns;
+            self.queue.push(QueuedDel { detachment: detachment.clone(), started_ns });
             self.deleted(call, &pending);
         } else if let Some(number) = pending.pod {
             self.refused(call, number);
@@ -342,28 +345,34 @@ impl World {
             .iter()
             .map(|(host_if, link)| PodInKernel { host_if: host_if.clone(), address: link.address })
             .collect();
+        if self.disk.records.is_empty() {
+            // Nobody can know what cooled, nor who went while the daemon was down.
+            self.unwired.clear();
+            self.lived.retain(|address| kernel.iter().any(|pod| pod.address == *address));
+        }
         let kernel = if self.plant == Some(Plant::IgnoresTheKernel) { Vec::new() } else { kernel };
         let mut records = self.disk.records.clone();
         if self.plant == Some(Plant::ForgetsCooling) {
             forget_cooling(&mut records);
         }
-        let (pool, _remarks) =
-            restore(self.script.setup.cooldown, Loaded { records, damage: None }, &kernel, now);
+        let (pool, _remarks) = restore(
+            self.script.setup.cooldown,
+            Loaded { records, damage: None },
+            &kernel,
+            self.epoch > 0,
+            now,
+        );
         self.disk.records = vec![Record::Snapshot { version: VERSION, pool: Box::new(pool.snapshot()) }];
         self.early = 0;
         self.say(|| format!("the daemon starts; it holds {} addresses", pool.owners().count()));
         let seed = self.rng.next();
         self.node = Some(Node::new(settings(&self.script.setup), pool, seed, now));
         self.tick_at = Moment(u64::MAX);
-        for detachment in std::mem::take(&mut self.queue) {
+        for QueuedDel { detachment, started_ns } in std::mem::take(&mut self.queue) {
             self.last_call += 1;
             let call = CallId(self.last_call);
-            let request = Request {
-                version: PROTOCOL,
-                patience_ms: 10_000,
-                started_ns: 0,
-                verb: Verb::Del(detachment),
-            };
+            let request =
+                Request { version: PROTOCOL, patience_ms: 10_000, started_ns, verb: Verb::Del(detachment) };
             let pending = Pending { request: request.clone(), sandbox: None, pod: None, arrived: true };
             self.calls.insert(call, pending);
             self.hear(Event::Call { id: call, request, descriptors: false })?;
@@ -382,7 +391,6 @@ impl World {
             limits: limits.unwrap_or_else(|| super::no_limits(&instance.instance_type)),
             primary_address: instance.address,
             subnet: self.cloud.subnet.clone(),
-            security_groups: Vec::new(),
             vpc_cidrs: Vec::new(),
         }
     }
@@ -522,7 +530,7 @@ impl World {
                 let next = self.cloud.continue_with(*task, &mut self.rng, self.now);
                 if of == epoch {
                     match next {
-                        Next::Call(after, task) => self.at(after, Due::Cloud(of, Box::new(task))),
+                        Next::Call(after, task) => self.at(after, Due::Cloud(of, task)),
                         Next::Tell(after, event) => self.at(after, Due::Hear(of, event)),
                     }
                 }
@@ -531,7 +539,12 @@ impl World {
             Due::Hear(..) | Due::Tick(_) | Due::Wiring(..) | Due::Writing(..) | Due::Rewriting(..) => Ok(()),
             Due::Arrive(call) => self.arrive(call),
             Due::NetnsGone(sandbox) => {
-                self.links.retain(|_, link| link.sandbox != sandbox);
+                let gone: Vec<Link> = self
+                    .links
+                    .extract_if(.., |_, link| link.sandbox == sandbox)
+                    .map(|(_, link)| link)
+                    .collect();
+                gone.iter().for_each(|link| self.lived_no_longer(link.address));
                 self.netns_gone.insert(sandbox);
                 Ok(())
             }
@@ -574,15 +587,22 @@ impl World {
                 }
                 let live = self.live.values().any(|(_, address)| *address == pod.address);
                 hold!(!live, "{} was unwired under a live pod", pod.address);
-                if self.lived.remove(&pod.address) {
-                    self.unwired.insert(pod.address, (self.now, self.clock()));
-                }
+                self.lived_no_longer(pod.address);
                 Ok(())
             }
             Job::Add(call, pod) => {
                 let result = self.wire_pod(call, &pod)?;
                 self.hear(Event::Wired { id: call, result })
             }
+        }
+    }
+
+    /// An address is on no link any more; if a pod lived with it, it has to cool.
+    fn lived_no_longer(&mut self, address: Ipv4Addr) {
+        if self.lived.remove(&address) {
+            // A daemon that is down may have released it before its clock jumped.
+            let released = if self.node.is_some() { self.clock() } else { self.clock_at_crash };
+            self.unwired.insert(address, (self.now, released));
         }
     }
 

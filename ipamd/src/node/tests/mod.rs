@@ -11,8 +11,11 @@ use pool::{Action, ActionId, EniSeen, Given, Outcome, Pool, Role, Targets, Wante
 use types::{DeviceIndex, InstanceTable, Mac, Moment, NetworkCard, PodName, Reason, SandboxKey, VethPrefix};
 use wire::{Attachment, Detachment, Failure, PROTOCOL, Reply, Request, Verb};
 
-use super::{BatchId, CallId, Chore, Effect, Event, Facts, Node, Picture, Settings};
+use super::{BatchId, CallId, Chore, Effect, Event, Facts, Node, Picture, Settings, Stray, Subnets};
 use crate::cloud::{CloudError, CloudErrorKind};
+
+mod estate;
+mod reasons;
 
 /// A node with its own little world around it.
 struct World {
@@ -42,13 +45,16 @@ impl World {
 
     /// Identified, looked at, and converged, with this many free addresses.
     fn ready(addresses: u8) -> Self {
-        let mut world = Self::new();
+        Self::new().made_ready(addresses)
+    }
+
+    fn made_ready(mut self, addresses: u8) -> Self {
+        let world = &mut self;
         let facts = Facts {
             instance: "i-1".parse().unwrap(),
             limits: InstanceTable::builtin().get("m5.large").unwrap().clone(),
             primary_address: Ipv4Addr::new(10, 0, 0, 4),
             subnet: "subnet-1".parse().unwrap(),
-            security_groups: Vec::new(),
             vpc_cidrs: vec!["10.0.0.0/16".parse().unwrap()],
         };
         world.handle(Event::Identified(Box::new(facts)));
@@ -67,7 +73,7 @@ impl World {
         let picture = Picture { as_of: world.now, enis: vec![eni], subnets, ..Picture::default() };
         let effects = world.handle(Event::Looked(Ok(picture)));
         world.converge(&effects);
-        world
+        self
     }
 
     fn handle(&mut self, event: Event) -> Vec<Effect> {
@@ -314,12 +320,16 @@ fn a_del_during_its_add_ends_with_nothing_held() {
     let (id, effects) = world.add("a");
     let batch = batch(&effects).expect("an append");
 
-    assert_eq!(reply(&world.del("a", 200)), Some(&Reply::Done));
+    assert_eq!(reply(&world.del("a", 200)), None);
     world.handle(Event::Wired { id, result: Ok(()) });
     let effects = world.handle(Event::Written { batch, result: Ok(()) });
 
     assert_eq!(failure(&effects).map(|f| f.reason), Some(Reason::Superseded));
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Unwire(_))));
+    // The runtime hears that it is gone when no restart can bring it back.
+    let undone = self::batch(&effects).expect("an append");
+    let effects = world.handle(Event::Written { batch: undone, result: Ok(()) });
+    assert_eq!(reply(&effects), Some(&Reply::Done));
     let count = world.node.report(world.now).addresses;
     assert_eq!((count.assigned, count.reserved, count.cooling), (0, 0, 1));
 }

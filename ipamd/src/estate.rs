@@ -1,0 +1,319 @@
+//! What EC2 holds for this node, judged by tags: whose an ENI is, where new ones may go, what is left to do. Pure.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use pool::Role;
+use types::{InstanceId, Mac, Moment, NetworkCard, SecurityGroupId, SubnetId};
+
+use crate::cloud::time;
+use crate::cloud::{EniRecord, LooseEni, SubnetRecord};
+use crate::node::{Chore, Stray, Subnets};
+
+/// Tag of every ENI that we make or use: the instance it is for.
+pub(crate) const INSTANCE_TAG: &str = "node.k8s.amazonaws.com/instance_id";
+const CREATED_TAG: &str = "node.k8s.amazonaws.com/createdAt";
+const UNMANAGED_TAG: &str = "node.k8s.amazonaws.com/no_manage";
+const CLUSTER_TAG: &str = "cluster.k8s.amazonaws.com/name";
+const OWNER_TAG: (&str, &str) = ("eks:eni:owner", "amazon-vpc-cni");
+/// Tag of a subnet: `0` keeps us out, anything else lets us in.
+const SUBNET_TAG: &str = "kubernetes.io/role/cni";
+/// Tags of a subnet that start so name the clusters that may use it.
+const SUBNET_CLUSTER_TAG: &str = "cni.networking.k8s.aws/cluster/";
+/// Descriptions of ENIs that we make start so.
+const DESCRIPTION: &str = "aws-K8S-";
+
+/// The rules of one node.
+#[derive(Debug, Clone)]
+pub(crate) struct Estate {
+    /// This instance.
+    pub(crate) instance: InstanceId,
+    /// The primary ENI's MAC address.
+    pub(crate) primary: Mac,
+    /// The primary ENI's subnet.
+    pub(crate) subnet: SubnetId,
+    /// `CLUSTER_NAME`.
+    pub(crate) cluster: Option<String>,
+    /// `ADDITIONAL_ENI_TAGS`; they win over our own.
+    pub(crate) more_tags: BTreeMap<String, String>,
+    /// `MANAGE_UNTAGGED_ENI`.
+    pub(crate) manage_untagged: bool,
+    /// `ENABLE_SUBNET_DISCOVERY`.
+    pub(crate) subnet_discovery: bool,
+}
+
+impl Estate {
+    /// The description of a new ENI.
+    pub(crate) fn description(&self) -> String {
+        format!("{DESCRIPTION}{}", self.instance)
+    }
+
+    /// The tags of a new ENI.
+    pub(crate) fn tags_of_new(&self, now: Moment) -> BTreeMap<String, String> {
+        let mut tags = BTreeMap::from([(CREATED_TAG.to_owned(), time::written(now))]);
+        tags.extend(self.tags());
+        tags
+    }
+
+    /// The tags that every ENI has that pods use.
+    fn tags(&self) -> BTreeMap<String, String> {
+        let mut tags = BTreeMap::from([(INSTANCE_TAG.to_owned(), self.instance.to_string())]);
+        if let Some(cluster) = &self.cluster {
+            tags.insert(CLUSTER_TAG.to_owned(), cluster.clone());
+            tags.insert(OWNER_TAG.0.to_owned(), OWNER_TAG.1.to_owned());
+        }
+        tags.extend(self.more_tags.clone());
+        tags
+    }
+
+    /// What an attached ENI is for, from its place, type and tags.
+    pub(crate) fn role(&self, record: &EniRecord) -> Role {
+        let tags = record.tags.as_ref();
+        let tag = |key: &str| tags.and_then(|tags| tags.get(key)).map(String::as_str);
+        let ours = tag(INSTANCE_TAG) == Some(self.instance.as_str());
+        match (record.interface_type.as_str(), tag(UNMANAGED_TAG)) {
+            _ if record.mac == self.primary => Role::Primary,
+            ("trunk", _) => Role::Trunk,
+            _ if record.card != NetworkCard(0) => Role::Unmanaged,
+            (_, Some("true")) => Role::Unmanaged,
+            (_, None) if !ours && !self.manage_untagged => Role::Unmanaged,
+            _ => Role::Secondary,
+        }
+    }
+
+    /// What is to be done about an attached ENI that EC2 has described; `groups` are the primary ENI's.
+    pub(crate) fn duties(&self, record: &EniRecord, groups: &[SecurityGroupId]) -> Vec<Chore> {
+        let (Some(tags), role) = (&record.tags, self.role(record)) else { return Vec::new() };
+        if !role.is_for_pods() {
+            return Vec::new();
+        }
+        let ours = tags.get(INSTANCE_TAG).map(String::as_str) == Some(self.instance.as_str());
+        let mut chores = Vec::new();
+        if let (true, Some(false), Some(attachment)) =
+            (ours, record.delete_on_termination, &record.attachment)
+            && role != Role::Primary
+        {
+            chores.push(Chore::Tie { eni: record.id.clone(), attachment: attachment.clone() });
+        }
+        let theirs: BTreeSet<&SecurityGroupId> = record.security_groups.iter().collect();
+        if role == Role::Secondary && !groups.is_empty() && theirs != groups.iter().collect() {
+            chores.push(Chore::Guard { eni: record.id.clone(), groups: groups.to_vec() });
+        }
+        let mut missing = self.tags();
+        missing.retain(|key, value| tags.get(key) != Some(value));
+        if !missing.is_empty() {
+            chores.push(Chore::Tag { eni: record.id.clone(), tags: missing });
+        }
+        chores
+    }
+
+    /// What is to be done about ENIs that are attached to nothing: ours go; those that other instances of our cluster may have
+    /// left behind are watched. Only what was made by this program, or the one it takes the place of, is either.
+    pub(crate) fn loose(&self, loose: &[LooseEni]) -> (Vec<Chore>, Vec<Stray>) {
+        let (mut chores, mut strays) = (Vec::new(), Vec::new());
+        for eni in loose.iter().filter(|eni| eni.description.starts_with(DESCRIPTION)) {
+            let tag = |key: &str| eni.tags.get(key).map(String::as_str);
+            if tag(INSTANCE_TAG) == Some(self.instance.as_str()) {
+                chores.push(Chore::Delete(eni.id.clone()));
+            } else if self.cluster.is_some() && tag(CLUSTER_TAG) == self.cluster.as_deref() {
+                let made = tag(CREATED_TAG).and_then(time::read);
+                strays.extend(made.map(|made| Stray { eni: eni.id.clone(), made }));
+            }
+        }
+        (chores, strays)
+    }
+
+    /// Which subnets may be used, of all in the VPC and zone; `None` if they are not all there.
+    pub(crate) fn subnets(&self, found: &[SubnetRecord]) -> Option<Subnets> {
+        found.iter().find(|subnet| subnet.id == self.subnet)?;
+        let mut open: Vec<&SubnetRecord> = found
+            .iter()
+            .filter(|subnet| self.subnet_discovery || subnet.id == self.subnet)
+            .filter(|subnet| match subnet.tags.get(SUBNET_TAG).map(String::as_str) {
+                None | Some("") => subnet.id == self.subnet,
+                Some(_) => !self.excludes(subnet),
+            })
+            .collect();
+        open.sort_by_key(|subnet| (Reverse(subnet.available), &subnet.id));
+        let excluded = found.iter().filter(|subnet| self.excludes(subnet));
+        Some(Subnets {
+            free: open.iter().map(|subnet| (subnet.id.clone(), subnet.available)).collect(),
+            for_new: open.into_iter().map(|subnet| subnet.id.clone()).collect(),
+            excluded: excluded.map(|subnet| subnet.id.clone()).collect(),
+        })
+    }
+
+    /// Whether a subnet's tags keep us out.
+    fn excludes(&self, subnet: &SubnetRecord) -> bool {
+        match subnet.tags.get(SUBNET_TAG).map(String::as_str) {
+            None | Some("") => false,
+            Some("0") => true,
+            Some(_) => self.is_of_other_clusters(subnet),
+        }
+    }
+
+    /// Whether a subnet names the clusters that may use it, and not this one.
+    fn is_of_other_clusters(&self, subnet: &SubnetRecord) -> bool {
+        let Some(cluster) = &self.cluster else { return false };
+        let mut named = subnet.tags.keys().filter_map(|key| key.strip_prefix(SUBNET_CLUSTER_TAG)).peekable();
+        named.peek().is_some() && named.all(|name| name != cluster)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use types::DeviceIndex;
+
+    use super::*;
+
+    fn estate(cluster: Option<&str>) -> Estate {
+        Estate {
+            instance: "i-1".parse().unwrap(),
+            primary: Mac([2, 0, 0, 0, 0, 0]),
+            subnet: "subnet-1".parse().unwrap(),
+            cluster: cluster.map(str::to_owned),
+            more_tags: BTreeMap::new(),
+            manage_untagged: true,
+            subnet_discovery: true,
+        }
+    }
+
+    fn tags(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn eni(n: u8, with: &[(&str, &str)]) -> EniRecord {
+        EniRecord {
+            id: format!("eni-{n}").parse().unwrap(),
+            mac: Mac([2, 0, 0, 0, 0, n]),
+            card: NetworkCard(0),
+            device: DeviceIndex(n),
+            subnet: "subnet-1".parse().unwrap(),
+            primary_address: "10.0.0.4".parse().unwrap(),
+            addresses: BTreeSet::new(),
+            prefixes: BTreeSet::new(),
+            interface_type: "interface".to_owned(),
+            tags: Some(tags(with)),
+            attachment: Some(format!("eni-attach-{n}")),
+            delete_on_termination: Some(true),
+            security_groups: vec!["sg-1".parse().unwrap()],
+        }
+    }
+
+    fn groups(of: &[&str]) -> Vec<SecurityGroupId> {
+        of.iter().map(|id| id.parse().unwrap()).collect()
+    }
+
+    fn subnet(n: u32, with: &[(&str, &str)]) -> SubnetRecord {
+        SubnetRecord {
+            id: format!("subnet-{n}").parse().unwrap(),
+            cidr: format!("10.0.{n}.0/24").parse().unwrap(),
+            available: n * 10,
+            tags: tags(with),
+        }
+    }
+
+    #[test]
+    fn tags_and_places_say_whose_an_eni_is() {
+        let (open, strict) = (estate(None), Estate { manage_untagged: false, ..estate(None) });
+        let ours = [(INSTANCE_TAG, "i-1")];
+
+        assert_eq!(open.role(&eni(0, &[])), Role::Primary);
+        assert_eq!(open.role(&eni(1, &[])), Role::Secondary);
+        assert_eq!(strict.role(&eni(1, &[])), Role::Unmanaged);
+        assert_eq!(strict.role(&eni(1, &ours)), Role::Secondary);
+        assert_eq!(strict.role(&eni(1, &[(UNMANAGED_TAG, "false")])), Role::Secondary);
+        assert_eq!(open.role(&eni(1, &[(UNMANAGED_TAG, "true"), ours[0]])), Role::Unmanaged);
+        assert_eq!(open.role(&EniRecord { interface_type: "trunk".into(), ..eni(1, &ours) }), Role::Trunk);
+        assert_eq!(open.role(&EniRecord { card: NetworkCard(1), ..eni(1, &ours) }), Role::Unmanaged);
+        assert_eq!(strict.role(&EniRecord { tags: None, ..eni(1, &[]) }), Role::Unmanaged);
+    }
+
+    #[test]
+    fn an_eni_that_is_as_it_should_be_needs_nothing() {
+        let full = [(INSTANCE_TAG, "i-1"), (CLUSTER_TAG, "blue"), OWNER_TAG];
+        let estate = estate(Some("blue"));
+
+        for n in 0..2 {
+            assert_eq!(estate.duties(&eni(n, &full), &groups(&["sg-1"])), []);
+        }
+        assert_eq!(estate.duties(&EniRecord { tags: None, ..eni(1, &[]) }, &groups(&["sg-2"])), []);
+        assert_eq!(estate.duties(&eni(1, &[(UNMANAGED_TAG, "true")]), &groups(&["sg-2"])), []);
+    }
+
+    #[test]
+    fn what_is_missing_is_made_up_for() {
+        let estate = estate(None);
+        let untied = EniRecord { delete_on_termination: Some(false), ..eni(1, &[(INSTANCE_TAG, "i-1")]) };
+        let id = untied.id.clone();
+
+        let tie = Chore::Tie { eni: id.clone(), attachment: "eni-attach-1".to_owned() };
+        assert_eq!(estate.duties(&untied, &groups(&["sg-1"])), [tie]);
+        let wanted = groups(&["sg-2", "sg-3"]);
+        let guard = Chore::Guard { eni: id.clone(), groups: wanted.clone() };
+        let tag = Chore::Tag { eni: id, tags: tags(&[(INSTANCE_TAG, "i-1")]) };
+        assert_eq!(estate.duties(&eni(1, &[]), &wanted), [guard, tag]);
+        // The primary ENI's groups are the measure, and its life is not ours to tie.
+        let primary = EniRecord { delete_on_termination: Some(false), ..eni(0, &[(INSTANCE_TAG, "i-1")]) };
+        assert_eq!(estate.duties(&primary, &wanted), []);
+    }
+
+    #[test]
+    fn loose_enis_are_ours_or_watched_or_nobody_knows() {
+        let loose = |n: u8, description: &str, with: &[(&str, &str)]| LooseEni {
+            id: format!("eni-{n}").parse().unwrap(),
+            description: description.to_owned(),
+            tags: tags(with),
+        };
+        let made = (CREATED_TAG, "2000-02-29T12:34:56Z");
+        let other = (INSTANCE_TAG, "i-2");
+        let all = [
+            loose(1, "aws-K8S-i-1", &[(INSTANCE_TAG, "i-1")]),
+            loose(2, "made by hand", &[(INSTANCE_TAG, "i-1")]),
+            loose(3, "aws-K8S-i-2", &[other, (CLUSTER_TAG, "blue"), made]),
+            loose(4, "aws-K8S-i-2", &[other, (CLUSTER_TAG, "green"), made]),
+            loose(5, "aws-K8S-i-2", &[other, (CLUSTER_TAG, "blue")]),
+            loose(6, "aws-K8S-i-2", &[other, (CLUSTER_TAG, "blue"), (CREATED_TAG, "long ago")]),
+        ];
+        let ours = vec![Chore::Delete("eni-1".parse().unwrap())];
+        let stray = Stray { eni: "eni-3".parse().unwrap(), made: Moment(951_827_696_000) };
+
+        assert_eq!(estate(Some("blue")).loose(&all), (ours.clone(), vec![stray]));
+        assert_eq!(estate(None).loose(&all), (ours, Vec::new()));
+    }
+
+    #[test]
+    fn subnets_let_us_in_by_tag_and_the_emptiest_comes_first() {
+        let yes = (SUBNET_TAG, "1");
+        let for_blue = [yes, ("cni.networking.k8s.aws/cluster/blue", "")];
+        let found = [
+            subnet(1, &[]),
+            subnet(2, &[yes]),
+            subnet(3, &[]),
+            subnet(4, &[(SUBNET_TAG, "0")]),
+            subnet(5, &for_blue),
+        ];
+        let names =
+            |of: &[u32]| of.iter().map(|n| format!("subnet-{n}").parse().unwrap()).collect::<Vec<_>>();
+        let told = |estate: Estate| {
+            let told = estate.subnets(&found).unwrap();
+            (told.for_new, told.excluded.into_iter().collect::<Vec<_>>())
+        };
+
+        assert_eq!(told(estate(None)), (names(&[5, 2, 1]), names(&[4])));
+        assert_eq!(told(estate(Some("blue"))), (names(&[5, 2, 1]), names(&[4])));
+        assert_eq!(told(estate(Some("green"))), (names(&[2, 1]), names(&[4, 5])));
+        let without = Estate { subnet_discovery: false, ..estate(None) };
+        assert_eq!(told(without), (names(&[1]), names(&[4])));
+        assert_eq!(estate(None).subnets(&found[1..]), None);
+    }
+
+    #[test]
+    fn an_excluded_primary_subnet_takes_no_new_eni() {
+        let found = [subnet(1, &[(SUBNET_TAG, "0")])];
+
+        let told = estate(None).subnets(&found).unwrap();
+
+        assert_eq!((told.for_new.len(), told.excluded.len()), (0, 1));
+    }
+}

@@ -1,0 +1,200 @@
+//! The host: what its kernel should hold, and what waits for that.
+//!
+//! What EC2 gives joins the pool only when the host's kernel is ready for it: an address on a secondary ENI must be
+//! in the steering map before a pod has it. So every gain waits in `settling` for the next convergence.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use datapath::{EniSpec, NodeSpec};
+use ipnetwork::Ipv4Network;
+use pool::{ActionId, EniSeen, Given, Outcome};
+use types::{EniId, Mac, Moment, Prefix};
+
+use super::event::{Effect, Facts, HostWish, Picture};
+use super::{Node, adding};
+
+/// How often to see whether the link of a new ENI has appeared.
+const LINK_POLL: Duration = Duration::from_millis(100);
+/// How long the link of a new ENI may take; longer than EC2's descriptions lag.
+const LINK_PATIENCE: Duration = Duration::from_secs(20);
+/// Pause before the host's kernel is tried again after a refusal.
+const HOST_RETRY: Duration = Duration::from_secs(1);
+
+/// How far the host's kernel is from what it should be.
+#[derive(Debug, Default)]
+pub(super) struct HostState {
+    /// Number of the newest wish.
+    generation: u64,
+    under_way: bool,
+    /// Something has changed since the newest wish.
+    dirty: bool,
+    retry_at: Option<Moment>,
+    /// What was wrong the last time.
+    pub(super) trouble: Option<String>,
+    pub(super) settling: Vec<Settling>,
+}
+
+impl HostState {
+    pub(super) const fn wakeup(&self) -> Option<Moment> {
+        self.retry_at
+    }
+}
+
+/// A gain that waits for the host's kernel.
+#[derive(Debug)]
+pub(super) struct Settling {
+    pub(super) gain: Gain,
+    /// The wish that covers it; `None` before there is one.
+    generation: Option<u64>,
+    since: Moment,
+}
+
+#[derive(Debug)]
+pub(super) enum Gain {
+    Action(ActionId, Outcome),
+    Picture(Box<Picture>),
+}
+
+impl Gain {
+    /// ENIs and single addresses this will add.
+    fn enis(&self) -> &[EniSeen] {
+        match self {
+            Self::Action(_, Outcome::Created(eni)) => std::slice::from_ref(&**eni),
+            Self::Action(..) => &[],
+            Self::Picture(picture) => &picture.enis,
+        }
+    }
+
+    fn needs(&self, missing: &[Mac]) -> bool {
+        match self {
+            Self::Action(_, Outcome::Created(eni)) => missing.contains(&eni.mac),
+            Self::Action(..) | Self::Picture(_) => false,
+        }
+    }
+}
+
+/// As networks: single addresses, and prefixes as what they are.
+fn networks(given: &Given) -> impl Iterator<Item = Ipv4Network> {
+    let prefixes = given.prefixes.iter();
+    let prefixes = prefixes.filter_map(|prefix| Ipv4Network::new(prefix.first(), Prefix::LENGTH).ok());
+    given.addresses.iter().copied().map(Ipv4Network::from).chain(prefixes)
+}
+
+impl Node {
+    pub(super) fn settle(&mut self, gain: Gain, now: Moment) {
+        self.host.settling.push(Settling { gain, generation: None, since: now });
+        self.host.dirty = true;
+    }
+
+    pub(super) fn converged(&mut self, generation: u64, result: Result<Vec<Mac>, String>, now: Moment) {
+        self.host.under_way = false;
+        let missing = match result {
+            Ok(missing) => missing,
+            Err(error) => {
+                tracing::error!(error, "the host's kernel is not as it should be");
+                self.host.trouble = Some(error);
+                self.host.dirty = true;
+                self.host.retry_at = Some(now.plus(HOST_RETRY));
+                return;
+            }
+        };
+        self.host.trouble = None;
+        let (settled, waiting) =
+            std::mem::take(&mut self.host.settling).into_iter().partition(|s: &Settling| {
+                s.generation.is_some_and(|g| g <= generation) && !s.gain.needs(&missing)
+            });
+        self.host.settling = waiting;
+        for Settling { gain, .. } in settled {
+            match gain {
+                Gain::Action(id, outcome) => self.pool.finish(id, outcome, now),
+                Gain::Picture(picture) => self.pictured(*picture, now),
+            }
+        }
+        if !missing.is_empty() {
+            self.host.dirty = true;
+            self.host.retry_at = Some(now.plus(LINK_POLL));
+        }
+        // Somebody may have taken the ENI away before its link was there.
+        let late = |settling: &Settling| now.since(settling.since) > LINK_PATIENCE;
+        if self.host.settling.iter().any(late) && now.since(self.cloud.looked_at) > LINK_PATIENCE {
+            self.cloud.look_at = now;
+        }
+    }
+
+    /// Gives up new ENIs that a picture taken long enough after them does not show.
+    pub(super) fn give_up_what_is_gone(&mut self, picture: &Picture, now: Moment) {
+        let waiting = std::mem::take(&mut self.host.settling);
+        for settling in waiting {
+            match &settling.gain {
+                Gain::Action(id, Outcome::Created(eni))
+                    if picture.as_of.since(settling.since) > LINK_PATIENCE
+                        && picture.enis.iter().all(|seen| seen.id != eni.id) =>
+                {
+                    tracing::warn!(eni = %eni.id, "a new ENI is gone before its link was there");
+                    self.pool.finish(*id, Outcome::Failed, now);
+                }
+                Gain::Action(..) | Gain::Picture(_) => self.host.settling.push(settling),
+            }
+        }
+    }
+
+    /// Asks for the host's kernel to be brought in line, one wish at a time.
+    pub(super) fn wish(&mut self, now: Moment) {
+        if self.host.retry_at.is_some_and(|at| at <= now) {
+            self.host.retry_at = None;
+        }
+        let Some(facts) = &self.facts else { return };
+        if !self.host.dirty || self.host.under_way || self.host.retry_at.is_some() {
+            return;
+        }
+        let wish = self.host_wish(facts);
+        self.host.generation += 1;
+        self.host.under_way = true;
+        self.host.dirty = false;
+        for settling in &mut self.host.settling {
+            settling.generation.get_or_insert(self.host.generation);
+        }
+        self.effects.push(Effect::Converge { generation: self.host.generation, host: Box::new(wish) });
+    }
+
+    fn host_wish(&self, facts: &Facts) -> HostWish {
+        let known = self.pool.enis();
+        let coming = self.host.settling.iter().flat_map(|s| s.gain.enis()).cloned();
+        let mut enis: Vec<EniSpec> = Vec::new();
+        for seen in known.into_iter().chain(coming).filter(|eni| eni.role.is_for_pods()) {
+            let Some(subnet) = self.subnets.get(&seen.subnet).copied() else { continue };
+            let mut sources: BTreeSet<Ipv4Network> = networks(&seen.given()).collect();
+            sources.extend(self.coming_to(&seen.id));
+            if let Some(same) = enis.iter_mut().find(|spec| spec.mac == seen.mac) {
+                same.sources.extend(sources);
+                continue;
+            }
+            let EniSeen { mac, card, device, primary_address, .. } = seen;
+            let mtu = self.settings.eni_mtu;
+            enis.push(EniSpec { mac, card, device, primary_address, subnet, mtu, sources });
+        }
+        enis.sort_by_key(|spec| (spec.card, spec.device));
+        let no_snat = facts.vpc_cidrs.iter().chain(&self.settings.exclude_snat).copied().collect();
+        // Later, the wiring thread owns the pods' table: a wish made before a DEL must not bring its route back.
+        let pods = (!self.cloud.pictured).then(|| {
+            self.pool
+                .owners()
+                .map(|(owner, grant)| adding::pod_spec(owner, grant.address, self.settings.eni_mtu))
+                .collect()
+        });
+        let node = NodeSpec { enis, marks: self.settings.marks, connmark: self.settings.connmark };
+        HostWish { node, no_snat, pods, primary_address: facts.primary_address }
+    }
+
+    /// What has been assigned to an ENI and waits for the host's kernel.
+    fn coming_to(&self, eni: &EniId) -> Vec<Ipv4Network> {
+        let assigned = |s: &Settling| match &s.gain {
+            Gain::Action(id, Outcome::Assigned(given)) if self.pool.eni_of(*id) == Some(eni) => {
+                networks(given).collect()
+            }
+            Gain::Action(..) | Gain::Picture(_) => Vec::new(),
+        };
+        self.host.settling.iter().flat_map(assigned).collect()
+    }
+}

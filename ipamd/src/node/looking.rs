@@ -1,0 +1,134 @@
+//! EC2: when to look, what a picture means, and the chores that it brings.
+
+use std::time::Duration;
+
+use pool::{EniSeen, Role};
+use types::{EniId, Moment};
+
+use super::Node;
+use super::event::{Chore, Effect, Picture, Stray, Subnets};
+use super::hosting::Gain;
+use crate::cloud::{CloudError, CloudErrorKind};
+
+/// Pause before another look when the last one was of something in motion.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// Pause before another look when chores could not be done.
+const TIDY_AGAIN: Duration = Duration::from_secs(300);
+/// Tags are put right only by a daemon that has run for this long: when many nodes start at once, pods go first.
+const TAGS_LATER: Duration = Duration::from_secs(300);
+/// An ENI is a leak of another instance when it is as old as this, and so long after it was first seen still there.
+const STRAY: Duration = Duration::from_secs(300);
+
+impl Node {
+    /// Looks at the ENIs: at start, after an unclear outcome, and once in a while.
+    pub(super) fn look_if_due(&mut self, now: Moment) {
+        if self.facts.is_some() && !self.cloud.looking && self.cloud.look_at <= now {
+            self.cloud.looking = true;
+            self.cloud.looked_at = now;
+            self.effects.push(Effect::Look);
+        }
+    }
+
+    pub(super) fn looked(&mut self, result: Result<Picture, CloudError>, now: Moment) {
+        self.cloud.looking = false;
+        match result {
+            Ok(mut picture) => {
+                if picture.from_metadata {
+                    self.tell_roles(&mut picture.enis);
+                }
+                let pause = if picture.in_motion { LOOK_AGAIN } else { self.settings.audit_every };
+                self.cloud.look_at = now.plus(self.cloud.jitter(pause));
+                self.subnets.extend(picture.subnets.clone());
+                self.settle(Gain::Picture(Box::new(picture)), now);
+            }
+            Err(error) => {
+                self.cloud.failed(&error, now);
+                self.cloud.look_at = self.cloud.hold_until;
+            }
+        }
+    }
+
+    /// Says whose ENIs are whose tags are not known: what we knew of them holds, and an ENI on which a pod of ours has its
+    /// address is ours.
+    fn tell_roles(&self, enis: &mut [EniSeen]) {
+        let known = self.pool.enis();
+        for eni in enis.iter_mut().filter(|eni| eni.role != Role::Primary) {
+            let given = eni.given();
+            match known.iter().find(|known| known.id == eni.id) {
+                Some(known) => eni.role = known.role,
+                None if self.pool.owners().any(|(_, grant)| given.covers(grant.address)) => {
+                    eni.role = Role::Secondary;
+                }
+                None => {}
+            }
+        }
+    }
+
+    pub(super) fn pictured(&mut self, picture: Picture, now: Moment) {
+        self.give_up_what_is_gone(&picture, now);
+        self.cloud.pictured = true;
+        self.pool.occupy(picture.occupied);
+        if let Some(Subnets { for_new, excluded, free }) = picture.choice {
+            self.free_in_subnets = free;
+            self.pool.set_subnets(for_new);
+            self.pool.set_excluded(excluded);
+        }
+        for note in self.pool.observe(&picture.enis, picture.as_of, now) {
+            tracing::info!("{note}");
+        }
+        // What this picture could not settle the next one will.
+        if let Some(until) = self.pool.doubtful_until(picture.as_of) {
+            self.cloud.look_at = self.cloud.look_at.min(until.max(now));
+        }
+        let leaks = self.leaks(&picture.strays, picture.as_of);
+        let chores = picture.chores.into_iter().chain(leaks.into_iter().map(Chore::Delete));
+        let later = now.since(self.started) < TAGS_LATER;
+        let due = |chore: &Chore| match chore {
+            Chore::Delete(_) => self.may(true),
+            Chore::Tie { .. } | Chore::Guard { .. } => self.may(false),
+            Chore::Tag { .. } => self.may(false) && !later,
+        };
+        let chores = chores.filter(due).collect();
+        self.tidy(chores, now);
+    }
+
+    fn tidy(&mut self, mut chores: Vec<Chore>, now: Moment) {
+        // An ENI that seems forgotten may be the one that a call is about: then a later look finds out.
+        if self.cloud.tidying || (self.pool.is_creating() && chores.iter().any(Chore::may_be_new)) {
+            self.cloud.look_at = self.cloud.look_at.min(now.plus(LOOK_AGAIN));
+            chores.clear();
+        }
+        if !chores.is_empty() {
+            self.cloud.tidying = true;
+            self.effects.push(Effect::Tidy(chores));
+        }
+    }
+
+    /// The strays that are leaks: old enough, and seen twice with time enough between for whoever made them to attach them.
+    fn leaks(&mut self, strays: &[Stray], as_of: Moment) -> Vec<EniId> {
+        let before = std::mem::take(&mut self.strays);
+        self.strays = strays
+            .iter()
+            .map(|stray| (stray.eni.clone(), before.get(&stray.eni).copied().unwrap_or(as_of)))
+            .collect();
+        let seen_long =
+            |stray: &&Stray| self.strays.get(&stray.eni).is_some_and(|first| as_of.since(*first) >= STRAY);
+        let old = strays.iter().filter(|stray| as_of.since(stray.made) >= STRAY);
+        old.filter(seen_long).map(|stray| stray.eni.clone()).collect()
+    }
+
+    pub(super) fn tidied(&mut self, result: Result<(), CloudError>, now: Moment) {
+        self.cloud.tidying = false;
+        // No pod waits for it: growth goes on meanwhile.
+        if let Err(error) = result {
+            tracing::warn!(
+                error = crate::server::chain(&error),
+                "something about our ENIs could not be put right"
+            );
+            // What we may not do we may not do the next time either.
+            if error.kind() != CloudErrorKind::Denied {
+                self.cloud.look_at = self.cloud.look_at.min(now.plus(TIDY_AGAIN));
+            }
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! What belongs to the node in EC2: chores, strays, subnets, and what an operator holds back.
+
+use super::*;
+use crate::hold::Hold;
+
+fn chores(effects: &[Effect]) -> Vec<Chore> {
+    let chores = |effect: &Effect| match effect {
+        Effect::Tidy(chores) => chores.clone(),
+        _ => Vec::new(),
+    };
+    effects.iter().flat_map(chores).collect()
+}
+
+/// What follows from a look at what is there already, changed by `change`.
+fn look(world: &mut World, change: impl FnOnce(&mut Picture)) -> Vec<Effect> {
+    let mut picture = Picture { as_of: world.now, enis: world.node.pool.enis(), ..Picture::default() };
+    change(&mut picture);
+    let effects = world.handle(Event::Looked(Ok(picture)));
+    world.converge(&effects)
+}
+
+fn stray(made: Moment) -> Stray {
+    Stray { eni: "eni-7".parse().unwrap(), made }
+}
+
+#[test]
+fn a_stray_is_deleted_once_it_is_old_and_was_seen_twice() {
+    let mut world = World::ready(4);
+    let made = Moment(0);
+    let minutes = |world: &mut World, n: u64| world.now = world.now.plus(Duration::from_secs(60 * n));
+
+    assert_eq!(chores(&look(&mut world, |picture| picture.strays.push(stray(made)))), []);
+    minutes(&mut world, 1);
+    assert_eq!(chores(&look(&mut world, |picture| picture.strays.push(stray(made)))), []);
+    // Attached for a while: then it begins anew.
+    minutes(&mut world, 5);
+    assert_eq!(chores(&look(&mut world, |_| ())), []);
+    minutes(&mut world, 1);
+    assert_eq!(chores(&look(&mut world, |picture| picture.strays.push(stray(made)))), []);
+    minutes(&mut world, 6);
+    let effects = look(&mut world, |picture| picture.strays.push(stray(made)));
+    assert_eq!(chores(&effects), [Chore::Delete("eni-7".parse().unwrap())]);
+}
+
+#[test]
+fn a_stray_whose_maker_has_a_fast_clock_is_left_alone() {
+    let mut world = World::ready(4);
+    let made = world.now.plus(Duration::from_secs(3000));
+    for _ in 0..3 {
+        assert_eq!(chores(&look(&mut world, |picture| picture.strays.push(stray(made)))), []);
+        world.now = world.now.plus(Duration::from_secs(900));
+    }
+}
+
+#[test]
+fn tags_wait_until_the_first_pods_are_served() {
+    let mut world = World::ready(4);
+    let tag = Chore::Tag { eni: "eni-0".parse().unwrap(), tags: BTreeMap::new() };
+
+    assert_eq!(chores(&look(&mut world, |picture| picture.chores.push(tag.clone()))), []);
+    world.now = world.now.plus(Duration::from_secs(301));
+    assert_eq!(chores(&look(&mut world, |picture| picture.chores.push(tag.clone()))), [tag]);
+}
+
+#[test]
+fn what_may_not_be_done_is_not_tried_again_before_the_next_audit() {
+    for (kind, soon) in [(CloudErrorKind::Denied, false), (CloudErrorKind::Throttled, true)] {
+        let mut world = World::ready(4);
+        world.handle(Event::Tidied(Err(CloudError::new(kind, "CreateTags", "no"))));
+        assert_eq!(world.node.cloud.look_at.since(world.now) < Duration::from_secs(400), soon, "{kind:?}");
+    }
+}
+
+#[test]
+fn an_operator_holds_back_releases_and_lets_go_again() {
+    let mut world = World::new();
+    world.handle(Event::Held(Hold::Releases));
+    let mut world = world.made_ready(12);
+
+    // Three are wanted, so nine would go, and a forgotten ENI too.
+    let picture = with_a_forgotten_eni(&world);
+    let effects = world.handle(Event::Looked(Ok(picture.clone())));
+    let effects = world.converge(&effects);
+    assert!(!tidies(&effects) && batch(&effects).is_none(), "{effects:?}");
+    assert!(world.node.report(world.now).cloud[0].contains("on-hold"));
+
+    let effects = world.handle(Event::Held(Hold::Nothing));
+    assert!(batch(&effects).is_some(), "{effects:?}");
+    let effects = world.handle(Event::Looked(Ok(picture)));
+    assert!(tidies(&world.converge(&effects)));
+}
+
+#[test]
+fn an_operator_holds_back_everything_and_pods_hear_of_it() {
+    let mut world = World::new();
+    world.handle(Event::Held(Hold::Changes));
+    let mut world = world.made_ready(0);
+    let (_, effects) = world.add("a");
+    assert_eq!(action(&effects), None);
+    assert_eq!(world.node.report(world.now).waiting[0].reason, Reason::OnHold);
+
+    let effects = world.handle(Event::Held(Hold::Nothing));
+    assert!(action(&effects).is_some(), "{effects:?}");
+    assert_eq!(world.node.report(world.now).cloud, Vec::<String>::new());
+}
+
+#[test]
+fn a_daemon_that_ends_begins_nothing() {
+    let mut world = World::new();
+    world.handle(Event::Stopping);
+    let mut world = world.made_ready(0);
+
+    let (_, effects) = world.add("a");
+
+    assert_eq!(action(&effects), None);
+}
+
+#[test]
+fn whose_an_eni_is_stays_known_when_only_instance_metadata_answers() {
+    let mut world = World::ready(2);
+    let mut other = world.node.pool.enis()[0].clone();
+    other.id = "eni-5".parse().unwrap();
+    other.mac = Mac([2, 0, 0, 0, 0, 5]);
+    other.device = DeviceIndex(1);
+    other.primary_address = Ipv4Addr::new(10, 0, 0, 50);
+    other.addresses = [Ipv4Addr::new(10, 0, 0, 51)].into();
+    other.role = Role::Secondary;
+    look(&mut world, |picture| picture.enis.push(other.clone()));
+
+    // EC2 has gone away; without tags, nothing that has no tag of ours would be used.
+    let blind = |picture: &mut Picture| {
+        picture.from_metadata = true;
+        picture.enis.retain(|eni| eni.id != other.id);
+        picture.enis.push(EniSeen { role: Role::Unmanaged, ..other.clone() });
+    };
+    look(&mut world, blind);
+
+    let roles: Vec<Role> = world.node.pool.enis().iter().map(|eni| eni.role).collect();
+    assert_eq!(roles, [Role::Primary, Role::Secondary]);
+}
+
+#[test]
+fn pods_on_an_eni_make_it_ours_when_only_instance_metadata_answers() {
+    let mut world = World::ready(2);
+    world.added("a");
+    let held = world.node.pool.owners().next().unwrap().1.address;
+    // As after a restart: the pod is known, its ENI is not.
+    let snapshot = world.node.pool.snapshot();
+    let mut restarted = World::new();
+    restarted.node.pool = Pool::restore(snapshot, Duration::from_secs(30), restarted.now);
+    let mut restarted = restarted.made_ready(2);
+    let eni = EniSeen {
+        id: "eni-5".parse().unwrap(),
+        mac: Mac([2, 0, 0, 0, 0, 5]),
+        device: DeviceIndex(1),
+        primary_address: Ipv4Addr::new(10, 0, 0, 50),
+        addresses: [held].into(),
+        role: Role::Unmanaged,
+        ..restarted.node.pool.enis()[0].clone()
+    };
+    look(&mut restarted, |picture| {
+        picture.from_metadata = true;
+        picture.enis[0].addresses.remove(&held);
+        picture.enis.push(eni);
+    });
+
+    let roles: Vec<Role> = restarted.node.pool.enis().iter().map(|eni| eni.role).collect();
+    assert_eq!(roles, [Role::Primary, Role::Secondary]);
+}
+
+#[test]
+fn new_enis_go_where_the_tags_of_the_subnets_say() {
+    let mut world = World::new();
+    world.node.settings.targets = Targets { warm_ip: Some(12), ..Targets::default() };
+    world.handle(Event::Held(Hold::Changes));
+    let mut world = world.made_ready(9);
+    let choice = Subnets { for_new: vec!["subnet-2".parse().unwrap()], ..Subnets::default() };
+
+    look(&mut world, |picture| picture.choice = Some(choice));
+    let effects = world.handle(Event::Held(Hold::Nothing));
+
+    let (_, action) = action(&effects).expect("an action");
+    assert!(matches!(action, Action::CreateEni { subnet, .. } if subnet.as_str() == "subnet-2"), "{action}");
+}

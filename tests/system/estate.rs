@@ -1,0 +1,191 @@
+//! What is the node's in EC2: subnets, security groups, an operator's hold, life without EC2.
+
+use std::process::Command;
+
+use lab::LabError;
+use lab::ec2::{Action, AddressWish, Ec2, Fault};
+use lab::fabric::{Fabric, INTERNET_HOST, SECOND_CIDR_HOST};
+use lab::node::{Node, binary};
+use lab::probe::{Echo, ask};
+use lab::runtime::Pod;
+use types::{SecurityGroupId, SubnetId};
+use wire::Report;
+
+use crate::support::{Outcome, Setting, Test, ensure};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("new_enis_go_into_the_tagged_subnet_with_most_room", discovery),
+    ("an_excluded_subnet_gets_no_more_pods", exclusion),
+    ("without_permission_for_subnets_the_primary_one_does", no_permission),
+    ("security_groups_follow_those_of_the_primary_eni", security_groups),
+    ("an_operator_holds_back_changes_and_lets_go", hold),
+    ("in_imds_only_mode_ec2_is_never_asked", imds_only),
+];
+
+const ROLE: &str = "kubernetes.io/role/cni";
+
+fn otherwise(error: impl std::fmt::Display) -> LabError {
+    LabError::Otherwise(error.to_string())
+}
+
+/// Another subnet for nodes, tagged.
+fn tagged_subnet(fabric: &Fabric, cidr: &str, tag: &str) -> Result<SubnetId, LabError> {
+    let subnet = fabric.add_subnet(cidr.parse().map_err(otherwise)?)?;
+    fabric.ec2().tag(subnet.as_str(), ROLE, tag).map_err(otherwise)?;
+    Ok(subnet)
+}
+
+/// Ends the daemon and starts it again, with which it looks at EC2 anew.
+fn restart(node: &Node, settings: &[(&str, &str)]) -> Outcome {
+    node.stop_daemon()?;
+    node.start_daemon(settings)?;
+    node.wait_ready()
+}
+
+/// Every pod reaches both far sides with the right source.
+fn reach(setting: &Setting, pods: &[Pod]) -> Outcome {
+    let _echoes = [Echo::start(setting.fabric.internet())?, Echo::start(setting.fabric.second())?];
+    for pod in pods {
+        let (vpc, internet) = (ask(&pod.netns, SECOND_CIDR_HOST)?, ask(&pod.netns, INTERNET_HOST)?);
+        ensure!(vpc == pod.address, "{}: the VPC saw {vpc:?}", pod.name);
+        let node = Some(setting.node.instance().address);
+        ensure!(internet == node, "{}: the internet saw {internet:?}", pod.name);
+    }
+    setting.fabric.troubles()
+}
+
+fn discovery() -> Outcome {
+    let targets = [("WARM_IP_TARGET", "1")];
+    let setting = Setting::start(&targets)?;
+    let roomy = tagged_subnet(&setting.fabric, "10.0.64.0/19", "1")?;
+    tagged_subnet(&setting.fabric, "10.0.32.0/28", "1")?;
+    tagged_subnet(&setting.fabric, "10.0.128.0/17", "0")?;
+    restart(&setting.node, &targets)?;
+
+    let pods = setting.pods(0..12)?;
+
+    let report = setting.accounts_for(&pods)?;
+    let subnets: Vec<&SubnetId> = report.enis.iter().map(|eni| &eni.subnet).collect();
+    ensure!(subnets == [setting.fabric.subnet(), &roomy], "ENIs are in {subnets:?}");
+    reach(&setting, &pods[8..])
+}
+
+fn exclusion() -> Outcome {
+    let targets = [("WARM_IP_TARGET", "1"), ("IP_COOLDOWN_PERIOD", "1")];
+    let setting = Setting::start(&targets)?;
+    let mut pods = setting.pods(0..2)?;
+    let other = tagged_subnet(&setting.fabric, "10.0.64.0/19", "1")?;
+    setting.fabric.ec2().tag(setting.fabric.subnet().as_str(), ROLE, "0").map_err(otherwise)?;
+    restart(&setting.node, &targets)?;
+
+    pods.extend(setting.pods(2..5)?);
+
+    let report = setting.accounts_for(&pods)?;
+    let primary = &report.enis[0];
+    ensure!(primary.excluded.is_some(), "the primary ENI is not told to be excluded");
+    let there: Vec<_> = report.pods.iter().filter(|pod| pod.eni.as_ref() == Some(&primary.id)).collect();
+    ensure!(there.len() == 2, "{} pods are on the excluded ENI", there.len());
+    ensure!(report.enis[1].subnet == other, "the second ENI is in {}", report.enis[1].subnet);
+    let idle = |report: &Report| report.enis[0].addresses.free == 0;
+    setting.node.wait_for("what is idle there to go back", idle)?;
+    reach(&setting, &pods)
+}
+
+fn no_permission() -> Outcome {
+    let setting = Setting::start(&[("WARM_IP_TARGET", "1")])?;
+    let denied = Fault::error("UnauthorizedOperation", 403);
+    setting.fabric.ec2().fault_next(Action::DescribeSubnets, 100, denied);
+    restart(&setting.node, &[("WARM_IP_TARGET", "1")])?;
+
+    let pods = setting.pods(0..11)?;
+
+    let report = setting.accounts_for(&pods)?;
+    ensure!(
+        report.enis[1].subnet == *setting.fabric.subnet(),
+        "the second ENI is in {}",
+        report.enis[1].subnet
+    );
+    Ok(())
+}
+
+fn groups_of(ec2: &Ec2, report: &Report, eni: usize) -> Vec<SecurityGroupId> {
+    ec2.eni(&report.enis[eni].id).map(|eni| eni.groups).unwrap_or_default()
+}
+
+fn security_groups() -> Outcome {
+    let setting = Setting::start(&[("WARM_IP_TARGET", "1")])?;
+    let mut pods = setting.pods(0..10)?;
+    let ec2 = setting.fabric.ec2();
+    let report = setting.accounts_for(&pods)?;
+    ensure!(report.enis.len() == 2, "{} ENIs", report.enis.len());
+    let new: Vec<SecurityGroupId> =
+        ["sg-0aa", "sg-0bb"].iter().map(|id| id.parse().map_err(otherwise)).collect::<Result<_, _>>()?;
+    ec2.set_groups(&report.enis[0].id, new.clone()).map_err(otherwise)?;
+
+    setting.node.wait_for("the groups on the second ENI", |report| groups_of(ec2, report, 1) == new)?;
+
+    let before = ec2.calls().iter().filter(|call| call.action == "ModifyNetworkInterfaceAttribute").count();
+    pods.extend(setting.pods(10..20)?);
+    let report = setting.accounts_for(&pods)?;
+    ensure!(groups_of(ec2, &report, 2) == new, "a new ENI has {:?}", groups_of(ec2, &report, 2));
+    let after = ec2.calls().iter().filter(|call| call.action == "ModifyNetworkInterfaceAttribute").count();
+    // The new ENI was tied to the instance; what is right was not written again.
+    ensure!(after == before + 1, "{} attributes were changed", after - before);
+    Ok(())
+}
+
+fn hold_back(node: &Node, what: &str) -> Outcome {
+    let mut command = Command::new(binary("IPAMD_BIN", "ipamd")?);
+    command.args(["hold", what, "--run-dir"]).arg(node.run_dir());
+    let output = command.output().map_err(LabError::doing("run ipamd hold"))?;
+    ensure!(output.status.success(), "ipamd hold: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+fn hold() -> Outcome {
+    let setting = Setting::start(&[("WARM_IP_TARGET", "1"), ("IPAMD_ADD_TIMEOUT_SECONDS", "3")])?;
+    let (node, ec2) = (&setting.node, setting.fabric.ec2());
+    node.wait_for("a free address", |report| report.addresses.free == 1)?;
+    hold_back(node, "changes")?;
+    let told = |report: &Report| report.cloud.iter().any(|line| line.starts_with("on-hold"));
+    node.wait_for("the hold in the status", told)?;
+    ec2.clear_calls();
+
+    let mut pods = setting.pods(0..1)?;
+    let mut pod = Pod::create("held", "held")?;
+    let answer = pod.call(node, "ADD")?;
+    ensure!(!answer.success && answer.stdout["code"] == 11, "ADD while held: {}", answer.stdout);
+    ensure!(answer.stdout.to_string().contains("on-hold"), "no cause in {}", answer.stdout);
+    ensure!(ec2.calls().is_empty(), "{} calls while held", ec2.calls().len());
+
+    hold_back(node, "nothing")?;
+    node.wait_for("a free address", |report| report.addresses.free == 1)?;
+    pod.add(node)?;
+    pods.push(pod);
+    setting.accounts_for(&pods)?;
+    Ok(())
+}
+
+fn imds_only() -> Outcome {
+    let setting = Setting::start(&[("WARM_IP_TARGET", "1")])?;
+    let (node, ec2) = (&setting.node, setting.fabric.ec2());
+    let report = node.wait_for("a free address", |report| report.addresses.free == 1)?;
+    node.stop_daemon()?;
+    // Somebody else provides.
+    ec2.assign(&report.enis[0].id, &AddressWish { count: 3, ..AddressWish::default() }).map_err(otherwise)?;
+    ec2.clear_calls();
+
+    node.start_daemon(&[("ENABLE_IMDS_ONLY_MODE", "true"), ("IPAMD_ADD_TIMEOUT_SECONDS", "2")])?;
+    node.wait_ready()?;
+    let mut pods = setting.pods(0..4)?;
+    let mut one_more = Pod::create("more", "more")?;
+    ensure!(one_more.add(node).is_err(), "a fifth pod has an address");
+    setting.accounts_for(&pods)?;
+    reach(&setting, &pods)?;
+    for pod in &mut pods {
+        pod.del(node)?;
+    }
+
+    ensure!(ec2.calls().is_empty(), "EC2 was asked {} times", ec2.calls().len());
+    Ok(())
+}
