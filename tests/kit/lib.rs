@@ -4,6 +4,7 @@
 //! not an address that EC2 gave to that ENI, as AWS does. The internet behind the gateway knows only the nodes'
 //! primary addresses, so missing source NAT shows. What the demo shows is what the tests test.
 
+pub mod allocator;
 pub mod bench;
 pub mod cri;
 pub mod demo;

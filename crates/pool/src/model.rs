@@ -124,15 +124,6 @@ impl Counts {
     pub const fn total(self) -> u32 {
         self.free + self.reserved + self.assigned + self.cooling
     }
-
-    pub(crate) const fn plus(self, other: Self) -> Self {
-        Self {
-            free: self.free + other.free,
-            reserved: self.reserved + other.reserved,
-            assigned: self.assigned + other.assigned,
-            cooling: self.cooling + other.cooling,
-        }
-    }
 }
 
 /// Why nothing could be reserved.
@@ -192,6 +183,16 @@ pub enum Mode {
     Addresses,
     /// Prefixes; single addresses only where a subnet has no prefix to give.
     Prefixes,
+}
+
+impl Mode {
+    /// The other one.
+    pub(crate) const fn other(self) -> Self {
+        match self {
+            Self::Addresses => Self::Prefixes,
+            Self::Prefixes => Self::Addresses,
+        }
+    }
 }
 
 /// What the instance can hold.

@@ -358,12 +358,12 @@ impl Pool {
     /// Why an ENI cannot be deleted, the lasting reasons first; `None` if it can.
     fn why_kept(&self, eni: &Eni, situation: Situation<'_>) -> Option<KeptReason> {
         let Situation { targets, limits, aim, stock, now } = situation;
-        let counts = self.counts_in(eni, now);
-        let held = counts.reserved + counts.assigned;
+        let (free, cooling) = eni.idle(now);
+        let held = as_count(eni.held());
         let excluded = self.is_excluded(&eni.seen.subnet);
         let without = Stock {
-            total: stock.total.saturating_sub(counts.total()),
-            available: stock.available - i64::from(counts.free),
+            total: stock.total.saturating_sub(held + free + cooling),
+            available: stock.available - i64::from(free),
             ..stock
         };
         let old_enough = eni.first_seen.plus(targets.eni_age_min);
@@ -372,7 +372,7 @@ impl Pool {
             Role::Secondary if eni.seen.card != limits.card => Some(KeptReason::OtherCard(eni.seen.card)),
             Role::Secondary if self.is_busy(&eni.seen.id) => Some(KeptReason::Busy),
             Role::Secondary if held > 0 => Some(KeptReason::Pods(held)),
-            Role::Secondary if counts.cooling > 0 => Some(KeptReason::Cooling(counts.cooling)),
+            Role::Secondary if cooling > 0 => Some(KeptReason::Cooling(cooling)),
             Role::Secondary if !excluded && aim.needs(targets, limits, stock, without) => {
                 Some(KeptReason::Needed)
             }

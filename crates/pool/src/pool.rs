@@ -14,6 +14,8 @@ use crate::scarcity::Scarcity;
 
 /// What counts as a short while ago when it comes to how many pods start.
 const RECENT: Duration = Duration::from_secs(60);
+/// More starts than so many make no difference to anybody.
+const STARTS_MAX: usize = 64;
 
 /// The node's addresses.
 #[derive(Debug, Clone)]
@@ -41,7 +43,7 @@ pub struct Pool {
     pub(crate) occupied: BTreeSet<(NetworkCard, DeviceIndex)>,
     /// Cooling addresses that are on no known ENI (restored, or taken away meanwhile).
     pub(crate) cooling_elsewhere: BTreeMap<Ipv4Addr, Moment>,
-    /// When addresses were reserved in the last [`RECENT`].
+    /// When addresses were reserved lately, the last one first.
     starts: VecDeque<Moment>,
     reused_early: u64,
 }
@@ -164,11 +166,11 @@ impl Pool {
         if let Some(held) = self.held.get(&owner.sandbox) {
             return Ok(self.grant(held));
         }
-        let choice = |eni: &'_ Eni| {
-            let (in_form, address) = eni.next_free(self.mode, now)?;
-            Some((in_form, eni.held(), Reverse(eni.place()), address, eni.seen.id.clone()))
-        };
-        let Some((_, _, _, address, eni)) = self.usable().filter_map(choice).max() else {
+        let mut enis: Vec<&Eni> = self.usable().collect();
+        enis.sort_by_cached_key(|eni| (Reverse(eni.held()), eni.place()));
+        let free =
+            |form: Mode| enis.iter().find_map(|eni| Some((eni.next_free(form, now)?, eni.seen.id.clone())));
+        let Some((address, eni)) = free(self.mode).or_else(|| free(self.mode.other())) else {
             return Err(self.shortage(now));
         };
         Ok(self.take(owner, &eni, address, false, now))
@@ -202,8 +204,8 @@ impl Pool {
     }
 
     fn take(&mut self, owner: Owner, eni: &EniId, address: Ipv4Addr, early: bool, now: Moment) -> Grant {
-        self.starts.retain(|start| now.since(*start) < RECENT);
-        self.starts.push_back(now);
+        self.starts.truncate(STARTS_MAX - 1);
+        self.starts.push_front(now);
         let state = Address::Held(owner.sandbox.clone());
         let before = self.enis.get_mut(eni).and_then(|eni| eni.addresses.insert(address, state));
         let before = before.unwrap_or(Address::Free(Moment(0)));
@@ -215,7 +217,7 @@ impl Pool {
 
     /// How many addresses were reserved a short while ago.
     pub(crate) fn recent_starts(&self, now: Moment) -> u32 {
-        let recent = self.starts.iter().filter(|start| now.since(**start) < RECENT).count();
+        let recent = self.starts.iter().take_while(|start| now.since(**start) < RECENT).count();
         u32::try_from(recent).unwrap_or(u32::MAX)
     }
 
@@ -315,8 +317,12 @@ impl Pool {
     /// Addresses by state; those that are held count wherever they are.
     #[must_use]
     pub fn counts(&self, now: Moment) -> Counts {
-        let idle = self.usable().fold(Counts::default(), |sum, eni| sum.plus(self.counts_in(eni, now)));
-        let mut counts = Counts { reserved: 0, assigned: 0, ..idle };
+        let mut counts = Counts::default();
+        for eni in self.usable() {
+            let (free, cooling) = eni.idle(now);
+            counts.free += free;
+            counts.cooling += cooling;
+        }
         for held in self.held.values() {
             *if held.committed { &mut counts.assigned } else { &mut counts.reserved } += 1;
         }
@@ -330,18 +336,13 @@ impl Pool {
     }
 
     pub(crate) fn counts_in(&self, eni: &Eni, now: Moment) -> Counts {
-        let mut counts = Counts::default();
+        let (free, cooling) = eni.idle(now);
+        let mut counts = Counts { free, cooling, ..Counts::default() };
         for address in eni.addresses.values() {
-            let count = match address {
-                Address::Held(sandbox) if self.held.get(sandbox).is_some_and(|held| held.committed) => {
-                    &mut counts.assigned
-                }
-                Address::Held(_) => &mut counts.reserved,
-                Address::Leaving(_) => continue,
-                state if state.is_free(now) => &mut counts.free,
-                Address::Free(_) | Address::Cooling(_) => &mut counts.cooling,
-            };
-            *count += 1;
+            if let Address::Held(sandbox) = address {
+                let committed = self.held.get(sandbox).is_some_and(|held| held.committed);
+                *if committed { &mut counts.assigned } else { &mut counts.reserved } += 1;
+            }
         }
         counts
     }
@@ -400,6 +401,19 @@ impl Eni {
         self.addresses.values().filter(|address| matches!(address, Address::Held(_))).count()
     }
 
+    /// How many addresses are free, and how many cool.
+    pub(crate) fn idle(&self, now: Moment) -> (u32, u32) {
+        let mut counts = (0, 0);
+        for address in self.addresses.values() {
+            match address {
+                Address::Held(_) | Address::Leaving(_) => {}
+                state if state.is_free(now) => counts.0 += 1,
+                Address::Free(_) | Address::Cooling(_) => counts.1 += 1,
+            }
+        }
+        counts
+    }
+
     /// Slots of the ENI in use: prefixes, and addresses outside of them.
     pub(crate) fn slots(&self) -> u32 {
         let slots = self.prefixes.len() + self.singles().count();
@@ -435,19 +449,20 @@ impl Eni {
         }
     }
 
-    /// The address that the next pod should get, and whether it is in the form of the mode.
-    fn next_free(&self, mode: Mode, now: Moment) -> Option<(bool, Ipv4Addr)> {
+    /// The address in a form that the next pod should get.
+    fn next_free(&self, form: Mode, now: Moment) -> Option<Ipv4Addr> {
         let held = |prefix| self.within(prefix).filter(|state| matches!(state, Address::Held(_))).count();
         let mut fullest: BTreeMap<Prefix, usize> = BTreeMap::new();
         let choice = |(address, state): (&Ipv4Addr, &Address)| {
             let since = state.free_since(now)?;
             let prefix = self.prefix_of(*address);
-            let in_form = prefix.is_some() == (mode == Mode::Prefixes);
+            if prefix.is_some() != (form == Mode::Prefixes) {
+                return None;
+            }
             let held = prefix.map_or(0, |prefix| *fullest.entry(prefix).or_insert_with(|| held(prefix)));
-            Some((Reverse(in_form), Reverse(held), prefix, since, *address))
+            Some((Reverse(held), prefix, since, *address))
         };
-        let (in_form, _, _, _, address) = self.addresses.iter().filter_map(choice).min()?;
-        Some((in_form.0, address))
+        self.addresses.iter().filter_map(choice).min().map(|(.., address)| address)
     }
 
     pub(crate) const fn place(&self) -> (NetworkCard, DeviceIndex) {

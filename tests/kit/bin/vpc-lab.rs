@@ -75,7 +75,8 @@ fn bench(json: Option<&std::path::Path>) -> Result<bool, LabError> {
     // Before the private /run hides a path below it.
     let file = json.map(std::fs::File::create).transpose().map_err(LabError::doing("make the JSON file"))?;
     lab::netns::enter_lab()?;
-    let figures = lab::bench::run(&mut |line: &str| println!("{line}"))?;
+    let mut figures = lab::bench::run(&mut |line: &str| println!("{line}"))?;
+    figures["allocator"] = lab::allocator::run(&mut |line: &str| println!("{line}"))?;
     println!("   plugin {} bytes, daemon resident {}", figures["plugin_bytes"], figures["daemon_rss_bytes"]);
     if let Some(file) = file {
         serde_json::to_writer_pretty(file, &figures).map_err(|e| LabError::Otherwise(e.to_string()))?;
