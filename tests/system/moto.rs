@@ -129,12 +129,13 @@ impl Stage {
         Ok(all.filter(|asked| asked.action == action).map(|asked| asked.form).collect())
     }
 
-    /// An ENI with the tag by which daemons know their own, attached to nothing.
+    /// An ENI with the tag and the description by which daemons know their own, attached to nothing.
     fn make_eni(&mut self, of: &str) -> Result<String, LabError> {
         let subnet = self.node().instance().subnet.clone();
         let tag = json!({"Key": "node.k8s.amazonaws.com/instance_id", "Value": of});
         let tags = json!([{"ResourceType": "network-interface", "Tags": [tag]}]);
-        let made = json!({"SubnetId": subnet, "TagSpecifications": tags});
+        let description = format!("aws-K8S-{of}");
+        let made = json!({"SubnetId": subnet, "Description": description, "TagSpecifications": tags});
         let made = self.moto.ec2("create_network_interface", made)?;
         Ok(made["NetworkInterface"]["NetworkInterfaceId"].as_str().unwrap_or_default().to_owned())
     }
@@ -239,6 +240,7 @@ fn is_asked_for(stage: &mut Stage, eni: &EniView) -> Outcome {
         "CreateNetworkInterface",
         "DescribeInstanceTypes",
         "DescribeNetworkInterfaces",
+        "DescribeSubnets",
         "ModifyNetworkInterfaceAttribute",
     ]);
     ensure!(asked == want, "asked for: {asked:?}; does our table of limits have {UNKNOWN_TYPE} now?");

@@ -2,12 +2,13 @@
 //!
 //! The tasks here follow those of the daemon call by call. What a task has done in EC2 stays done when the daemon dies.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipamd::cloud::{CloudError, CloudErrorKind, Effect};
-use ipamd::node::{Chore, Event, Picture};
+use ipamd::node::{Chore, Event, Picture, Subnets};
 use ipnetwork::Ipv4Network;
 use pool::{Action, ActionId, EniSeen, Given, Outcome, Role, Wanted};
 use types::{DeviceIndex, EniId, Moment, NetworkCard, Prefix, SubnetId};
@@ -28,7 +29,10 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) struct Cloud {
     pub(crate) model: Model,
     pub(crate) instance: Instance,
-    pub(crate) subnet: SubnetId,
+    /// The primary one first.
+    pub(crate) subnets: Vec<SubnetId>,
+    /// Those that keep us out.
+    pub(crate) excluded: BTreeSet<SubnetId>,
     pub(crate) faults: VecDeque<Fault>,
     pub(crate) dark_until: Moment,
     pub(crate) denied_until: Moment,
@@ -36,6 +40,8 @@ pub(crate) struct Cloud {
     pub(crate) taken: Vec<Ipv4Addr>,
     /// Calls that change something, performed or not.
     pub(crate) changes: u64,
+    metadata: bool,
+    tagged_only: bool,
     lag: Duration,
     latency: Duration,
     tokens: u64,
@@ -100,13 +106,20 @@ impl Cloud {
         });
         let cidr = |text: &str| text.parse().map_err(|_bad| ApiError::new("InvalidVpc.Range", text));
         let vpc = model.add_vpc(&[cidr("10.0.0.0/16")?]);
-        let subnet = model.add_subnet(&vpc, cidr("10.0.0.0/24")?, "lab-1a")?;
-        let instance = model.launch(setup.instance_type, &subnet, now)?;
+        let ranges = ["10.0.0.0/24", "10.0.1.0/25", "10.0.2.0/27"];
+        let subnet = |range: &&str| model.add_subnet(&vpc, cidr(range)?, "lab-1a");
+        let subnets: Vec<SubnetId> =
+            ranges.iter().take(setup.subnets.into()).map(subnet).collect::<Result<_, _>>()?;
+        let first = subnets.first().ok_or_else(|| ApiError::new("InvalidSubnet", "there is none"))?;
+        let instance = model.launch(setup.instance_type, first, now)?;
         model.remember(now);
         Ok(Self {
             model,
             instance,
-            subnet,
+            subnets,
+            excluded: BTreeSet::new(),
+            metadata: setup.metadata,
+            tagged_only: setup.tagged_only,
             faults: VecDeque::new(),
             dark_until: Moment(0),
             denied_until: Moment(0),
@@ -131,9 +144,20 @@ impl Cloud {
         self.dark_until = Moment(0);
         self.denied_until = Moment(0);
         self.lag = Duration::ZERO;
+        self.excluded.clear();
+        self.vacate();
+    }
+
+    /// The subnet that the instance is in.
+    pub(crate) fn subnet(&self) -> &SubnetId {
+        &self.instance.subnet
+    }
+
+    /// Somebody else gives back what was taken of the subnet.
+    pub(crate) fn vacate(&mut self) {
         let taken = std::mem::take(&mut self.taken);
         // The subnet is there for as long as the model is.
-        let _given_back = self.model.vacate(&self.subnet, &taken);
+        let _given_back = self.model.vacate(&self.instance.subnet, &taken);
     }
 
     pub(crate) fn task(&mut self, id: ActionId, action: Action) -> Task {
@@ -174,6 +198,10 @@ impl Cloud {
     }
 
     fn look(&mut self, as_of: Moment, before: Option<Picture>, rng: &mut Rng, now: Moment) -> Next {
+        if now < self.dark_until && self.metadata {
+            let picture = Picture { as_of, ..self.as_metadata_tells(now) };
+            return self.tell(Event::Looked(Ok(picture)), rng);
+        }
         if now < self.dark_until {
             let error = CloudError::new(CloudErrorKind::Unreachable, "DescribeNetworkInterfaces", "dark");
             return self.tell(Event::Looked(Err(error)), rng);
@@ -185,6 +213,7 @@ impl Cloud {
         let enis = self.model.as_of(now, self.lag).values();
         let forgotten = enis.filter(|eni| self.is_ours(eni) && eni.attachment.is_none());
         picture.chores.extend(forgotten.map(|eni| Chore::Delete(eni.id.clone())));
+        picture.choice = Some(self.choice());
         self.tell(Event::Looked(Ok(picture)), rng)
     }
 
@@ -210,8 +239,30 @@ impl Cloud {
                 picture.chores.push(chore);
             }
         }
-        picture.subnets.insert(self.subnet.clone(), Ipv4Network::from(Ipv4Addr::new(10, 0, 0, 0)));
+        picture.subnets = self.model.subnets().map(|subnet| (subnet.id, subnet.cidr)).collect();
         picture
+    }
+
+    /// What instance metadata tells while EC2 is away: no tags, no chores, no subnets to choose from.
+    fn as_metadata_tells(&self, now: Moment) -> Picture {
+        let mut picture = Picture { from_metadata: true, ..self.attached(now) };
+        picture.chores.clear();
+        for eni in picture.enis.iter_mut().filter(|eni| eni.role == Role::Secondary && self.tagged_only) {
+            eni.role = Role::Unmanaged;
+        }
+        picture
+    }
+
+    /// Which subnets may be used, the emptiest first.
+    fn choice(&self) -> Subnets {
+        let mut open: Vec<_> =
+            self.model.subnets().filter(|subnet| !self.excluded.contains(&subnet.id)).collect();
+        open.sort_by_key(|subnet| (Reverse(subnet.available), subnet.id.clone()));
+        Subnets {
+            free: open.iter().map(|subnet| (subnet.id.clone(), subnet.available)).collect(),
+            for_new: open.into_iter().map(|subnet| subnet.id).collect(),
+            excluded: self.excluded.clone(),
+        }
     }
 
     pub(crate) fn seen(&self, eni: &EniView, device: DeviceIndex) -> EniSeen {

@@ -36,6 +36,12 @@ pub(crate) struct Setup {
     pub(crate) audit: Duration,
     /// Longest time an answer of EC2 takes.
     pub(crate) latency: Duration,
+    /// Subnets that ENIs may go to; the primary one is the first.
+    pub(crate) subnets: u8,
+    /// Instance metadata tells the ENIs while EC2 is away.
+    pub(crate) metadata: bool,
+    /// Without our tag an ENI is not ours, and instance metadata tells no tags.
+    pub(crate) tagged_only: bool,
 }
 
 /// One thing that happens.
@@ -76,6 +82,10 @@ pub(crate) enum Step {
     Fragment,
     /// They give back what they took.
     Vacate,
+    /// A subnet is tagged to keep us out.
+    Exclude(u8),
+    /// All subnets let us in again.
+    Admit,
     /// Somebody pulls an ENI that is not the primary one.
     Pull(u32),
     /// Somebody takes an address or a prefix of the node away.
@@ -148,6 +158,9 @@ impl Setup {
             // Seldom, so that nothing depends on it; or often, so that descriptions meet everything else.
             audit: if rng.percent(25) { rng.millis(10_000, 60_000) } else { Duration::from_secs(600) },
             latency: if rng.percent(20) { rng.millis(0, 8_000) } else { rng.millis(1, 200) },
+            subnets: if rng.percent(40) { 2 + u8::from(rng.percent(50)) } else { 1 },
+            metadata: rng.percent(60),
+            tagged_only: rng.percent(20),
         }
     }
 }
@@ -164,7 +177,7 @@ impl Step {
             };
         }
         let times = 1 + rng.small(4);
-        match rng.below(20) {
+        match rng.below(22) {
             0..=2 => Self::Crash {
                 down: rng.millis(0, 20_000),
                 jump: if rng.percent(20) { i64::from(rng.small(7_200)) - 3_600 } else { 0 },
@@ -188,6 +201,8 @@ impl Step {
                     Self::Vanish(pod)
                 }
             }
+            19 => Self::Exclude(u8::try_from(rng.below(3)).unwrap_or(0)),
+            20 => Self::Admit,
             _ => Self::Gc,
         }
     }

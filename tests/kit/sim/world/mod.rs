@@ -390,7 +390,7 @@ impl World {
             instance: instance.id.clone(),
             limits: limits.unwrap_or_else(|| super::no_limits(&instance.instance_type)),
             primary_address: instance.address,
-            subnet: self.cloud.subnet.clone(),
+            subnet: self.cloud.subnet().clone(),
             vpc_cidrs: Vec::new(),
         }
     }

@@ -32,21 +32,24 @@ impl World {
             Step::Dark(long) => self.cloud.dark_until = self.now.plus(long),
             Step::Deny(long) => self.cloud.denied_until = self.now.plus(long),
             Step::Fill(left) => {
-                let taken = self.cloud.model.occupy_all_but(&self.cloud.subnet, left);
+                let subnet = self.cloud.subnet().clone();
+                let taken = self.cloud.model.occupy_all_but(&subnet, left);
                 self.cloud.taken.extend(taken.unwrap_or_default());
             }
             Step::Fragment => {
+                let subnet = self.cloud.subnet().clone();
                 for block in 0..16_u8 {
                     let address = Ipv4Addr::new(10, 0, 0, block * 16 + 7);
-                    if self.cloud.model.occupy(&self.cloud.subnet, &[address]).is_ok() {
+                    if self.cloud.model.occupy(&subnet, &[address]).is_ok() {
                         self.cloud.taken.push(address);
                     }
                 }
             }
-            Step::Vacate => {
-                let taken = std::mem::take(&mut self.cloud.taken);
-                let _given_back = self.cloud.model.vacate(&self.cloud.subnet, &taken);
+            Step::Vacate => self.cloud.vacate(),
+            Step::Exclude(number) => {
+                self.cloud.excluded.extend(self.cloud.subnets.get(usize::from(number)).cloned());
             }
+            Step::Admit => self.cloud.excluded.clear(),
             Step::Pull(number) => self.pull(number),
             Step::Rob(number) => self.rob(number),
             Step::DiskFails(times) => self.disk.fails = times,
