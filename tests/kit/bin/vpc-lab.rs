@@ -4,7 +4,7 @@
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 use lab::demo::{Demo, Paint, Wish};
@@ -107,7 +107,7 @@ fn tell(seed: u64) -> bool {
 fn simulate(first: u64, seeds: u64, json: Option<&std::path::Path>) -> Result<bool, LabError> {
     let started = Instant::now();
     println!("── {seeds} histories");
-    let told = sim::tell_many(first, seeds, None, &|number| {
+    let told = sim::tell_many(first, seeds, Duration::MAX, &|number| {
         println!("   {number} after {} s", started.elapsed().as_secs());
     });
     let sim::Tally { events, adds, changes } = told.tally;

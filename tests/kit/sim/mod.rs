@@ -6,6 +6,7 @@
 //! the books. The same seed is the same history; one that fails is cut down to the steps that matter.
 
 mod cloud;
+mod named;
 mod plant;
 mod rng;
 mod script;
@@ -15,11 +16,12 @@ mod world;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use types::{InstanceLimits, NetworkCard, NetworkCardLimits};
 
+pub use named::{NAMED, Named};
 pub use plant::Plant;
 pub use world::{Broken, Tally};
 
@@ -63,8 +65,10 @@ pub fn tell(seed: u64, plant: Option<Plant>) -> Result<Tally, Broken> {
     World::new(Script::of(seed), seed, plant, false)?.run()
 }
 
-/// Tells the histories of `seeds` seeds from `first` on, on all cores; calls `say` once in a while with how far it is.
-pub fn tell_many(first: u64, seeds: u64, plant: Option<Plant>, say: &(dyn Fn(u64) + Sync)) -> Told {
+/// Tells the histories of `seeds` seeds from `first` on, on all cores, or as many as there is time for; calls `say` once in a while
+/// with how far it is.
+pub fn tell_many(first: u64, seeds: u64, time: Duration, say: &(dyn Fn(u64) + Sync)) -> Told {
+    let started = Instant::now();
     let next = AtomicU64::new(0);
     let found = AtomicU64::new(0);
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -72,14 +76,14 @@ pub fn tell_many(first: u64, seeds: u64, plant: Option<Plant>, say: &(dyn Fn(u64
         let mut told = Told::default();
         while found.load(Ordering::Relaxed) < u64::try_from(FINDINGS_MAX).unwrap_or(u64::MAX) {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= seeds {
+            if number >= seeds || started.elapsed() > time {
                 break;
             }
             if number % 1000 == 999 {
                 say(number + 1);
             }
             told.seeds += 1;
-            match tell(first + number, plant) {
+            match tell(first + number, None) {
                 Ok(tally) => told.tally.add(tally),
                 Err(broken) => {
                     found.fetch_add(1, Ordering::Relaxed);
@@ -99,8 +103,7 @@ pub fn tell_many(first: u64, seeds: u64, plant: Option<Plant>, say: &(dyn Fn(u64
                 all.tally.add(told.tally);
                 all.findings.extend(told.findings);
             } else {
-                let broken =
-                    Broken { what: "a history panicked".to_owned(), after: std::time::Duration::ZERO };
+                let broken = Broken { what: "a history panicked".to_owned(), after: Duration::ZERO };
                 all.findings.push(Finding { seed: first, broken, trace: Vec::new() });
             }
         }
@@ -155,7 +158,7 @@ fn retell(whole: &Script, kept: &[usize], seed: u64, plant: Option<Plant>) -> Op
 fn only(whole: &Script, kept: &[usize]) -> Script {
     let kept: BTreeSet<usize> = kept.iter().copied().collect();
     let mut steps = Vec::new();
-    let mut pause = std::time::Duration::ZERO;
+    let mut pause = Duration::ZERO;
     for (index, (before, step)) in whole.steps.iter().enumerate() {
         pause += *before;
         if kept.contains(&index) {
