@@ -10,6 +10,7 @@ pub mod cri;
 pub mod demo;
 pub mod ec2;
 pub mod fabric;
+pub mod fleet;
 pub mod imds;
 mod keeper;
 pub mod moto;

@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask demo|test|sim|bench|plugin|ci|tidy`.
+//! The project's own commands: `cargo xtask demo|test|sim|fleet|bench|plugin|ci|tidy`.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "these commands talk to a person")]
 
@@ -55,6 +55,13 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Simulate a fleet: thousands of nodes that share one account's EC2 limits; `--help` tells its options.
+    #[command(disable_help_flag = true)]
+    Fleet {
+        /// Passed on to `vpc-lab fleet`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
     /// Measure: packets, ADD and DEL, with release builds.
     Bench {
         /// Write the figures into this file too.
@@ -85,6 +92,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Demo { nodes, pods, keep } => demo(nodes, pods, keep),
         Command::Test => test(),
         Command::Sim { seeds, seed, json } => sim(seeds, seed, json),
+        Command::Fleet { options } => fleet(&options),
         Command::Bench { json } => bench(json),
         Command::Plugin => plugin(),
         Command::Ci => ci(),
@@ -119,6 +127,11 @@ fn sim(seeds: u64, seed: Option<u64>, json: Option<PathBuf>) -> Result<(), Failu
         lab.arg("--json").arg(file);
     }
     steps::pass_on(&mut lab)
+}
+
+fn fleet(options: &[String]) -> Result<(), Failure> {
+    let built = build::all(Profile::Dev)?;
+    steps::pass_on(lab(&built, "fleet").args(options))
 }
 
 fn bench(json: Option<PathBuf>) -> Result<(), Failure> {

@@ -1,14 +1,15 @@
-//! `vpc-lab`: the VPC lab for people: the demo.
+//! `vpc-lab`: the VPC lab for people: the demo, the simulations, the measurements.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "these commands talk to a person")]
 
 use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 use lab::demo::{Demo, Paint, Wish};
-use lab::{LabError, sim};
+use lab::{LabError, fleet, sim};
 
 /// A VPC in network namespaces.
 #[derive(Debug, Parser)]
@@ -44,20 +45,51 @@ enum Command {
         first: u64,
         /// Write the figures as JSON.
         #[arg(long)]
-        json: Option<std::path::PathBuf>,
+        json: Option<PathBuf>,
     },
+    /// Thousands of nodes that share one account's EC2 limits, in virtual time: our policies and the Go version's.
+    Fleet(FleetArguments),
     /// ADD and DEL beside the reference plugins and the floor.
     Bench {
         /// Write the figures as JSON.
         #[arg(long)]
-        json: Option<std::path::PathBuf>,
+        json: Option<PathBuf>,
     },
+}
+
+#[derive(Debug, clap::Args)]
+struct FleetArguments {
+    /// Sizes of the fleet.
+    #[arg(long, value_delimiter = ',', default_value = "1000,5000")]
+    nodes: Vec<u32>,
+    /// What everything that is left to chance comes from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Write results.json, results.md and results.svg into this directory.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Instances; of a type that holds 50 pods, because nobody counts where pods are placed.
+    #[arg(long, default_value = fleet::budget::INSTANCE_TYPE)]
+    instance_type: String,
+    /// Describe calls: at once, and per second from then on.
+    #[arg(long, num_args = 2, value_names = ["BURST", "RATE"], default_values_t = [100, 20])]
+    describe: Vec<u32>,
+    /// Calls that change something: the same.
+    #[arg(long, num_args = 2, value_names = ["BURST", "RATE"], default_values_t = [100, 5])]
+    change: Vec<u32>,
+    /// One bucket for all calls of a kind, where EC2 has one for each API.
+    #[arg(long)]
+    pooled: bool,
+    /// The kubelet's pause before it tries a pod again, in milliseconds; up to half as much is added.
+    #[arg(long, default_value_t = 10_000)]
+    retry_ms: u64,
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Demo { nodes, pods, keep } => demo(Wish { nodes, pods }, keep),
         Command::Bench { json } => bench(json.as_deref()),
+        Command::Fleet(arguments) => fleet(&arguments),
         Command::Sim { seed: Some(seed), .. } => Ok(tell(seed)),
         Command::Sim { seeds, seed: None, first, json } => simulate(first, seeds, json.as_deref()),
     };
@@ -71,7 +103,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn bench(json: Option<&std::path::Path>) -> Result<bool, LabError> {
+fn bench(json: Option<&Path>) -> Result<bool, LabError> {
     // Before the private /run hides a path below it.
     let file = json.map(std::fs::File::create).transpose().map_err(LabError::doing("make the JSON file"))?;
     lab::netns::enter_lab()?;
@@ -104,7 +136,7 @@ fn tell(seed: u64) -> bool {
     }
 }
 
-fn simulate(first: u64, seeds: u64, json: Option<&std::path::Path>) -> Result<bool, LabError> {
+fn simulate(first: u64, seeds: u64, json: Option<&Path>) -> Result<bool, LabError> {
     let started = Instant::now();
     println!("── {seeds} histories");
     let told = sim::tell_many(first, seeds, Duration::MAX, &|number| {
@@ -137,7 +169,63 @@ fn simulate(first: u64, seeds: u64, json: Option<&std::path::Path>) -> Result<bo
         told.findings.len(),
         started.elapsed().as_secs()
     );
+    println!(
+        "── EC2 calls of one node: idle, for its first 16 addresses, and for each pod that comes and goes"
+    );
+    print!("{}", fleet::budget::table(&fleet::budget::of_all(first)?));
     Ok(told.findings.is_empty() && plants.iter().all(|(_, found)| found.is_some()))
+}
+
+fn fleet(arguments: &FleetArguments) -> Result<bool, LabError> {
+    let started = Instant::now();
+    let rate = |given: &[u32]| match given {
+        [burst, per_second] => Ok(fleet::Rate { burst: *burst, per_second: *per_second }),
+        _ => Err(LabError::Otherwise("a rate is two numbers".to_owned())),
+    };
+    let rates = fleet::Rates {
+        describe: rate(&arguments.describe)?,
+        change: rate(&arguments.change)?,
+        pooled: arguments.pooled,
+    };
+    let wish = fleet::Wish {
+        nodes: arguments.nodes.clone(),
+        seed: arguments.seed,
+        rates,
+        instance_type: arguments.instance_type.clone(),
+        retry: Duration::from_millis(arguments.retry_ms),
+    };
+    let runs = fleet::run(&wish, &|line| println!("   {line}"))?;
+    let budgets = fleet::budget::of_all(wish.seed)?;
+    print!("{}", fleet::table(&runs));
+    println!(
+        "── EC2 calls of one node: idle, for its first 16 addresses, and for each pod that comes and goes"
+    );
+    print!("{}", fleet::budget::table(&budgets));
+    if let Some(out) = &arguments.out {
+        write_results(out, &wish, &runs, &budgets)?;
+    }
+    println!("── {} histories in {} s", runs.len(), started.elapsed().as_secs());
+    Ok(true)
+}
+
+fn write_results(
+    out: &Path,
+    wish: &fleet::Wish,
+    runs: &[fleet::Run],
+    budgets: &[fleet::budget::Budget],
+) -> Result<(), LabError> {
+    let json = serde_json::to_string_pretty(&fleet::as_json(wish, runs, budgets));
+    let json = json.map_err(|error| LabError::Otherwise(error.to_string()))? + "\n";
+    let files = [
+        ("results.json", json),
+        ("results.md", fleet::markdown(wish, runs, budgets)),
+        ("results.svg", fleet::plot(runs)),
+    ];
+    std::fs::create_dir_all(out).map_err(LabError::doing("make the directory"))?;
+    for (name, text) in files {
+        std::fs::write(out.join(name), text).map_err(LabError::doing("write the results"))?;
+    }
+    Ok(())
 }
 
 /// True when every cell is as expected.

@@ -8,7 +8,7 @@
 mod cloud;
 mod named;
 mod plant;
-mod rng;
+pub(crate) mod rng;
 mod script;
 #[cfg(test)]
 mod tests;
