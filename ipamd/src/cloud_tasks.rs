@@ -1,12 +1,12 @@
 //! Calls to EC2 and IMDS: one task each, so that a slow one holds up nothing. Results come back as events.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use pool::{Action, ActionId, EniSeen, Outcome, Role, Wanted};
 use tokio::sync::{OnceCell, mpsc};
-use types::{DeviceIndex, EniId, InstanceId, InstanceTable, NetworkCard, SecurityGroupId, SubnetId};
+use types::{DeviceIndex, EniId, InstanceTable, NetworkCard, SecurityGroupId, SubnetId};
 
 use crate::clock::Clock;
 use crate::cloud::{CloudError, CloudErrorKind, Ec2, EniRecord, Identity, Imds, Inventory, NewEni};
@@ -24,8 +24,12 @@ const CREATE_RETRY: Duration = Duration::from_secs(1);
 const DELETE_ATTEMPTS: u32 = 12;
 const DELETE_RETRY: Duration = Duration::from_secs(1);
 
-/// Pause between two readings of the primary ENI's security groups; local, and EC2 is asked only when they change.
-const GROUPS_EVERY: Duration = Duration::from_secs(10);
+/// Pause between two readings of what only instance metadata tells; local, and EC2 is asked only when it changes.
+const WATCH_EVERY: Duration = Duration::from_secs(10);
+
+fn not_asked() -> CloudError {
+    CloudError::new(CloudErrorKind::Denied, "EC2", "it is not to be asked")
+}
 
 /// The cloud side of one node.
 #[derive(Debug)]
@@ -36,6 +40,8 @@ pub(crate) struct CloudTasks {
     events: mpsc::Sender<Event>,
     /// Known once instance metadata has answered.
     node: OnceCell<Known>,
+    /// Somebody has looked since the node started.
+    looked: AtomicBool,
     tokens: AtomicU64,
 }
 
@@ -49,16 +55,21 @@ struct Known {
 
 impl Known {
     fn ec2(&self) -> Result<&Ec2, CloudError> {
-        let denied =
-            || CloudError::new(CloudErrorKind::Denied, "EC2", "a setting says that it is not to be asked");
-        self.ec2.as_ref().ok_or_else(denied)
+        self.ec2.as_ref().ok_or_else(not_asked)
     }
 }
 
 impl CloudTasks {
-    pub(crate) fn new(config: Config, clock: Clock, imds: Imds, events: mpsc::Sender<Event>) -> Arc<Self> {
-        let tokens = AtomicU64::new(clock.now().0);
-        Arc::new(Self { config, clock, imds, events, node: OnceCell::new(), tokens })
+    /// `ran_before`: a daemon ran since the node started.
+    pub(crate) fn new(
+        config: Config,
+        clock: Clock,
+        imds: Imds,
+        ran_before: bool,
+        events: mpsc::Sender<Event>,
+    ) -> Arc<Self> {
+        let (tokens, looked) = (AtomicU64::new(clock.now().0), AtomicBool::new(ran_before));
+        Arc::new(Self { config, clock, imds, events, node: OnceCell::new(), looked, tokens })
     }
 
     /// Finds out who we are, tries until it knows, and then watches what only instance metadata tells.
@@ -74,7 +85,7 @@ impl CloudTasks {
         };
         drop(self.events.send(Event::Identified(Box::new(facts))).await);
         if let Some(known) = self.node.get() {
-            self.watch_groups(known.identity.security_groups.clone()).await;
+            self.watch(&known.identity).await;
         }
     }
 
@@ -109,24 +120,30 @@ impl CloudTasks {
             subnet: identity.subnet.clone(),
             cluster: self.config.cluster_name.clone(),
             more_tags: self.config.eni_tags.clone(),
-            // Instance metadata tells no tags, so there is nothing to tell ENIs apart by.
             manage_untagged: self.config.manage_untagged || self.config.imds_only,
+            imds_only: self.config.imds_only,
             subnet_discovery: self.config.subnet_discovery,
         }
     }
 
-    /// Tells when the primary ENI's security groups change, until nobody listens.
-    async fn watch_groups(&self, mut last: Vec<SecurityGroupId>) {
+    /// Tells when the primary ENI's security groups or the VPC's ranges change, until nobody listens.
+    async fn watch(&self, identity: &Identity) {
+        let (mut groups, mut ranges) = (identity.security_groups.clone(), identity.vpc_cidrs.clone());
         while !self.events.is_closed() {
-            if let Ok(groups) = self.groups().await
-                && groups != last
+            tokio::time::sleep(WATCH_EVERY).await;
+            if let Ok(now) = self.groups().await
+                && groups != now
             {
-                last = groups;
-                if self.events.send(Event::Stale).await.is_err() {
-                    return;
-                }
+                groups = now;
+                drop(self.events.send(Event::Stale).await);
             }
-            tokio::time::sleep(GROUPS_EVERY).await;
+            if let Ok(now) = self.imds.vpc_cidrs(identity.mac).await
+                && ranges != now
+                && !now.is_empty()
+            {
+                ranges.clone_from(&now);
+                drop(self.events.send(Event::Ranges(now)).await);
+            }
         }
     }
 
@@ -143,16 +160,22 @@ impl CloudTasks {
         });
     }
 
-    /// The ENIs as EC2 tells them; as IMDS does where EC2 denies us or is away.
+    /// The ENIs as EC2 tells them; as IMDS does where EC2 denies us or is away, and for the first look on a node that has just
+    /// started: then IMDS knows as much, and thousands of nodes that start at once do not wait for each other.
     async fn picture(&self) -> Result<Picture, CloudError> {
         let as_of = self.clock.now();
         let known = self.known()?;
         let subnets = self.imds.subnets().await?;
         let mut picture = Picture { as_of, subnets, ..Picture::default() };
-        let inventory = match self.attached(known, &mut picture).await {
+        let fresh = !self.looked.swap(true, Ordering::Relaxed);
+        if fresh && !self.config.imds_only {
+            self.choose_subnets(known, &mut picture).await?;
+        }
+        let told = if fresh { Err(not_asked()) } else { self.attached(known, &mut picture).await };
+        let inventory = match told {
             Ok(inventory) => inventory,
             Err(error) if is_away(&error) => {
-                if !self.config.imds_only {
+                if !self.config.imds_only && !fresh {
                     let error = chain(&error);
                     tracing::warn!(error, "EC2 does not tell the ENIs; asking instance metadata");
                 }
@@ -182,7 +205,17 @@ impl CloudTasks {
         }
         let groups = self.groups().await?;
         picture.chores.extend(inventory.enis.iter().flat_map(|record| estate.duties(record, &groups)));
-        match ec2.subnets(&identity.vpc_id, &identity.zone).await {
+        self.choose_subnets(known, picture).await?;
+        Ok(inventory)
+    }
+
+    /// Which subnets may be used; not to be allowed to know is no failure.
+    async fn choose_subnets(&self, known: &Known, picture: &mut Picture) -> Result<(), CloudError> {
+        let Known { identity, estate, .. } = known;
+        if !self.config.provisioning {
+            return Ok(());
+        }
+        match known.ec2()?.subnets(&identity.vpc_id, &identity.zone).await {
             Ok(found) => {
                 picture.subnets.extend(found.iter().map(|subnet| (subnet.id.clone(), subnet.cidr)));
                 picture.choice = estate.subnets(&found);
@@ -191,7 +224,7 @@ impl CloudTasks {
                 tracing::warn!(error = chain(&error), "the subnets are not known; those of before are used");
             }
         }
-        Ok(inventory)
+        Ok(())
     }
 
     /// Starts chores.
@@ -229,9 +262,7 @@ impl CloudTasks {
             Action::Assign { eni, wanted } => ec2.assign(&eni, wanted).await.map(Outcome::Assigned),
             Action::Release { eni, given } => ec2.release(&eni, &given).await.map(|()| Outcome::Released),
             Action::CreateEni { device, subnet, wanted } => self.create(known, device, subnet, wanted).await,
-            Action::DeleteEni { eni } => {
-                delete(ec2, &known.identity.instance, &eni).await.map(|()| Outcome::Deleted)
-            }
+            Action::DeleteEni { eni } => delete(ec2, known, &eni).await.map(|()| Outcome::Deleted),
         }
     }
 
@@ -298,12 +329,15 @@ async fn create_once(ec2: &Ec2, want: &NewEni) -> Result<EniRecord, CloudError> 
     }
 }
 
-/// Detaches an ENI and deletes it.
-async fn delete(ec2: &Ec2, instance: &InstanceId, eni: &EniId) -> Result<(), CloudError> {
-    let attached = ec2.inventory(instance).await?.enis;
-    let attachment =
-        attached.into_iter().find(|record| record.id == *eni).and_then(|record| record.attachment);
-    if let Some(attachment) = attachment {
+/// Detaches an ENI and deletes it, unless its tags say by now that it is not ours.
+async fn delete(ec2: &Ec2, known: &Known, eni: &EniId) -> Result<(), CloudError> {
+    let attached = ec2.inventory(&known.identity.instance).await?.enis;
+    let record = attached.into_iter().find(|record| record.id == *eni);
+    if let Some(record) = record.as_ref().filter(|record| known.estate.role(record) != Role::Secondary) {
+        let message = format!("{eni} is {} and stays", known.estate.role(record));
+        return Err(CloudError::new(CloudErrorKind::Unclear, "DetachNetworkInterface", message));
+    }
+    if let Some(attachment) = record.and_then(|record| record.attachment) {
         forgive(ec2.detach(&attachment).await, &[CloudErrorKind::Gone])?;
     }
     delete_available(ec2, eni).await
@@ -333,7 +367,7 @@ async fn delete_available(ec2: &Ec2, eni: &EniId) -> Result<(), CloudError> {
 
 /// Whether instance metadata has to do.
 fn is_away(error: &CloudError) -> bool {
-    matches!(error.kind(), CloudErrorKind::Denied | CloudErrorKind::Unreachable)
+    matches!(error.kind(), CloudErrorKind::Denied | CloudErrorKind::Unreachable | CloudErrorKind::Throttled)
 }
 
 /// Takes failures of these kinds for success.

@@ -17,8 +17,9 @@ use crate::cloud_tasks::CloudTasks;
 use crate::config::{self, Config};
 use crate::hold::{self, Hold};
 use crate::host::{HostKeeper, NatSettings};
-use crate::node::{Event, Node, PodInKernel, Settings, restore};
+use crate::node::{Event, Node, PodInKernel, Restored, Settings, restore};
 use crate::queue::LockedQueue;
+use crate::server::chain;
 use crate::store::Store;
 use crate::workers;
 
@@ -43,8 +44,7 @@ async fn daemon(config: Config) -> Result<(), RunError> {
     }
     let clock = Clock::start();
     let dir = config.run_dir.clone();
-    // The directory goes when the node starts anew, as the state does.
-    let ran_before = dir.join("delete-queue").exists();
+    let ran_before = mark_run(&dir).map_err(RunError::local("write into the run directory"))?;
     let queue =
         LockedQueue::lock(&dir.join("delete-queue")).map_err(RunError::local("lock the delete queue"))?;
     let settings = settings(&config)?;
@@ -73,7 +73,7 @@ async fn daemon(config: Config) -> Result<(), RunError> {
         writing: workers::writing(store, dir.join("state"), sender.clone())
             .map_err(start("start the writing thread"))?,
         wishes,
-        cloud: CloudTasks::new(config, clock, imds, sender.clone()),
+        cloud: CloudTasks::new(config, clock, imds, ran_before, sender.clone()),
     };
     let cloud = parts.cloud.clone();
     let (calls, called) = mpsc::channel(CALLS_MAX);
@@ -90,6 +90,17 @@ async fn daemon(config: Config) -> Result<(), RunError> {
         owner.await.map_err(RunError::local("finish the requests at work"))?;
     }
     Ok(())
+}
+
+/// Says that a daemon runs here, and tells whether one did since the node started: the directory goes with the node, as the state
+/// does.
+fn mark_run(dir: &Path) -> io::Result<bool> {
+    std::fs::create_dir_all(dir)?;
+    match std::fs::File::create_new(dir.join("ran")) {
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 /// The node with the state of before, and the file in which it goes on.
@@ -111,7 +122,15 @@ fn restored(
             Some(PodInKernel { host_if: types::HostVeth::found(&pod.host_if)?, address: pod.address })
         })
         .collect();
-    let (pool, remarks) = restore(settings.cooldown, loaded, &kernel, ran_before, now);
+    // A link that cannot be looked for is taken to be there: an address is rather held for too long than given twice.
+    let mut has_link = |host_if: &types::HostVeth| wirer.has_link(host_if.as_str()).unwrap_or(true);
+    let Restored { pool, leftovers, remarks } =
+        restore(settings.cooldown, loaded, &kernel, &mut has_link, ran_before, now);
+    for pod in leftovers {
+        if let Err(error) = wirer.remove(&pod) {
+            tracing::warn!(host_if = %pod.host_if, error = chain(&error), "a deleted pod's wiring stays");
+        }
+    }
     for remark in remarks {
         tracing::warn!("{remark}");
     }

@@ -38,6 +38,8 @@ pub(crate) struct Estate {
     pub(crate) more_tags: BTreeMap<String, String>,
     /// `MANAGE_UNTAGGED_ENI`.
     pub(crate) manage_untagged: bool,
+    /// `ENABLE_IMDS_ONLY_MODE`: nobody will ever tell tags.
+    pub(crate) imds_only: bool,
     /// `ENABLE_SUBNET_DISCOVERY`.
     pub(crate) subnet_discovery: bool,
 }
@@ -66,7 +68,8 @@ impl Estate {
         tags
     }
 
-    /// What an attached ENI is for, from its place, type and tags.
+    /// What an attached ENI is for, from its place, type and tags. Without tags it may be anybody's: nothing is taken from it,
+    /// least of all the ENI itself.
     pub(crate) fn role(&self, record: &EniRecord) -> Role {
         let tags = record.tags.as_ref();
         let tag = |key: &str| tags.and_then(|tags| tags.get(key)).map(String::as_str);
@@ -75,6 +78,7 @@ impl Estate {
             _ if record.mac == self.primary => Role::Primary,
             ("trunk", _) => Role::Trunk,
             _ if record.card != NetworkCard(0) => Role::Unmanaged,
+            _ if tags.is_none() && !self.imds_only => Role::Unmanaged,
             (_, Some("true")) => Role::Unmanaged,
             (_, None) if !ours && !self.manage_untagged => Role::Unmanaged,
             _ => Role::Secondary,
@@ -174,6 +178,7 @@ mod tests {
             cluster: cluster.map(str::to_owned),
             more_tags: BTreeMap::new(),
             manage_untagged: true,
+            imds_only: false,
             subnet_discovery: true,
         }
     }
@@ -226,7 +231,10 @@ mod tests {
         assert_eq!(open.role(&eni(1, &[(UNMANAGED_TAG, "true"), ours[0]])), Role::Unmanaged);
         assert_eq!(open.role(&EniRecord { interface_type: "trunk".into(), ..eni(1, &ours) }), Role::Trunk);
         assert_eq!(open.role(&EniRecord { card: NetworkCard(1), ..eni(1, &ours) }), Role::Unmanaged);
-        assert_eq!(strict.role(&EniRecord { tags: None, ..eni(1, &[]) }), Role::Unmanaged);
+        let untold = EniRecord { tags: None, ..eni(1, &[]) };
+        assert_eq!((open.role(&untold), strict.role(&untold)), (Role::Unmanaged, Role::Unmanaged));
+        let never_told = Estate { imds_only: true, ..open };
+        assert_eq!(never_told.role(&untold), Role::Secondary);
     }
 
     #[test]

@@ -21,7 +21,7 @@ struct Arguments {
 enum Command {
     /// Run the daemon; settings come from the environment.
     Run,
-    /// Show the pool, ENIs, pods and readiness of the daemon running on this node.
+    /// Show the pool, ENIs, pods and readiness of the daemon running on this node; fails while it cannot serve pods.
     Status {
         /// The daemon's socket.
         #[arg(long, default_value = wire::SOCKET_PATH)]
@@ -85,7 +85,7 @@ fn status(socket: &Path, json: bool) -> ExitCode {
         Ok(report) => {
             let text = if json { ipamd::status::json(&report) } else { ipamd::status::render(&report) };
             say(&mut std::io::stdout(), text.trim_end());
-            ExitCode::SUCCESS
+            if report.not_ready.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(failure) => {
             let text = format!("ipamd: {} [{}] {}", failure.message, failure.reason, failure.details);

@@ -20,6 +20,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("security_groups_follow_those_of_the_primary_eni", security_groups),
     ("an_operator_holds_back_changes_and_lets_go", hold),
     ("in_imds_only_mode_ec2_is_never_asked", imds_only),
+    ("what_others_take_from_the_host_comes_back", repair),
+    ("a_pod_whose_route_was_taken_keeps_its_address_over_a_restart", route_taken),
 ];
 
 const ROLE: &str = "kubernetes.io/role/cni";
@@ -188,4 +190,30 @@ fn imds_only() -> Outcome {
 
     ensure!(ec2.calls().is_empty(), "EC2 was asked {} times", ec2.calls().len());
     Ok(())
+}
+
+/// Somebody flushes rules and nftables under running pods.
+fn repair() -> Outcome {
+    let setting = Setting::start(&[("WARM_IP_TARGET", "1")])?;
+    let pods = setting.pods(0..11)?;
+    reach(&setting, &pods[8..])?;
+    let netns = setting.node.netns();
+    netns.ip("rule del pref 1536\nrule del pref 1024\n")?;
+    netns.nft("flush ruleset")?;
+
+    let rules =
+        || netns.read("ip rule show").is_ok_and(|rules| rules.contains("1536:") && rules.contains("1024:"));
+    setting.node.wait_for("the rules", |_| rules())?;
+    reach(&setting, &pods[8..])
+}
+
+fn route_taken() -> Outcome {
+    let setting = Setting::start(&[("IP_COOLDOWN_PERIOD", "1")])?;
+    let pods = setting.pods(0..3)?;
+    setting.node.netns().ip("route flush table 51200\n")?;
+
+    restart(&setting.node, &[("IP_COOLDOWN_PERIOD", "1")])?;
+
+    setting.accounts_for(&pods)?;
+    reach(&setting, &pods)
 }

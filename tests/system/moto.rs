@@ -239,7 +239,6 @@ fn is_asked_for(stage: &mut Stage, eni: &EniView) -> Outcome {
         "AttachNetworkInterface",
         "CreateNetworkInterface",
         "DescribeInstanceTypes",
-        "DescribeNetworkInterfaces",
         "DescribeSubnets",
         "ModifyNetworkInterfaceAttribute",
     ]);
@@ -280,6 +279,9 @@ fn left_behind() -> Outcome {
     let instance = stage.node().instance().id.to_string();
     let (ours, other) = (stage.make_eni(&instance)?, stage.make_eni("i-0123456789abcdef0")?);
     let key = stage.key.secret.clone();
+    // The one before left them; on a node that has just started there is nobody who could have.
+    stage.start_daemon(&key, &[("MAX_ENI", "1")])?;
+    stage.node().stop_daemon()?;
     stage.start_daemon(&key, &[("MAX_ENI", "1")])?;
     let until = Instant::now() + PATIENCE;
     loop {

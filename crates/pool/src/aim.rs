@@ -33,6 +33,8 @@ impl Stock {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Need {
     pub(crate) missing: u32,
+    /// So much of it is worth an ENI of its own; the rest only fills up what is there or comes anyway.
+    pub(crate) urgent: u32,
     /// Fill each ENI that is touched, as the Go version does for `WARM_ENI_TARGET`.
     whole_enis: bool,
     /// No more than this in all.
@@ -49,9 +51,17 @@ impl Need {
             Mode::Prefixes => room.min(self.missing.min(self.bound).div_ceil(Prefix::ADDRESSES)),
         };
         let wanted = Wanted::new(form, slots);
-        self.missing = self.missing.saturating_sub(wanted.addresses());
+        self.comes(wanted.addresses());
         self.bound = self.bound.saturating_sub(wanted.addresses());
         (slots > 0).then_some(wanted)
+    }
+}
+
+impl Need {
+    /// So much comes without being asked for again.
+    pub(crate) fn comes(&mut self, addresses: u32) {
+        self.missing = self.missing.saturating_sub(addresses);
+        self.urgent = self.urgent.saturating_sub(addresses);
     }
 }
 
@@ -103,7 +113,13 @@ impl Aim {
         let usable = stock.total.saturating_sub(stock.cooling);
         let bound = targets.max_pods.map_or(u32::MAX, |pods| pods.saturating_sub(usable)).max(stock.demand());
         let whole_enis = matches!(self, Self::Enis(_));
-        (missing > 0 && bound > 0).then_some(Need { missing, whole_enis, bound, why })
+        let urgent = match self {
+            Self::Addresses { low, minimum, .. } => {
+                at_least_zero(i64::from(low) - stock.available).max(minimum.saturating_sub(stock.total))
+            }
+            Self::Enis(_) | Self::Prefixes(_) => missing,
+        };
+        (missing > 0 && bound > 0).then_some(Need { missing, urgent, whole_enis, bound, why })
     }
 
     /// How many addresses are too many. `WARM_ENI_TARGET` gives back whole ENIs only.

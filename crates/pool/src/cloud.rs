@@ -32,7 +32,14 @@ impl Pool {
         }
         let settled = |since: Moment| since.plus(PICTURE_LAG) <= as_of;
         self.in_flight.retain(|_, call| !call.unclear_since.is_some_and(settled));
-        self.gone.retain(|gone| gone.until > as_of);
+        // What was doubted is there after all if it has what a pod of ours holds: no ENI is deleted under a pod.
+        let held: BTreeSet<Ipv4Addr> = self.held.values().map(|held| held.address).collect();
+        let serves = |eni: &EniSeen| held.iter().any(|address| eni.given().covers(*address));
+        let alive = |gone: &Gone| {
+            let whole = !gone.sure && gone.what.given.is_none();
+            whole && seen.iter().any(|eni| eni.id == gone.what.eni && serves(eni))
+        };
+        self.gone.retain(|gone| gone.until > as_of && !alive(gone));
         self.cooling_elsewhere.retain(|_, until| *until > now);
 
         let there: BTreeSet<&EniId> = seen.iter().map(|eni| &eni.id).collect();

@@ -229,8 +229,11 @@ impl Pool {
                 actions.extend(action.map(|action| Planned { action, why }));
                 wanted.is_none()
             });
-            need.missing = need.missing.saturating_sub(Wanted::new(*form, later).addresses());
+            need.comes(Wanted::new(*form, later).addresses());
             devices.retain(|device| {
+                if need.urgent == 0 {
+                    return true;
+                }
                 let most = |subnet| self.scarcity.ask_at_most(subnet, *form, now);
                 let Some(subnet) = self.subnets.iter().find(|subnet| most(subnet) > 0) else { return true };
                 let wanted = need.take(*form, u32::from(limits.slots_per_eni).min(most(subnet)));
@@ -239,7 +242,7 @@ impl Pool {
                 wanted.is_none()
             });
         }
-        Plan { actions, unmet: need.missing.min(need.bound), ..Plan::default() }
+        Plan { actions, unmet: need.urgent.min(need.bound), ..Plan::default() }
     }
 
     /// Free slots of an ENI. What a call may have taken away fills its own until a picture tells.

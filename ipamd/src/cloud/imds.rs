@@ -62,9 +62,17 @@ impl Imds {
             subnet: self.one(&of_eni("subnet-id")).await?,
             vpc_id: self.one(&of_eni("vpc-id")).await?,
             primary_address: self.one("local-ipv4").await?,
-            vpc_cidrs: self.many(&of_eni("vpc-ipv4-cidr-blocks")).await?,
+            vpc_cidrs: self.vpc_cidrs(mac).await?,
             security_groups: self.security_groups(mac).await?,
         })
+    }
+
+    /// The VPC's IPv4 ranges.
+    ///
+    /// # Errors
+    /// When the service cannot be reached or says what cannot be.
+    pub async fn vpc_cidrs(&self, primary: Mac) -> Result<Vec<Ipv4Network>, CloudError> {
+        self.many(&format!("{MACS}/{primary}/vpc-ipv4-cidr-blocks")).await
     }
 
     /// The security groups of the primary ENI.

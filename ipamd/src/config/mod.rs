@@ -233,7 +233,11 @@ fn policy_mode(reader: &mut Reader<'_>) {
         let word = text.to_ascii_lowercase();
         matches!(word.as_str(), "none" | "standard" | "strict").then_some(word)
     };
-    if reader.parsed(setting, known).is_some_and(|word| word == "strict") {
+    let mode = reader.parsed(setting, known);
+    if mode.as_deref() == Some("standard") {
+        reader.warnings.push(format!("{}: network policies are not enforced by this version", setting.name));
+    }
+    if mode.as_deref() == Some("strict") {
         let found = "strict".to_owned();
         reader.errors.push(SettingError::Unsupported { name: setting.name, found, doc: setting.doc });
     }

@@ -17,8 +17,10 @@ use crate::store::Record;
 pub const RELEASED_KEPT: usize = 4096;
 /// What is kept back of a caller's patience, so that it gets our answer instead of its own timeout.
 const MARGIN: Duration = Duration::from_millis(500);
+/// How long before its deadline an ADD takes an address that still cools, rather than none.
+const PRESSED: Duration = Duration::from_secs(2);
 /// MTU when the caller names one that cannot be; what the Go version falls back to.
-const MTU_DEFAULT: u32 = 9001;
+pub(super) const MTU_DEFAULT: u32 = 9001;
 
 /// A request that has not been answered.
 #[derive(Debug)]
@@ -114,7 +116,10 @@ impl Node {
 
     /// The same with addresses that still cool, if nothing else can be had (I8).
     pub(super) fn serve_early(&mut self, now: Moment) {
-        if !self.queue.is_empty() && !self.growing() {
+        // While more can be had those who wait can wait for it, or for an address to cool, but not beyond their time.
+        let pressed = self.next_deadline().is_some_and(|deadline| deadline.since(now) <= PRESSED);
+        let more = self.limits().map(|limits| self.pool.shortage_reason(&limits, now));
+        if !self.queue.is_empty() && !self.growing() && (pressed || more != Some(Reason::PoolEmpty)) {
             self.serve_with(now, true);
         }
     }
@@ -400,12 +405,27 @@ impl Node {
         }
     }
 
-    pub(super) fn next_deadline(&self) -> Option<Moment> {
+    /// Ends every ADD that waits.
+    pub(super) fn give_up_queue(&mut self) {
+        for id in std::mem::take(&mut self.queue) {
+            self.leave_queue(id);
+            self.fail(id, Failure::new(Reason::DaemonUnreachable, "the daemon is stopping"));
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Moment> {
         let deadline = |id| match self.pending.get(id)? {
             Pending::Add(add) => Some(add.deadline),
             Pending::Release { .. } | Pending::Check => None,
         };
         self.queue.iter().filter_map(deadline).min()
+    }
+
+    /// When time alone changes something for those who wait.
+    pub(super) fn queue_wakeup(&self, now: Moment) -> Option<Moment> {
+        let deadline = self.next_deadline()?;
+        let pressed = deadline.minus(PRESSED);
+        Some(if pressed > now { pressed } else { deadline })
     }
 
     fn fail(&mut self, id: CallId, failure: Failure) {

@@ -173,6 +173,8 @@ pub enum Event {
     Held(Hold),
     /// Something about our ENIs has changed outside: look at them.
     Stale,
+    /// The VPC's IPv4 ranges have changed.
+    Ranges(Vec<Ipv4Network>),
     /// The daemon is about to end: nothing new is begun in EC2.
     Stopping,
     /// The host's kernel state was brought in line, as far as possible.

@@ -33,6 +33,10 @@ pub(super) struct CloudState {
     pub(super) tidying: bool,
     /// When to look again.
     pub(super) look_at: Moment,
+    /// Something has changed since the last look began.
+    pub(super) stale: bool,
+    /// The trouble is that of a look.
+    pub(super) blind: bool,
     /// At least one inventory has come, the host's kernel is in line with it, and it is in the pool.
     pub(super) pictured: bool,
     rng: u64,
@@ -48,6 +52,8 @@ impl CloudState {
             looked_at: Moment(0),
             tidying: false,
             look_at: Moment(0),
+            stale: false,
+            blind: false,
             pictured: false,
             rng: seed | 1,
         }
@@ -68,6 +74,7 @@ impl CloudState {
 
     pub(super) fn worked(&mut self) {
         self.trouble = None;
+        self.blind = false;
         self.failures = 0;
         self.hold_until = Moment(0);
     }
@@ -229,8 +236,10 @@ impl Node {
         let of_pool = self.limits().map(|limits| self.pool.shortage_reason(&limits, now));
         match (of_pool, &self.cloud.trouble) {
             (Some(Reason::PoolEmpty), _) if !self.may(false) => Reason::OnHold,
-            (_, Some((kind, _))) => kind.reason(),
-            (of_pool, None) => of_pool.unwrap_or(Reason::Starting),
+            // What the pool could ask for it would ask EC2 for.
+            (Some(Reason::PoolEmpty) | None, Some((kind, _))) => kind.reason(),
+            (Some(reason), _) => reason,
+            (None, None) => Reason::Starting,
         }
     }
 

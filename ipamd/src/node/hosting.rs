@@ -18,6 +18,8 @@ use super::{Node, adding};
 const LINK_POLL: Duration = Duration::from_millis(100);
 /// How long the link of a new ENI may take; longer than EC2's descriptions lag.
 const LINK_PATIENCE: Duration = Duration::from_secs(20);
+/// How often the host's kernel is compared with what it should be although nothing happened.
+const REPAIR_EVERY: Duration = Duration::from_secs(30);
 /// Pause before the host's kernel is tried again after a refusal.
 const HOST_RETRY: Duration = Duration::from_secs(1);
 
@@ -30,14 +32,17 @@ pub(super) struct HostState {
     /// Something has changed since the newest wish.
     dirty: bool,
     retry_at: Option<Moment>,
+    /// When to see whether somebody else has changed something.
+    repair_at: Moment,
     /// What was wrong the last time.
     pub(super) trouble: Option<String>,
     pub(super) settling: Vec<Settling>,
 }
 
 impl HostState {
-    pub(super) const fn wakeup(&self) -> Option<Moment> {
-        self.retry_at
+    pub(super) fn wakeup(&self) -> Option<Moment> {
+        let repair = (!self.under_way).then_some(self.repair_at);
+        self.retry_at.into_iter().chain(repair).min()
     }
 }
 
@@ -139,8 +144,19 @@ impl Node {
         }
     }
 
-    /// Asks for the host's kernel to be brought in line, one wish at a time.
+    /// The VPC has other ranges now: packets to them keep their source address.
+    pub(super) fn ranges(&mut self, ranges: Vec<Ipv4Network>) {
+        if let Some(facts) = &mut self.facts {
+            tracing::info!(?ranges, "the VPC's ranges have changed");
+            facts.vpc_cidrs = ranges;
+            self.host.dirty = true;
+        }
+    }
+
+    /// Asks for the host's kernel to be brought in line, one wish at a time; once in a while also when nothing of ours has
+    /// changed, for others change it too.
     pub(super) fn wish(&mut self, now: Moment) {
+        self.host.dirty |= self.cloud.pictured && self.host.repair_at <= now;
         if self.host.retry_at.is_some_and(|at| at <= now) {
             self.host.retry_at = None;
         }
@@ -152,6 +168,7 @@ impl Node {
         self.host.generation += 1;
         self.host.under_way = true;
         self.host.dirty = false;
+        self.host.repair_at = now.plus(REPAIR_EVERY);
         for settling in &mut self.host.settling {
             settling.generation.get_or_insert(self.host.generation);
         }

@@ -12,6 +12,8 @@ use crate::cloud::{CloudError, CloudErrorKind};
 
 /// Pause before another look when the last one was of something in motion.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// Pause before another look when only instance metadata has answered.
+const EC2_AGAIN: Duration = Duration::from_secs(300);
 /// Pause before another look when chores could not be done.
 const TIDY_AGAIN: Duration = Duration::from_secs(300);
 /// Tags are put right only by a daemon that has run for this long: when many nodes start at once, pods go first.
@@ -22,7 +24,9 @@ const STRAY: Duration = Duration::from_secs(300);
 impl Node {
     /// Looks at the ENIs: at start, after an unclear outcome, and once in a while.
     pub(super) fn look_if_due(&mut self, now: Moment) {
-        if self.facts.is_some() && !self.cloud.looking && self.cloud.look_at <= now {
+        let due = self.cloud.stale || self.cloud.look_at <= now;
+        if self.facts.is_some() && !self.cloud.looking && due {
+            self.cloud.stale = false;
             self.cloud.looking = true;
             self.cloud.looked_at = now;
             self.effects.push(Effect::Look);
@@ -36,13 +40,21 @@ impl Node {
                 if picture.from_metadata {
                     self.tell_roles(&mut picture.enis);
                 }
-                let pause = if picture.in_motion { LOOK_AGAIN } else { self.settings.audit_every };
+                if self.cloud.blind {
+                    self.cloud.worked();
+                }
+                let pause = match (picture.in_motion, picture.from_metadata) {
+                    (true, _) => LOOK_AGAIN,
+                    (false, true) => EC2_AGAIN.min(self.settings.audit_every),
+                    (false, false) => self.settings.audit_every,
+                };
                 self.cloud.look_at = now.plus(self.cloud.jitter(pause));
                 self.subnets.extend(picture.subnets.clone());
                 self.settle(Gain::Picture(Box::new(picture)), now);
             }
             Err(error) => {
                 self.cloud.failed(&error, now);
+                self.cloud.blind = true;
                 self.cloud.look_at = self.cloud.hold_until;
             }
         }

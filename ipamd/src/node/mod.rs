@@ -29,7 +29,7 @@ use types::{EniId, Moment, SandboxKey, SubnetId};
 
 pub use adding::RELEASED_KEPT;
 pub use event::{BatchId, CallId, Chore, Effect, Event, Facts, HostWish, Picture, Stray, Subnets};
-pub use restore::{PodInKernel, restore};
+pub use restore::{PodInKernel, Restored, restore};
 
 use crate::hold::Hold;
 use adding::Pending;
@@ -139,8 +139,9 @@ impl Node {
             Event::Acted { id, result } => self.acted(id, result, now),
             Event::Tidied(result) => self.tidied(result, now),
             Event::Held(hold) => self.held(hold),
-            Event::Stale => self.cloud.look_at = self.cloud.look_at.min(now),
-            Event::Stopping => self.stopping = true,
+            Event::Stale => self.cloud.stale = true,
+            Event::Ranges(ranges) => self.ranges(ranges),
+            Event::Stopping => self.stop(),
             Event::Converged { generation, result } => self.converged(generation, result, now),
             Event::Tick => {}
         }
@@ -157,7 +158,7 @@ impl Node {
     /// When to send a [`Event::Tick`] if nothing else happens before.
     #[must_use]
     pub fn next_wakeup(&self, now: Moment) -> Moment {
-        let queue = self.next_deadline();
+        let queue = self.queue_wakeup(now);
         let rest =
             [self.pool.next_change(now), self.cloud_wakeup(), self.host.wakeup(), self.plan_again, queue];
         // What is past was looked at just now and waits for something else.
@@ -172,6 +173,12 @@ impl Node {
             (!self.cloud.pictured, "the first look at the ENIs, the host's routes, rules and nftables"),
         ];
         latches.into_iter().filter_map(|(missing, what)| missing.then_some(what)).collect()
+    }
+
+    /// The daemon is about to end: those who wait for an address will not get one from it.
+    fn stop(&mut self) {
+        self.stopping = true;
+        self.give_up_queue();
     }
 
     /// Everything that may follow from any event.

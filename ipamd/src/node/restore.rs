@@ -5,6 +5,7 @@
 //! - What a call was to take away just before is not brought back by EC2's descriptions, which lag.
 //! - Where the file is lost or damaged, what such calls were is not known: then what is idle in the first pictures is not
 //!   given out; pods get what EC2 gives anew.
+//! - A pod in the kernel whose DEL the file knows is what the daemon before did not come to take away.
 //! - A pod in the kernel that the file does not know keeps its address under a placeholder, so that nobody else
 //!   gets it (a crash between wiring and writing, or a lost file). Its DEL finds it by the name of its host link.
 
@@ -12,9 +13,11 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use datapath::PodSpec;
 use pool::{Owner, PICTURE_LAG, Pool};
 use types::{HostVeth, Moment, PodName, SandboxKey};
 
+use super::adding::{MTU_DEFAULT, pod_spec};
 use crate::store::{Loaded, Record};
 
 /// Network name of sandboxes that were found in the kernel only.
@@ -34,25 +37,47 @@ pub(super) fn placeholder(host_if: &HostVeth) -> Option<SandboxKey> {
     SandboxKey::new(REBUILT, host_if.as_str(), "eth0").ok()
 }
 
-/// Rebuilds the pool. Returns it with remarks for the log. `ran_before`: a daemon ran since the node started.
+/// The state as far as it could be brought back.
+#[derive(Debug)]
+pub struct Restored {
+    /// The addresses.
+    pub pool: Pool,
+    /// Pods whose DEL was served, and whose wiring the daemon did not live to take away.
+    pub leftovers: Vec<PodSpec>,
+    /// For the log.
+    pub remarks: Vec<String>,
+}
+
+/// Rebuilds the state.
+///
+/// `has_link` tells whether a host link exists, with or without a route; `ran_before` that a daemon ran since the node started.
 #[must_use]
 pub fn restore(
     cooldown: Duration,
     loaded: Loaded,
     kernel: &[PodInKernel],
+    has_link: &mut dyn FnMut(&HostVeth) -> bool,
     ran_before: bool,
     now: Moment,
-) -> (Pool, Vec<String>) {
+) -> Restored {
     let mut remarks: Vec<String> = loaded.damage.iter().map(|d| format!("state file: {d}")).collect();
     let lost = loaded.records.is_empty() && (ran_before || !kernel.is_empty());
     let distrust = lost || loaded.damage.is_some();
     let mut pool = Pool::new(cooldown);
+    let mut released: BTreeMap<HostVeth, PodSpec> = BTreeMap::new();
     for record in loaded.records {
         match record {
             Record::Snapshot { pool: snapshot, .. } => pool = Pool::restore(*snapshot, cooldown, now),
-            Record::Assigned { owner, address } => pool.adopt(owner, address),
+            Record::Assigned { owner, address } => {
+                released.remove(&owner.host_if);
+                pool.adopt(owner, address);
+            }
             Record::Leaving { leaving } => pool.doubt(leaving, now.plus(PICTURE_LAG)),
-            Record::Released { sandbox, at } => drop(pool.release(&sandbox, at.min(now))),
+            Record::Released { sandbox, at } => {
+                let gone = pool.release(&sandbox, at.min(now));
+                let gone = gone.map(|(owner, grant)| pod_spec(&owner, grant.address, MTU_DEFAULT));
+                released.extend(gone.map(|pod| (pod.host_if.clone(), pod)));
+            }
         }
     }
     if distrust {
@@ -61,7 +86,11 @@ pub fn restore(
     let there: BTreeMap<&HostVeth, Ipv4Addr> = kernel.iter().map(|pod| (&pod.host_if, pod.address)).collect();
     let dead: Vec<SandboxKey> = pool
         .owners()
-        .filter(|(owner, grant)| there.get(&owner.host_if) != Some(&grant.address))
+        .filter(|(owner, grant)| match there.get(&owner.host_if) {
+            Some(address) => *address != grant.address,
+            // Somebody may have taken the route alone: the pod lives, and the first wish brings its route back.
+            None => !has_link(&owner.host_if),
+        })
         .map(|(owner, _)| owner.sandbox.clone())
         .collect();
     for sandbox in dead {
@@ -72,8 +101,13 @@ pub fn restore(
             ));
         }
     }
+    let mut leftovers = Vec::new();
     for pod in kernel {
         if pool.holder_of(&pod.host_if).is_some() {
+            continue;
+        }
+        if let Some(gone) = released.remove(&pod.host_if).filter(|gone| gone.address == pod.address) {
+            leftovers.push(gone);
             continue;
         }
         let Some(sandbox) = placeholder(&pod.host_if) else { continue };
@@ -82,5 +116,5 @@ pub fn restore(
         let owner = Owner { sandbox, pod: PodName::default(), host_if: pod.host_if.clone(), since: now };
         pool.adopt(owner, pod.address);
     }
-    (pool, remarks)
+    Restored { pool, leftovers, remarks }
 }

@@ -35,6 +35,7 @@ pub(crate) struct Ours {
     node: Node,
     facts: Facts,
     ready: bool,
+    looked: bool,
     /// ADDs that were not answered.
     adds: BTreeMap<CallId, Sandbox>,
     last_call: u64,
@@ -69,7 +70,7 @@ impl Ours {
             vpc_cidrs: Vec::new(),
         };
         let node = Node::new(settings, Pool::new(COOLDOWN), seed, now);
-        Some(Self { node, facts, ready: false, adds: BTreeMap::new(), last_call: 0 })
+        Some(Self { node, facts, ready: false, looked: false, adds: BTreeMap::new(), last_call: 0 })
     }
 
     pub(crate) fn wakeup(&self, now: Moment) -> Moment {
@@ -138,9 +139,12 @@ impl Ours {
             }
             Effect::Wire(call, _) => wants.push(Want::Hear(WIRING, Happening::Wired(call))),
             Effect::Look => {
-                // What is attached, what is not, and the subnets; those of before are used where the last are not known.
+                // What is attached, what is not, and the subnets; those of before are used where the last are not known. The first
+                // look of a node that has just started asks instance metadata for all but the subnets.
                 let look = || Step::must(Deed::Look, READS);
-                let steps = vec![look(), look(), Step::may(Deed::DescribeSubnets, READS)];
+                let subnets = Step::may(Deed::DescribeSubnets, READS);
+                let fresh = !std::mem::replace(&mut self.looked, true);
+                let steps = if fresh { vec![subnets] } else { vec![look(), look(), subnets] };
                 wants.push(Want::Run(Errand::new(Purpose::Look(now), None, steps)));
             }
             Effect::Act(id, action) => wants.push(Want::Run(errand(id, action))),
@@ -155,6 +159,11 @@ impl Ours {
         Some(match errand.purpose {
             Purpose::Look(as_of) => Event::Looked(match refused {
                 Some(refusal) => Err(error("DescribeNetworkInterfaces", Kind::Reads, refusal)),
+                // Instance metadata tells what is there, and nothing of what is to be done about it.
+                None if errand.found.is_empty() => {
+                    let told = self.picture(as_of, &instance.enis);
+                    Ok(Picture { from_metadata: true, chores: Vec::new(), ..told })
+                }
                 None => Ok(self.picture(as_of, &errand.found)),
             }),
             Purpose::Tidy => {

@@ -219,6 +219,14 @@ impl Wirer {
         Ok(pods)
     }
 
+    /// Whether the host has a link of this name. For the start only.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read.
+    pub fn has_link(&mut self, name: &str) -> Result<bool, WireError> {
+        Ok(self.link(name)?.is_some())
+    }
+
     fn pod_routes(&mut self) -> Result<Vec<Route>, WireError> {
         let replies = match self.host.dump(&pod::list_routes()) {
             Ok(replies) => replies,

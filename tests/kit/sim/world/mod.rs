@@ -9,7 +9,9 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use datapath::{Marks, PodSpec};
-use ipamd::node::{BatchId, CallId, Effect, Event, Facts, HostWish, Node, PodInKernel, Settings, restore};
+use ipamd::node::{
+    BatchId, CallId, Effect, Event, Facts, HostWish, Node, PodInKernel, Restored, Settings, restore,
+};
 use ipamd::store::{Loaded, Record, VERSION};
 use pool::{Snapshot, Targets};
 use types::{HostVeth, InstanceTable, Moment, PodName, Reason, SandboxKey, VethPrefix};
@@ -355,16 +357,20 @@ impl World {
         if self.plant == Some(Plant::ForgetsCooling) {
             forget_cooling(&mut records);
         }
-        let (pool, _remarks) = restore(
+        let Restored { pool, leftovers, .. } = restore(
             self.script.setup.cooldown,
             Loaded { records, damage: None },
             &kernel,
+            &mut |host_if| self.links.contains_key(host_if),
             self.epoch > 0,
             now,
         );
         self.disk.records = vec![Record::Snapshot { version: VERSION, pool: Box::new(pool.snapshot()) }];
         self.early = 0;
         self.say(|| format!("the daemon starts; it holds {} addresses", pool.owners().count()));
+        for pod in leftovers {
+            self.wire(Job::Remove(pod))?;
+        }
         let seed = self.rng.next();
         self.node = Some(Node::new(settings(&self.script.setup), pool, seed, now));
         self.tick_at = Moment(u64::MAX);
