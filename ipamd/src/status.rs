@@ -71,7 +71,11 @@ fn head(out: &mut String, report: &Report) -> std::fmt::Result {
     let AddressCount { free, reserved, assigned, cooling } = report.addresses;
     writeln!(out, "\naddresses {} of {} possible", report.addresses.total(), report.capacity)?;
     writeln!(out, "  {}", bar(report.addresses))?;
-    writeln!(out, "  # {assigned} assigned  + {reserved} reserved  ~ {cooling} cooling  . {free} free")
+    writeln!(out, "  # {assigned} assigned  + {reserved} reserved  ~ {cooling} cooling  . {free} free")?;
+    match report.reused_early {
+        0 => Ok(()),
+        n => writeln!(out, "  {n} were given out before they had cooled, for want of others"),
+    }
 }
 
 /// One character per address, at most 100.
@@ -183,6 +187,7 @@ pub fn blank(now: Moment) -> Report {
         vpc_cidrs: Vec::new(),
         addresses: AddressCount::default(),
         capacity: 0,
+        reused_early: 0,
         enis: Vec::new(),
         pods: Vec::new(),
         waiting: Vec::new(),

@@ -29,6 +29,9 @@ pub struct Report {
     pub addresses: AddressCount,
     /// The most addresses for pods this node can hold.
     pub capacity: u32,
+    /// Addresses that were given out before they had cooled, because nothing else was to be had; since the daemon started.
+    #[serde(default)]
+    pub reused_early: u64,
     /// The ENIs, by card and device.
     pub enis: Vec<EniReport>,
     /// The sandboxes that hold an address.

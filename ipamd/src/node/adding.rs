@@ -6,7 +6,7 @@ use std::time::Duration;
 use datapath::PodSpec;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use pool::{Grant, Owner};
-use types::{DeviceIndex, HostVeth, Moment, NetworkCard, Reason, SandboxKey, TableId};
+use types::{DeviceIndex, HostVeth, Moment, NetworkCard, PodName, Reason, SandboxKey, TableId, VethPrefix};
 use wire::{Added, Attachment, Detachment, Failure, Interface, Kept, Reply, Request, Verb};
 
 use super::event::{BatchId, CallId, Effect};
@@ -104,7 +104,7 @@ impl Node {
         self.adding.insert(sandbox.clone(), id);
         self.queue.push_back(id);
         let phase = Phase::Waiting(Reason::PoolEmpty);
-        let host_if = host_if_of(&attachment);
+        let host_if = host_if_of(&attachment.sandbox, &attachment.pod, &attachment.veth_prefix);
         let add = Add { attachment, host_if, since: now, deadline: now.plus(held), phase };
         self.pending.insert(id, Pending::Add(Box::new(add)));
     }
@@ -281,7 +281,7 @@ impl Node {
         if let Some(add) = self.adding.get(sandbox).copied() {
             return self.supersede(add, id);
         }
-        let host_if = HostVeth::of_pod(&detachment.veth_prefix, &detachment.pod, 0);
+        let host_if = host_if_of(sandbox, &detachment.pod, &detachment.veth_prefix);
         let rebuilt = restore::placeholder(&host_if);
         let records: Vec<Record> = [Some(sandbox.clone()), rebuilt]
             .into_iter()
@@ -457,8 +457,7 @@ impl Add {
     }
 }
 
-fn host_if_of(attachment: &Attachment) -> HostVeth {
-    let Attachment { sandbox, pod, veth_prefix, .. } = attachment;
+fn host_if_of(sandbox: &SandboxKey, pod: &PodName, veth_prefix: &VethPrefix) -> HostVeth {
     match pod.name.is_empty() {
         false => HostVeth::of_pod(veth_prefix, pod, 0),
         // A sandbox that is no Kubernetes pod is named after itself.

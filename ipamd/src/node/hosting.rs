@@ -88,6 +88,10 @@ fn networks(given: &Given) -> impl Iterator<Item = Ipv4Network> {
 
 impl Node {
     pub(super) fn settle(&mut self, gain: Gain, now: Moment) {
+        // A newer picture tells all that an older one does.
+        if matches!(gain, Gain::Picture(_)) {
+            self.host.settling.retain(|settling| !matches!(settling.gain, Gain::Picture(_)));
+        }
         self.host.settling.push(Settling { gain, generation: None, since: now });
         self.host.dirty = true;
     }

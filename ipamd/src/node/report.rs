@@ -24,6 +24,7 @@ impl Node {
             report.primary_address = Some(facts.primary_address);
             report.vpc_cidrs = facts.vpc_cidrs.iter().copied().map(IpNetwork::V4).collect();
         }
+        report.reused_early = self.pool.reused_early();
         report.capacity = self.capacity().addresses;
         report.enis = self.eni_reports(now);
         report.pods = self.pod_reports();

@@ -8,11 +8,15 @@ use std::time::Duration;
 
 use datapath::Marks;
 use pool::{Action, ActionId, EniSeen, Given, Outcome, Pool, Role, Targets, Wanted};
-use types::{DeviceIndex, InstanceTable, Mac, Moment, NetworkCard, PodName, Reason, SandboxKey, VethPrefix};
+use types::{
+    DeviceIndex, HostVeth, InstanceTable, Mac, Moment, NetworkCard, PodName, Reason, SandboxKey, VethPrefix,
+};
 use wire::{Attachment, Detachment, Failure, PROTOCOL, Reply, Request, Verb};
 
 use super::{BatchId, CallId, Chore, Effect, Event, Facts, Node, Picture, Settings, Stray, Subnets};
+use super::{PodInKernel, restore};
 use crate::cloud::{CloudError, CloudErrorKind};
+use crate::store::{Loaded, Record};
 
 mod estate;
 mod reasons;
@@ -383,4 +387,43 @@ fn a_node_that_is_not_ready_says_so_with_code_50() {
     let (_, effects) = world.ask(Verb::Status, 1);
 
     assert_eq!(failure(&effects).map(|f| f.code.0), Some(50));
+}
+
+#[test]
+fn a_del_finds_what_only_the_kernel_knows_also_without_a_pod_name() {
+    let sandbox = SandboxKey::new("aws-cni", "plain", "eth0").unwrap();
+    let host_if = HostVeth::of_sandbox(&VethPrefix::default(), &sandbox);
+    let in_kernel = PodInKernel { host_if, address: Ipv4Addr::new(10, 0, 0, 10) };
+    let mut world = World::new();
+    let restored =
+        restore(Duration::from_secs(30), Loaded::default(), &[in_kernel], &mut |_| true, true, world.now);
+    world.node.pool = restored.pool;
+    assert_eq!(world.node.report(world.now).addresses.assigned, 1);
+
+    let veth_prefix = VethPrefix::default();
+    let del = Verb::Del(Detachment { sandbox, pod: PodName::default(), veth_prefix });
+    let (_, effects) = world.ask(del, 1);
+
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Unwire(_))), "{effects:?}");
+    assert_eq!(world.node.report(world.now).addresses.assigned, 0);
+}
+
+#[test]
+fn a_pod_whose_served_del_was_not_carried_out_is_taken_away_at_the_next_start() {
+    let mut world = World::ready(3);
+    world.added("a");
+    let (owner, grant) = world.node.pool.owners().next().unwrap();
+    let in_kernel = PodInKernel { host_if: owner.host_if.clone(), address: grant.address };
+    let records = vec![
+        Record::Assigned { owner: owner.clone(), address: grant.address },
+        Record::Released { sandbox: owner.sandbox.clone(), at: world.now },
+    ];
+    let loaded = Loaded { records, damage: None };
+
+    let kernel = [in_kernel.clone()];
+    let restored = restore(Duration::from_secs(30), loaded, &kernel, &mut |_| true, true, world.now);
+
+    assert_eq!(restored.leftovers.len(), 1);
+    assert_eq!(restored.leftovers[0].host_if, in_kernel.host_if);
+    assert_eq!(restored.pool.owners().count(), 0);
 }
