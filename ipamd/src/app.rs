@@ -167,6 +167,9 @@ impl Owner {
                 let job = self.descriptors(id).map(|fds| Wiring::Check(id, pod, fds));
                 self.wire_or_fail(job, |result| Event::Checked { id, result });
             }
+            Effect::Survey(holders) => {
+                self.wire_or_fail(Some(Wiring::Survey(holders)), |_| Event::Dead(Vec::new()));
+            }
             Effect::Unwire(pod) => self.wire_or_fail(Some(Wiring::Remove(pod)), |_| Event::Tick),
             Effect::Append(batch, records) => {
                 if self.parts.writing.send(Writing::Append(batch, records)).is_err() {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use datapath::{PodSpec, WireError, Wirer};
 use pool::Snapshot;
 use tokio::sync::mpsc;
-use types::{Mac, Reason};
+use types::{HostVeth, Mac, Reason, SandboxKey};
 use wire::Failure;
 
 use crate::node::{BatchId, CallId, Event};
@@ -30,6 +30,8 @@ pub(crate) enum Wiring {
     Check(CallId, PodSpec, [OwnedFd; 2]),
     /// Take a pod's wiring away.
     Remove(PodSpec),
+    /// See whose host links are gone.
+    Survey(Vec<(SandboxKey, HostVeth)>),
 }
 
 /// Starts the wiring thread.
@@ -62,6 +64,11 @@ fn wire_pods(wirer: &mut Wirer, inbox: &Receiver<Wiring>, events: &mpsc::Sender<
                 Event::Wired { id, result: add(wirer, &pod, fds) }
             }
             Wiring::Check(id, pod, fds) => Event::Checked { id, result: check(wirer, &pod, fds) },
+            Wiring::Survey(mut holders) => {
+                // A link that cannot be looked for is taken to be there.
+                holders.retain(|(_, host_if)| !wirer.has_link(host_if.as_str()).unwrap_or(true));
+                Event::Dead(holders.into_iter().map(|(sandbox, _)| sandbox).collect())
+            }
             Wiring::Remove(pod) => {
                 removed = true;
                 if let Err(error) = wirer.remove(&pod) {

@@ -93,12 +93,3 @@ pub fn run(say: &mut dyn FnMut(&str)) -> Result<Value, LabError> {
     }
     Ok(figures)
 }
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    #[ignore = "prints figures"]
-    fn figures() {
-        super::run(&mut |line: &str| eprintln!("{line}")).unwrap();
-    }
-}

@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_operator_holds_back_changes_and_lets_go", hold),
     ("in_imds_only_mode_ec2_is_never_asked", imds_only),
     ("what_others_take_from_the_host_comes_back", repair),
+    ("a_pod_comes_again_under_the_name_of_one_that_was_never_deleted", never_deleted),
     ("a_pod_whose_route_was_taken_keeps_its_address_over_a_restart", route_taken),
 ];
 
@@ -214,6 +215,21 @@ fn route_taken() -> Outcome {
 
     restart(&setting.node, &[("IP_COOLDOWN_PERIOD", "1")])?;
 
+    setting.accounts_for(&pods)?;
+    reach(&setting, &pods)
+}
+
+/// A sandbox is removed by force, and nobody says so.
+fn never_deleted() -> Outcome {
+    let setting = Setting::start(&[("IP_COOLDOWN_PERIOD", "1")])?;
+    let mut first = Pod::create("web-0", "first")?;
+    first.add(&setting.node)?;
+    first.netns.ip("link del eth0\n")?;
+
+    let mut again = Pod::create("web-0", "again")?;
+    again.add(&setting.node)?;
+
+    let pods = [again];
     setting.accounts_for(&pods)?;
     reach(&setting, &pods)
 }

@@ -1,5 +1,6 @@
 //! Requests: who gets which address, who waits, who is superseded.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ pub const RELEASED_KEPT: usize = 4096;
 const MARGIN: Duration = Duration::from_millis(500);
 /// How long before its deadline an ADD takes an address that still cools, rather than none.
 const PRESSED: Duration = Duration::from_secs(2);
+/// Pause between two questions to the kernel about holders whose DEL may never come.
+const SURVEY_EVERY: Duration = Duration::from_secs(5);
 /// MTU when the caller names one that cannot be; what the Go version falls back to.
 pub(super) const MTU_DEFAULT: u32 = 9001;
 
@@ -169,6 +172,60 @@ impl Node {
                 }
                 Some(reason)
             }
+        }
+    }
+
+    /// Has the kernel asked whether those still live whose DEL may never come: a sandbox whose name another one waits for, and pods
+    /// that only the kernel knew.
+    pub(super) fn survey(&mut self, now: Moment) {
+        if self.surveying || self.survey_at > now {
+            return;
+        }
+        let doubtful = self.doubtful_holders();
+        if doubtful.is_empty() {
+            // They come with the start alone.
+            self.placeholders = false;
+            return;
+        }
+        self.surveying = true;
+        self.survey_at = now.plus(SURVEY_EVERY);
+        self.effects.push(Effect::Survey(doubtful));
+    }
+
+    pub(super) fn survey_wakeup(&self) -> Option<Moment> {
+        (!self.surveying && !self.doubtful_holders().is_empty()).then_some(self.survey_at)
+    }
+
+    fn doubtful_holders(&self) -> Vec<(SandboxKey, HostVeth)> {
+        if self.queue.is_empty() && !self.placeholders {
+            return Vec::new();
+        }
+        let wanted: BTreeSet<&HostVeth> = self
+            .queue
+            .iter()
+            .filter_map(|id| match self.pending.get(id) {
+                Some(Pending::Add(add)) if self.name_taken(add) => Some(&add.host_if),
+                Some(Pending::Add(_) | Pending::Release { .. } | Pending::Check) | None => None,
+            })
+            .collect();
+        let doubtful = |owner: &Owner| {
+            restore::is_placeholder(&owner.sandbox)
+                || (wanted.contains(&owner.host_if) && !self.adding.contains_key(&owner.sandbox))
+        };
+        let owners = self.pool.owners().map(|(owner, _)| owner).filter(|owner| doubtful(owner));
+        owners.map(|owner| (owner.sandbox.clone(), owner.host_if.clone())).collect()
+    }
+
+    /// These have no link any more. One that is being added again meanwhile gets a new one.
+    pub(super) fn dead(&mut self, sandboxes: &[SandboxKey], now: Moment) {
+        self.surveying = false;
+        let dead = sandboxes.iter().filter(|sandbox| !self.adding.contains_key(*sandbox));
+        let dead: Vec<SandboxKey> = dead.cloned().collect();
+        let records: Vec<Record> = dead.iter().filter_map(|sandbox| self.release(sandbox, now)).collect();
+        if !records.is_empty() {
+            tracing::warn!(count = records.len(), "sandboxes without a link are released");
+            let batch = self.next_batch();
+            self.effects.push(Effect::Append(batch, records));
         }
     }
 

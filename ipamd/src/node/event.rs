@@ -7,7 +7,8 @@ use datapath::{NodeSpec, PodSpec};
 use ipnetwork::Ipv4Network;
 use pool::{Action, ActionId, EniSeen, Outcome, Snapshot};
 use types::{
-    DeviceIndex, EniId, InstanceId, InstanceLimits, Mac, Moment, NetworkCard, SecurityGroupId, SubnetId,
+    DeviceIndex, EniId, HostVeth, InstanceId, InstanceLimits, Mac, Moment, NetworkCard, SandboxKey,
+    SecurityGroupId, SubnetId,
 };
 use wire::{Failure, Reply, Request};
 
@@ -138,6 +139,8 @@ pub enum Event {
         /// How it went.
         result: Result<(), Failure>,
     },
+    /// The host links of these sandboxes are gone.
+    Dead(Vec<SandboxKey>),
     /// A pod was compared with what it should be.
     Checked {
         /// For whom.
@@ -199,6 +202,8 @@ pub enum Effect {
     Check(CallId, PodSpec),
     /// Take a pod's wiring away; nobody waits for it.
     Unwire(PodSpec),
+    /// See which of these sandboxes have no host link any more.
+    Survey(Vec<(SandboxKey, HostVeth)>),
     /// Put records on disk.
     Append(BatchId, Vec<Record>),
     /// Start a new state file.

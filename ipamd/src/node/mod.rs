@@ -77,6 +77,11 @@ pub struct Node {
     adding: BTreeMap<SandboxKey, CallId>,
     /// Sandboxes released a short while ago, and when the request that did it started (I13).
     released: BTreeMap<SandboxKey, (u64, Moment)>,
+    /// Holders are being looked for in the kernel; and when to do so again.
+    surveying: bool,
+    /// There may be pods that only the kernel knew.
+    placeholders: bool,
+    survey_at: Moment,
     batches: BatchId,
     /// Calls that are made once their intent is on disk.
     intents: BTreeMap<BatchId, (ActionId, Action)>,
@@ -108,6 +113,9 @@ impl Node {
             queue: VecDeque::new(),
             adding: BTreeMap::new(),
             released: BTreeMap::new(),
+            surveying: false,
+            placeholders: true,
+            survey_at: Moment(0),
             batches: BatchId::default(),
             intents: BTreeMap::new(),
             facts: None,
@@ -130,6 +138,7 @@ impl Node {
             Event::Call { id, request, descriptors } => self.call(id, request, descriptors, now),
             Event::Gone(id) => self.gone(id),
             Event::Wired { id, result } => self.wired(id, result, now),
+            Event::Dead(sandboxes) => self.dead(&sandboxes, now),
             Event::Checked { id, result } => self.checked(id, result),
             Event::Written { batch, result } => self.written(batch, result, now),
             Event::FileLong => self.effects.push(Effect::Rewrite(Box::new(self.pool.snapshot()))),
@@ -159,8 +168,14 @@ impl Node {
     #[must_use]
     pub fn next_wakeup(&self, now: Moment) -> Moment {
         let queue = self.queue_wakeup(now);
-        let rest =
-            [self.pool.next_change(now), self.cloud_wakeup(), self.host.wakeup(), self.plan_again, queue];
+        let rest = [
+            self.pool.next_change(now),
+            self.cloud_wakeup(),
+            self.host.wakeup(),
+            self.plan_again,
+            queue,
+            self.survey_wakeup(),
+        ];
         // What is past was looked at just now and waits for something else.
         let soonest = rest.into_iter().flatten().filter(|at| *at > now).min();
         soonest.unwrap_or(Moment(u64::MAX)).min(now.plus(Duration::from_secs(60)))
@@ -185,6 +200,7 @@ impl Node {
     fn advance(&mut self, now: Moment) {
         self.look_if_due(now);
         self.serve(now);
+        self.survey(now);
         self.grow(now);
         self.serve_early(now);
         self.expire(now);

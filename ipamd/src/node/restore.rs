@@ -37,6 +37,11 @@ pub(super) fn placeholder(host_if: &HostVeth) -> Option<SandboxKey> {
     SandboxKey::new(REBUILT, host_if.as_str(), "eth0").ok()
 }
 
+/// Whether a sandbox is a pod that only the kernel knows.
+pub(super) fn is_placeholder(sandbox: &SandboxKey) -> bool {
+    sandbox.network_name() == REBUILT
+}
+
 /// The state as far as it could be brought back.
 #[derive(Debug)]
 pub struct Restored {

@@ -149,7 +149,7 @@ impl Ours {
             }
             Effect::Act(id, action) => wants.push(Want::Run(errand(id, action))),
             Effect::Tidy(chores) => wants.push(Want::Run(tidy(chores))),
-            Effect::Check(..) | Effect::Unwire(_) | Effect::Rewrite(_) => {}
+            Effect::Check(..) | Effect::Survey(_) | Effect::Unwire(_) | Effect::Rewrite(_) => {}
         }
         None
     }

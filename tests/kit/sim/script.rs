@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use datapath::Marks;
+use ipamd::node::Settings;
+use pool::Targets;
+
 use super::rng::Rng;
 
 /// Pods that come and go, at most.
@@ -140,6 +144,30 @@ fn pause(rng: &mut Rng) -> Duration {
 }
 
 impl Setup {
+    /// The daemon's settings.
+    pub(crate) fn settings(&self) -> Settings {
+        Settings {
+            targets: Targets {
+                warm_eni: self.warm_eni,
+                warm_ip: self.warm_ip,
+                minimum_ip: self.minimum_ip,
+                warm_prefix: self.warm_prefix,
+                automatic: self.automatic,
+                ..Targets::default()
+            },
+            prefix_delegation: self.prefixes,
+            cooldown: self.cooldown,
+            add_timeout: Duration::from_secs(80),
+            max_enis: None,
+            eni_mtu: 9001,
+            marks: Marks::default(),
+            connmark: true,
+            exclude_snat: Vec::new(),
+            provisioning: true,
+            audit_every: self.audit,
+        }
+    }
+
     fn of(rng: &mut Rng) -> Self {
         let by_addresses = rng.percent(50);
         Self {

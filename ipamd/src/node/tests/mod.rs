@@ -427,3 +427,22 @@ fn a_pod_whose_served_del_was_not_carried_out_is_taken_away_at_the_next_start() 
     assert_eq!(restored.leftovers[0].host_if, in_kernel.host_if);
     assert_eq!(restored.pool.owners().count(), 0);
 }
+
+#[test]
+fn a_name_is_free_again_once_its_holder_has_no_link() {
+    let mut world = World::ready(3);
+    world.added("web");
+    // Its sandbox was removed without a DEL.
+    let (_, effects) = world.ask(Verb::Add(attachment("web-again", "web")), 300);
+    let asked = effects.iter().find_map(|effect| match effect {
+        Effect::Survey(holders) => Some(holders.clone()),
+        _ => None,
+    });
+    let (sandbox, _) = asked.expect("a survey").remove(0);
+
+    let effects = world.handle(Event::Dead(Vec::new()));
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Wire(..))), "the holder lives");
+    let effects = world.handle(Event::Dead(vec![sandbox]));
+
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Wire(..))), "{effects:?}");
+}

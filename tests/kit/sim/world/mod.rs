@@ -8,12 +8,10 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use datapath::{Marks, PodSpec};
-use ipamd::node::{
-    BatchId, CallId, Effect, Event, Facts, HostWish, Node, PodInKernel, Restored, Settings, restore,
-};
+use datapath::PodSpec;
+use ipamd::node::{BatchId, CallId, Effect, Event, Facts, HostWish, Node, PodInKernel, Restored, restore};
 use ipamd::store::{Loaded, Record, VERSION};
-use pool::{Snapshot, Targets};
+use pool::Snapshot;
 use types::{HostVeth, InstanceTable, Moment, PodName, Reason, SandboxKey, VethPrefix};
 use wire::queue::QueuedDel;
 use wire::{Failure, PROTOCOL, Reply, Request, Verb};
@@ -21,7 +19,7 @@ use wire::{Failure, PROTOCOL, Reply, Request, Verb};
 use super::cloud::{Cloud, Next, Task};
 use super::plant::Plant;
 use super::rng::Rng;
-use super::script::{PODS, Script, Setup};
+use super::script::{PODS, Script};
 
 /// What the runtime waits for an ADD.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -93,6 +91,7 @@ enum Job {
     Add(CallId, PodSpec),
     Remove(PodSpec),
     Check(CallId),
+    Survey(Vec<(SandboxKey, HostVeth)>),
 }
 
 /// A pod as the runtime sees it.
@@ -372,7 +371,7 @@ impl World {
             self.wire(Job::Remove(pod))?;
         }
         let seed = self.rng.next();
-        self.node = Some(Node::new(settings(&self.script.setup), pool, seed, now));
+        self.node = Some(Node::new(self.script.setup.settings(), pool, seed, now));
         self.tick_at = Moment(u64::MAX);
         for QueuedDel { detachment, started_ns } in std::mem::take(&mut self.queue) {
             self.last_call += 1;
@@ -447,6 +446,7 @@ impl World {
             Effect::Reply(call, reply) => return self.answered(call, reply),
             Effect::Wire(call, pod) => self.wiring(Job::Add(call, pod)),
             Effect::Check(call, _) => self.wiring(Job::Check(call)),
+            Effect::Survey(holders) => self.wiring(Job::Survey(holders)),
             Effect::Unwire(pod) => self.wiring(Job::Remove(pod)),
             Effect::Append(batch, records) => {
                 let at = self.writing_done();
@@ -585,6 +585,11 @@ impl World {
 
     fn wire(&mut self, job: Job) -> Held {
         match job {
+            Job::Survey(holders) => {
+                let dead = holders.into_iter().filter(|(_, host_if)| !self.links.contains_key(host_if));
+                let dead = dead.map(|(sandbox, _)| sandbox).collect();
+                self.hear(Event::Dead(dead))
+            }
             Job::Check(call) => self.hear(Event::Checked { id: call, result: Ok(()) }),
             Job::Remove(pod) => {
                 let ours = self.links.get(&pod.host_if).is_some_and(|link| link.address == pod.address);
@@ -759,29 +764,6 @@ fn sandbox(pod: u32, incarnation: u32) -> SandboxKey {
     match SandboxKey::new(NETWORK, &id, "eth0") {
         Ok(key) => key,
         Err(error) => unreachable!("{id} is a container id: {error}"),
-    }
-}
-
-fn settings(setup: &Setup) -> Settings {
-    Settings {
-        targets: Targets {
-            warm_eni: setup.warm_eni,
-            warm_ip: setup.warm_ip,
-            minimum_ip: setup.minimum_ip,
-            warm_prefix: setup.warm_prefix,
-            automatic: setup.automatic,
-            ..Targets::default()
-        },
-        prefix_delegation: setup.prefixes,
-        cooldown: setup.cooldown,
-        add_timeout: Duration::from_secs(80),
-        max_enis: None,
-        eni_mtu: 9001,
-        marks: Marks::default(),
-        connmark: true,
-        exclude_snat: Vec::new(),
-        provisioning: true,
-        audit_every: setup.audit,
     }
 }
 
