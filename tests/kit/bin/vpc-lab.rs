@@ -83,6 +83,9 @@ struct FleetArguments {
     /// The kubelet's pause before it tries a pod again, in milliseconds; up to half as much is added.
     #[arg(long, default_value_t = 10_000)]
     retry_ms: u64,
+    /// Pods of applications on each node, after the five that it starts with.
+    #[arg(long, default_value_t = fleet::APPLICATION_PODS)]
+    applications: u32,
 }
 
 fn main() -> ExitCode {
@@ -193,6 +196,7 @@ fn fleet(arguments: &FleetArguments) -> Result<bool, LabError> {
         rates,
         instance_type: arguments.instance_type.clone(),
         retry: Duration::from_millis(arguments.retry_ms),
+        applications: arguments.applications,
     };
     let runs = fleet::run(&wish, &|line| println!("   {line}"))?;
     let budgets = fleet::budget::of_all(wish.seed)?;

@@ -69,6 +69,8 @@ pub struct Wish {
     pub instance_type: String,
     /// The kubelet's pause before it tries a pod again.
     pub retry: Duration,
+    /// Pods of applications that follow on each node, after the [`SYSTEM_PODS`] that it starts with.
+    pub applications: u32,
 }
 
 impl Default for Wish {
@@ -79,6 +81,7 @@ impl Default for Wish {
             rates: Rates::default(),
             instance_type: budget::INSTANCE_TYPE.to_owned(),
             retry: KUBELET_RETRY,
+            applications: APPLICATION_PODS,
         }
     }
 }
@@ -129,9 +132,9 @@ pub fn run(wish: &Wish, say: &(dyn Fn(&str) + Sync)) -> Result<Vec<Run>, LabErro
 
 /// Tells one history.
 fn tell(wish: &Wish, limits: &InstanceLimits, nodes: u32, policy: Policy) -> Run {
-    let Wish { rates, retry, seed, .. } = *wish;
+    let Wish { rates, retry, seed, applications, .. } = *wish;
     let setting = Setting { policy, limits: limits.clone(), rates, retry, seed };
-    let spells = scenario::tell(setting, nodes);
+    let spells = scenario::tell(setting, nodes, applications);
     let phases = spells.into_iter().map(|(phase, spell)| (phase, Figures::of(spell))).collect();
     Run { policy, nodes, phases }
 }
@@ -150,6 +153,7 @@ pub fn as_json(wish: &Wish, runs: &[Run], budgets: &[budget::Budget]) -> Value {
         "seed": wish.seed,
         "instance_type": wish.instance_type,
         "kubelet_retry_ms": u64::try_from(wish.retry.as_millis()).unwrap_or(u64::MAX),
+        "pods_per_node": SYSTEM_PODS + wish.applications,
         "describe": rate(wish.rates.describe),
         "change": rate(wish.rates.change),
         "one_bucket_for_each_kind": wish.rates.pooled,

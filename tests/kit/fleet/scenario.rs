@@ -8,7 +8,7 @@ use crate::sim::rng::Rng;
 
 /// Pods that every node starts with, wanted as soon as it boots.
 pub const SYSTEM_PODS: u32 = 5;
-/// Pods of applications that follow on each node.
+/// Pods of applications that follow on each node, if nothing else is asked for.
 pub const APPLICATION_PODS: u32 = 15;
 /// They are wanted so long after the boot.
 const APPLICATIONS_AFTER: Duration = Duration::from_secs(20);
@@ -62,12 +62,14 @@ struct Fleet {
     /// Apart from the world's own, so that it is the same for every policy.
     chance: Rng,
     applications: Vec<u32>,
+    /// So many of them on each node.
+    applications_each: u32,
 }
 
-/// Tells the whole history.
-pub(crate) fn tell(setting: Setting, nodes: u32) -> Vec<(Phase, Spell)> {
+/// Tells the whole history of nodes with so many pods of applications each.
+pub(crate) fn tell(setting: Setting, nodes: u32, applications_each: u32) -> Vec<(Phase, Spell)> {
     let chance = Rng::new(setting.seed ^ 0x5ce0_a810);
-    let mut fleet = Fleet { world: World::new(setting), chance, applications: Vec::new() };
+    let mut fleet = Fleet { world: World::new(setting), chance, applications: Vec::new(), applications_each };
     Phase::ALL.into_iter().map(|phase| (phase, fleet.go_through(phase, nodes))).collect()
 }
 
@@ -100,7 +102,7 @@ impl Fleet {
         for _ in 0..SYSTEM_PODS {
             self.world.want(host, after);
         }
-        for _ in 0..APPLICATION_PODS {
+        for _ in 0..self.applications_each {
             let later = APPLICATIONS_AFTER + self.chance.millis(0, APPLICATIONS_WITHIN_MS);
             self.applications.push(self.world.want(host, after + later));
         }

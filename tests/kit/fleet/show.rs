@@ -2,7 +2,7 @@
 
 use super::budget::{self, Budget};
 use super::figures::Figures;
-use super::scenario::Phase;
+use super::scenario::{Phase, SYSTEM_PODS};
 use super::{Run, Wish};
 
 const HEADINGS: [&str; 9] =
@@ -23,11 +23,11 @@ pub fn table(runs: &[Run]) -> String {
 /// The tables in Markdown, with what was simulated.
 #[must_use]
 pub fn markdown(wish: &Wish, runs: &[Run], budgets: &[Budget]) -> String {
-    let Wish { rates, seed, instance_type, retry, .. } = wish;
+    let Wish { rates, seed, instance_type, retry, applications, .. } = wish;
     let buckets = if rates.pooled { "one bucket for each kind" } else { "a bucket for each API" };
     let said = format!(
-        "# Fleet simulation\n\nSeed {seed}, {instance_type}, {buckets}: describe calls {} at once and {} per second, calls \
-         that change something {} and {}; the kubelet tries again after {} s and up to half as much more.\n\n\
+        "# Fleet simulation\n\nSeed {seed}, {instance_type}, {SYSTEM_PODS} and {applications} pods on each, {buckets}: describe \
+         calls {} at once and {} per second, calls that change something {} and {}; the kubelet tries again after {} s and up to half as much more.\n\n\
          How long pods waited from when they were wanted until they had their address; ADDs that failed; the part of \
          all calls that EC2 refused; calls performed for each pod; addresses held beside the nodes' own for each \
          running pod, at the end of the phase.\n",
