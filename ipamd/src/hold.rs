@@ -45,13 +45,14 @@ pub fn file(run_dir: &Path) -> PathBuf {
     run_dir.join("hold")
 }
 
-/// Writes this node's word.
+/// Writes this node's word, into a directory that has to be there: a word in a wrong place would hold back nothing.
 ///
 /// # Errors
 /// As the file system says.
 pub fn put(run_dir: &Path, hold: Hold) -> io::Result<()> {
     let file = file(run_dir);
     if hold == Hold::Nothing {
+        std::fs::read_dir(run_dir)?;
         return match std::fs::remove_file(file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -120,6 +121,8 @@ mod tests {
         put(dir.path(), Hold::Nothing).unwrap();
         std::fs::remove_file(&files[1]).unwrap();
         assert_eq!(now(&files), Hold::Nothing);
+        assert!(put(&dir.path().join("nowhere"), Hold::Nothing).is_err());
+        assert!(put(&dir.path().join("nowhere"), Hold::Changes).is_err());
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use ipamd::hold::Hold;
 
+/// Where the daemon's socket and state are unless `IPAMD_RUN_DIR` says otherwise.
+const RUN_DIR: &str = "/var/run/aws-node";
 /// Exit code for settings that cannot be (`EX_USAGE`).
 const BAD_SETTINGS: u8 = 64;
 
@@ -19,32 +21,34 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the daemon; settings come from the environment.
+    /// Run the daemon; settings come from the environment, `ipamd settings` lists them.
     Run,
     /// Show the pool, ENIs, pods and readiness of the daemon running on this node; fails while it cannot serve pods.
     Status {
-        /// The daemon's socket.
-        #[arg(long, default_value = wire::SOCKET_PATH)]
-        socket: PathBuf,
+        /// The daemon's directory.
+        #[arg(long, env = "IPAMD_RUN_DIR", default_value = RUN_DIR)]
+        run_dir: PathBuf,
         /// JSON instead of a drawing.
         #[arg(long)]
         json: bool,
     },
     /// Hold back releases, or every change in EC2, on this node: at once, and until `ipamd hold nothing`.
     Hold {
-        /// What.
+        /// What is held back.
         hold: Hold,
         /// The daemon's directory.
-        #[arg(long, env = "IPAMD_RUN_DIR", default_value = "/var/run/aws-node")]
+        #[arg(long, env = "IPAMD_RUN_DIR", default_value = RUN_DIR)]
         run_dir: PathBuf,
     },
+    /// List every setting: variable, default, what becomes of it in this version, what it means.
+    Settings,
     /// Print how many pods instance types can hold, for the kubelet's maxPods; asks nobody.
     MaxPods {
         /// Instance types, for example m5.large; none: all.
         types: Vec<String>,
         /// As if `MAX_ENI` were this.
-        #[arg(long)]
-        max_eni: Option<u8>,
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+        max_eni: Option<u32>,
         /// JSON instead of a table.
         #[arg(long)]
         json: bool,
@@ -54,9 +58,16 @@ enum Command {
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run => run(),
-        Command::Status { socket, json } => status(&socket, json),
+        Command::Status { run_dir, json } => status(&run_dir, json),
         Command::Hold { hold, run_dir } => put_hold(&run_dir, hold),
-        Command::MaxPods { types, max_eni, json } => max_pods(&types, max_eni, json),
+        Command::Settings => {
+            say(&mut std::io::stdout(), ipamd::config::listed().trim_end());
+            ExitCode::SUCCESS
+        }
+        Command::MaxPods { types, max_eni, json } => {
+            // More than any instance has is no limit.
+            max_pods(&types, max_eni.map(|most| u8::try_from(most).unwrap_or(u8::MAX)), json)
+        }
     }
 }
 
@@ -80,8 +91,8 @@ fn run() -> ExitCode {
     }
 }
 
-fn status(socket: &Path, json: bool) -> ExitCode {
-    match ipamd::status::fetch(socket) {
+fn status(run_dir: &Path, json: bool) -> ExitCode {
+    match ipamd::status::fetch(&ipamd::server::socket(run_dir)) {
         Ok(report) => {
             let text = if json { ipamd::status::json(&report) } else { ipamd::status::render(&report) };
             say(&mut std::io::stdout(), text.trim_end());
@@ -99,6 +110,10 @@ fn put_hold(run_dir: &Path, hold: Hold) -> ExitCode {
     match ipamd::hold::put(run_dir, hold) {
         Ok(()) => {
             say(&mut std::io::stdout(), &format!("held back on this node: {hold}"));
+            if let Err(failure) = ipamd::status::fetch(&ipamd::server::socket(run_dir)) {
+                let text = format!("no daemon obeys now, one that starts will: {}", failure.details);
+                say(&mut std::io::stderr(), &text);
+            }
             ExitCode::SUCCESS
         }
         Err(error) => {

@@ -56,7 +56,9 @@ pub fn render(types: &[&InstanceLimits], max_enis: Option<u8>) -> String {
     let mut out = String::new();
     let drawn = table(&mut out, head, rows.collect()).and_then(|()| {
         out.write_str(
-            "\nmaxPods that leave no pod without an address; two pods on the host's network are counted in.\n\
+            "\nFrom the fourth column on: pods with single addresses, with /28 prefixes, and both with custom networking.\n\
+             A slot holds one address or one prefix; the ENI's own address apart.\n\
+             maxPods that leave no pod without an address; two pods on the host's network are counted in.\n\
              With security groups for pods the trunk takes the place of an ENI; see --json.\n\
              Kubernetes is tested up to 110 pods on a small node and 250 on a large one.\n",
         )

@@ -8,7 +8,7 @@ use crate::LabError;
 use crate::ec2::Config;
 use crate::fabric::{Drops, Fabric, INTERNET_HOST, SECOND_CIDR_HOST};
 use crate::netns::{Entered, Netns};
-use crate::node::Node;
+use crate::node::{Node, binary};
 use crate::probe::{Echo, ask};
 use crate::runtime::Pod;
 
@@ -90,7 +90,10 @@ impl Demo {
     /// Whatever keeps it from standing.
     pub fn start(wish: Wish, paint: Paint, say: &mut dyn FnMut(&str)) -> Result<Self, LabError> {
         if wish.pods > wish.nodes * PODS_MAX {
-            let message = format!("{} nodes hold {} pods at most", wish.nodes, wish.nodes * PODS_MAX);
+            let message = format!(
+                "a node holds {PODS_MAX} pods at most: --nodes {} is too little for --pods {}",
+                wish.nodes, wish.pods
+            );
             return Err(LabError::Otherwise(message));
         }
         say(&paint.title("── a VPC (10.0.0.0/16, 100.64.0.0/16) with an internet gateway"));
@@ -110,7 +113,7 @@ impl Demo {
             echoes.push(Echo::start(node.netns())?);
             nodes.push(node);
         }
-        say(&paint.title(&format!("── {} pods", wish.pods)));
+        say(&paint.title(&format!("── pods: {}", wish.pods)));
         let mut pods = Vec::new();
         for number in 0..wish.pods {
             let node = usize::try_from(number % wish.nodes).unwrap_or(0);
@@ -159,6 +162,12 @@ impl Demo {
                 pod.name
             ));
         }
+        if self.pods.iter().any(|placed| placed.device > 0) {
+            let ms = ATTACH_DELAY.as_millis();
+            say(&format!(
+                "   An ADD that took far longer than the others waited for an ENI, which EC2 attaches in {ms} ms here."
+            ));
+        }
         let cells = self.ask_all()?;
         let mut kinds: BTreeMap<(String, String), (usize, Vec<&Cell>)> = BTreeMap::new();
         for cell in &cells {
@@ -168,7 +177,7 @@ impl Demo {
                 kind.1.push(cell);
             }
         }
-        let head = format!("   {:<24} {:<34} {:>8}", "from", "to (source the far side saw)", "reached");
+        let head = format!("   {:<24} {:<34} {:>8}", "from", "to (source the far side saw)", "answered");
         say(&format!("\n{}", self.paint.title(&head)));
         for ((from, to), (asked, bad)) in &kinds {
             let mark = self.paint.mark(bad.is_empty());
@@ -252,6 +261,11 @@ impl Demo {
             }
         }
         text.push_str("   there: ip rule; ip route show table 51200; nft list table ip aws-vpc-cni\n");
+        let ipamd = binary("IPAMD_BIN", "ipamd");
+        let ipamd = ipamd.map_or_else(|_| "ipamd".to_owned(), |path| path.display().to_string());
+        for node in &self.nodes {
+            text.push_str(&format!("          {ipamd} status --run-dir {}\n", node.run_dir().display()));
+        }
         text.push_str("   Enter ends it.");
         text
     }
@@ -272,7 +286,7 @@ impl Demo {
                 report.pods.is_empty() && report.addresses.assigned == 0 && report.addresses.reserved == 0;
             let count = report.addresses;
             say(&format!(
-                "   node{}: {} pods left, {} cooling, {} free",
+                "   node{}: {} pods left; addresses: {} cool for 30 s before another pod gets them, {} free",
                 number + 1,
                 report.pods.len(),
                 count.cooling,

@@ -178,8 +178,9 @@ fn network(text: &str) -> Result<Ipv4Network, LabError> {
 
 /// Routers and hosts that are there whatever EC2 does.
 fn lay_out(vpc: &Netns, internet: &Netns, second: &Netns) -> Result<(), LabError> {
-    for setting in ["ip_forward=1", "conf.all.proxy_arp=1", "conf.default.proxy_arp=1"] {
-        vpc.read(&format!("sysctl -q -w net.ipv4.{setting}"))?;
+    for setting in ["ip_forward", "conf/all/proxy_arp", "conf/default/proxy_arp"] {
+        let file = format!("/proc/sys/net/ipv4/{setting}");
+        vpc.run(|| std::fs::write(&file, "1"))?.map_err(LabError::doing("switch forwarding on"))?;
     }
     vpc.ip(&format!(
         "link add igw mtu {MTU} type veth peer name up0 netns internet\n\

@@ -30,7 +30,9 @@ pub fn enter_lab() -> Result<Entered, LabError> {
     let root = rustix::process::geteuid().is_root();
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let own = if root { UnshareFlags::empty() } else { UnshareFlags::NEWUSER };
-    unshare(own | UnshareFlags::NEWNET | UnshareFlags::NEWNS).map_err(LabError::doing("make namespaces"))?;
+    unshare(own | UnshareFlags::NEWNET | UnshareFlags::NEWNS).map_err(LabError::doing(
+        "make namespaces; that needs root, or a kernel that allows user namespaces",
+    ))?;
     if !root {
         let put = |path: &str, text: &str| {
             std::fs::write(path, text).map_err(LabError::doing(format!("write {path}")))

@@ -45,7 +45,7 @@ pub(crate) fn all(profile: Profile) -> Result<Built, Failure> {
     };
     let arguments =
         ["build", "--locked", "--package", "ipamd", "--package", "lab", "--bins", "--profile", profile];
-    step("build daemon and lab (the first time about five minutes: the AWS SDK)", cargo(&arguments))?;
+    step("build daemon and lab (from nothing: about five minutes)", cargo(&arguments))?;
     let programs = target.join(directory);
     Ok(Built { plugin, daemon: programs.join("ipamd"), lab: programs.join("vpc-lab") })
 }

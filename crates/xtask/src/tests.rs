@@ -19,14 +19,15 @@ struct Count {
     reasons: BTreeSet<String>,
 }
 
-/// Runs the workspace's tests.
+/// Runs the workspace's tests, or those whose names contain `name`.
 ///
 /// A test program that skips may say why in the file that `LAB_SKIPS` names, one `test: reason` per line.
-pub(crate) fn run(built: &Built, moto: &Moto) -> Result<(), Failure> {
+pub(crate) fn run(built: &Built, moto: &Moto, name: Option<&str>) -> Result<(), Failure> {
     println!("── tests");
     let skips = std::env::temp_dir().join(format!("vpc-cni-skips-{}", std::process::id()));
     let mut command = cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]);
     command
+        .args(name)
         .envs(built.environment())
         .envs([moto.environment()])
         .env("LAB_SKIPS", &skips)

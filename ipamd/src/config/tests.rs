@@ -24,6 +24,16 @@ fn parse(pairs: &[(&str, &str)]) -> Result<Config, Vec<SettingError>> {
 }
 
 #[test]
+fn the_list_names_every_setting_once() {
+    let listed = listed();
+
+    for setting in SETTINGS {
+        let line = format!("\n  {}  [", setting.name);
+        assert_eq!(listed.matches(&line).count(), 1, "{}", setting.name);
+    }
+}
+
+#[test]
 fn the_table_has_every_variable_once_and_says_what_it_is_for() {
     let names: BTreeSet<_> = SETTINGS.iter().map(|setting| setting.name).collect();
 

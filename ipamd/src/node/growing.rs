@@ -69,7 +69,7 @@ impl CloudState {
     /// Remembers what is wrong, without holding off.
     pub(super) fn trouble(&mut self, error: &CloudError) {
         self.trouble = Some((error.kind(), crate::server::chain(error)));
-        tracing::warn!(kind = ?error.kind(), error = crate::server::chain(error), "EC2");
+        tracing::warn!(kind = ?error.kind(), error = crate::server::chain(error), "AWS does not do what it was asked");
     }
 
     pub(super) fn worked(&mut self) {
@@ -177,7 +177,10 @@ impl Node {
     }
 
     pub(super) fn held(&mut self, hold: Hold) {
-        tracing::warn!(%hold, "an operator holds back");
+        match hold {
+            Hold::Nothing => tracing::info!("an operator holds back nothing any more"),
+            Hold::Releases | Hold::Changes => tracing::warn!("an operator holds back {hold} in EC2"),
+        }
         self.hold = hold;
     }
 

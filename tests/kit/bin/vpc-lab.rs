@@ -13,6 +13,7 @@ use lab::{LabError, fleet, sim};
 
 /// A VPC in network namespaces.
 #[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -35,10 +36,10 @@ enum Command {
     /// Histories of a node in a world that plays foul: the real allocator, everything else simulated.
     Sim {
         /// How many histories.
-        #[arg(long, default_value_t = 20_000)]
+        #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..))]
         seeds: u64,
-        /// Tell this history alone, cut down to what matters if it is wrong.
-        #[arg(long)]
+        /// Tell this history alone; if it is wrong, event by event, cut down to what matters.
+        #[arg(long, conflicts_with_all = ["seeds", "json"])]
         seed: Option<u64>,
         /// The first seed of many.
         #[arg(long, default_value_t = 1)]
@@ -60,7 +61,7 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct FleetArguments {
     /// Sizes of the fleet.
-    #[arg(long, value_delimiter = ',', default_value = "1000,5000")]
+    #[arg(long, value_delimiter = ',', default_value = "1000,5000", value_parser = clap::value_parser!(u32).range(1..))]
     nodes: Vec<u32>,
     /// What everything that is left to chance comes from.
     #[arg(long, default_value_t = 1)]
@@ -72,10 +73,10 @@ struct FleetArguments {
     #[arg(long, default_value = fleet::budget::INSTANCE_TYPE)]
     instance_type: String,
     /// Describe calls: at once, and per second from then on.
-    #[arg(long, num_args = 2, value_names = ["BURST", "RATE"], default_values_t = [100, 20])]
+    #[arg(long, num_args = 2, value_names = ["BURST", "RATE"], default_values_t = [100, 20], value_parser = clap::value_parser!(u32).range(1..))]
     describe: Vec<u32>,
     /// Calls that change something: the same.
-    #[arg(long, num_args = 2, value_names = ["BURST", "RATE"], default_values_t = [100, 5])]
+    #[arg(long, num_args = 2, value_names = ["BURST", "RATE"], default_values_t = [100, 5], value_parser = clap::value_parser!(u32).range(1..))]
     change: Vec<u32>,
     /// One bucket for all calls of a kind, where EC2 has one for each API.
     #[arg(long)]
@@ -108,7 +109,7 @@ fn main() -> ExitCode {
 
 fn bench(json: Option<&Path>) -> Result<bool, LabError> {
     // Before the private /run hides a path below it.
-    let file = json.map(std::fs::File::create).transpose().map_err(LabError::doing("make the JSON file"))?;
+    let file = json.map(create).transpose()?;
     lab::netns::enter_lab()?;
     let mut figures = lab::bench::run(&mut |line: &str| println!("{line}"))?;
     figures["allocator"] = lab::allocator::run(&mut |line: &str| println!("{line}"))?;
@@ -117,6 +118,11 @@ fn bench(json: Option<&Path>) -> Result<bool, LabError> {
         serde_json::to_writer_pretty(file, &figures).map_err(|e| LabError::Otherwise(e.to_string()))?;
     }
     Ok(true)
+}
+
+/// Makes a file for figures before the work that gives them.
+fn create(path: &Path) -> Result<std::fs::File, LabError> {
+    std::fs::File::create(path).map_err(|error| LabError::Otherwise(format!("{}: {error}", path.display())))
 }
 
 /// Tells one history. True when it is right.
@@ -140,6 +146,7 @@ fn tell(seed: u64) -> bool {
 }
 
 fn simulate(first: u64, seeds: u64, json: Option<&Path>) -> Result<bool, LabError> {
+    let file = json.map(create).transpose()?;
     let started = Instant::now();
     println!("── {seeds} histories");
     let told = sim::tell_many(first, seeds, Duration::MAX, &|number| {
@@ -154,15 +161,13 @@ fn simulate(first: u64, seeds: u64, json: Option<&Path>) -> Result<bool, LabErro
             finding.seed, finding.broken, finding.seed
         );
     }
-    println!("── planted bugs");
+    println!("── bugs planted on purpose, each looked for until it is found");
     let plants = sim::find_plants(first);
     for (plant, found) in &plants {
-        let found =
-            found.map_or_else(|| "not found".to_owned(), |seeds| format!("found after {seeds} seeds"));
+        let found = found.map_or_else(|| "not found".to_owned(), |seeds| format!("found by seed {seeds}"));
         println!("   {:<28} {found}", plant.name());
     }
-    if let Some(path) = json {
-        let file = std::fs::File::create(path).map_err(LabError::doing("make the JSON file"))?;
+    if let Some(file) = file {
         let figures = sim::as_json(&told, &plants, started);
         serde_json::to_writer_pretty(file, &figures).map_err(|e| LabError::Otherwise(e.to_string()))?;
     }
