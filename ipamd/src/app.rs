@@ -5,6 +5,7 @@
 //! | owner (this file) | events; requests from the socket | effects to all the others |
 //! | server | connections | requests to the owner, replies to callers |
 //! | wiring thread | pods to wire, compare, take away | `Wired`, `Checked` |
+//! | watching threads | the kernel's notices | `Touched` |
 //! | writing thread | records | `Written`, `FileLong` |
 //! | host keeper | wishes for the host's kernel | `Converged` |
 //! | cloud tasks, one per call | actions, chores | `Acted`, `Looked`, `Identified`, `Tidied` |
@@ -171,6 +172,7 @@ impl Owner {
                 self.wire_or_fail(Some(Wiring::Survey(holders)), |_| Event::Dead(Vec::new()));
             }
             Effect::Unwire(pod) => self.wire_or_fail(Some(Wiring::Remove(pod)), |_| Event::Tick),
+            Effect::Mend(pods) => self.wire_or_fail(Some(Wiring::Mend(pods)), |_| Event::Tick),
             Effect::Append(batch, records) => {
                 if self.parts.writing.send(Writing::Append(batch, records)).is_err() {
                     self.step(Event::Written {

@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use pool::{Action, ActionId, EniSeen, Outcome, Role, Wanted};
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::{OnceCell, mpsc, watch};
 use types::{DeviceIndex, EniId, InstanceTable, NetworkCard, SecurityGroupId, SubnetId};
 
 use crate::clock::Clock;
-use crate::cloud::{CloudError, CloudErrorKind, Ec2, EniRecord, Identity, Imds, Inventory, NewEni};
+use crate::cloud::{
+    CloudError, CloudErrorKind, ConnectionTracking, Ec2, EniRecord, Identity, Imds, Inventory, NewEni,
+};
 use crate::config::Config;
 use crate::estate::{Estate, INSTANCE_TAG};
 use crate::node::{Chore, Event, Facts, Picture};
@@ -43,6 +45,8 @@ pub(crate) struct CloudTasks {
     /// Somebody has looked since the node started.
     looked: AtomicBool,
     tokens: AtomicU64,
+    /// The primary ENI's timeouts for idle connections, as EC2 last told them.
+    tracking: watch::Sender<ConnectionTracking>,
 }
 
 #[derive(Debug)]
@@ -69,7 +73,8 @@ impl CloudTasks {
         events: mpsc::Sender<Event>,
     ) -> Arc<Self> {
         let (tokens, looked) = (AtomicU64::new(clock.now().0), AtomicBool::new(ran_before));
-        Arc::new(Self { config, clock, imds, events, node: OnceCell::new(), looked, tokens })
+        let tracking = watch::Sender::default();
+        Arc::new(Self { config, clock, imds, events, node: OnceCell::new(), looked, tokens, tracking })
     }
 
     /// Finds out who we are, tries until it knows, and then watches what only instance metadata tells.
@@ -204,7 +209,10 @@ impl CloudTasks {
             picture.strays.clear();
         }
         let groups = self.groups().await?;
-        picture.chores.extend(inventory.enis.iter().flat_map(|record| estate.duties(record, &groups)));
+        let primary = inventory.enis.iter().find(|record| estate.role(record) == Role::Primary);
+        let tracking = primary.map(|primary| primary.tracking).unwrap_or_default();
+        self.tracking.send_replace(tracking);
+        picture.chores.extend(inventory.enis.iter().flat_map(|eni| estate.duties(eni, &groups, tracking)));
         self.choose_subnets(known, picture).await?;
         Ok(inventory)
     }
@@ -282,6 +290,8 @@ impl CloudTasks {
         let want = NewEni {
             subnet,
             security_groups: groups,
+            // Before the first look at EC2 they are not known; that look makes up for it.
+            tracking: *self.tracking.borrow(),
             description: estate.description(),
             tags: estate.tags_of_new(self.clock.now()),
             wanted,
@@ -405,6 +415,10 @@ async fn do_chore(ec2: &Ec2, chore: Chore) -> Result<(), CloudError> {
         Chore::Guard { eni, groups } => {
             tracing::info!(%eni, ?groups, "giving an ENI the security groups of the primary one");
             forgive(ec2.set_security_groups(&eni, &groups).await, GONE)
+        }
+        Chore::Track { eni, tracking } => {
+            tracing::info!(%eni, ?tracking, "giving an ENI the connection timeouts of the primary one");
+            forgive(ec2.set_tracking(&eni, tracking).await, GONE)
         }
         Chore::Tag { eni, tags } => {
             tracing::info!(%eni, ?tags, "tagging an ENI");

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use datapath::netfilter::{Netfilter, SnatPorts};
-use datapath::{Host, Marks, Wirer};
+use datapath::{Host, Marks, Ours, Watch, Wirer};
 use pool::Targets;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -38,6 +38,15 @@ pub fn run(config: Config) -> Result<(), RunError> {
     runtime.block_on(daemon(config))
 }
 
+/// Listens to what others change in the kernel. Without that it is seen at the next round.
+fn watch(ours: Ours, events: &mpsc::Sender<Event>) {
+    for watch in [Watch::routes(ours.clone()), Watch::netfilter(ours)] {
+        if let Err(error) = watch.and_then(|watch| workers::watching(watch, events.clone())) {
+            tracing::warn!(%error, "what others change is seen at the next round only");
+        }
+    }
+}
+
 async fn daemon(config: Config) -> Result<(), RunError> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
@@ -66,7 +75,15 @@ async fn daemon(config: Config) -> Result<(), RunError> {
         node_port: config.node_port,
     };
     let (wishes, wished) = mpsc::channel(1);
-    tokio::spawn(HostKeeper::new(host, Netfilter::default(), nat).run(wished, sender.clone()));
+    let mut netfilter = Netfilter::default();
+    let ports = [
+        wirer.port().map_err(RunError::local("reach the kernel"))?,
+        host.port(),
+        netfilter.port().map_err(RunError::local("reach the kernel's nftables"))?,
+    ];
+    let pod_if_prefix = config.veth_prefix.as_str().to_owned();
+    watch(Ours { ports: ports.into(), pod_if_prefix }, &sender);
+    tokio::spawn(HostKeeper::new(host, netfilter, nat).run(wished, sender.clone()));
     let start = RunError::local::<io::Error>;
     let parts = Parts {
         wiring: workers::wiring(wirer, sender.clone()).map_err(start("start the wiring thread"))?,

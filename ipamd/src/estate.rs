@@ -7,7 +7,7 @@ use pool::Role;
 use types::{InstanceId, Mac, Moment, NetworkCard, SecurityGroupId, SubnetId};
 
 use crate::cloud::time;
-use crate::cloud::{EniRecord, LooseEni, SubnetRecord};
+use crate::cloud::{ConnectionTracking, EniRecord, LooseEni, SubnetRecord};
 use crate::node::{Chore, Stray, Subnets};
 
 /// Tag of every ENI that we make or use: the instance it is for.
@@ -85,8 +85,13 @@ impl Estate {
         }
     }
 
-    /// What is to be done about an attached ENI that EC2 has described; `groups` are the primary ENI's.
-    pub(crate) fn duties(&self, record: &EniRecord, groups: &[SecurityGroupId]) -> Vec<Chore> {
+    /// What is to be done about an attached ENI that EC2 has described; `groups` and `tracking` are the primary ENI's.
+    pub(crate) fn duties(
+        &self,
+        record: &EniRecord,
+        groups: &[SecurityGroupId],
+        tracking: ConnectionTracking,
+    ) -> Vec<Chore> {
         let (Some(tags), role) = (&record.tags, self.role(record)) else { return Vec::new() };
         if !role.is_for_pods() {
             return Vec::new();
@@ -102,6 +107,10 @@ impl Estate {
         let theirs: BTreeSet<&SecurityGroupId> = record.security_groups.iter().collect();
         if role == Role::Secondary && !groups.is_empty() && theirs != groups.iter().collect() {
             chores.push(Chore::Guard { eni: record.id.clone(), groups: groups.to_vec() });
+        }
+        // What somebody has set on an ENI stays.
+        if role == Role::Secondary && tracking.is_set() && !record.tracking.is_set() {
+            chores.push(Chore::Track { eni: record.id.clone(), tracking });
         }
         let mut missing = self.tags();
         missing.retain(|key, value| tags.get(key) != Some(value));
@@ -170,6 +179,10 @@ mod tests {
 
     use super::*;
 
+    const UNSET: ConnectionTracking =
+        ConnectionTracking { tcp_established: None, udp_stream: None, udp: None };
+    const HOUR: ConnectionTracking = ConnectionTracking { tcp_established: Some(3600), ..UNSET };
+
     fn estate(cluster: Option<&str>) -> Estate {
         Estate {
             instance: "i-1".parse().unwrap(),
@@ -202,6 +215,7 @@ mod tests {
             attachment: Some(format!("eni-attach-{n}")),
             delete_on_termination: Some(true),
             security_groups: vec!["sg-1".parse().unwrap()],
+            tracking: ConnectionTracking::default(),
         }
     }
 
@@ -243,10 +257,15 @@ mod tests {
         let estate = estate(Some("blue"));
 
         for n in 0..2 {
-            assert_eq!(estate.duties(&eni(n, &full), &groups(&["sg-1"])), []);
+            assert_eq!(estate.duties(&eni(n, &full), &groups(&["sg-1"]), UNSET), []);
         }
-        assert_eq!(estate.duties(&EniRecord { tags: None, ..eni(1, &[]) }, &groups(&["sg-2"])), []);
-        assert_eq!(estate.duties(&eni(1, &[(UNMANAGED_TAG, "true")]), &groups(&["sg-2"])), []);
+        let untold = EniRecord { tags: None, ..eni(1, &[]) };
+        for others in [untold, eni(1, &[(UNMANAGED_TAG, "true")])] {
+            assert_eq!(estate.duties(&others, &groups(&["sg-2"]), HOUR), []);
+        }
+        let own = EniRecord { tracking: ConnectionTracking { udp: Some(40), ..UNSET }, ..eni(1, &full) };
+        assert_eq!(estate.duties(&own, &groups(&["sg-1"]), HOUR), []);
+        assert_eq!(estate.duties(&eni(0, &full), &groups(&["sg-1"]), HOUR), []);
     }
 
     #[test]
@@ -256,14 +275,15 @@ mod tests {
         let id = untied.id.clone();
 
         let tie = Chore::Tie { eni: id.clone(), attachment: "eni-attach-1".to_owned() };
-        assert_eq!(estate.duties(&untied, &groups(&["sg-1"])), [tie]);
+        assert_eq!(estate.duties(&untied, &groups(&["sg-1"]), UNSET), [tie]);
         let wanted = groups(&["sg-2", "sg-3"]);
         let guard = Chore::Guard { eni: id.clone(), groups: wanted.clone() };
-        let tag = Chore::Tag { eni: id, tags: tags(&[(INSTANCE_TAG, "i-1")]) };
-        assert_eq!(estate.duties(&eni(1, &[]), &wanted), [guard, tag]);
+        let tag = Chore::Tag { eni: id.clone(), tags: tags(&[(INSTANCE_TAG, "i-1")]) };
+        let track = Chore::Track { eni: id, tracking: HOUR };
+        assert_eq!(estate.duties(&eni(1, &[]), &wanted, HOUR), [guard, track, tag]);
         // The primary ENI's groups are the measure, and its life is not ours to tie.
         let primary = EniRecord { delete_on_termination: Some(false), ..eni(0, &[(INSTANCE_TAG, "i-1")]) };
-        assert_eq!(estate.duties(&primary, &wanted), []);
+        assert_eq!(estate.duties(&primary, &wanted, UNSET), []);
     }
 
     #[test]

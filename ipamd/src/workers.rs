@@ -1,4 +1,5 @@
-//! The two threads that block so that the rest need not: one wires pods, one writes the state file.
+//! The threads that block so that the rest need not: one wires pods, one writes the state file, two listen to what others
+//! change in the kernel.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -7,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use datapath::{PodSpec, WireError, Wirer};
+use datapath::{PodSpec, Watch, WireError, Wirer};
 use pool::Snapshot;
 use tokio::sync::mpsc;
 use types::{HostVeth, Mac, Reason, SandboxKey};
@@ -21,6 +22,9 @@ use crate::store::{Record, Store, StoreError};
 /// the kernel then waits for RCU once, and not while an ADD waits for the kernel's lock.
 const SWEEP_AFTER: Duration = Duration::from_millis(100);
 
+/// Pause after a notice: many come together, and one is enough.
+const WATCH_PAUSE: Duration = Duration::from_millis(20);
+
 /// A job for the wiring thread.
 #[derive(Debug)]
 pub(crate) enum Wiring {
@@ -30,6 +34,8 @@ pub(crate) enum Wiring {
     Check(CallId, PodSpec, [OwnedFd; 2]),
     /// Take a pod's wiring away.
     Remove(PodSpec),
+    /// Put back what others have taken of the wiring of pods.
+    Mend(Vec<PodSpec>),
     /// See whose host links are gone.
     Survey(Vec<(SandboxKey, HostVeth)>),
 }
@@ -69,6 +75,10 @@ fn wire_pods(wirer: &mut Wirer, inbox: &Receiver<Wiring>, events: &mpsc::Sender<
                 holders.retain(|(_, host_if)| !wirer.has_link(host_if.as_str()).unwrap_or(true));
                 Event::Dead(holders.into_iter().map(|(sandbox, _)| sandbox).collect())
             }
+            Wiring::Mend(pods) => {
+                mend(wirer, &pods);
+                continue;
+            }
             Wiring::Remove(pod) => {
                 removed = true;
                 if let Err(error) = wirer.remove(&pod) {
@@ -81,6 +91,34 @@ fn wire_pods(wirer: &mut Wirer, inbox: &Receiver<Wiring>, events: &mpsc::Sender<
             return;
         }
     }
+}
+
+fn mend(wirer: &mut Wirer, pods: &[PodSpec]) {
+    match wirer.mend(pods) {
+        Ok(mended) => {
+            for pod in mended {
+                tracing::warn!(link = %pod.host_if, address = %pod.address, "a pod's route or link was changed by somebody else; put back");
+            }
+        }
+        Err(error) => tracing::warn!(error = chain(&error), "cannot put back what others took of pods"),
+    }
+}
+
+/// Starts a thread that tells what others change of ours. It ends with the process.
+pub(crate) fn watching(mut watch: Watch, events: mpsc::Sender<Event>) -> std::io::Result<()> {
+    let watching = move || {
+        loop {
+            if let Err(error) = watch.wait() {
+                tracing::warn!(%error, "what others change is seen at the next round only");
+                return;
+            }
+            if events.blocking_send(Event::Touched).is_err() {
+                return;
+            }
+            std::thread::sleep(WATCH_PAUSE);
+        }
+    };
+    std::thread::Builder::new().name("watching".to_owned()).spawn(watching).map(drop)
 }
 
 fn add(wirer: &mut Wirer, pod: &PodSpec, [netns, socket]: [OwnedFd; 2]) -> Result<(), Failure> {

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use types::{DeviceIndex, EniId, Moment, NetworkCard};
 
 use crate::LabError;
-use crate::ec2::{AttachState, Attachment, EniView, Instance, VpcId};
+use crate::ec2::{AttachState, Attachment, EniView, Instance, Tracking, VpcId};
 use crate::fabric::Fabric;
 use crate::imds::Facts;
 use crate::netns::Netns;
@@ -302,6 +302,8 @@ fn view(told: &Value) -> Result<EniView, LabError> {
         prefixes: Vec::new(),
         description: text(&told["Description"])?,
         groups: groups.collect::<Result<_, _>>()?,
+        // moto knows nothing of them.
+        tracking: Tracking::default(),
         tags: tags.collect::<Result<_, LabError>>()?,
         attachment: told.get("Attachment").map(attachment).transpose()?,
     })

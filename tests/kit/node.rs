@@ -21,6 +21,8 @@ use crate::netns::Netns;
 
 /// Where the node finds EC2.
 const EC2_PORT: u16 = 8500;
+/// How long what happens at once may take on a busy machine.
+const SOON: Duration = Duration::from_secs(10);
 /// How long the daemon may take until it is ready.
 const READY: Duration = Duration::from_secs(30);
 /// How long it may take to stop.
@@ -266,7 +268,24 @@ impl Node {
     /// # Errors
     /// When that takes too long; with the state it is in.
     pub fn wait_for(&self, what: &str, is: impl Fn(&Report) -> bool) -> Result<Report, LabError> {
-        let until = Instant::now() + READY;
+        self.wait_within(READY, what, is)
+    }
+
+    /// The same for what must not wait for a round of the daemon, the shortest of which takes half a minute.
+    ///
+    /// # Errors
+    /// When it does not come true in time.
+    pub fn wait_for_soon(&self, what: &str, is: impl Fn(&Report) -> bool) -> Result<Report, LabError> {
+        self.wait_within(SOON, what, is)
+    }
+
+    fn wait_within(
+        &self,
+        patience: Duration,
+        what: &str,
+        is: impl Fn(&Report) -> bool,
+    ) -> Result<Report, LabError> {
+        let until = Instant::now() + patience;
         loop {
             let report = self.report()?;
             if is(&report) {

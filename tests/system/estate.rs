@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use lab::LabError;
-use lab::ec2::{Action, AddressWish, Ec2, Fault};
+use lab::ec2::{Action, AddressWish, Ec2, Fault, Tracking};
 use lab::fabric::{Fabric, INTERNET_HOST, SECOND_CIDR_HOST};
 use lab::node::{Node, binary};
 use lab::probe::{Echo, ask};
@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_excluded_subnet_gets_no_more_pods", exclusion),
     ("without_permission_for_subnets_the_primary_one_does", no_permission),
     ("security_groups_follow_those_of_the_primary_eni", security_groups),
+    ("connection_timeouts_are_those_of_the_primary_eni", tracking),
     ("an_operator_holds_back_changes_and_lets_go", hold),
     ("in_imds_only_mode_ec2_is_never_asked", imds_only),
     ("what_others_take_from_the_host_comes_back", repair),
@@ -111,6 +112,11 @@ fn no_permission() -> Outcome {
     Ok(())
 }
 
+/// How often an attribute of an ENI was changed.
+fn modified(ec2: &Ec2) -> usize {
+    ec2.calls().iter().filter(|call| call.action == "ModifyNetworkInterfaceAttribute").count()
+}
+
 fn groups_of(ec2: &Ec2, report: &Report, eni: usize) -> Vec<SecurityGroupId> {
     ec2.eni(&report.enis[eni].id).map(|eni| eni.groups).unwrap_or_default()
 }
@@ -127,13 +133,38 @@ fn security_groups() -> Outcome {
 
     setting.node.wait_for("the groups on the second ENI", |report| groups_of(ec2, report, 1) == new)?;
 
-    let before = ec2.calls().iter().filter(|call| call.action == "ModifyNetworkInterfaceAttribute").count();
+    let before = modified(ec2);
     pods.extend(setting.pods(10..20)?);
     let report = setting.accounts_for(&pods)?;
     ensure!(groups_of(ec2, &report, 2) == new, "a new ENI has {:?}", groups_of(ec2, &report, 2));
-    let after = ec2.calls().iter().filter(|call| call.action == "ModifyNetworkInterfaceAttribute").count();
+    let after = modified(ec2);
     // The new ENI was tied to the instance; what is right was not written again.
     ensure!(after == before + 1, "{} attributes were changed", after - before);
+    Ok(())
+}
+
+/// An ENI made before EC2 was looked at is made up for; one made after has them from the start.
+fn tracking() -> Outcome {
+    let targets = [("WARM_IP_TARGET", "1")];
+    let setting = Setting::start(&targets)?;
+    let ec2 = setting.fabric.ec2();
+    let mut pods = setting.pods(0..10)?;
+    let report = setting.accounts_for(&pods)?;
+    let hour = Tracking { tcp_established: Some(3600), ..Tracking::default() };
+    ec2.set_tracking(&report.enis[0].id, hour).map_err(otherwise)?;
+    let of = |report: &Report, eni: usize| ec2.eni(&report.enis[eni].id).map(|eni| eni.tracking);
+    ensure!(of(&report, 1) == Some(Tracking::default()), "the second ENI has {:?}", of(&report, 1));
+
+    let before = modified(ec2);
+    restart(&setting.node, &targets)?;
+    setting.node.wait_for("the timeouts on the second ENI", |report| of(report, 1) == Some(hour))?;
+
+    pods.extend(setting.pods(10..20)?);
+    let report = setting.accounts_for(&pods)?;
+    ensure!(of(&report, 2) == Some(hour), "the third ENI has {:?}", of(&report, 2));
+    // Once to make up for it; the new ENI was only tied to the instance.
+    let after = modified(ec2);
+    ensure!(after == before + 2, "{} attributes were changed", after - before);
     Ok(())
 }
 
@@ -193,19 +224,35 @@ fn imds_only() -> Outcome {
     Ok(())
 }
 
-/// Somebody flushes rules and nftables under running pods.
+/// Somebody flushes rules, nftables, routes and takes a link down under running pods.
 fn repair() -> Outcome {
     let setting = Setting::start(&[("WARM_IP_TARGET", "1")])?;
     let pods = setting.pods(0..11)?;
     reach(&setting, &pods[8..])?;
     let netns = setting.node.netns();
-    netns.ip("rule del pref 1536\nrule del pref 1024\n")?;
-    netns.nft("flush ruleset")?;
+    // Chains are listed in the order in which they were made.
+    let state = || -> Result<Vec<String>, LabError> {
+        let asked = ["ip rule show", "ip route show table all proto 0x56", "nft list table ip aws-vpc-cni"];
+        let told: String = asked.map(|line| netns.read(line)).into_iter().collect::<Result<_, _>>()?;
+        let mut lines: Vec<String> = told.lines().map(str::to_owned).collect();
+        lines.sort();
+        Ok(lines)
+    };
+    let before = state()?;
+    let link = netns.read("ip route show table 51200")?;
+    let link = link.split_whitespace().skip_while(|word| *word != "dev").nth(1).unwrap_or_default();
 
-    let rules =
-        || netns.read("ip rule show").is_ok_and(|rules| rules.contains("1536:") && rules.contains("1024:"));
-    setting.node.wait_for("the rules", |_| rules())?;
-    reach(&setting, &pods[8..])
+    for damage in [
+        "rule del pref 1536\nrule del pref 1024\n",
+        "route flush table 51200\n",
+        &format!("link set {link} down\n"),
+    ] {
+        netns.ip(damage)?;
+        setting.node.wait_for_soon(damage, |_| state().is_ok_and(|now| now == before))?;
+    }
+    netns.nft("flush ruleset")?;
+    setting.node.wait_for_soon("nftables", |_| state().is_ok_and(|now| now == before))?;
+    reach(&setting, &pods)
 }
 
 fn route_taken() -> Outcome {

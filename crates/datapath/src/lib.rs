@@ -5,7 +5,7 @@
 //!                     the kernel's --observe-->
 //! ```
 //!
-//! `model`, `desired`, `diff` and `mark` are pure; `kernel` and `netfilter` talk to the kernel. Teardown is the
+//! `model`, `desired`, `diff` and `mark` are pure; `kernel` and `netfilter` talk to the kernel, `watch` hears what others change. Teardown is the
 //! difference against nothing, repair the difference after a change.
 //!
 //! | priority | rule | looks up | how many |
@@ -21,6 +21,7 @@ mod kernel;
 mod mark;
 mod model;
 pub mod netfilter;
+mod watch;
 
 pub use diff::{Op, diff};
 pub use kernel::{Converged, Host, KernelError, PodSeen, Refusal, WireError, Wirer};
@@ -29,6 +30,7 @@ pub use model::{
     Address, EniSpec, IfIndex, KernelState, LinkSeen, LinkState, NodeSpec, PodSpec, Route, Rule,
     RulePriority, Selector, Sysctl,
 };
+pub use watch::{Ours, Watch};
 
 /// Number by which routes and rules of ours can be told (`rtm_protocol`, `FRA_PROTOCOL`).
 pub const PROTOCOL: u8 = 0x56;

@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use datapath::{EniSpec, Host, Marks, NodeSpec, PodSpec, Wirer};
+use datapath::{EniSpec, Host, Marks, NodeSpec, Ours, PodSpec, Watch, Wirer};
 use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
@@ -27,11 +27,13 @@ type Test = fn() -> Outcome;
 
 fn main() -> std::process::ExitCode {
     let entered = enter();
-    let tests: [(&str, Test); 17] = [
+    let tests: [(&str, Test); 19] = [
         ("a_node_with_two_enis_has_its_tables_and_rules", node_with_two_enis),
         ("a_second_convergence_changes_nothing", idempotent),
         ("what_is_removed_or_added_behind_our_back_is_mended", drift),
         ("a_pod_is_wired_checked_and_taken_away", pod_life),
+        ("what_others_take_of_a_pod_is_put_back", pod_mended),
+        ("changes_of_others_are_told_and_ours_are_not", notices),
         ("packets_flow_between_pods_and_host", packets),
         ("the_same_name_comes_back_at_once_two_hundred_times", same_name),
         ("a_failed_wiring_leaves_nothing", failed_wiring),
@@ -372,6 +374,49 @@ fn pod_life() -> Outcome {
     assert!(!ip("link")?.contains(pod.spec.host_if.as_str()));
     wirer.remove(&pod.spec)?;
     wirer.sweep()?;
+    Ok(())
+}
+
+fn pod_mended() -> Outcome {
+    converge(&node()?)?;
+    let mut wirer = Wirer::open()?;
+    let (pod, unwired) = (Pod::new(7)?, Pod::new(8)?);
+    pod.add(&mut wirer)?;
+    let specs = [pod.spec.clone(), unwired.spec];
+    assert_eq!(wirer.mend(&specs)?, Vec::<&PodSpec>::new());
+
+    for damage in [
+        "route flush table 51200".to_owned(),
+        format!("link set {} down", pod.spec.host_if),
+        "route replace 10.0.4.7/32 dev lo table 51200".to_owned(),
+    ] {
+        ip(&damage)?;
+        assert_eq!(wirer.mend(&specs)?, [&pod.spec], "{damage}");
+        assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new(), "{damage}");
+    }
+    Ok(())
+}
+
+/// Notices wait in the socket, so nothing is missed.
+fn notices() -> Outcome {
+    let mut wirer = Wirer::open()?;
+    let mut watch = Watch::routes(Ours { ports: [wirer.port()?].into(), pod_if_prefix: "eni".to_owned() })?;
+    let pod = Pod::new(7)?;
+    pod.add(&mut wirer)?;
+    wirer.remove(&pod.spec)?;
+    wirer.sweep()?;
+    ip("link add name others0 up type veth peer name others1")?;
+    ip("link del others0")?;
+    let (told, heard) = std::sync::mpsc::channel();
+    std::thread::spawn(move || while watch.wait().is_ok() && told.send(()).is_ok() {});
+    let second = Duration::from_secs(1);
+    assert!(heard.recv_timeout(second).is_err(), "changes that are not others' or not of ours are told");
+
+    let again = Pod::new(9)?;
+    again.add(&mut wirer)?;
+    ip("route flush table 51200")?;
+
+    heard.recv_timeout(10 * second)?;
     Ok(())
 }
 

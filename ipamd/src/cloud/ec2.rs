@@ -12,9 +12,9 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::types::{
-    AttachmentStatus, Filter, InstanceType, InstanceTypeHypervisor, InstanceTypeInfo, NetworkInfo,
-    NetworkInterface, NetworkInterfaceAttachmentChanges, NetworkInterfaceType, ResourceType, Subnet, Tag,
-    TagSpecification,
+    AttachmentStatus, ConnectionTrackingSpecificationRequest, Filter, InstanceType, InstanceTypeHypervisor,
+    InstanceTypeInfo, NetworkInfo, NetworkInterface, NetworkInterfaceAttachmentChanges, NetworkInterfaceType,
+    ResourceType, Subnet, Tag, TagSpecification,
 };
 use aws_smithy_types::retry::RetryConfig;
 use pool::{Given, Wanted};
@@ -23,7 +23,10 @@ use types::{
 };
 
 use super::error::Effect;
-use super::{CloudError, CloudErrorKind, EniRecord, Inventory, LooseEni, NewEni, SubnetRecord, http};
+use super::{
+    CloudError, CloudErrorKind, ConnectionTracking, EniRecord, Inventory, LooseEni, NewEni, SubnetRecord,
+    http,
+};
 use crate::config::Config;
 
 /// Attempts of one read.
@@ -166,6 +169,9 @@ impl Ec2 {
             .set_groups(Some(groups))
             .description(&want.description)
             .client_token(&want.token);
+        if want.tracking.is_set() {
+            request = request.connection_tracking_specification(sdk_tracking(want.tracking));
+        }
         if want.wanted.slots() > 0 {
             request = match want.wanted {
                 Wanted::Addresses(n) => request.secondary_private_ip_address_count(call.count(n)?),
@@ -240,6 +246,20 @@ impl Ec2 {
             .modify_network_interface_attribute()
             .network_interface_id(eni.as_str())
             .set_groups(Some(groups.iter().map(ToString::to_string).collect()));
+        request.send().await.map(drop).map_err(|e| call.failed(e))
+    }
+
+    /// Sets the timeouts for idle connections of an ENI.
+    ///
+    /// # Errors
+    /// As EC2 says.
+    pub async fn set_tracking(&self, eni: &EniId, tracking: ConnectionTracking) -> Result<(), CloudError> {
+        let call = Call { name: "ModifyNetworkInterfaceAttribute", effect: Effect::Changes };
+        let request = self
+            .changes
+            .modify_network_interface_attribute()
+            .network_interface_id(eni.as_str())
+            .connection_tracking_specification(sdk_tracking(tracking));
         request.send().await.map(drop).map_err(|e| call.failed(e))
     }
 
@@ -460,7 +480,22 @@ fn record(call: Call, eni: &NetworkInterface) -> Result<EniRecord, CloudError> {
         attachment: attachment.and_then(|at| at.attachment_id()).map(str::to_owned),
         delete_on_termination: attachment.and_then(|at| at.delete_on_termination()),
         security_groups: groups.collect::<Result<_, _>>()?,
+        tracking: eni.connection_tracking_configuration().map_or_else(ConnectionTracking::default, |told| {
+            ConnectionTracking {
+                tcp_established: told.tcp_established_timeout(),
+                udp_stream: told.udp_stream_timeout(),
+                udp: told.udp_timeout(),
+            }
+        }),
     })
+}
+
+fn sdk_tracking(tracking: ConnectionTracking) -> ConnectionTrackingSpecificationRequest {
+    ConnectionTrackingSpecificationRequest::builder()
+        .set_tcp_established_timeout(tracking.tcp_established)
+        .set_udp_stream_timeout(tracking.udp_stream)
+        .set_udp_timeout(tracking.udp)
+        .build()
 }
 
 fn filter(name: &str, value: &str) -> Filter {

@@ -9,7 +9,7 @@ use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use ipnetwork::Ipv4Network;
 use types::{DeviceIndex, Mac, NetworkCard, SecurityGroupId, SubnetId};
 
-use super::{CloudError, CloudErrorKind, EniRecord, Identity, Inventory, http};
+use super::{CloudError, CloudErrorKind, ConnectionTracking, EniRecord, Identity, Inventory, http};
 use crate::config::Config;
 
 /// How many interfaces are read at once.
@@ -148,6 +148,7 @@ impl Imds {
             tags: None,
             attachment: None,
             delete_on_termination: None,
+            tracking: ConnectionTracking::default(),
             security_groups: self.many(&of_eni("security-group-ids")).await?,
         })))
     }

@@ -51,6 +51,28 @@ pub struct EniRecord {
     pub delete_on_termination: Option<bool>,
     /// Its security groups.
     pub security_groups: Vec<SecurityGroupId>,
+    /// Its timeouts for idle connections; the metadata service does not tell.
+    pub tracking: ConnectionTracking,
+}
+
+/// When security groups forget idle connections of an ENI, in seconds; `None` is EC2's default (EC2 user guide, "Connection
+/// tracking timeouts").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ConnectionTracking {
+    /// Established TCP connections.
+    pub tcp_established: Option<i32>,
+    /// UDP flows with more than one request and response.
+    pub udp_stream: Option<i32>,
+    /// Other UDP flows.
+    pub udp: Option<i32>,
+}
+
+impl ConnectionTracking {
+    /// Whether any of them is set.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        *self != Self::default()
+    }
 }
 
 /// What is attached to an instance.
@@ -95,6 +117,8 @@ pub struct NewEni {
     pub subnet: SubnetId,
     /// Its security groups.
     pub security_groups: Vec<SecurityGroupId>,
+    /// Its timeouts for idle connections.
+    pub tracking: ConnectionTracking,
     /// For people.
     pub description: String,
     /// Tags it has from its first moment.

@@ -18,6 +18,7 @@ const ENI: &str = "<networkInterfaceId>eni-1</networkInterfaceId><subnetId>subne
     <macAddress>02:00:00:00:00:01</macAddress><privateIpAddress>10.0.0.4</privateIpAddress>\
     <interfaceType>interface</interfaceType>\
     <groupSet><item><groupId>sg-1</groupId></item></groupSet>\
+    <connectionTrackingConfiguration><tcpEstablishedTimeout>3600</tcpEstablishedTimeout></connectionTrackingConfiguration>\
     <tagSet><item><key>a</key><value>b</value></item></tagSet>\
     <attachment><attachmentId>eni-attach-1</attachmentId><deviceIndex>1</deviceIndex>\
     <networkCardIndex>0</networkCardIndex><status>attached</status>\
@@ -162,6 +163,7 @@ async fn an_inventory_is_what_ec2_describes() {
         tags: Some([("a".to_owned(), "b".to_owned())].into()),
         attachment: Some("eni-attach-1".to_owned()),
         delete_on_termination: Some(false),
+        tracking: ConnectionTracking { tcp_established: Some(3600), ..ConnectionTracking::default() },
         security_groups: vec!["sg-1".parse().unwrap()],
     };
     let occupied = [2, 3, 4].map(|device| (NetworkCard(0), DeviceIndex(device)));
@@ -234,6 +236,7 @@ async fn an_eni_is_made_with_its_addresses_and_tags_in_one_call() {
     let want = NewEni {
         subnet: "subnet-1".parse().unwrap(),
         security_groups: vec!["sg-1".parse().unwrap()],
+        tracking: ConnectionTracking { udp: Some(40), ..ConnectionTracking::default() },
         description: "d".to_owned(),
         tags: [("a".to_owned(), "b".to_owned())].into(),
         wanted: Wanted::Addresses(9),
@@ -246,6 +249,7 @@ async fn an_eni_is_made_with_its_addresses_and_tags_in_one_call() {
     stage.asked(&[
         "Action=CreateNetworkInterface",
         "SubnetId=subnet-1",
+        "ConnectionTrackingSpecification.UdpTimeout=40",
         "SecurityGroupId.1=sg-1",
         "SecondaryPrivateIpAddressCount=9",
         "ClientToken=t",

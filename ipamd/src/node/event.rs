@@ -12,7 +12,7 @@ use types::{
 };
 use wire::{Failure, Reply, Request};
 
-use crate::cloud::CloudError;
+use crate::cloud::{CloudError, ConnectionTracking};
 use crate::hold::Hold;
 use crate::store::Record;
 
@@ -102,6 +102,13 @@ pub enum Chore {
         /// The groups.
         groups: Vec<SecurityGroupId>,
     },
+    /// The primary ENI has timeouts for idle connections and this one has none: set them.
+    Track {
+        /// Which.
+        eni: EniId,
+        /// The timeouts.
+        tracking: ConnectionTracking,
+    },
     /// Tags are missing or differ: set them.
     Tag {
         /// Which.
@@ -187,6 +194,8 @@ pub enum Event {
         /// MACs of ENIs whose link is not there yet; or the trouble.
         result: Result<Vec<Mac>, String>,
     },
+    /// Somebody else has changed routes, rules, addresses, links or nftables of ours, or may have.
+    Touched,
     /// Time has passed.
     Tick,
 }
@@ -202,6 +211,8 @@ pub enum Effect {
     Check(CallId, PodSpec),
     /// Take a pod's wiring away; nobody waits for it.
     Unwire(PodSpec),
+    /// Put back what others have taken of the wiring of these pods; nobody waits for it.
+    Mend(Vec<PodSpec>),
     /// See which of these sandboxes have no host link any more.
     Survey(Vec<(SandboxKey, HostVeth)>),
     /// Put records on disk.

@@ -274,7 +274,7 @@ impl Node {
             true => format!("{}: an operator holds back {}", Reason::OnHold, self.hold()),
             false => format!("{}: a setting allows no changes", Reason::OnHold),
         });
-        cloud.into_iter().chain(hold).chain(self.host.trouble.clone()).collect()
+        cloud.into_iter().chain(hold).chain(self.host.trouble.clone()).chain(self.host.fight()).collect()
     }
 
     pub(super) fn cloud_wakeup(&self) -> Option<Moment> {

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use datapath::{EniSpec, NodeSpec};
+use datapath::{EniSpec, NodeSpec, PodSpec};
 use ipnetwork::Ipv4Network;
 use pool::{ActionId, EniSeen, Given, Outcome};
 use types::{EniId, Mac, Moment, Prefix};
@@ -20,6 +20,12 @@ const LINK_POLL: Duration = Duration::from_millis(100);
 const LINK_PATIENCE: Duration = Duration::from_secs(20);
 /// How often the host's kernel is compared with what it should be although nothing happened.
 const REPAIR_EVERY: Duration = Duration::from_secs(30);
+/// Pause between a notice that somebody has changed something of ours and the look at it, so that one look is for all of
+/// what was changed together. Doubles with each look that a notice has led to, up to [`REPAIR_EVERY`]: with somebody who
+/// keeps undoing what we do there is no race.
+const NOTICE_AFTER: Duration = Duration::from_millis(100);
+/// With such a pause the race is told.
+const FIGHT: Duration = Duration::from_secs(5);
 /// Pause before the host's kernel is tried again after a refusal.
 const HOST_RETRY: Duration = Duration::from_secs(1);
 
@@ -34,6 +40,12 @@ pub(super) struct HostState {
     retry_at: Option<Moment>,
     /// When to see whether somebody else has changed something.
     repair_at: Moment,
+    /// When that was last done.
+    repaired_at: Moment,
+    /// Somebody else has changed something since then.
+    touched: bool,
+    /// Pause between two looks that notices lead to.
+    pause: Duration,
     /// What was wrong the last time.
     pub(super) trouble: Option<String>,
     pub(super) settling: Vec<Settling>,
@@ -43,6 +55,32 @@ impl HostState {
     pub(super) fn wakeup(&self) -> Option<Moment> {
         let repair = (!self.under_way).then_some(self.repair_at);
         self.retry_at.into_iter().chain(repair).min()
+    }
+
+    /// Somebody else has changed something of ours, or may have.
+    pub(super) fn touched(&mut self, now: Moment) {
+        self.touched = true;
+        let soon = now.plus(NOTICE_AFTER).max(self.repaired_at.plus(self.pause));
+        self.repair_at = self.repair_at.min(soon);
+    }
+
+    fn repaired(&mut self, now: Moment) {
+        let next = if self.touched { self.pause * 2 } else { Duration::ZERO };
+        self.pause = next.clamp(NOTICE_AFTER, REPAIR_EVERY);
+        self.touched = false;
+        self.repaired_at = now;
+        self.repair_at = now.plus(REPAIR_EVERY);
+    }
+
+    /// That somebody keeps undoing what we do, in words.
+    pub(super) fn fight(&self) -> Option<String> {
+        let pause = self.pause.as_secs();
+        let text = || {
+            format!(
+                "others keep changing routes, rules, links or nftables of ours; seen to every {pause} s at most"
+            )
+        };
+        (self.pause >= FIGHT).then(text)
     }
 }
 
@@ -160,7 +198,8 @@ impl Node {
     /// Asks for the host's kernel to be brought in line, one wish at a time; once in a while also when nothing of ours has
     /// changed, for others change it too.
     pub(super) fn wish(&mut self, now: Moment) {
-        self.host.dirty |= self.cloud.pictured && self.host.repair_at <= now;
+        let repair = self.cloud.pictured && self.host.repair_at <= now;
+        self.host.dirty |= repair;
         if self.host.retry_at.is_some_and(|at| at <= now) {
             self.host.retry_at = None;
         }
@@ -172,7 +211,10 @@ impl Node {
         self.host.generation += 1;
         self.host.under_way = true;
         self.host.dirty = false;
-        self.host.repair_at = now.plus(REPAIR_EVERY);
+        if repair || self.host.touched {
+            self.effects.push(Effect::Mend(self.wired_pods()));
+        }
+        self.host.repaired(now);
         for settling in &mut self.host.settling {
             settling.generation.get_or_insert(self.host.generation);
         }
@@ -198,14 +240,14 @@ impl Node {
         enis.sort_by_key(|spec| (spec.card, spec.device));
         let no_snat = facts.vpc_cidrs.iter().chain(&self.settings.exclude_snat).copied().collect();
         // Later, the wiring thread owns the pods' table: a wish made before a DEL must not bring its route back.
-        let pods = (!self.cloud.pictured).then(|| {
-            self.pool
-                .owners()
-                .map(|(owner, grant)| adding::pod_spec(owner, grant.address, self.settings.eni_mtu))
-                .collect()
-        });
+        let pods = (!self.cloud.pictured).then(|| self.wired_pods());
         let node = NodeSpec { enis, marks: self.settings.marks, connmark: self.settings.connmark };
         HostWish { node, no_snat, pods, primary_address: facts.primary_address }
+    }
+
+    fn wired_pods(&self) -> Vec<PodSpec> {
+        let mtu = self.settings.eni_mtu;
+        self.pool.owners().map(|(owner, grant)| adding::pod_spec(owner, grant.address, mtu)).collect()
     }
 
     /// What has been assigned to an ENI and waits for the host's kernel.

@@ -97,7 +97,7 @@ impl Node {
         let later = now.since(self.started) < TAGS_LATER;
         let due = |chore: &Chore| match chore {
             Chore::Delete(_) => self.may(true),
-            Chore::Tie { .. } | Chore::Guard { .. } => self.may(false),
+            Chore::Tie { .. } | Chore::Guard { .. } | Chore::Track { .. } => self.may(false),
             Chore::Tag { .. } => self.may(false) && !later,
         };
         let chores = chores.filter(due).collect();

@@ -152,6 +152,7 @@ impl Node {
             Event::Ranges(ranges) => self.ranges(ranges),
             Event::Stopping => self.stop(),
             Event::Converged { generation, result } => self.converged(generation, result, now),
+            Event::Touched => self.host.touched(now),
             Event::Tick => {}
         }
         self.advance(now);

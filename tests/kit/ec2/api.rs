@@ -10,7 +10,7 @@ use super::describe;
 use super::error::ApiError;
 use super::model::Model;
 use super::query::{Action, Params};
-use super::view::{AddressWish, NewEni};
+use super::view::{AddressWish, NewEni, Tracking};
 use super::xml::Xml;
 
 /// The account that owns everything.
@@ -90,6 +90,7 @@ fn new_eni(request: &Request<'_>) -> Result<NewEni, ApiError> {
         subnet: params.need_value("SubnetId")?,
         description: params.get("Description").unwrap_or_default().to_owned(),
         groups: params.values("SecurityGroupId")?,
+        tracking: tracking(params)?.unwrap_or_default(),
         tags: tag_specification(params)?,
         primary,
         addresses: share(wish, request.share),
@@ -159,17 +160,26 @@ fn modify(model: &mut Model, request: &Request<'_>) -> Result<Xml, ApiError> {
     let eni: EniId = params.need_value("NetworkInterfaceId")?;
     let groups = params.values("SecurityGroupId")?;
     let on_termination = params.value("Attachment.DeleteOnTermination")?;
-    match (groups.is_empty(), on_termination) {
-        (true, Some(delete)) => {
+    match (groups.is_empty(), on_termination, tracking(params)?) {
+        (true, Some(delete), None) => {
             model.set_delete_on_termination(&eni, params.need("Attachment.AttachmentId")?, delete)?;
         }
-        (false, None) => model.set_groups(&eni, groups)?,
-        (true, None) => return Err(ApiError::missing("an attribute to modify")),
-        (false, Some(_)) => {
-            return Err(ApiError::combination("Only one attribute can be modified at a time."));
-        }
+        (false, None, None) => model.set_groups(&eni, groups)?,
+        (true, None, Some(tracking)) => model.set_tracking(&eni, tracking)?,
+        (true, None, None) => return Err(ApiError::missing("an attribute to modify")),
+        _ => return Err(ApiError::combination("Only one attribute can be modified at a time.")),
     }
     Ok(done())
+}
+
+fn tracking(params: &Params) -> Result<Option<Tracking>, ApiError> {
+    let timeout = |name: &str| params.value(&format!("ConnectionTrackingSpecification.{name}"));
+    let tracking = Tracking {
+        tcp_established: timeout("TcpEstablishedTimeout")?,
+        udp_stream: timeout("UdpStreamTimeout")?,
+        udp: timeout("UdpTimeout")?,
+    };
+    Ok((tracking != Tracking::default()).then_some(tracking))
 }
 
 fn assign(model: &mut Model, request: &Request<'_>) -> Result<Xml, ApiError> {

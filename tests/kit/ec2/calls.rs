@@ -9,7 +9,7 @@ use types::{DeviceIndex, EniId, InstanceId, InstanceLimits, Moment, NetworkCard,
 
 use super::error::ApiError;
 use super::model::Model;
-use super::view::{AddressWish, AttachState, Attachment, EniView, NewEni};
+use super::view::{AddressWish, AttachState, Attachment, EniView, NewEni, Tracking};
 
 /// What `AssignPrivateIpAddresses` gave.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,6 +31,7 @@ impl Model {
         }
         check_wish(&want.addresses)?;
         check_tags(want.tags.len())?;
+        check_tracking(want.tracking)?;
         if want.addresses.slots().saturating_add(1) > SLOTS_MAX {
             return Err(ApiError::too_many_addresses());
         }
@@ -54,6 +55,7 @@ impl Model {
             prefixes: granted.prefixes,
             description: want.description.clone(),
             groups,
+            tracking: want.tracking,
             tags: want.tags.clone(),
             attachment: None,
         };
@@ -306,10 +308,27 @@ impl Model {
     }
 }
 
+/// Ranges: EC2 API reference, `ConnectionTrackingSpecificationRequest`.
+fn check_tracking(tracking: Tracking) -> Result<(), ApiError> {
+    let Tracking { tcp_established, udp_stream, udp } = tracking;
+    let ranges = [(tcp_established, 60..=432_000), (udp_stream, 60..=180), (udp, 30..=60)];
+    match ranges.into_iter().find(|(timeout, range)| timeout.is_some_and(|timeout| !range.contains(&timeout)))
+    {
+        Some((timeout, range)) => Err(ApiError::value(format!("{timeout:?} is not within {range:?}."))),
+        None => Ok(()),
+    }
+}
+
 /// Attributes and tags.
 impl Model {
     pub(crate) fn set_groups(&mut self, id: &EniId, groups: Vec<SecurityGroupId>) -> Result<(), ApiError> {
         self.eni_mut(id)?.groups = groups;
+        Ok(())
+    }
+
+    pub(crate) fn set_tracking(&mut self, id: &EniId, tracking: Tracking) -> Result<(), ApiError> {
+        check_tracking(tracking)?;
+        self.eni_mut(id)?.tracking = tracking;
         Ok(())
     }
 

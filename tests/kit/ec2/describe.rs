@@ -9,7 +9,7 @@ use super::api::{OWNER, Request};
 use super::error::ApiError;
 use super::filter::{filters, passes};
 use super::model::{Enis, Model, enis_in};
-use super::view::{Attachment, EniView, Instance, SubnetView};
+use super::view::{Attachment, EniView, Instance, SubnetView, Tracking};
 use super::xml::{Xml, iso8601};
 
 const ENI_FILTERS: &[&str] = &[
@@ -122,6 +122,9 @@ pub(super) fn network_interface(xml: &mut Xml, eni: &EniView) {
     xml.text("availabilityZone", &eni.zone);
     xml.text("requesterManaged", false);
     xml.list("ipv4PrefixSet", &eni.prefixes, |xml, prefix| xml.text("ipv4Prefix", prefix));
+    if eni.tracking != Tracking::default() {
+        xml.node("connectionTrackingConfiguration", |xml| tracking(xml, eni.tracking));
+    }
     tag_set(xml, &eni.tags);
     if let Some(attachment) = &eni.attachment {
         xml.node("attachment", |xml| {
@@ -154,6 +157,16 @@ fn interface_core(xml: &mut Xml, eni: &EniView) {
         xml.text("primary", primary);
     });
     xml.node("ipv6AddressesSet", |_| {});
+}
+
+fn tracking(xml: &mut Xml, Tracking { tcp_established, udp_stream, udp }: Tracking) {
+    let timeouts =
+        [("tcpEstablishedTimeout", tcp_established), ("udpStreamTimeout", udp_stream), ("udpTimeout", udp)];
+    for (name, timeout) in timeouts {
+        if let Some(timeout) = timeout {
+            xml.text(name, timeout);
+        }
+    }
 }
 
 fn attachment_members(xml: &mut Xml, attachment: &Attachment) {

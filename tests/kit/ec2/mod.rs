@@ -40,7 +40,8 @@ pub use faults::{Bucket, Call, Fault, Outcome, Weather};
 pub use query::Action;
 pub use server::{Server, serve};
 pub use view::{
-    AddressWish, AttachState, Attachment, Config, EniView, Instance, NewEni, SubnetView, VpcId, Wiring,
+    AddressWish, AttachState, Attachment, Config, EniView, Instance, NewEni, SubnetView, Tracking, VpcId,
+    Wiring,
 };
 
 pub(crate) use api::OWNER;
@@ -221,6 +222,14 @@ impl Ec2 {
     /// Unknown subnet.
     pub fn vacate(&self, subnet: &SubnetId, addresses: &[Ipv4Addr]) -> Result<(), ApiError> {
         self.change(|model, _| model.vacate(subnet, addresses))
+    }
+
+    /// Somebody else changes the timeouts for idle connections of an ENI.
+    ///
+    /// # Errors
+    /// As for the call.
+    pub fn set_tracking(&self, eni: &EniId, tracking: Tracking) -> Result<(), ApiError> {
+        self.change(|model, _| model.set_tracking(eni, tracking))
     }
 
     /// Somebody else changes the security groups of an ENI.

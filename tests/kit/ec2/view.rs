@@ -87,6 +87,8 @@ pub struct EniView {
     pub description: String,
     /// Its security groups.
     pub groups: Vec<SecurityGroupId>,
+    /// Its timeouts for idle connections.
+    pub tracking: Tracking,
     /// Its tags.
     pub tags: BTreeMap<String, String>,
     /// Where it is attached, or is being attached or detached; `None` when it is available.
@@ -122,6 +124,17 @@ impl EniView {
             AttachState::Attached | AttachState::Detaching { .. } => Some(&attachment.instance),
         }
     }
+}
+
+/// `ConnectionTrackingConfiguration`: seconds, `None` where EC2's default holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tracking {
+    /// `TcpEstablishedTimeout`, 60 to 432,000.
+    pub tcp_established: Option<u32>,
+    /// `UdpStreamTimeout`, 60 to 180.
+    pub udp_stream: Option<u32>,
+    /// `UdpTimeout`, 30 to 60.
+    pub udp: Option<u32>,
 }
 
 /// An ENI's tie to an instance.
@@ -269,6 +282,8 @@ pub struct NewEni {
     pub description: String,
     /// The security groups; none means the VPC's default group.
     pub groups: Vec<SecurityGroupId>,
+    /// Timeouts for idle connections.
+    pub tracking: Tracking,
     /// Tags.
     pub tags: BTreeMap<String, String>,
     /// The ENI's own address, or `None` for any.
@@ -287,6 +302,7 @@ impl NewEni {
             subnet,
             description: String::new(),
             groups: Vec::new(),
+            tracking: Tracking::default(),
             tags: BTreeMap::new(),
             primary: None,
             addresses: AddressWish::default(),

@@ -149,7 +149,11 @@ impl Ours {
             }
             Effect::Act(id, action) => wants.push(Want::Run(errand(id, action))),
             Effect::Tidy(chores) => wants.push(Want::Run(tidy(chores))),
-            Effect::Check(..) | Effect::Survey(_) | Effect::Unwire(_) | Effect::Rewrite(_) => {}
+            Effect::Check(..)
+            | Effect::Survey(_)
+            | Effect::Mend(_)
+            | Effect::Unwire(_)
+            | Effect::Rewrite(_) => {}
         }
         None
     }
@@ -253,7 +257,8 @@ fn tidy(chores: Vec<Chore>) -> Errand {
         let (eni, deed) = match chore {
             Chore::Delete(eni) => (eni, Deed::Delete),
             Chore::Tie { eni, .. } => (eni, Deed::Tie),
-            Chore::Guard { eni, .. } => (eni, Deed::SetGroups),
+            // One call each, of the same API.
+            Chore::Guard { eni, .. } | Chore::Track { eni, .. } => (eni, Deed::SetGroups),
             Chore::Tag { eni, .. } => (eni, Deed::Tag),
         };
         [Step::quiet(Deed::About(eni)), Step::each(deed, Tries::ONCE)]

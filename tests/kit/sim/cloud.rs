@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use ipamd::cloud::{CloudError, CloudErrorKind, Effect};
+use ipamd::cloud::{CloudError, CloudErrorKind, ConnectionTracking, Effect};
 use ipamd::node::{Chore, Event, Picture, Subnets};
 use ipnetwork::Ipv4Network;
 use pool::{Action, ActionId, EniSeen, Given, Outcome, Role, Wanted};
@@ -15,7 +15,7 @@ use types::{DeviceIndex, EniId, Moment, NetworkCard, Prefix, SubnetId};
 
 use super::rng::Rng;
 use super::script::{Fault, Setup};
-use crate::ec2::{AddressWish, ApiError, AttachState, Config, EniView, Instance, Model, NewEni};
+use crate::ec2::{AddressWish, ApiError, AttachState, Config, EniView, Instance, Model, NewEni, Tracking};
 
 /// Tag of every ENI that the daemon makes.
 const INSTANCE_TAG: &str = "node.k8s.amazonaws.com/instance_id";
@@ -294,6 +294,10 @@ impl Cloud {
                 let guard = |model: &mut Model| model.set_groups(&eni, groups);
                 self.change("ModifyNetworkInterfaceAttribute", now, guard)
             }
+            Some(Chore::Track { eni, tracking }) => {
+                let track = |model: &mut Model| model.set_tracking(&eni, timeouts(tracking));
+                self.change("ModifyNetworkInterfaceAttribute", now, track)
+            }
             Some(Chore::Tag { eni, tags }) => {
                 let tags: Vec<_> = tags.into_iter().collect();
                 self.change("CreateTags", now, |model| model.set_tags(&[eni.to_string()], &tags))
@@ -463,6 +467,15 @@ enum Deleted {
 
 fn refusal(call: &'static str, error: &ApiError) -> CloudError {
     CloudError::answered(call, Effect::Changes, error.http, &error.code, &error.message)
+}
+
+fn timeouts(tracking: ConnectionTracking) -> Tracking {
+    let seconds = |timeout: Option<i32>| timeout.and_then(|timeout| u32::try_from(timeout).ok());
+    Tracking {
+        tcp_established: seconds(tracking.tcp_established),
+        udp_stream: seconds(tracking.udp_stream),
+        udp: seconds(tracking.udp),
+    }
 }
 
 fn wish(wanted: Wanted) -> AddressWish {

@@ -42,6 +42,7 @@ pub struct Converged {
 #[derive(Debug)]
 pub struct Host {
     handle: Handle,
+    port: u32,
     _connection: tokio::task::JoinHandle<()>,
 }
 
@@ -61,7 +62,14 @@ impl Host {
         let (mut connection, handle, _unsolicited) =
             rtnetlink::new_connection().map_err(KernelError::Socket)?;
         be_strict(connection.socket_mut().socket_ref()).map_err(KernelError::Socket)?;
-        Ok(Self { handle, _connection: tokio::spawn(connection) })
+        let port = crate::watch::port(connection.socket_mut().socket_mut()).map_err(KernelError::Socket)?;
+        Ok(Self { handle, port, _connection: tokio::spawn(connection) })
+    }
+
+    /// The port of its socket: notices of our own changes carry it.
+    #[must_use]
+    pub const fn port(&self) -> u32 {
+        self.port
     }
 
     /// Makes the kernel hold what the node needs; with `pods`, also their routes and no others in the pods' table.

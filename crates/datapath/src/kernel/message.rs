@@ -130,7 +130,7 @@ pub(super) fn to_route(message: &RouteMessage) -> Option<(Maker, Route)> {
     Some((maker, route))
 }
 
-fn of_rule(rule: &Rule) -> RuleMessage {
+pub(super) fn of_rule(rule: &Rule) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = AddressFamily::Inet;
     message.header.action = RuleAction::ToTable;

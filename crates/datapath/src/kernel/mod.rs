@@ -9,6 +9,7 @@ mod answer;
 mod check;
 mod host;
 mod message;
+mod notice;
 mod pod;
 mod socket;
 mod sysctl;
@@ -19,6 +20,7 @@ use std::io;
 
 use answer::Answer;
 pub use host::{Converged, Host};
+pub(crate) use notice::touches_ours;
 pub use wirer::{PodSeen, WireError, Wirer};
 
 /// Why the kernel could not be read or changed.

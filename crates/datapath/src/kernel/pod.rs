@@ -25,7 +25,7 @@ use crate::model::{IfIndex, LinkSeen, PodSpec};
 /// The gateway every pod sees: link-local, and the host end answers to it by a permanent neighbour entry.
 pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// Link group of host ends whose pod is gone, until the next sweep.
-const TRASH_GROUP: u32 = 0x5652_4153;
+pub(super) const TRASH_GROUP: u32 = 0x5652_4153;
 
 /// The pair in one message: the host end up, with its MAC; the other end in the pod's namespace.
 ///

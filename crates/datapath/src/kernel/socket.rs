@@ -105,6 +105,11 @@ impl Socket {
         Ok(Self { socket, sequence: 0, buffer: vec![0; REPLY_BYTES] })
     }
 
+    /// Its port.
+    pub(super) fn port(&mut self) -> io::Result<u32> {
+        crate::watch::port(&mut self.socket)
+    }
+
     /// Sends all requests at once and reads all answers. Returns what came besides acknowledgements; the first
     /// refusal wins, but every answer is read, so that the socket stays usable.
     pub(super) fn batch(&mut self, asks: Vec<Ask>) -> Result<Vec<RouteNetlinkMessage>, SocketError> {

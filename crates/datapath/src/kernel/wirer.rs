@@ -1,5 +1,6 @@
 //! The path of an ADD and a DEL: a handful of messages in as few system calls as possible; no dump.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -8,7 +9,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use types::{Mac, TableId};
 
 use super::check;
-use super::message::{Maker, to_route};
+use super::message::{Maker, set_up, to_route};
 use super::pod;
 use super::socket::{Ask, Socket, SocketError};
 use super::sysctl;
@@ -75,6 +76,14 @@ impl Wirer {
     /// When the kernel gives no socket.
     pub fn open() -> Result<Self, WireError> {
         Ok(Self { host: Socket::open().map_err(WireError::Open)? })
+    }
+
+    /// The port of its socket: notices of our own changes carry it.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn port(&mut self) -> Result<u32, WireError> {
+        self.host.port().map_err(WireError::Open)
     }
 
     /// Wires a pod. `netns` is its namespace, `pod_socket` a `NETLINK_ROUTE` socket that was opened inside it.
@@ -196,6 +205,28 @@ impl Wirer {
             return Ok(());
         }
         self.settle(pod::set_aside(link), "set the pod's link aside").map(|_existed| ())
+    }
+
+    /// Puts back what others have taken of pods that are wired: host ends that are down, routes that are gone or lead
+    /// elsewhere. Returns the pods for which something was missing; one without a link is left alone.
+    ///
+    /// # Errors
+    /// When the routes cannot be read, or what the kernel refused first; the other pods are seen to nevertheless.
+    pub fn mend<'a>(&mut self, pods: &'a [PodSpec]) -> Result<Vec<&'a PodSpec>, WireError> {
+        let there: BTreeSet<(Ipv4Addr, IfIndex)> =
+            self.pod_routes()?.iter().map(|route| (route.destination.ip(), route.link)).collect();
+        let (mut mended, mut refused) = (Vec::new(), None);
+        for pod in pods {
+            let Some(link) = self.link(pod.host_if.as_str())? else { continue };
+            if there.contains(&(pod.address, link.index)) {
+                continue;
+            }
+            match self.host.batch(vec![(set_up(link.index, None), 0), pod::put_route(pod, link.index)]) {
+                Ok(_) => mended.push(pod),
+                Err(error) => refused = refused.or(Some(error)),
+            }
+        }
+        refused.map_or(Ok(mended), |error| Err(step("put a pod's route back")(error)))
     }
 
     /// Deletes the links that [`Self::remove`] has set aside, all in one request: the kernel waits for RCU once.

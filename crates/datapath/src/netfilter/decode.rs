@@ -8,6 +8,8 @@ pub(super) struct Message<'a> {
     pub(super) kind: u16,
     pub(super) flags: u16,
     pub(super) sequence: u32,
+    /// Of the socket that the message is about.
+    pub(super) port: u32,
     /// What follows `struct nlmsghdr`.
     pub(super) body: &'a [u8],
 }
@@ -20,7 +22,8 @@ pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
         let message = rest.get(..length).filter(|m| m.len() >= 16)?;
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         let (kind, flags) = (native_u16(&message[4..])?, native_u16(&message[6..])?);
-        Some(Message { kind, flags, sequence: native_u32(&message[8..])?, body: &message[16..] })
+        let (sequence, port) = (native_u32(&message[8..])?, native_u32(&message[12..])?);
+        Some(Message { kind, flags, sequence, port, body: &message[16..] })
     })
 }
 

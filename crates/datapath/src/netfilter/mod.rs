@@ -20,6 +20,7 @@ mod decode;
 mod encode;
 mod expression;
 mod intervals;
+mod notice;
 mod observe;
 mod ruleset;
 mod socket;
@@ -31,6 +32,7 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
+pub(crate) use notice::touches_ours;
 pub use ruleset::{Ruleset, ruleset};
 
 use observe::{Table, observe};
@@ -135,6 +137,14 @@ impl Netfilter {
     /// As for [`Netfilter::put`].
     pub fn remove(&mut self) -> Result<(), NetfilterError> {
         self.socket()?.commit(transaction::removal())
+    }
+
+    /// The port of its socket, which is opened for that: notices of our own changes carry it.
+    ///
+    /// # Errors
+    /// When the kernel gives no socket.
+    pub fn port(&mut self) -> Result<u32, NetfilterError> {
+        self.socket()?.port().map_err(NetfilterError::Socket)
     }
 
     fn socket(&mut self) -> Result<&mut Socket, NetfilterError> {

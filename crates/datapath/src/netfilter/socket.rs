@@ -41,6 +41,11 @@ impl Socket {
         Ok(Self { socket, buffer: vec![0; RECEIVE_BYTES] })
     }
 
+    /// Its port.
+    pub(super) fn port(&mut self) -> io::Result<u32> {
+        crate::watch::port(&mut self.socket)
+    }
+
     /// Runs a transaction: all of it or nothing.
     pub(super) fn commit(&mut self, batch: Batch) -> Result<(), NetfilterError> {
         let (bytes, steps) = batch.finish();

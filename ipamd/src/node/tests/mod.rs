@@ -20,6 +20,7 @@ use crate::store::{Loaded, Record};
 
 mod estate;
 mod reasons;
+mod repair;
 
 /// A node with its own little world around it.
 struct World {

@@ -1,0 +1,100 @@
+//! What others change of ours, told by the kernel as it happens, so that it is put back at once and not at the next round.
+//!
+//! A notice carries the port of the socket that asked for the change: changes of our own are told apart by it.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::{Socket, SocketAddr};
+
+/// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE` and `RTMGRP_IPV4_RULE`, of `linux/rtnetlink.h`.
+const ROUTE_GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x80;
+/// `NFNLGRP_NFTABLES`, the seventh group, of `linux/netfilter/nfnetlink.h`.
+const NETFILTER_GROUPS: u32 = 1 << 6;
+/// Longer than any notice.
+const NOTICE_BYTES: usize = 64 * 1024;
+/// `ENOBUFS`: notices came faster than they were read, and some are lost.
+const ENOBUFS: i32 = 105;
+
+/// Whether a datagram of notices is about something of ours.
+#[derive(Debug)]
+enum Judge {
+    Routes(Ours),
+    Netfilter(BTreeSet<u32>),
+}
+
+/// How changes of our own are told from those of others, and our links from theirs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ours {
+    /// The ports of our own sockets.
+    pub ports: BTreeSet<u32>,
+    /// First characters of host veths.
+    pub pod_if_prefix: String,
+}
+
+/// A socket that listens to the changes in the network namespace of the thread that made it.
+#[derive(Debug)]
+pub struct Watch {
+    socket: Socket,
+    judge: Judge,
+    buffer: Vec<u8>,
+}
+
+impl Watch {
+    /// Of links, addresses, routes and rules.
+    ///
+    /// # Errors
+    /// When the kernel gives no socket.
+    pub fn routes(ours: Ours) -> io::Result<Self> {
+        Self::open(NETLINK_ROUTE, ROUTE_GROUPS, Judge::Routes(ours))
+    }
+
+    /// Of our nftables table.
+    ///
+    /// # Errors
+    /// When the kernel gives no socket, or no notices without `NET_ADMIN`.
+    pub fn netfilter(ours: Ours) -> io::Result<Self> {
+        Self::open(NETLINK_NETFILTER, NETFILTER_GROUPS, Judge::Netfilter(ours.ports))
+    }
+
+    fn open(protocol: isize, groups: u32, judge: Judge) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
+        socket.bind(&SocketAddr::new(0, groups))?;
+        Ok(Self { socket, judge, buffer: vec![0; NOTICE_BYTES] })
+    }
+
+    /// Waits until somebody else has changed something of ours, or may have.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub fn wait(&mut self) -> io::Result<()> {
+        loop {
+            match self.socket.recv(&mut &mut self.buffer[..], 0) {
+                Ok(length) => {
+                    let datagram = self.buffer.get(..length).unwrap_or_default();
+                    let touched = match &self.judge {
+                        Judge::Routes(ours) => crate::kernel::touches_ours(datagram, ours),
+                        Judge::Netfilter(ports) => crate::netfilter::touches_ours(datagram, ports),
+                    };
+                    if touched {
+                        return Ok(());
+                    }
+                }
+                Err(error) if error.raw_os_error() == Some(ENOBUFS) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// The port of a socket, which gets one now if it has none.
+pub(crate) fn port(socket: &mut Socket) -> io::Result<u32> {
+    let mut address = SocketAddr::new(0, 0);
+    socket.get_address(&mut address)?;
+    match address.port_number() {
+        0 => socket.bind_auto().map(|address| address.port_number()),
+        port => Ok(port),
+    }
+}
