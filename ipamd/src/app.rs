@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | owner (this file) | events; requests from the socket | effects to all the others |
 //! | server | connections | requests to the owner, replies to callers |
-//! | wiring thread | pods to wire, compare, take away | `Wired`, `Checked` |
+//! | wiring thread | pods to wire, compare, mend, take away | `Wired`, `Checked` |
 //! | watching threads | the kernel's notices | `Touched` |
 //! | writing thread | records | `Written`, `FileLong` |
 //! | host keeper | wishes for the host's kernel | `Converged` |

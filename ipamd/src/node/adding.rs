@@ -119,10 +119,13 @@ impl Node {
 
     /// The same with addresses that still cool, if nothing else can be had (I8).
     pub(super) fn serve_early(&mut self, now: Moment) {
+        if self.queue.is_empty() || self.growing() {
+            return;
+        }
         // While more can be had those who wait can wait for it, or for an address to cool, but not beyond their time.
         let pressed = self.next_deadline().is_some_and(|deadline| deadline.since(now) <= PRESSED);
-        let more = self.limits().map(|limits| self.pool.shortage_reason(&limits, now));
-        if !self.queue.is_empty() && !self.growing() && (pressed || more != Some(Reason::PoolEmpty)) {
+        let more = || self.limits().map(|limits| self.pool.shortage_reason(&limits, now));
+        if pressed || more() != Some(Reason::PoolEmpty) {
             self.serve_with(now, true);
         }
     }
@@ -197,9 +200,6 @@ impl Node {
     }
 
     fn doubtful_holders(&self) -> Vec<(SandboxKey, HostVeth)> {
-        if self.queue.is_empty() && !self.placeholders {
-            return Vec::new();
-        }
         let wanted: BTreeSet<&HostVeth> = self
             .queue
             .iter()
@@ -208,6 +208,9 @@ impl Node {
                 Some(Pending::Add(_) | Pending::Release { .. } | Pending::Check) | None => None,
             })
             .collect();
+        if wanted.is_empty() && !self.placeholders {
+            return Vec::new();
+        }
         let doubtful = |owner: &Owner| {
             restore::is_placeholder(&owner.sandbox)
                 || (wanted.contains(&owner.host_if) && !self.adding.contains_key(&owner.sandbox))
