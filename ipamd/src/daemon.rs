@@ -96,7 +96,7 @@ async fn daemon(config: Config) -> Result<(), RunError> {
     let (calls, called) = mpsc::channel(CALLS_MAX);
     let (stop, stopped) = oneshot::channel();
     let owner = tokio::spawn(Owner::new(node, clock, parts).run(inbox, called, stopped));
-    let listener = replay_and_bind(queue, crate::server::socket(&dir), &calls).await?;
+    let listener = replay_and_bind(queue, wire::socket_in(&dir), &calls).await?;
     tokio::spawn(serve(listener, calls));
     tokio::spawn(cloud.identify());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), run_dir = %dir.display(), "serving");

@@ -4,10 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use ipamd::config::DEFAULT_RUN_DIR;
 use ipamd::hold::Hold;
 
-/// Where the daemon's socket and state are unless `IPAMD_RUN_DIR` says otherwise.
-const RUN_DIR: &str = "/var/run/aws-node";
 /// Exit code for settings that cannot be (`EX_USAGE`).
 const BAD_SETTINGS: u8 = 64;
 
@@ -26,7 +25,7 @@ enum Command {
     /// Show the pool, ENIs, pods and readiness of the daemon running on this node; fails while it cannot serve pods.
     Status {
         /// The daemon's directory.
-        #[arg(long, env = "IPAMD_RUN_DIR", default_value = RUN_DIR)]
+        #[arg(long, env = "IPAMD_RUN_DIR", default_value = DEFAULT_RUN_DIR)]
         run_dir: PathBuf,
         /// JSON instead of a drawing.
         #[arg(long)]
@@ -37,7 +36,7 @@ enum Command {
         /// What is held back.
         hold: Hold,
         /// The daemon's directory.
-        #[arg(long, env = "IPAMD_RUN_DIR", default_value = RUN_DIR)]
+        #[arg(long, env = "IPAMD_RUN_DIR", default_value = DEFAULT_RUN_DIR)]
         run_dir: PathBuf,
     },
     /// List every setting: variable, default, what becomes of it in this version, what it means.
@@ -92,7 +91,7 @@ fn run() -> ExitCode {
 }
 
 fn status(run_dir: &Path, json: bool) -> ExitCode {
-    match ipamd::status::fetch(&ipamd::server::socket(run_dir)) {
+    match ipamd::status::fetch(&wire::socket_in(run_dir)) {
         Ok(report) => {
             let text = if json { ipamd::status::json(&report) } else { ipamd::status::render(&report) };
             say(&mut std::io::stdout(), text.trim_end());
@@ -110,7 +109,7 @@ fn put_hold(run_dir: &Path, hold: Hold) -> ExitCode {
     match ipamd::hold::put(run_dir, hold) {
         Ok(()) => {
             say(&mut std::io::stdout(), &format!("held back on this node: {hold}"));
-            if let Err(failure) = ipamd::status::fetch(&ipamd::server::socket(run_dir)) {
+            if let Err(failure) = ipamd::status::fetch(&wire::socket_in(run_dir)) {
                 let text = format!("no daemon obeys now, one that starts will: {}", failure.details);
                 say(&mut std::io::stderr(), &text);
             }

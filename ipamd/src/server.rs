@@ -29,12 +29,6 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Descriptors a request may carry: the network namespace and a netlink socket inside it.
 const DESCRIPTORS_MAX: usize = 2;
 
-/// The socket of the daemon whose directory this is.
-#[must_use]
-pub fn socket(run_dir: &Path) -> PathBuf {
-    run_dir.join("aws-cni.sock")
-}
-
 /// What comes from the socket.
 #[derive(Debug)]
 pub enum FromSocket {

@@ -178,10 +178,10 @@ fn network(text: &str) -> Result<Ipv4Network, LabError> {
 
 /// Routers and hosts that are there whatever EC2 does.
 fn lay_out(vpc: &Netns, internet: &Netns, second: &Netns) -> Result<(), LabError> {
-    for setting in ["ip_forward", "conf/all/proxy_arp", "conf/default/proxy_arp"] {
-        let file = format!("/proc/sys/net/ipv4/{setting}");
-        vpc.run(|| std::fs::write(&file, "1"))?.map_err(LabError::doing("switch forwarding on"))?;
-    }
+    let settings = ["ip_forward", "conf/all/proxy_arp", "conf/default/proxy_arp"];
+    let switch_on = |setting| std::fs::write(format!("/proc/sys/net/ipv4/{setting}"), "1");
+    vpc.run(|| settings.into_iter().try_for_each(switch_on))?
+        .map_err(LabError::doing("switch forwarding on"))?;
     vpc.ip(&format!(
         "link add igw mtu {MTU} type veth peer name up0 netns internet\n\
          link add second mtu {MTU} type veth peer name up0 netns second\n\

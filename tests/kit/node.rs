@@ -126,7 +126,7 @@ impl Node {
     /// The daemon's socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.run_dir.join("aws-cni.sock")
+        wire::socket_in(&self.run_dir)
     }
 
     /// Starts the daemon with the lab's settings and these.

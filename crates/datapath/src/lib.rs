@@ -5,8 +5,8 @@
 //!                     the kernel's --observe-->
 //! ```
 //!
-//! `model`, `desired`, `diff` and `mark` are pure; `kernel` and `netfilter` talk to the kernel, `watch` hears what others change. Teardown is the
-//! difference against nothing, repair the difference after a change.
+//! `model`, `desired`, `diff` and `mark` are pure; `kernel` and `netfilter` talk to the kernel, `watch` hears what
+//! others change. Teardown is the difference against nothing, repair the difference after a change.
 //!
 //! | priority | rule | looks up | how many |
 //! |---|---|---|---|

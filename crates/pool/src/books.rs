@@ -36,8 +36,9 @@ impl Pool {
     /// # Errors
     /// The first thing that is wrong.
     pub fn check(&self) -> Result<(), Violation> {
-        self.check_owners()?;
-        self.check_addresses()?;
+        let owned = sorted(self.held.values().map(|held| held.address));
+        self.check_owners(&owned)?;
+        self.check_addresses(&owned)?;
         self.check_leaving()?;
         let held = self.held.values().map(|held| u64::from(held.early)).sum();
         if held > self.reused_early() {
@@ -46,8 +47,9 @@ impl Pool {
         Ok(())
     }
 
-    fn check_owners(&self) -> Result<(), Violation> {
-        if let Some(twice) = twice(&self.owned()) {
+    /// `owned`: addresses with an owner, in order.
+    fn check_owners(&self, owned: &[Ipv4Addr]) -> Result<(), Violation> {
+        if let Some(twice) = twice(owned) {
             return Err(Violation::TwoOwners(twice));
         }
         for held in self.held.values() {
@@ -60,9 +62,8 @@ impl Pool {
         Ok(())
     }
 
-    fn check_addresses(&self) -> Result<(), Violation> {
+    fn check_addresses(&self, owned: &[Ipv4Addr]) -> Result<(), Violation> {
         let primaries: Vec<Ipv4Addr> = self.enis.values().map(|eni| eni.seen.primary_address).collect();
-        let owned = self.owned();
         let all = || self.enis.values().flat_map(|eni| &eni.addresses);
         for (address, state) in all() {
             if primaries.contains(address) {
@@ -78,11 +79,6 @@ impl Pool {
         }
         twice(&sorted(all().map(|(address, _)| *address)))
             .map_or(Ok(()), |twice| Err(Violation::Books(twice)))
-    }
-
-    /// Addresses with an owner, in order.
-    fn owned(&self) -> Vec<Ipv4Addr> {
-        sorted(self.held.values().map(|held| held.address))
     }
 
     fn check_leaving(&self) -> Result<(), Violation> {

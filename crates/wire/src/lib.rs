@@ -12,6 +12,8 @@ mod frame;
 pub mod queue;
 mod report;
 
+use std::path::{Path, PathBuf};
+
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use types::{CniCode, DeviceIndex, PodName, Reason, SandboxKey, TableId, VethPrefix};
@@ -24,6 +26,12 @@ pub const PROTOCOL: u16 = 1;
 
 /// Where the daemon listens unless configured: owner root, mode 0600.
 pub const SOCKET_PATH: &str = "/var/run/aws-node/aws-cni.sock";
+
+/// Where the daemon listens whose directory this is.
+#[must_use]
+pub fn socket_in(run_dir: &Path) -> PathBuf {
+    run_dir.join("aws-cni.sock")
+}
 
 /// A question to the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

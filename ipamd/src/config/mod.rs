@@ -135,23 +135,25 @@ pub fn from_process() -> Result<Config, Vec<SettingError>> {
 /// Every setting, for people: what is obeyed first.
 #[must_use]
 pub fn listed() -> String {
-    let said = |support| match support {
-        Support::Lenient => "Obeyed. A value that cannot be is replaced by the default, with a warning:",
-        Support::Strict => "Obeyed. A value that cannot be stops the daemon:",
-        Support::Refused => "Of modes that this version lacks. Anything but the default stops the daemon:",
-        Support::Ignored => "Without effect in this version. Anything but the default is warned about:",
-        Support::Elsewhere => "Not the daemon's: the installer, the conflist or nobody reads it:",
-    };
-    let groups = [Support::Lenient, Support::Strict, Support::Refused, Support::Ignored, Support::Elsewhere];
-    let lines = groups.into_iter().flat_map(|support| {
+    let groups = [
+        (Support::Lenient, "Obeyed. A value that cannot be is replaced by the default, with a warning:"),
+        (Support::Strict, "Obeyed. A value that cannot be stops the daemon:"),
+        (Support::Refused, "Of modes that this version lacks. Anything but the default stops the daemon:"),
+        (Support::Ignored, "Without effect in this version. Anything but the default is warned about:"),
+        (Support::Elsewhere, "Not the daemon's: the installer, the conflist or nobody reads it:"),
+    ];
+    let lines = groups.into_iter().flat_map(|(support, said)| {
         let of = SETTINGS.iter().filter(move |setting| setting.support == support);
-        std::iter::once(format!("\n{}\n", said(support))).chain(of.map(|setting| {
+        std::iter::once(format!("\n{said}\n")).chain(of.map(|setting| {
             let default = if setting.default.is_empty() { "unset" } else { setting.default };
             format!("\n  {}  [{default}]\n      {}\n", setting.name, setting.doc)
         }))
     });
     lines.collect()
 }
+
+/// Where the daemon's socket and state are unless `IPAMD_RUN_DIR` says otherwise.
+pub const DEFAULT_RUN_DIR: &str = table::RUN_DIR.default;
 
 /// With none of these set, the pool follows the pods.
 const TARGETS: [Setting; 4] =

@@ -74,6 +74,11 @@ fn an_empty_environment_means_the_defaults() {
 }
 
 #[test]
+fn daemon_and_plugin_meet_without_settings() {
+    assert_eq!(wire::socket_in(DEFAULT_RUN_DIR.as_ref()), PathBuf::from(wire::SOCKET_PATH));
+}
+
+#[test]
 fn settings_mean_what_the_go_version_means_by_them() {
     let config = parse(&[
         ("WARM_IP_TARGET", "5"),

@@ -74,13 +74,8 @@ impl HostState {
 
     /// That somebody keeps undoing what we do, in words.
     pub(super) fn fight(&self) -> Option<String> {
-        let pause = self.pause.as_secs();
-        let text = || {
-            format!(
-                "others keep changing routes, rules, links or nftables of ours; seen to every {pause} s at most"
-            )
-        };
-        (self.pause >= FIGHT).then(text)
+        let what = "others keep changing routes, rules, links or nftables of ours";
+        (self.pause >= FIGHT).then(|| format!("{what}; seen to every {} s at most", self.pause.as_secs()))
     }
 }
 

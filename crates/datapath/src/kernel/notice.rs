@@ -1,28 +1,22 @@
 //! Notices of links, addresses, routes and rules: which of them are about something of ours.
 
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use types::TableId;
 
 use super::message::{Maker, to_route, to_rule};
 use super::pod::TRASH_GROUP;
+use super::socket::messages;
 use crate::watch::Ours;
 
 /// Whether a datagram tells a change of something of ours by a socket that is not ours. What cannot be read is left to the
 /// next round: links of kinds that nobody here knows may change all the time.
 pub(crate) fn touches_ours(datagram: &[u8], ours: &Ours) -> bool {
-    let mut rest = datagram;
-    while !rest.is_empty() {
-        let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest) else { return false };
-        let length = usize::try_from(message.header.length).unwrap_or(usize::MAX);
+    messages(datagram).map_while(Result::ok).any(|message| {
         let port = message.header.port_number;
-        if !ours.ports.contains(&port) && is_about_ours(&message.payload, port, &ours.pod_if_prefix) {
-            return true;
-        }
-        rest = rest.get(length.next_multiple_of(4).max(1)..).unwrap_or_default();
-    }
-    false
+        !ours.ports.contains(&port) && is_about_ours(&message.payload, port, &ours.pod_if_prefix)
+    })
 }
 
 fn is_about_ours(payload: &NetlinkPayload<RouteNetlinkMessage>, port: u32, pod_if_prefix: &str) -> bool {
@@ -68,6 +62,8 @@ fn named(message: &LinkMessage, prefix: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
+
+    use netlink_packet_core::NetlinkMessage;
 
     use super::super::message::{of_route, of_rule};
     use super::*;

@@ -12,6 +12,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket as NetlinkSocket, SocketAddr};
+use rustix::io::Errno;
+use rustix::net::netdevice::name_to_index;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
@@ -105,6 +107,16 @@ impl Socket {
         Ok(Self { socket, sequence: 0, buffer: vec![0; REPLY_BYTES] })
     }
 
+    /// The number of a link of its namespace, by name. Asked without a message: to read one that tells all of a link takes far
+    /// longer.
+    pub(super) fn index_of(&self, name: &str) -> io::Result<Option<u32>> {
+        match name_to_index(&self.socket, name) {
+            Ok(index) => Ok(Some(index)),
+            Err(Errno::NODEV) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     /// Its port.
     pub(super) fn port(&mut self) -> io::Result<u32> {
         crate::watch::port(&mut self.socket)
@@ -169,12 +181,8 @@ impl Replies {
         if datagram.len() < HEADER_BYTES {
             return Err(SocketError::Nonsense);
         }
-        let mut rest = datagram;
-        while rest.len() >= HEADER_BYTES {
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                .map_err(|_unreadable| SocketError::Nonsense)?;
-            let length = usize::try_from(message.header.length).map_err(|_too_long| SocketError::Nonsense)?;
-            rest = rest.get(length.next_multiple_of(4).max(HEADER_BYTES)..).unwrap_or_default();
+        for message in messages(datagram) {
+            let message = message?;
             let index = usize::try_from(message.header.sequence_number.wrapping_sub(first));
             // A late answer to an earlier batch that was given up has a number before the first.
             if let Ok(index) = index
@@ -206,6 +214,23 @@ impl Replies {
             _ => {}
         }
     }
+}
+
+/// The messages of a datagram; the first that cannot be read is nonsense.
+pub(super) fn messages(
+    datagram: &[u8],
+) -> impl Iterator<Item = Result<NetlinkMessage<RouteNetlinkMessage>, SocketError>> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        if rest.len() < HEADER_BYTES {
+            return None;
+        }
+        let message = NetlinkMessage::deserialize(rest).map_err(|_unreadable| SocketError::Nonsense);
+        let length = message.as_ref().ok().and_then(|message| usize::try_from(message.header.length).ok());
+        let next = length.map_or(rest.len(), |length| length.next_multiple_of(4).max(HEADER_BYTES));
+        rest = rest.get(next..).unwrap_or_default();
+        Some(message)
+    })
 }
 
 /// Repeats a system call that a signal interrupts: with a timeout set, the kernel does not restart it.

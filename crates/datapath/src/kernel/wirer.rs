@@ -217,11 +217,11 @@ impl Wirer {
             self.pod_routes()?.iter().map(|route| (route.destination.ip(), route.link)).collect();
         let (mut mended, mut refused) = (Vec::new(), None);
         for pod in pods {
-            let Some(link) = self.link(pod.host_if.as_str())? else { continue };
-            if there.contains(&(pod.address, link.index)) {
+            let Some(link) = self.index_of(pod.host_if.as_str())? else { continue };
+            if there.contains(&(pod.address, link)) {
                 continue;
             }
-            match self.host.batch(vec![(set_up(link.index, None), 0), pod::put_route(pod, link.index)]) {
+            match self.host.batch(vec![(set_up(link, None), 0), pod::put_route(pod, link)]) {
                 Ok(_) => mended.push(pod),
                 Err(error) => refused = refused.or(Some(error)),
             }
@@ -250,12 +250,16 @@ impl Wirer {
         Ok(pods)
     }
 
-    /// Whether the host has a link of this name. For the start only.
+    /// Whether the host has a link of this name.
     ///
     /// # Errors
     /// When the kernel cannot be read.
-    pub fn has_link(&mut self, name: &str) -> Result<bool, WireError> {
-        Ok(self.link(name)?.is_some())
+    pub fn has_link(&self, name: &str) -> Result<bool, WireError> {
+        Ok(self.index_of(name)?.is_some())
+    }
+
+    fn index_of(&self, name: &str) -> Result<Option<IfIndex>, WireError> {
+        Ok(self.host.index_of(name).map_err(step("look for a link"))?.map(IfIndex))
     }
 
     fn pod_routes(&mut self) -> Result<Vec<Route>, WireError> {

@@ -3,19 +3,17 @@
 use std::collections::BTreeSet;
 
 use super::TABLE;
-use super::constants::NFNL_SUBSYS_NFTABLES;
+use super::constants::{NFNL_SUBSYS_NFTABLES, NFTA_TABLE_NAME};
 use super::decode::{attribute, messages, text};
-
-/// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`, `NFTA_SET_TABLE`, `NFTA_SET_ELEM_LIST_TABLE`: all the same number.
-const ATTRIBUTE_TABLE: u16 = 1;
 
 /// Whether a datagram tells a change of our table by a socket that is not ours.
 pub(crate) fn touches_ours(datagram: &[u8], ours: &BTreeSet<u32>) -> bool {
     messages(datagram).any(|message| {
         let attributes = message.body.get(4..).unwrap_or_default();
+        // `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE` and all the others are the same number.
         message.kind >> 8 == NFNL_SUBSYS_NFTABLES
             && !ours.contains(&message.port)
-            && attribute(attributes, ATTRIBUTE_TABLE).and_then(text) == Some(TABLE)
+            && attribute(attributes, NFTA_TABLE_NAME).and_then(text) == Some(TABLE)
     })
 }
 
@@ -28,7 +26,7 @@ mod tests {
     #[test]
     fn only_our_table_counts_and_only_when_others_change_it() {
         let notice = |table: &str| {
-            request(NFT_MSG_DELTABLE, 0, 1, &Attributes::default().text(ATTRIBUTE_TABLE, table))
+            request(NFT_MSG_DELTABLE, 0, 1, &Attributes::default().text(NFTA_TABLE_NAME, table))
         };
 
         assert!(touches_ours(&notice(TABLE), &[7].into()));
