@@ -2,12 +2,13 @@
 //!
 //! | task | in | out |
 //! |---|---|---|
-//! | owner (this file) | events; requests from the socket | effects to all the others |
+//! | owner (this file) | events; requests from the socket; readers | effects to all the others; reports |
 //! | server | connections | requests to the owner, replies to callers |
 //! | wiring thread | pods to wire, compare, mend, take away | `Wired`, `Checked` |
 //! | watching threads | the kernel's notices | `Touched` |
 //! | writing thread | records | `Written`, `FileLong` |
 //! | host keeper | wishes for the host's kernel | `Converged` |
+//! | web | HTTP | readers |
 //! | cloud tasks, one per call | actions, chores | `Acted`, `Looked`, `Identified`, `Tidied` |
 //!
 //! Order of start: lock the delete queue, read the state, ask the kernel which pods there are, replay the queue, serve, unlock
@@ -23,12 +24,13 @@ use std::time::Duration;
 
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
-use types::Reason;
+use types::{Moment, Reason};
 use wire::queue::QueuedDel;
-use wire::{Failure, PROTOCOL, Reply, Request, Verb};
+use wire::{Failure, PROTOCOL, Reply, Report, Request, Verb};
 
 use crate::clock::Clock;
 use crate::cloud_tasks::CloudTasks;
+use crate::metrics::{Asked, Metrics};
 use crate::node::{CallId, Effect, Event, HostWish, Node};
 use crate::queue::LockedQueue;
 use crate::server::{self, Call, FromSocket, ServerError};
@@ -88,6 +90,7 @@ pub(crate) struct Owner {
     node: Node,
     clock: Clock,
     parts: Parts,
+    metrics: Metrics,
     callers: BTreeMap<CallId, Caller>,
 }
 
@@ -95,11 +98,13 @@ pub(crate) struct Owner {
 struct Caller {
     reply: oneshot::Sender<Reply>,
     descriptors: Vec<OwnedFd>,
+    asked: Asked,
+    since: Moment,
 }
 
 impl Owner {
-    pub(crate) const fn new(node: Node, clock: Clock, parts: Parts) -> Self {
-        Self { node, clock, parts, callers: BTreeMap::new() }
+    pub(crate) const fn new(node: Node, clock: Clock, parts: Parts, metrics: Metrics) -> Self {
+        Self { node, clock, parts, metrics, callers: BTreeMap::new() }
     }
 
     /// Runs until `stop` says so and the requests at work are answered.
@@ -107,6 +112,7 @@ impl Owner {
         mut self,
         mut events: mpsc::Receiver<Event>,
         mut calls: mpsc::Receiver<FromSocket>,
+        mut readers: mpsc::Receiver<oneshot::Sender<Report>>,
         mut stop: oneshot::Receiver<()>,
     ) {
         loop {
@@ -117,6 +123,11 @@ impl Owner {
                 _ = &mut stop => break,
                 Some(event) = events.recv() => event,
                 Some(call) = calls.recv() => self.take_in(call),
+                Some(reader) = readers.recv() => {
+                    // A reader that has gone wants nothing any more.
+                    drop(reader.send(self.node.report(now)));
+                    continue;
+                }
                 () = tokio::time::sleep(pause) => Event::Tick,
             };
             self.step(event);
@@ -139,7 +150,8 @@ impl Owner {
             FromSocket::Call(call) => {
                 let Call { id, request, descriptors, reply } = *call;
                 let both = descriptors.len() == 2;
-                self.callers.insert(id, Caller { reply, descriptors });
+                let (asked, since) = (Asked::of(&request.verb), self.clock.now());
+                self.callers.insert(id, Caller { reply, descriptors, asked, since });
                 Event::Call { id, request, descriptors: both }
             }
             FromSocket::Gone(id) => Event::Gone(id),
@@ -157,9 +169,13 @@ impl Owner {
         match effect {
             Effect::Reply(id, reply) => {
                 if let Some(caller) = self.callers.remove(&id) {
+                    let failure = reply.failure().map(|failure| failure.reason);
+                    let took = self.clock.now().since(caller.since);
+                    self.metrics.answered(caller.asked, failure, took);
                     drop(caller.reply.send(reply));
                 }
             }
+            Effect::Waited(reason, time) => self.metrics.waited(reason, time),
             Effect::Wire(id, pod) => {
                 let job = self.descriptors(id).map(|fds| Wiring::Add(id, pod, fds));
                 self.wire_or_fail(job, |result| Event::Wired { id, result });

@@ -14,6 +14,7 @@ use crate::cloud::{
 };
 use crate::config::Config;
 use crate::estate::{Estate, INSTANCE_TAG};
+use crate::metrics::Metrics;
 use crate::node::{Chore, Event, Facts, Picture};
 use crate::server::chain;
 
@@ -39,6 +40,7 @@ pub(crate) struct CloudTasks {
     config: Config,
     clock: Clock,
     imds: Imds,
+    metrics: Metrics,
     events: mpsc::Sender<Event>,
     /// Known once instance metadata has answered.
     node: OnceCell<Known>,
@@ -69,12 +71,23 @@ impl CloudTasks {
         config: Config,
         clock: Clock,
         imds: Imds,
+        metrics: Metrics,
         ran_before: bool,
         events: mpsc::Sender<Event>,
     ) -> Arc<Self> {
         let (tokens, looked) = (AtomicU64::new(clock.now().0), AtomicBool::new(ran_before));
         let tracking = watch::Sender::default();
-        Arc::new(Self { config, clock, imds, events, node: OnceCell::new(), looked, tokens, tracking })
+        Arc::new(Self {
+            config,
+            clock,
+            imds,
+            metrics,
+            events,
+            node: OnceCell::new(),
+            looked,
+            tokens,
+            tracking,
+        })
     }
 
     /// Finds out who we are, tries until it knows, and then watches what only instance metadata tells.
@@ -98,7 +111,7 @@ impl CloudTasks {
         let identity = self.imds.identity().await?;
         let ec2 = match self.config.imds_only {
             true => None,
-            false => Some(Ec2::connect(&self.config, &identity.region).await),
+            false => Some(Ec2::connect(&self.config, &identity.region, self.metrics.clone()).await),
         };
         let known = Known { ec2, estate: self.estate(&identity), identity };
         let identity = &known.identity;

@@ -17,14 +17,18 @@ use crate::cloud_tasks::CloudTasks;
 use crate::config::{self, Config};
 use crate::hold::{self, Hold};
 use crate::host::{HostKeeper, NatSettings};
+use crate::metrics::Metrics;
 use crate::node::{Event, Node, PodInKernel, Restored, Settings, restore};
 use crate::queue::LockedQueue;
 use crate::server::chain;
 use crate::store::Store;
+use crate::web::serve_metrics;
 use crate::workers;
 
 /// Requests that may wait for the owner.
 const CALLS_MAX: usize = 256;
+/// Readers of the state that may wait for the owner.
+const READERS_MAX: usize = 4;
 
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
@@ -68,6 +72,11 @@ async fn daemon(config: Config) -> Result<(), RunError> {
     }
     tokio::spawn(hold::watch(hold_files, held, sender.clone()));
     let imds = Imds::connect(&config);
+    let metrics = Metrics::default();
+    let (readers, read) = mpsc::channel(READERS_MAX);
+    if config.metrics {
+        tokio::spawn(serve_metrics(config.metrics_bind, metrics.clone(), readers));
+    }
     let host = Host::open().map_err(RunError::local("reach the kernel"))?;
     let nat = NatSettings {
         pod_if_prefix: config.veth_prefix.as_str().to_owned(),
@@ -83,19 +92,20 @@ async fn daemon(config: Config) -> Result<(), RunError> {
     ];
     let pod_if_prefix = config.veth_prefix.as_str().to_owned();
     watch(Ours { ports: ports.into(), pod_if_prefix }, &sender);
-    tokio::spawn(HostKeeper::new(host, netfilter, nat).run(wished, sender.clone()));
+    tokio::spawn(HostKeeper::new(host, netfilter, nat, metrics.clone()).run(wished, sender.clone()));
     let start = RunError::local::<io::Error>;
     let parts = Parts {
-        wiring: workers::wiring(wirer, sender.clone()).map_err(start("start the wiring thread"))?,
+        wiring: workers::wiring(wirer, metrics.clone(), sender.clone())
+            .map_err(start("start the wiring thread"))?,
         writing: workers::writing(store, dir.join("state"), sender.clone())
             .map_err(start("start the writing thread"))?,
         wishes,
-        cloud: CloudTasks::new(config, clock, imds, ran_before, sender.clone()),
+        cloud: CloudTasks::new(config, clock, imds, metrics.clone(), ran_before, sender.clone()),
     };
     let cloud = parts.cloud.clone();
     let (calls, called) = mpsc::channel(CALLS_MAX);
     let (stop, stopped) = oneshot::channel();
-    let owner = tokio::spawn(Owner::new(node, clock, parts).run(inbox, called, stopped));
+    let owner = tokio::spawn(Owner::new(node, clock, parts, metrics).run(inbox, called, read, stopped));
     let listener = replay_and_bind(queue, wire::socket_in(&dir), &calls).await?;
     tokio::spawn(serve(listener, calls));
     tokio::spawn(cloud.identify());

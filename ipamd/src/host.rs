@@ -8,6 +8,7 @@ use ipnetwork::Ipv4Network;
 use tokio::sync::mpsc;
 use types::Mac;
 
+use crate::metrics::Metrics;
 use crate::node::{Event, HostWish};
 use crate::server::chain;
 
@@ -28,11 +29,19 @@ pub(crate) struct HostKeeper {
     host: Host,
     netfilter: Netfilter,
     settings: NatSettings,
+    metrics: Metrics,
+    /// What was wished and made last: whatever the same wish changes again, others have changed meanwhile.
+    made: Option<HostWish>,
 }
 
 impl HostKeeper {
-    pub(crate) const fn new(host: Host, netfilter: Netfilter, settings: NatSettings) -> Self {
-        Self { host, netfilter, settings }
+    pub(crate) const fn new(
+        host: Host,
+        netfilter: Netfilter,
+        settings: NatSettings,
+        metrics: Metrics,
+    ) -> Self {
+        Self { host, netfilter, settings, metrics, made: None }
     }
 
     /// Serves wishes until nobody wishes any more.
@@ -43,6 +52,7 @@ impl HostKeeper {
     ) {
         while let Some((generation, wish)) = wishes.recv().await {
             let result = self.fulfil(&wish).await;
+            self.made = result.as_ref().is_ok_and(Vec::is_empty).then_some(*wish);
             if events.send(Event::Converged { generation, result }).await.is_err() {
                 return;
             }
@@ -53,20 +63,30 @@ impl HostKeeper {
     async fn fulfil(&mut self, wish: &HostWish) -> Result<Vec<Mac>, String> {
         let done = self.host.converge(&wish.node, wish.pods.as_deref()).await;
         let Converged { changes, missing, links } = done.map_err(|error| chain(&error))?;
+        let repair = self.made.as_ref() == Some(wish);
         for change in changes {
-            tracing::info!(change, "host");
+            self.tell(repair, &change);
         }
         let nat = self.nat(wish, &links).map_err(|error| chain(&error))?;
         if let Some(nat) = nat
             && self.netfilter.put(ruleset(&nat)).map_err(|error| chain(&error))?
         {
-            tracing::info!(
-                sources = nat.sources.len(),
-                no_snat = nat.no_snat.len(),
-                "nftables table replaced"
+            let (sources, no_snat) = (nat.sources.len(), nat.no_snat.len());
+            self.tell(
+                repair,
+                &format!("nftables table with {sources} sources and {no_snat} ranges without SNAT"),
             );
         }
         Ok(missing)
+    }
+
+    fn tell(&self, repair: bool, change: &str) {
+        if repair {
+            self.metrics.repaired("host");
+            tracing::warn!(change, "somebody else has changed the host; put back");
+        } else {
+            tracing::info!(change, "host");
+        }
     }
 
     /// The table's content; `None` while the primary ENI's link is not there.

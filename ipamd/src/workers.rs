@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use types::{HostVeth, Mac, Reason, SandboxKey};
 use wire::Failure;
 
+use crate::metrics::Metrics;
 use crate::node::{BatchId, CallId, Event};
 use crate::server::chain;
 use crate::store::{Record, Store, StoreError};
@@ -41,15 +42,19 @@ pub(crate) enum Wiring {
 }
 
 /// Starts the wiring thread.
-pub(crate) fn wiring(mut wirer: Wirer, events: mpsc::Sender<Event>) -> std::io::Result<Sender<Wiring>> {
+pub(crate) fn wiring(
+    mut wirer: Wirer,
+    metrics: Metrics,
+    events: mpsc::Sender<Event>,
+) -> std::io::Result<Sender<Wiring>> {
     let (jobs, inbox) = channel();
     std::thread::Builder::new()
         .name("wiring".to_owned())
-        .spawn(move || wire_pods(&mut wirer, &inbox, &events))?;
+        .spawn(move || wire_pods(&mut wirer, &metrics, &inbox, &events))?;
     Ok(jobs)
 }
 
-fn wire_pods(wirer: &mut Wirer, inbox: &Receiver<Wiring>, events: &mpsc::Sender<Event>) {
+fn wire_pods(wirer: &mut Wirer, metrics: &Metrics, inbox: &Receiver<Wiring>, events: &mpsc::Sender<Event>) {
     let mut removed = false;
     loop {
         let job = match inbox.recv_timeout(if removed { SWEEP_AFTER } else { Duration::from_secs(3600) }) {
@@ -76,7 +81,7 @@ fn wire_pods(wirer: &mut Wirer, inbox: &Receiver<Wiring>, events: &mpsc::Sender<
                 Event::Dead(holders.into_iter().map(|(sandbox, _)| sandbox).collect())
             }
             Wiring::Mend(pods) => {
-                mend(wirer, &pods);
+                mend(wirer, metrics, &pods);
                 continue;
             }
             Wiring::Remove(pod) => {
@@ -93,10 +98,11 @@ fn wire_pods(wirer: &mut Wirer, inbox: &Receiver<Wiring>, events: &mpsc::Sender<
     }
 }
 
-fn mend(wirer: &mut Wirer, pods: &[PodSpec]) {
+fn mend(wirer: &mut Wirer, metrics: &Metrics, pods: &[PodSpec]) {
     match wirer.mend(pods) {
         Ok(mended) => {
             for pod in mended {
+                metrics.repaired("pod");
                 tracing::warn!(link = %pod.host_if, address = %pod.address, "a pod's route or link was changed by somebody else; put back");
             }
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -21,6 +21,8 @@ use crate::netns::Netns;
 
 /// Where the node finds EC2.
 const EC2_PORT: u16 = 8500;
+/// Where the daemon serves its metrics.
+const METRICS_PORT: u16 = 61678;
 /// How long what happens at once may take on a busy machine.
 const SOON: Duration = Duration::from_secs(10);
 /// How long the daemon may take until it is ready.
@@ -261,6 +263,22 @@ impl Node {
                 Err(LabError::Otherwise(format!("ipamd answers {other:?}")))
             }
         }
+    }
+
+    /// The daemon's metrics, as text.
+    ///
+    /// # Errors
+    /// When it does not serve them.
+    pub fn metrics(&self) -> Result<String, LabError> {
+        let scraped = self.netns.run(|| -> std::io::Result<String> {
+            let mut stream = TcpStream::connect(("127.0.0.1", METRICS_PORT))?;
+            stream.set_read_timeout(Some(SOON))?;
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        })?;
+        scraped.map_err(LabError::doing("scrape the metrics"))
     }
 
     /// Waits until the daemon's state is as wanted.

@@ -252,6 +252,11 @@ fn repair() -> Outcome {
     }
     netns.nft("flush ruleset")?;
     setting.node.wait_for_soon("nftables", |_| state().is_ok_and(|now| now == before))?;
+    let metrics = setting.node.metrics()?;
+    for what in ["host", "pod"] {
+        let counted = format!("ipamd_repairs_total{{what=\"{what}\"}} ");
+        ensure!(metrics.contains(&counted), "no {counted} in {metrics}");
+    }
     reach(&setting, &pods)
 }
 

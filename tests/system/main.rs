@@ -7,6 +7,7 @@
 #![expect(clippy::print_stderr, reason = "a test program: it tells a person")]
 
 mod bad_input;
+mod causes;
 mod containerd;
 mod estate;
 mod life;
@@ -23,9 +24,16 @@ fn main() -> std::process::ExitCode {
     let mut arguments = Arguments::from_args();
     // The namespaces have fixed names, and two cores are soon busy.
     arguments.test_threads = Some(1);
-    let tests: Vec<Test> =
-        [life::TESTS, prefixes::TESTS, estate::TESTS, storms::TESTS, bad_input::TESTS, privilege::TESTS]
-            .concat();
+    let tests: Vec<Test> = [
+        life::TESTS,
+        prefixes::TESTS,
+        estate::TESTS,
+        storms::TESTS,
+        bad_input::TESTS,
+        causes::TESTS,
+        privilege::TESTS,
+    ]
+    .concat();
     // Asked before the lab, where everybody is root.
     let not_root = (!rustix::process::geteuid().is_root()).then(|| "root is needed for cgroups".to_owned());
     let lab = lab::netns::enter_lab().map_err(|error| error.to_string());

@@ -125,6 +125,43 @@ reasons! {
     Internal = "internal", INTERNAL;
 }
 
+impl Reason {
+    /// Whether it says that there is no address to be had: anything else is about one pod or the daemon.
+    #[must_use]
+    pub const fn is_shortage(self) -> bool {
+        match self {
+            Self::PoolEmpty
+            | Self::AllCooling
+            | Self::NodeFull
+            | Self::NoSubnet
+            | Self::OnHold
+            | Self::SubnetFull
+            | Self::NoPrefix
+            | Self::EniLimit
+            | Self::Throttled
+            | Self::Denied
+            | Self::CloudUnreachable
+            | Self::CloudGone => true,
+            Self::BadEnvironment
+            | Self::BadInput
+            | Self::BadConfig
+            | Self::UnsupportedVersion
+            | Self::BadNetns
+            | Self::UnknownSandbox
+            | Self::Superseded
+            | Self::NameInUse
+            | Self::DaemonUnreachable
+            | Self::Starting
+            | Self::Busy
+            | Self::DeadlineExceeded
+            | Self::StateNotWritable
+            | Self::KernelRefused
+            | Self::Drifted
+            | Self::Internal => false,
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.word())

@@ -130,6 +130,17 @@ pub enum Reply {
     Failed(Failure),
 }
 
+impl Reply {
+    /// Why it is no.
+    #[must_use]
+    pub const fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Failed(failure) => Some(failure),
+            Self::Added(_) | Self::Done | Self::Collected { .. } | Self::Report(_) => None,
+        }
+    }
+}
+
 /// What an ADD gave.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Added {

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
+use std::time::Instant;
 
 use aws_config::{AppName, BehaviorVersion, Region};
 use aws_credential_types::Credentials;
@@ -28,6 +29,7 @@ use super::{
     http,
 };
 use crate::config::Config;
+use crate::metrics::Metrics;
 
 /// Attempts of one read.
 const ATTEMPTS: u32 = 3;
@@ -43,13 +45,14 @@ const APP_NAME: &str = "amazon-vpc-cni-rust";
 pub struct Ec2 {
     reads: Client,
     changes: Client,
+    metrics: Metrics,
 }
 
 impl Ec2 {
     /// A client for the region, with credentials from the usual places (environment, web identity, pod identity, instance role);
     /// asks nothing yet.
-    pub async fn connect(config: &Config, region: &str) -> Self {
-        Self::with_credentials(config, region, None).await
+    pub async fn connect(config: &Config, region: &str, metrics: Metrics) -> Self {
+        Self { metrics, ..Self::with_credentials(config, region, None).await }
     }
 
     /// As [`Ec2::connect`], with these credentials in place of the usual ones.
@@ -79,7 +82,24 @@ impl Ec2 {
         Self {
             reads: client(RetryConfig::standard().with_max_attempts(ATTEMPTS)),
             changes: client(RetryConfig::disabled()),
+            metrics: Metrics::default(),
         }
+    }
+
+    /// Waits for an answer, and counts it.
+    async fn ask<T, E>(
+        &self,
+        call: Call,
+        answer: impl Future<Output = Result<T, SdkError<E>>>,
+    ) -> Result<T, CloudError>
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        let asked = Instant::now();
+        let answer = answer.await.map_err(|error| call.failed(error));
+        let failure = answer.as_ref().err().map(|error| error.kind().reason());
+        self.metrics.called(call.name, failure, asked.elapsed());
+        answer
     }
 
     /// What is attached to an instance.
@@ -126,7 +146,7 @@ impl Ec2 {
         let call = Call { name: "DescribeSubnets", effect: Effect::Reads };
         let wanted = [filter("vpc-id", vpc), filter("availability-zone", zone)];
         let request = self.reads.describe_subnets().set_filters(Some(wanted.into()));
-        let answer = request.send().await.map_err(|e| call.failed(e))?;
+        let answer = self.ask(call, request.send()).await?;
         let record = |subnet: &Subnet| {
             let available = subnet.available_ip_address_count().and_then(|n| u32::try_from(n).ok());
             Ok(SubnetRecord {
@@ -145,7 +165,7 @@ impl Ec2 {
         for _ in 0..PAGES_MAX {
             let request = self.reads.describe_network_interfaces().set_filters(Some(filters.clone()));
             let request = request.max_results(PAGE).set_next_token(next);
-            let page = request.send().await.map_err(|e| DESCRIBE.failed(e))?;
+            let page = self.ask(DESCRIBE, request.send()).await?;
             enis.extend_from_slice(page.network_interfaces());
             next = page.next_token().filter(|token| !token.is_empty()).map(str::to_owned);
             if next.is_none() {
@@ -182,7 +202,7 @@ impl Ec2 {
             let tags = TagSpecification::builder().resource_type(ResourceType::NetworkInterface);
             request = request.tag_specifications(tags.set_tags(Some(sdk_tags(&want.tags))).build());
         }
-        let answer = request.send().await.map_err(|e| call.failed(e))?;
+        let answer = self.ask(call, request.send()).await?;
         let eni = answer.network_interface().ok_or_else(|| call.nonsense("the answer holds no ENI"))?;
         let mut made = record(call, eni)?;
         made.tags.get_or_insert_default().extend(want.tags.clone());
@@ -208,7 +228,7 @@ impl Ec2 {
             .instance_id(instance.as_str())
             .device_index(device.0.into())
             .network_card_index(card.0.into());
-        let answer = request.send().await.map_err(|e| call.failed(e))?;
+        let answer = self.ask(call, request.send()).await?;
         let attachment = answer.attachment_id().filter(|id| !id.is_empty());
         Ok(attachment.ok_or_else(|| call.nonsense("the answer holds no attachment id"))?.to_owned())
     }
@@ -228,7 +248,7 @@ impl Ec2 {
             .modify_network_interface_attribute()
             .network_interface_id(eni.as_str())
             .attachment(change);
-        request.send().await.map(drop).map_err(|e| call.failed(e))
+        self.ask(call, request.send()).await.map(drop)
     }
 
     /// Sets the security groups of an ENI.
@@ -246,7 +266,7 @@ impl Ec2 {
             .modify_network_interface_attribute()
             .network_interface_id(eni.as_str())
             .set_groups(Some(groups.iter().map(ToString::to_string).collect()));
-        request.send().await.map(drop).map_err(|e| call.failed(e))
+        self.ask(call, request.send()).await.map(drop)
     }
 
     /// Sets the timeouts for idle connections of an ENI.
@@ -260,7 +280,7 @@ impl Ec2 {
             .modify_network_interface_attribute()
             .network_interface_id(eni.as_str())
             .connection_tracking_specification(sdk_tracking(tracking));
-        request.send().await.map(drop).map_err(|e| call.failed(e))
+        self.ask(call, request.send()).await.map(drop)
     }
 
     /// Adds secondary addresses or prefixes to an ENI; gives those that EC2 chose.
@@ -274,7 +294,7 @@ impl Ec2 {
             Wanted::Addresses(n) => request.secondary_private_ip_address_count(call.count(n)?),
             Wanted::Prefixes(n) => request.ipv4_prefix_count(call.count(n)?),
         };
-        let answer = request.send().await.map_err(|e| call.failed(e))?;
+        let answer = self.ask(call, request.send()).await?;
         let addresses = answer.assigned_private_ip_addresses().iter();
         let prefixes = answer.assigned_ipv4_prefixes().iter();
         Ok(Given {
@@ -300,7 +320,7 @@ impl Ec2 {
         for prefix in &given.prefixes {
             request = request.ipv4_prefixes(prefix.to_string());
         }
-        request.send().await.map(drop).map_err(|e| call.failed(e))
+        self.ask(call, request.send()).await.map(drop)
     }
 
     /// Detaches an ENI; done when EC2 has taken it in, not when it has happened.
@@ -310,7 +330,7 @@ impl Ec2 {
     pub async fn detach(&self, attachment: &str) -> Result<(), CloudError> {
         let call = Call { name: "DetachNetworkInterface", effect: Effect::Changes };
         let request = self.changes.detach_network_interface().attachment_id(attachment);
-        request.send().await.map(drop).map_err(|e| call.failed(e))
+        self.ask(call, request.send()).await.map(drop)
     }
 
     /// Deletes an ENI that is not attached.
@@ -320,7 +340,7 @@ impl Ec2 {
     pub async fn delete(&self, eni: &EniId) -> Result<(), CloudError> {
         let call = Call { name: "DeleteNetworkInterface", effect: Effect::Changes };
         let request = self.changes.delete_network_interface().network_interface_id(eni.as_str());
-        request.send().await.map(drop).map_err(|e| call.failed(e))
+        self.ask(call, request.send()).await.map(drop)
     }
 
     /// Sets tags of an ENI; others stay.
@@ -330,7 +350,7 @@ impl Ec2 {
     pub async fn tag(&self, eni: &EniId, tags: &BTreeMap<String, String>) -> Result<(), CloudError> {
         let call = Call { name: "CreateTags", effect: Effect::Changes };
         let request = self.changes.create_tags().resources(eni.as_str()).set_tags(Some(sdk_tags(tags)));
-        request.send().await.map(drop).map_err(|e| call.failed(e))
+        self.ask(call, request.send()).await.map(drop)
     }
 
     /// What an instance type can hold.
@@ -340,7 +360,7 @@ impl Ec2 {
     pub async fn instance_limits(&self, instance_type: &str) -> Result<InstanceLimits, CloudError> {
         let call = Call { name: "DescribeInstanceTypes", effect: Effect::Reads };
         let request = self.reads.describe_instance_types().instance_types(InstanceType::from(instance_type));
-        let answer = request.send().await.map_err(|e| call.failed(e))?;
+        let answer = self.ask(call, request.send()).await?;
         let none = || {
             CloudError::new(CloudErrorKind::Gone, call.name, format!("there is no type {instance_type:?}"))
         };

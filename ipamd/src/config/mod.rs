@@ -8,6 +8,7 @@ mod table;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -74,6 +75,10 @@ pub struct Config {
     pub imds_endpoint: Option<String>,
     /// How long one HTTP request to AWS may take.
     pub http_timeout: Duration,
+    /// Whether metrics are served over HTTP.
+    pub metrics: bool,
+    /// Where; unset: everywhere, at the Go version's port.
+    pub metrics_bind: Option<SocketAddr>,
     /// Directory of the socket and of the state.
     pub run_dir: PathBuf,
     /// A file that holds back changes in EC2, beside the one in `run_dir`.
@@ -204,6 +209,8 @@ impl Config {
             ec2_endpoint: reader.parsed(&table::EC2_ENDPOINT, url),
             imds_endpoint: reader.parsed(&table::IMDS_ENDPOINT, url),
             http_timeout: seconds(reader.number(&table::HTTP_TIMEOUT)),
+            metrics: !reader.flag(&table::DISABLE_METRICS),
+            metrics_bind: reader.parsed(&table::METRICS_BIND, |text| text.parse().ok()),
             run_dir: reader.text(&table::RUN_DIR).unwrap_or_default().into(),
             hold_file: reader.text(&table::HOLD_FILE).unwrap_or_default().into(),
             add_timeout: seconds(reader.number(&table::ADD_TIMEOUT)),

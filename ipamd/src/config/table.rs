@@ -95,7 +95,8 @@ settings! {
     BACKING_STORE = "AWS_VPC_K8S_CNI_BACKING_STORE": Text, "/var/run/aws-node/ipam.json", Ignored, "The state's file; it is in IPAMD_RUN_DIR.";
     DISABLE_INTROSPECTION = "DISABLE_INTROSPECTION": Flag, "false", Ignored, "No introspection over HTTP; there is none in this version.";
     INTROSPECTION_BIND = "INTROSPECTION_BIND_ADDRESS": Text, "127.0.0.1:61679", Ignored, "Where introspection listens; there is none in this version.";
-    DISABLE_METRICS = "DISABLE_METRICS": Flag, "false", Ignored, "No metrics over HTTP; there are none in this version.";
+    DISABLE_METRICS = "DISABLE_METRICS": Flag, "false", Lenient, "No metrics over HTTP.";
+    METRICS_BIND = "IPAMD_METRICS_BIND_ADDRESS": Text, "", Strict, "Address and port of the metrics; unset: port 61678 of all addresses.";
     ANNOTATE_POD_IP = "ANNOTATE_POD_IP": Flag, "false", Ignored, "Pods are annotated with their addresses.";
     CLUSTER_ENDPOINT = "CLUSTER_ENDPOINT": Text, "", Elsewhere, "URL of the API server.";
     NODE_NAME = "MY_NODE_NAME": Text, "", Elsewhere, "The node's name in Kubernetes.";

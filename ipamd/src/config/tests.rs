@@ -186,8 +186,8 @@ fn text_that_is_not_utf_8_is_told_and_never_half_used() {
 #[test]
 fn settings_without_effect_and_names_almost_right_are_warned_of() {
     let config = parse(&[
-        ("DISABLE_METRICS", "true"),
-        ("DISABLE_INTROSPECTION", "f"),
+        ("DISABLE_INTROSPECTION", "true"),
+        ("ANNOTATE_POD_IP", "f"),
         ("AWS_VPC_K8S_CNI_CONMARK", "1"),
         ("HOME", "/"),
     ])

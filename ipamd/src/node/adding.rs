@@ -166,6 +166,7 @@ impl Node {
         };
         match grant {
             Ok((owner, grant)) => {
+                self.ends_waiting(id, now);
                 self.start(id, owner, grant);
                 None
             }
@@ -175,6 +176,18 @@ impl Node {
                 }
                 Some(reason)
             }
+        }
+    }
+
+    /// An ADD got its address, or its time is up: what it has waited for is logged and counted.
+    fn ends_waiting(&mut self, id: CallId, now: Moment) {
+        let Some(Pending::Add(add)) = self.pending.get(&id) else { return };
+        if let Phase::Waiting(reason) = add.phase
+            && now > add.since
+        {
+            let (pod, waited) = (&add.attachment.pod, now.since(add.since));
+            tracing::info!(%reason, %pod, waited_ms = waited.as_millis(), "an ADD had to wait");
+            self.effects.push(Effect::Waited(reason, waited));
         }
     }
 
@@ -458,6 +471,7 @@ impl Node {
             })
             .collect();
         for (id, reason) in late {
+            self.ends_waiting(id, now);
             self.leave_queue(id);
             let failure = Failure::new(reason, "no address for the pod before its deadline");
             let details = self.shortage_in_numbers(now);

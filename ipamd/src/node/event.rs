@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use datapath::{NodeSpec, PodSpec};
 use ipnetwork::Ipv4Network;
 use pool::{Action, ActionId, EniSeen, Outcome, Snapshot};
 use types::{
-    DeviceIndex, EniId, HostVeth, InstanceId, InstanceLimits, Mac, Moment, NetworkCard, SandboxKey,
+    DeviceIndex, EniId, HostVeth, InstanceId, InstanceLimits, Mac, Moment, NetworkCard, Reason, SandboxKey,
     SecurityGroupId, SubnetId,
 };
 use wire::{Failure, Reply, Request};
@@ -205,6 +206,8 @@ pub enum Event {
 pub enum Effect {
     /// Answer a caller, and drop its descriptors.
     Reply(CallId, Reply),
+    /// Count an ADD that has waited for an address: what it waited for last, and how long.
+    Waited(Reason, Duration),
     /// Wire a pod with the caller's descriptors.
     Wire(CallId, PodSpec),
     /// Compare a pod with what it should be.

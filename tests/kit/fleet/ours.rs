@@ -153,6 +153,7 @@ impl Ours {
             | Effect::Survey(_)
             | Effect::Mend(_)
             | Effect::Unwire(_)
+            | Effect::Waited(..)
             | Effect::Rewrite(_) => {}
         }
         None

@@ -447,7 +447,7 @@ impl World {
             Effect::Wire(call, pod) => self.wiring(Job::Add(call, pod)),
             Effect::Check(call, _) => self.wiring(Job::Check(call)),
             // Nobody takes a pod's route here.
-            Effect::Mend(_) => {}
+            Effect::Mend(_) | Effect::Waited(..) => {}
             Effect::Survey(holders) => self.wiring(Job::Survey(holders)),
             Effect::Unwire(pod) => self.wiring(Job::Remove(pod)),
             Effect::Append(batch, records) => {
