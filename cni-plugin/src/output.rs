@@ -61,11 +61,12 @@ pub(crate) fn add_result(version: CniVersion, netns: &str, pod: &PodName, added:
     let mut ips = Vec::new();
     for interface in &added.interfaces {
         interfaces.push(InterfaceResult { name: interface.host_if.clone(), mac: None, sandbox: None });
-        ips.push(IpResult {
-            version: family(version, interface.address.ip()),
+        let addresses = std::iter::once(&interface.address).chain(&interface.other);
+        ips.extend(addresses.map(|address| IpResult {
+            version: family(version, address.ip()),
             interface: interfaces.len(),
-            address: interface.address.to_string(),
-        });
+            address: address.to_string(),
+        }));
         interfaces.push(InterfaceResult {
             name: interface.container_if.clone(),
             mac: Some(interface.table.0.to_string()),
@@ -154,6 +155,7 @@ mod tests {
             host_if: host_if.to_owned(),
             container_if: container_if.to_owned(),
             address: address.parse().unwrap(),
+            other: None,
             device: DeviceIndex(device),
             table: TableId::of_eni(NetworkCard(0), DeviceIndex(device)),
         }
@@ -187,6 +189,17 @@ mod tests {
             assert!(got.contains(r#""mac":"254""#), "{got}");
             assert!(got.starts_with(&format!(r#"{{"cniVersion":"{version}""#)), "{got}");
         }
+    }
+
+    #[test]
+    fn both_families_of_an_interface_point_to_it() {
+        let other = Some("2001:db8::a00:117/128".parse().unwrap());
+        let dual = Interface { other, ..interface("eth0", "eni1", "10.0.1.23/32", 1) };
+
+        let got = result(CniVersion::V1_0_0, vec![dual]);
+
+        let ips = r#""ips":[{"interface":1,"address":"10.0.1.23/32"},{"interface":1,"address":"2001:db8::a00:117/128"}]"#;
+        assert!(got.contains(ips), "{got}");
     }
 
     #[test]

@@ -183,6 +183,7 @@ fn retry_mends(reason: Reason) -> bool {
         | Reason::OnHold
         | Reason::SubnetFull
         | Reason::NoPrefix
+        | Reason::NoIpv6
         | Reason::EniLimit
         | Reason::Throttled
         | Reason::Denied
@@ -236,6 +237,7 @@ fn as_add(failure: Failure) -> Failure {
         | Reason::OnHold
         | Reason::SubnetFull
         | Reason::NoPrefix
+        | Reason::NoIpv6
         | Reason::EniLimit
         | Reason::Throttled
         | Reason::Denied

@@ -200,6 +200,7 @@ impl Owner {
             Effect::Rewrite(snapshot) => drop(self.parts.writing.send(Writing::Rewrite(snapshot))),
             Effect::Look => self.parts.cloud.look(),
             Effect::Act(id, action) => self.parts.cloud.act(id, action),
+            Effect::AssignIpv6(eni) => self.parts.cloud.assign_ipv6(eni),
             Effect::Tidy(chores) => self.parts.cloud.tidy(chores),
             Effect::Converge { generation, host } => {
                 if self.parts.wishes.try_send((generation, host)).is_err() {

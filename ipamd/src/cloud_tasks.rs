@@ -202,6 +202,8 @@ impl CloudTasks {
             }
             Err(error) => return Err(error),
         };
+        let primary = inventory.enis.iter().find(|record| known.estate.role(record) == Role::Primary);
+        picture.ipv6_prefixes = primary.map(|primary| primary.ipv6_prefixes.clone()).unwrap_or_default();
         picture.enis = inventory.enis.iter().map(|record| seen(record, &known.estate)).collect();
         picture.occupied = inventory.occupied;
         picture.in_motion = inventory.in_motion;
@@ -246,6 +248,15 @@ impl CloudTasks {
             }
         }
         Ok(())
+    }
+
+    /// Starts to ask for an IPv6 prefix.
+    pub(crate) fn assign_ipv6(self: &Arc<Self>, eni: EniId) {
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            let asked = async { this.known()?.ec2()?.assign_ipv6_prefix(&eni).await };
+            drop(this.events.send(Event::Ipv6Assigned(asked.await)).await);
+        });
     }
 
     /// Starts chores.

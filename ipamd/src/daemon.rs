@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::cloud::Imds;
 use crate::cloud_tasks::CloudTasks;
 use crate::config::{self, Config};
+use crate::families::Families;
 use crate::hold::{self, Hold};
 use crate::host::{HostKeeper, NatSettings};
 use crate::metrics::Metrics;
@@ -80,7 +81,7 @@ async fn daemon(config: Config) -> Result<(), RunError> {
     let host = Host::open().map_err(RunError::local("reach the kernel"))?;
     let nat = NatSettings {
         pod_if_prefix: config.veth_prefix.as_str().to_owned(),
-        snat: (!config.external_snat).then_some(ports(config.snat_ports)),
+        snat: translates(&config).then_some(ports(config.snat_ports)),
         node_port: config.node_port,
     };
     let (wishes, wished) = mpsc::channel(1);
@@ -146,7 +147,7 @@ fn restored(
     let kernel: Vec<PodInKernel> = kernel
         .into_iter()
         .filter_map(|pod| {
-            Some(PodInKernel { host_if: types::HostVeth::found(&pod.host_if)?, address: pod.address })
+            Some(PodInKernel { host_if: types::HostVeth::found(&pod.host_if)?, addresses: pod.addresses })
         })
         .collect();
     // A link that cannot be looked for is taken to be there: an address is rather held for too long than given twice.
@@ -177,6 +178,7 @@ fn settings(config: &Config) -> Result<Settings, RunError> {
         ..Targets::default()
     };
     Ok(Settings {
+        families: config.families,
         targets,
         prefix_delegation: config.prefix_delegation,
         cooldown: config.cooldown,
@@ -184,12 +186,20 @@ fn settings(config: &Config) -> Result<Settings, RunError> {
         max_enis: config.max_enis,
         eni_mtu: config.eni_mtu,
         marks: Marks::with_connmark(config.connmark).map_err(RunError::local("place our marks"))?,
-        connmark: config.node_port || !config.external_snat,
+        connmark: config.node_port || translates(config),
         exclude_snat: config.exclude_snat_cidrs.clone(),
         provisioning: config.provisioning && !config.imds_only,
         // Instance metadata is local, and whoever adds addresses there expects them to be used.
         audit_every: Duration::from_secs(if config.imds_only { 60 } else { 3600 }),
     })
+}
+
+/// Whether the node translates addresses. Those that mean something on the node alone it always does.
+const fn translates(config: &Config) -> bool {
+    match config.families {
+        Families::V6 { egress } => egress,
+        Families::V4 | Families::Dual => !config.external_snat,
+    }
 }
 
 const fn ports(ports: config::SnatPorts) -> SnatPorts {

@@ -210,6 +210,7 @@ mod tests {
             primary_address: "10.0.0.4".parse().unwrap(),
             addresses: BTreeSet::new(),
             prefixes: BTreeSet::new(),
+            ipv6_prefixes: BTreeSet::new(),
             interface_type: "interface".to_owned(),
             tags: Some(tags(with)),
             attachment: Some(format!("eni-attach-{n}")),

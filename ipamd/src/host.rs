@@ -102,6 +102,7 @@ impl HostKeeper {
             pod_if_prefix: self.settings.pod_if_prefix.clone(),
             primary_if: link.name.clone(),
             primary_address: wish.primary_address,
+            local: wish.local,
             no_snat: wish.no_snat.iter().copied().collect::<BTreeSet<_>>(),
             snat: self.settings.snat,
             connmark: wish.node.marks.connmark,

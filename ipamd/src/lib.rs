@@ -6,6 +6,7 @@ pub mod clock;
 pub mod cloud;
 pub mod config;
 pub mod daemon;
+pub mod families;
 pub mod hold;
 pub mod max_pods;
 pub mod metrics;

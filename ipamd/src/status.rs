@@ -68,6 +68,9 @@ fn head(out: &mut String, report: &Report) -> std::fmt::Result {
         let cidrs: Vec<String> = report.vpc_cidrs.iter().map(ToString::to_string).collect();
         writeln!(out, "node {address}  VPC {}  ipamd {}", cidrs.join(" "), report.version)?;
     }
+    if let Some(prefix) = report.ipv6_prefix {
+        writeln!(out, "IPv6 of pods in {prefix}")?;
+    }
     let AddressCount { free, reserved, assigned, cooling } = report.addresses;
     writeln!(out, "\naddresses {} of {} possible", report.addresses.total(), report.capacity)?;
     writeln!(out, "  {}", bar(report.addresses))?;
@@ -113,7 +116,12 @@ fn pods(out: &mut String, report: &Report) -> std::fmt::Result {
         let id: String = pod.sandbox.container_id().chars().take(12).collect();
         [
             pod.pod.to_string(),
-            pod.address.to_string(),
+            [Some(pod.address), pod.other]
+                .into_iter()
+                .flatten()
+                .map(|a| a.to_string())
+                .collect::<Vec<_>>()
+                .join(" "),
             pod.eni.as_ref().map_or_else(|| "?".to_owned(), ToString::to_string),
             pod.host_if.clone(),
             id,
@@ -185,6 +193,7 @@ pub fn blank(now: Moment) -> Report {
         not_ready: Vec::new(),
         primary_address: None,
         vpc_cidrs: Vec::new(),
+        ipv6_prefix: None,
         addresses: AddressCount::default(),
         capacity: 0,
         reused_early: 0,

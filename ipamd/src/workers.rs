@@ -103,7 +103,7 @@ fn mend(wirer: &mut Wirer, metrics: &Metrics, pods: &[PodSpec]) {
         Ok(mended) => {
             for pod in mended {
                 metrics.repaired("pod");
-                tracing::warn!(link = %pod.host_if, address = %pod.address, "a pod's route or link was changed by somebody else; put back");
+                tracing::warn!(link = %pod.host_if, addresses = ?pod.addresses, "a pod's route or link was changed by somebody else; put back");
             }
         }
         Err(error) => tracing::warn!(error = chain(&error), "cannot put back what others took of pods"),

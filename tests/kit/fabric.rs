@@ -1,10 +1,10 @@
 //! The fabric: what lies between ENIs. Moves links as EC2 attaches and detaches, and checks sources as AWS does.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::{Ipv4Network, Ipv6Network};
 use types::{EniId, InstanceId, SubnetId};
 
 use crate::LabError;
@@ -15,6 +15,16 @@ use crate::netns::Netns;
 pub const INTERNET_HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 /// A host in the VPC's second CIDR.
 pub const SECOND_CIDR_HOST: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 10);
+/// An IPv6 address on the internet.
+pub const INTERNET_HOST6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 7);
+/// The same host in the VPC as [`SECOND_CIDR_HOST`].
+pub const SECOND_CIDR_HOST6: Ipv6Addr = Ipv6Addr::new(0x2600, 0x1f13, 0, 2, 0, 0, 0, 0x10);
+/// IPv6 range of the nodes' subnet.
+const SUBNET6: &str = "2600:1f13:0:1::/64";
+/// The VPC's router on every link, as on AWS.
+const ROUTER6: &str = "fe80:ec2::1";
+/// How the router calls the ENI at the other end of a link, whose MAC address it knows.
+const NEIGHBOUR6: &str = "fe80::eeee";
 /// MTU of every link.
 const MTU: u32 = 9001;
 
@@ -43,6 +53,8 @@ struct State {
     launching: Option<Arc<Netns>>,
     /// Addresses that the fabric routes, by ENI.
     routed: BTreeMap<EniId, Vec<Ipv4Addr>>,
+    /// The same for IPv6.
+    routed6: BTreeMap<EniId, Vec<Ipv6Network>>,
     /// What went wrong in a callback.
     troubles: Vec<String>,
 }
@@ -68,6 +80,9 @@ impl Fabric {
         let vpc_id = ec2.add_vpc(&[first, second]);
         let subnet = ec2.add_subnet(&vpc_id, network("10.0.0.0/20")?, "lab-1a");
         let subnet = subnet.map_err(|error| LabError::Otherwise(format!("subnet: {error}")))?;
+        let range = SUBNET6.parse().map_err(|error| LabError::Otherwise(format!("{SUBNET6}: {error}")))?;
+        let dual = ec2.set_ipv6(&subnet, ipv6().then_some(range));
+        dual.map_err(|error| LabError::Otherwise(format!("subnet: {error}")))?;
         let (vpc, internet, host) =
             (Netns::create("vpc")?, Netns::create("internet")?, Netns::create("second")?);
         lay_out(&vpc, &internet, &host)?;
@@ -172,6 +187,12 @@ impl Drop for Fabric {
     }
 }
 
+/// Whether this kernel has IPv6.
+#[must_use]
+pub fn ipv6() -> bool {
+    std::path::Path::new("/proc/sys/net/ipv6").exists()
+}
+
 fn network(text: &str) -> Result<Ipv4Network, LabError> {
     text.parse().map_err(|error| LabError::Otherwise(format!("{text}: {error}")))
 }
@@ -195,15 +216,20 @@ fn lay_out(vpc: &Netns, internet: &Netns, second: &Netns) -> Result<(), LabError
     second.ip(&format!(
         "link set up0 up mtu {MTU}\naddr add {SECOND_CIDR_HOST}/16 dev up0\nroute add default via 100.64.0.1\n"
     ))?;
+    if ipv6() {
+        lay_out_ipv6(vpc, internet, second)?;
+    }
     vpc.nft(
         "table inet fabric {
            set allowed { type ifname . ipv4_addr; }
+           set allowed6 { type ifname . ipv6_addr; flags interval; }
            set public { type ipv4_addr; }
            counter wrong_source { }
            counter not_public { }
            chain sources {
              type filter hook prerouting priority -300; policy accept;
              meta nfproto ipv4 iifname \"f-*\" iifname . ip saddr != @allowed counter name wrong_source drop
+             meta nfproto ipv6 iifname \"f-*\" ip6 saddr != { ::, fe80::/10 } iifname . ip6 saddr != @allowed6 counter name wrong_source drop
            }
            chain gateway {
              type filter hook forward priority 0; policy accept;
@@ -212,6 +238,24 @@ fn lay_out(vpc: &Netns, internet: &Netns, second: &Netns) -> Result<(), LabError
            }
          }",
     )
+}
+
+/// The same for IPv6. Nobody waits to find out whether somebody else has an address.
+fn lay_out_ipv6(vpc: &Netns, internet: &Netns, second: &Netns) -> Result<(), LabError> {
+    let set = |netns: &Netns, setting: &str, value: &str| {
+        let written = netns.run(|| std::fs::write(format!("/proc/sys/net/ipv6/conf/{setting}"), value))?;
+        written.map_err(LabError::doing(format!("set {setting}")))
+    };
+    set(vpc, "all/forwarding", "1")?;
+    set(vpc, "default/dad_transmits", "0")?;
+    vpc.ip(&format!(
+        "addr add {ROUTER6}/64 dev igw nodad\naddr add {ROUTER6}/64 dev second nodad\n\
+         route add {INTERNET_HOST6}/128 dev igw\nroute add {SECOND_CIDR_HOST6}/128 dev second\n"
+    ))?;
+    for (host, address) in [(internet, INTERNET_HOST6), (second, SECOND_CIDR_HOST6)] {
+        host.ip(&format!("addr add {address}/128 dev up0 nodad\nroute add default via {ROUTER6} dev up0\n"))?;
+    }
+    Ok(())
 }
 
 impl Plumbing {
@@ -251,7 +295,21 @@ impl Plumbing {
             ))?;
             self.vpc.nft(&format!("add element inet fabric public {{ {address} }}"))?;
         }
+        if ipv6() {
+            self.plug_in_ipv6(node, eni, &near)?;
+        }
         self.route(eni)
+    }
+
+    fn plug_in_ipv6(&self, node: &Netns, eni: &EniView, near: &str) -> Result<(), LabError> {
+        self.vpc.ip(&format!(
+            "addr add {ROUTER6}/64 dev {far} nodad\n\
+             neigh replace {NEIGHBOUR6} lladdr {mac} dev {far} nud permanent\n",
+            far = far_end(eni),
+            mac = eni.mac,
+        ))?;
+        let Some(own) = eni.ipv6 else { return Ok(()) };
+        node.ip(&format!("addr add {own}/128 dev {near} nodad\nroute add default via {ROUTER6} dev {near}\n"))
     }
 
     /// Brings routes, neighbours and allowed sources in line with the ENI's addresses.
@@ -269,6 +327,16 @@ impl Plumbing {
             ip.push_str(&format!("route del {address}/32 dev {far}\nneigh del {address} dev {far}\n"));
             nft.push_str(&format!("delete element inet fabric allowed {{ \"{far}\" . {address} }}\n"));
         }
+        let want: Vec<Ipv6Network> = eni.ipv6_sources().into_iter().collect();
+        let had = self.state().routed6.insert(eni.id.clone(), want.clone()).unwrap_or_default();
+        for range in want.iter().filter(|range| !had.contains(range)) {
+            ip.push_str(&format!("route replace {range} via {NEIGHBOUR6} dev {far}\n"));
+            nft.push_str(&format!("add element inet fabric allowed6 {{ \"{far}\" . {range} }}\n"));
+        }
+        for range in had.iter().filter(|range| !want.contains(range)) {
+            ip.push_str(&format!("route del {range} dev {far}\n"));
+            nft.push_str(&format!("delete element inet fabric allowed6 {{ \"{far}\" . {range} }}\n"));
+        }
         if !nft.is_empty() {
             self.vpc.ip(&ip)?;
             self.vpc.nft(&nft)?;
@@ -282,6 +350,10 @@ impl Plumbing {
         let gone =
             |address: &Ipv4Addr| format!("delete element inet fabric allowed {{ \"{far}\" . {address} }}\n");
         let mut nft: String = had.iter().map(gone).collect();
+        let had = self.state().routed6.remove(&eni.id).unwrap_or_default();
+        let gone =
+            |range: &Ipv6Network| format!("delete element inet fabric allowed6 {{ \"{far}\" . {range} }}\n");
+        nft.extend(had.iter().map(gone));
         if eni.attachment.as_ref().is_some_and(|attachment| attachment.device.0 == 0) {
             nft.push_str(&format!("delete element inet fabric public {{ {} }}\n", eni.primary));
         }

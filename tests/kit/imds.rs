@@ -270,10 +270,21 @@ fn tree(facts: &Facts, now: Moment) -> Tree {
         let ranges = ranges.get(&eni.vpc).map(Vec::as_slice).unwrap_or_default();
         put_eni(&mut tree, eni);
         put_place(&mut tree, eni, *cards);
+        put_ipv6(&mut tree, eni);
         put_eni_text(&mut tree, eni, "vpc-ipv4-cidr-block", lines(ranges.iter().take(1)));
         put_eni_text(&mut tree, eni, "vpc-ipv4-cidr-blocks", lines(ranges));
     }
     tree
+}
+
+/// What is not there has no path.
+fn put_ipv6(tree: &mut Tree, eni: &EniView) {
+    if let Some(ipv6) = eni.ipv6 {
+        put_eni_text(tree, eni, "ipv6s", ipv6.to_string());
+    }
+    if !eni.ipv6_prefixes.is_empty() {
+        put_eni_text(tree, eni, "ipv6-prefix", lines(&eni.ipv6_prefixes));
+    }
 }
 
 fn put_instance(tree: &mut Tree, instance: &Instance, region: &str) {

@@ -291,6 +291,8 @@ fn view(told: &Value) -> Result<EniView, LabError> {
     let groups = items(&told["Groups"]).iter().map(|group| parsed(&group["GroupId"]));
     let tags = items(&told["TagSet"]).iter().map(|tag| Ok((text(&tag["Key"])?, text(&tag["Value"])?)));
     Ok(EniView {
+        ipv6: None,
+        ipv6_prefixes: Vec::new(),
         id: parsed(&told["NetworkInterfaceId"])?,
         mac: parsed(&told["MacAddress"])?,
         subnet: parsed(&told["SubnetId"])?,

@@ -185,16 +185,28 @@ impl Node {
     /// # Errors
     /// When the daemon ends or takes too long; with the end of its log.
     pub fn wait_ready(&self) -> Result<(), LabError> {
+        self.wait_until("ready", |answer| matches!(answer, Ok(Reply::Done)))
+    }
+
+    /// Waits until the daemon answers, whatever it says.
+    ///
+    /// # Errors
+    /// When the daemon ends or takes too long; with the end of its log.
+    pub fn wait_listening(&self) -> Result<(), LabError> {
+        self.wait_until("listening", Result::is_ok)
+    }
+
+    fn wait_until(&self, what: &str, is: impl Fn(&Result<Reply, LabError>) -> bool) -> Result<(), LabError> {
         let until = Instant::now() + READY;
         loop {
             let ready = self.ask(Verb::Status);
-            if matches!(ready, Ok(Reply::Done)) {
+            if is(&ready) {
                 return Ok(());
             }
             let ended = self.daemon().as_mut().is_none_or(|daemon| !matches!(daemon.try_wait(), Ok(None)));
             if ended || Instant::now() > until {
                 return Err(LabError::Otherwise(format!(
-                    "ipamd is not ready ({ready:?}):\n{}",
+                    "ipamd is not {what} ({ready:?}):\n{}",
                     self.log_tail()
                 )));
             }

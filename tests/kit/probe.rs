@@ -1,7 +1,7 @@
 //! Reachability, asked with our own sockets: an echo that answers with the source address it saw.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -31,7 +31,12 @@ impl Echo {
     /// # Errors
     /// When the port cannot be had.
     pub fn start(netns: &Netns) -> Result<Self, LabError> {
-        let socket = netns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)))?;
+        // Of both families, where there are two.
+        let bind = || {
+            UdpSocket::bind((Ipv6Addr::UNSPECIFIED, PORT))
+                .or_else(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)))
+        };
+        let socket = netns.run(bind)?;
         let socket = socket.map_err(LabError::doing("bind the echo"))?;
         socket.set_read_timeout(Some(Duration::from_millis(50))).map_err(LabError::doing("set a timeout"))?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -41,7 +46,7 @@ impl Echo {
             while !stopped.load(Ordering::Relaxed) {
                 if let Ok((_, from)) = socket.recv_from(&mut buffer) {
                     // Who does not get it asks again.
-                    let _sent = socket.send_to(from.ip().to_string().as_bytes(), from);
+                    let _sent = socket.send_to(from.ip().to_canonical().to_string().as_bytes(), from);
                 }
             }
         });
@@ -63,8 +68,24 @@ impl Drop for Echo {
 /// # Errors
 /// When the socket cannot be made.
 pub fn ask(from: &Netns, to: Ipv4Addr) -> Result<Option<Ipv4Addr>, LabError> {
-    let asked = from.run(|| -> std::io::Result<Option<Ipv4Addr>> {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let seen = ask_at(from, IpAddr::V4(to))?;
+    Ok(seen.and_then(|seen| match seen {
+        IpAddr::V4(seen) => Some(seen),
+        IpAddr::V6(_) => None,
+    }))
+}
+
+/// The same for either family.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub fn ask_at(from: &Netns, to: IpAddr) -> Result<Option<IpAddr>, LabError> {
+    let any: IpAddr = match to {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let asked = from.run(|| -> std::io::Result<Option<IpAddr>> {
+        let socket = UdpSocket::bind((any, 0))?;
         socket.connect(SocketAddr::from((to, PORT)))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         let mut buffer = [0; 64];

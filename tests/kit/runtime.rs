@@ -1,11 +1,12 @@
 //! Calls the plugin as a container runtime does.
 
 use std::io::Write;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
 use crate::LabError;
@@ -56,16 +57,32 @@ impl Pod {
     /// # Errors
     /// The plugin's error, as it printed it.
     pub fn add(&mut self, node: &Node) -> Result<Ipv4Addr, LabError> {
+        let told = self.add_any(node)?;
+        self.address.ok_or_else(|| LabError::Otherwise(format!("ADD {} gave only {told:?}", self.name)))
+    }
+
+    /// ADD, whatever addresses it gives: those that it tells.
+    ///
+    /// # Errors
+    /// The plugin's error, as it printed it.
+    pub fn add_any(&mut self, node: &Node) -> Result<Vec<IpAddr>, LabError> {
         let answer = self.call(node, "ADD")?;
         if !answer.success {
             return Err(LabError::Otherwise(format!("ADD {}: {}", self.name, answer.stdout)));
         }
-        let text = answer.stdout["ips"][0]["address"].as_str().unwrap_or_default();
-        let address: Ipv4Addr = text.trim_end_matches("/32").parse().map_err(|error| {
-            LabError::Otherwise(format!("ADD {} gave no address ({error}): {}", self.name, answer.stdout))
-        })?;
-        (self.address, self.took, self.result) = (Some(address), answer.took, Some(answer.stdout));
-        Ok(address)
+        let ips = answer.stdout["ips"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let address = |ip: &Value| ip["address"].as_str()?.parse::<IpNetwork>().ok();
+        let told: Vec<IpAddr> = ips.iter().filter_map(address).map(|network| network.ip()).collect();
+        if told.is_empty() || told.len() != ips.len() {
+            let got = &answer.stdout;
+            return Err(LabError::Otherwise(format!("ADD {} gave no addresses: {got}", self.name)));
+        }
+        self.address = told.iter().find_map(|ip| match ip {
+            IpAddr::V4(ipv4) => Some(*ipv4),
+            IpAddr::V6(_) => None,
+        });
+        (self.took, self.result) = (answer.took, Some(answer.stdout));
+        Ok(told)
     }
 
     /// DEL.

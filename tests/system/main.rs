@@ -10,6 +10,7 @@ mod bad_input;
 mod causes;
 mod containerd;
 mod estate;
+mod ipv6;
 mod life;
 mod moto;
 mod prefixes;
@@ -44,6 +45,8 @@ fn main() -> std::process::ExitCode {
     let without_containerd = without_lab.clone().or(not_root).or_else(containerd::missing).or_else(hidden);
     let without_moto = without_lab.clone().or_else(lab::moto::missing);
     let mut trials = trials(&tests, without_lab.as_deref());
+    let without_ipv6 = without_lab.or_else(|| (!lab::fabric::ipv6()).then(|| "no IPv6 here".to_owned()));
+    trials.extend(self::trials(ipv6::TESTS, without_ipv6.as_deref()));
     trials.extend(self::trials(containerd::TESTS, without_containerd.as_deref()));
     trials.extend(self::trials(moto::TESTS, without_moto.as_deref()));
     trials.extend(self::trials(privilege::AS_USER, without_user.as_deref()));

@@ -119,6 +119,7 @@ impl Server {
                     interfaces: vec![Interface {
                         host_if: HostVeth::of_pod(&a.veth_prefix, &a.pod, 0).to_string(),
                         container_if: "eth0".to_owned(),
+                        other: None,
                         address: format!("10.0.1.{next}/32").parse().unwrap(),
                         device: DeviceIndex(1),
                         table: TableId::of_eni(NetworkCard(0), DeviceIndex(1)),

@@ -1,14 +1,14 @@
 //! What the kernel should hold, from what a node and its pods are. Pure.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use types::{Mac, TableId};
 
 use crate::mark::MarkError;
 use crate::model::{
-    Address, EniSpec, IfIndex, KernelState, LinkSeen, LinkState, NodeSpec, PodSpec, Route, Rule,
+    Address, EniSpec, Family, IfIndex, KernelState, LinkSeen, LinkState, NodeSpec, PodSpec, Route, Rule,
     RulePriority, Selector, Sysctl,
 };
 
@@ -18,12 +18,14 @@ use crate::model::{
 /// When an ENI's mark does not fit the mask.
 pub fn node(spec: &NodeSpec, links: &BTreeMap<Mac, LinkSeen>) -> Result<KernelState, MarkError> {
     let mut state = KernelState::default();
-    state
-        .rules
-        .insert(Rule { priority: RulePriority::Pods, selector: Selector::All, table: TableId::PODS }, 1);
+    let families = Family::ALL.into_iter().filter(|family| *family == Family::V4 || spec.ipv6);
+    let pods =
+        |family| Rule { family, priority: RulePriority::Pods, selector: Selector::All, table: TableId::PODS };
+    state.rules.extend(families.map(|family| (pods(family), 1)));
     if spec.connmark {
         let selector = Selector::Mark { value: spec.marks.connmark, mask: spec.marks.connmark };
-        state.rules.insert(Rule { priority: RulePriority::Connmark, selector, table: TableId::MAIN }, 1);
+        let (family, priority, table) = (Family::V4, RulePriority::Connmark, TableId::MAIN);
+        state.rules.insert(Rule { family, priority, selector, table }, 1);
     }
     for eni in &spec.enis {
         if let Some(link) = links.get(&eni.mac) {
@@ -47,23 +49,31 @@ fn secondary(
     let own = Ipv4Network::new(eni.primary_address, eni.subnet.prefix());
     // The prefix of a network is at most 32, so this cannot be refused.
     state.addresses.extend(own.ok().map(|address| Address { link, address }));
-    let gateway = gateway(eni.subnet);
-    state.routes.insert(Route { table, destination: Ipv4Network::from(gateway), via: None, link });
-    state.routes.insert(Route { table, destination: everywhere(), via: Some(gateway), link });
+    let gateway = IpAddr::V4(gateway(eni.subnet));
+    state.routes.insert(Route { table, destination: IpNetwork::from(gateway), via: None, link });
+    state.routes.insert(Route { table, destination: everywhere(Family::V4), via: Some(gateway), link });
     let (value, mask) = (spec.marks.of_eni(eni.card, eni.device)?, spec.marks.steering_mask);
-    let steering = Rule { priority: RulePriority::Steering, selector: Selector::Mark { value, mask }, table };
-    let from = Rule { priority: RulePriority::FromEni, selector: Selector::From(eni.primary_address), table };
+    let rule = |priority, selector| Rule { family: Family::V4, priority, selector, table };
+    let steering = rule(RulePriority::Steering, Selector::Mark { value, mask });
+    let from = rule(RulePriority::FromEni, Selector::From(eni.primary_address));
     state.rules.extend([(steering, 1), (from, 1)]);
     Ok(())
 }
 
-/// The host's route to one pod.
-#[must_use]
-pub fn pod_route(pod: &PodSpec, link: IfIndex) -> Route {
-    Route { table: TableId::PODS, destination: Ipv4Network::from(pod.address), via: None, link }
+/// The host's routes to one pod, one for each of its addresses.
+pub fn pod_routes(pod: &PodSpec, link: IfIndex) -> impl Iterator<Item = Route> {
+    pod.addresses.iter().map(move |address| Route {
+        table: TableId::PODS,
+        destination: IpNetwork::from(*address),
+        via: None,
+        link,
+    })
 }
 
 /// Kernel settings: forwarding on, and loose reverse path checks on ENIs.
+///
+/// With IPv6, router advertisements go on being taken on the primary ENI: they bring the node's default route, and a kernel that
+/// forwards takes them only where it is told to (2). It is told before forwarding is switched on, which drops what they brought.
 ///
 /// The strict check looks up the reply without the packet's mark, finds the main table, and drops what arrives for a
 /// pod on a secondary ENI. The kernel uses the larger of `all` and the interface's own value, and loose (2) is the largest.
@@ -72,7 +82,15 @@ pub fn sysctls(spec: &NodeSpec, links: &BTreeMap<Mac, LinkSeen>) -> Vec<Sysctl> 
     let rp_filter =
         |link: &LinkSeen| Sysctl { path: format!("net/ipv4/conf/{}/rp_filter", link.name), value: "2" };
     let enis = spec.enis.iter().filter_map(|eni| links.get(&eni.mac)).map(rp_filter);
-    std::iter::once(Sysctl { path: "net/ipv4/ip_forward".to_owned(), value: "1" }).chain(enis).collect()
+    let forward = Sysctl { path: "net/ipv4/ip_forward".to_owned(), value: "1" };
+    let primary = spec.enis.iter().find(|eni| spec.ipv6 && eni.is_primary());
+    let ipv6 = primary.and_then(|eni| links.get(&eni.mac)).into_iter().flat_map(|link| {
+        [
+            Sysctl { path: format!("net/ipv6/conf/{}/accept_ra", link.name), value: "2" },
+            Sysctl { path: "net/ipv6/conf/all/forwarding".to_owned(), value: "1" },
+        ]
+    });
+    std::iter::once(forward).chain(enis).chain(ipv6).collect()
 }
 
 /// The VPC router: the first address of a subnet after its network address (Amazon VPC user guide, subnet sizing).
@@ -81,8 +99,13 @@ fn gateway(subnet: Ipv4Network) -> Ipv4Addr {
 }
 
 /// The destination of a default route.
-pub(crate) fn everywhere() -> Ipv4Network {
-    Ipv4Network::new(Ipv4Addr::UNSPECIFIED, 0).unwrap_or_else(|_| Ipv4Network::from(Ipv4Addr::UNSPECIFIED))
+pub(crate) fn everywhere(family: Family) -> IpNetwork {
+    // A length of 0 is never refused.
+    match family {
+        Family::V4 => Ipv4Network::new(Ipv4Addr::UNSPECIFIED, 0).ok().map(IpNetwork::V4),
+        Family::V6 => Ipv6Network::new(Ipv6Addr::UNSPECIFIED, 0).ok().map(IpNetwork::V6),
+    }
+    .unwrap_or(IpNetwork::V6(Ipv6Network::from(Ipv6Addr::UNSPECIFIED)))
 }
 
 #[cfg(test)]
@@ -108,7 +131,7 @@ mod tests {
 
     fn spec() -> NodeSpec {
         let enis = vec![eni(0, 0, [10, 0, 16, 9]), eni(0, 1, [10, 0, 17, 5]), eni(1, 2, [10, 0, 18, 6])];
-        NodeSpec { enis, marks: Marks::default(), connmark: true }
+        NodeSpec { enis, marks: Marks::default(), connmark: true, ipv6: false }
     }
 
     /// Links for the ENIs, numbered from 1 and named `ens0`, `ens1`, ...
@@ -176,6 +199,34 @@ ip rule add pref 32765 from 10.0.18.6 lookup 10102 protocol 86
         let state = node(&spec, &links(&spec)).unwrap();
 
         assert!(state.addresses.is_empty() && state.routes.is_empty());
+    }
+
+    #[test]
+    fn with_ipv6_there_is_one_rule_more_and_router_advertisements_are_taken_before_forwarding() {
+        let spec = NodeSpec { ipv6: true, enis: vec![eni(0, 0, [10, 0, 16, 9])], ..spec() };
+        let links = links(&spec);
+
+        let text = script(&node(&spec, &links).unwrap(), &links);
+        let settings = sysctls(&spec, &links);
+
+        assert!(text.contains("ip -6 rule add pref 512 from all lookup 51200 protocol 86\n"), "{text}");
+        let settings: Vec<_> = settings.iter().map(|s| (s.path.as_str(), s.value)).skip(2).collect();
+        let wanted = [("net/ipv6/conf/ens0/accept_ra", "2"), ("net/ipv6/conf/all/forwarding", "1")];
+        assert_eq!(settings, wanted);
+    }
+
+    #[test]
+    fn a_pod_of_both_families_has_a_route_for_each() {
+        let pod = PodSpec {
+            host_if: types::HostVeth::found("eni0123456789a").unwrap(),
+            container_if: "eth0".to_owned(),
+            addresses: vec!["10.0.16.20".parse().unwrap(), "2001:db8::a00:1014".parse().unwrap()],
+            mtu: 9001,
+        };
+
+        let routes: Vec<String> = pod_routes(&pod, IfIndex(4)).map(|r| r.destination.to_string()).collect();
+
+        assert_eq!(routes, ["10.0.16.20/32", "2001:db8::a00:1014/128"]);
     }
 
     #[test]

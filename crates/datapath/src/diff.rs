@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::PROTOCOL;
-use crate::model::{Address, IfIndex, KernelState, LinkState, Route, Rule};
+use crate::model::{Address, Family, IfIndex, KernelState, LinkState, Route, Rule};
 
 /// One change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,9 +47,16 @@ impl Op {
             Self::DelAddress(a) => format!("ip addr del {} dev {}", a.address, dev(&a.link)),
             Self::AddRoute(it) => format!("ip route replace {}", route(it)),
             Self::DelRoute(it) => format!("ip route del {}", route(it)),
-            Self::AddRule(rule) => format!("ip rule add {rule} protocol {PROTOCOL}"),
-            Self::DelRule(rule) => format!("ip rule del {rule} protocol {PROTOCOL}"),
+            Self::AddRule(rule) => format!("{} add {rule} protocol {PROTOCOL}", of_rules(rule.family)),
+            Self::DelRule(rule) => format!("{} del {rule} protocol {PROTOCOL}", of_rules(rule.family)),
         }
+    }
+}
+
+const fn of_rules(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip rule",
+        Family::V6 => "ip -6 rule",
     }
 }
 
@@ -90,7 +97,7 @@ fn by_scope(routes: impl Iterator<Item = Route>) -> impl Iterator<Item = Route> 
 mod tests {
     use std::collections::BTreeSet;
 
-    use ipnetwork::Ipv4Network;
+    use ipnetwork::{IpNetwork, Ipv4Network};
     use proptest::prelude::*;
     use types::TableId;
 
@@ -98,7 +105,8 @@ mod tests {
     use crate::model::{RulePriority, Selector};
 
     fn rule() -> impl Strategy<Value = Rule> {
-        (0..4_u32, 0..3_u32).prop_map(|(value, table)| Rule {
+        (0..4_u32, 0..3_u32, any::<bool>()).prop_map(|(value, table, v6)| Rule {
+            family: if v6 { Family::V6 } else { Family::V4 },
             priority: RulePriority::Steering,
             selector: Selector::Mark { value, mask: 3 },
             table: TableId(table),
@@ -108,7 +116,7 @@ mod tests {
     fn route() -> impl Strategy<Value = Route> {
         (0..4_u32, 1..4_u32).prop_map(|(n, link)| Route {
             table: TableId(2),
-            destination: Ipv4Network::from(std::net::Ipv4Addr::from(n)),
+            destination: IpNetwork::from(std::net::IpAddr::from(std::net::Ipv4Addr::from(n))),
             via: None,
             link: IfIndex(link),
         })

@@ -10,10 +10,12 @@
 //!
 //! | priority | rule | looks up | how many |
 //! |---|---|---|---|
-//! | 512 | everything | 51200: one route per pod | 1 |
+//! | 512 | everything | 51200: one route per pod | 1, and 1 of IPv6 where pods have that |
 //! | 1024 | connection mark (0x80) | main | 1 |
 //! | 1536 | mark of a secondary ENI | that ENI's table | 1 per secondary ENI |
 //! | 32765 | from a secondary ENI's own address | that ENI's table | 1 per secondary ENI |
+//!
+//! IPv6 addresses are all of one prefix of the primary ENI, so their packets leave by the main table without being steered.
 
 pub mod desired;
 mod diff;
@@ -27,7 +29,7 @@ pub use diff::{Op, diff};
 pub use kernel::{Converged, Host, KernelError, PodSeen, Refusal, WireError, Wirer};
 pub use mark::{MarkError, Marks};
 pub use model::{
-    Address, EniSpec, IfIndex, KernelState, LinkSeen, LinkState, NodeSpec, PodSpec, Route, Rule,
+    Address, EniSpec, Family, IfIndex, KernelState, LinkSeen, LinkState, NodeSpec, PodSpec, Route, Rule,
     RulePriority, Selector, Sysctl,
 };
 pub use watch::{Ours, Watch};

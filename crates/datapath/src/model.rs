@@ -2,12 +2,35 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::{IpNetwork, Ipv4Network};
 use types::{DeviceIndex, HostVeth, Mac, NetworkCard, TableId};
 
 use crate::Marks;
+
+/// One of the two sets of tables that the kernel keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// That of an address.
+    #[must_use]
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
 
 /// A link's number in its network namespace; the kernel never gives one twice while the namespace lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -72,6 +95,8 @@ pub struct NodeSpec {
     pub marks: Marks,
     /// Whether connections can be bound to the primary ENI by mark (rule 1024).
     pub connmark: bool,
+    /// Whether pods have IPv6 addresses: all of the primary ENI, by the main table.
+    pub ipv6: bool,
 }
 
 /// A pod's attachment.
@@ -81,8 +106,8 @@ pub struct PodSpec {
     pub host_if: HostVeth,
     /// Name inside the pod.
     pub container_if: String,
-    /// The pod's address.
-    pub address: Ipv4Addr,
+    /// The pod's addresses: at most one of each family, IPv4 first.
+    pub addresses: Vec<IpAddr>,
     /// MTU, in bytes.
     pub mtu: u32,
 }
@@ -140,6 +165,8 @@ pub enum Selector {
 /// A policy rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rule {
+    /// Whose packets it is for.
+    pub family: Family,
     /// Its place.
     pub priority: RulePriority,
     /// What it matches.
@@ -166,11 +193,22 @@ pub struct Route {
     /// Its table.
     pub table: TableId,
     /// Where to.
-    pub destination: Ipv4Network,
+    pub destination: IpNetwork,
     /// By which router; none means on the link.
-    pub via: Option<Ipv4Addr>,
+    pub via: Option<IpAddr>,
     /// By which link.
     pub link: IfIndex,
+}
+
+impl Route {
+    /// Its family.
+    #[must_use]
+    pub const fn family(&self) -> Family {
+        match self.destination {
+            IpNetwork::V4(_) => Family::V4,
+            IpNetwork::V6(_) => Family::V6,
+        }
+    }
 }
 
 /// An address on a link.

@@ -8,8 +8,9 @@ use std::io;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 
-/// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE` and `RTMGRP_IPV4_RULE`, of `linux/rtnetlink.h`.
-const ROUTE_GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x80;
+/// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV4_RULE`, `RTMGRP_IPV6_ROUTE` and the bit of `RTNLGRP_IPV6_RULE`,
+/// of `linux/rtnetlink.h`.
+const ROUTE_GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x80 | 0x400 | 0x4_0000;
 /// `NFNLGRP_NFTABLES`, the seventh group, of `linux/netfilter/nfnetlink.h`.
 const NETFILTER_GROUPS: u32 = 1 << 6;
 /// Longer than any notice.

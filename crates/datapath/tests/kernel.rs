@@ -11,7 +11,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -27,11 +27,12 @@ type Test = fn() -> Outcome;
 
 fn main() -> std::process::ExitCode {
     let entered = enter();
-    let tests: [(&str, Test); 19] = [
+    let tests: [(&str, Test); 20] = [
         ("a_node_with_two_enis_has_its_tables_and_rules", node_with_two_enis),
         ("a_second_convergence_changes_nothing", idempotent),
         ("what_is_removed_or_added_behind_our_back_is_mended", drift),
         ("a_pod_is_wired_checked_and_taken_away", pod_life),
+        ("a_pod_of_both_families_is_reached_by_both_at_once", dual_stack),
         ("what_others_take_of_a_pod_is_put_back", pod_mended),
         ("changes_of_others_are_told_and_ours_are_not", notices),
         ("packets_flow_between_pods_and_host", packets),
@@ -156,7 +157,7 @@ fn node() -> Result<NodeSpec, Failed> {
     ip("addr add 10.0.0.10/24 dev ens0")?;
     ip("route add default via 10.0.0.1")?;
     let enis = vec![eni(0, [10, 0, 0, 10]), eni(1, [10, 0, 0, 11])];
-    Ok(NodeSpec { enis, marks: Marks::default(), connmark: true })
+    Ok(NodeSpec { enis, marks: Marks::default(), connmark: true, ipv6: false })
 }
 
 fn converge(spec: &NodeSpec) -> Result<Vec<String>, Failed> {
@@ -305,7 +306,15 @@ impl Pod {
         let pod = PodName { namespace: "default".to_owned(), name: format!("pod-{number}") };
         let host_if = HostVeth::of_pod(&VethPrefix::default(), &pod, 0);
         let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 4, 0)) + number);
-        Ok(Self { netns, spec: PodSpec { host_if, container_if: "eth0".to_owned(), address, mtu: 9001 } })
+        let addresses = vec![IpAddr::V4(address)];
+        Ok(Self { netns, spec: PodSpec { host_if, container_if: "eth0".to_owned(), addresses, mtu: 9001 } })
+    }
+
+    /// One with an IPv6 address too.
+    fn dual(number: u32) -> Result<Self, Failed> {
+        let mut pod = Self::new(number)?;
+        pod.spec.addresses.push(format!("2001:db8:0:1::{number}").parse()?);
+        Ok(pod)
     }
 
     /// Runs something inside.
@@ -377,6 +386,44 @@ fn pod_life() -> Outcome {
     Ok(())
 }
 
+/// Nobody waits for the kernel to find out that nobody else has the address.
+fn dual_stack() -> Outcome {
+    let spec = NodeSpec { ipv6: true, ..node()? };
+    converge(&spec)?;
+    let mut wirer = Wirer::open()?;
+    let (one, two) = (Pod::dual(1)?, Pod::dual(2)?);
+    one.add(&mut wirer)?;
+    two.add(&mut wirer)?;
+    let server = two.inside(|| Ok(UdpSocket::bind("[2001:db8:0:1::2]:7000")?))?;
+    server.set_read_timeout(Some(Duration::from_millis(900)))?;
+
+    let client = one.inside(|| Ok(UdpSocket::bind("[2001:db8:0:1::1]:7001")?))?;
+    client.send_to(b"hello", "[2001:db8:0:1::2]:7000")?;
+    let mut buffer = [0; 16];
+    let (got, from) = server.recv_from(&mut buffer)?;
+
+    assert_eq!((&buffer[..got], from.to_string().as_str()), (&b"hello"[..], "[2001:db8:0:1::1]:7001"));
+    assert_eq!(wirer.check(&one.spec, one.socket()?)?, Vec::<String>::new());
+    assert_eq!(wirer.pods()?[0].addresses, one.spec.addresses);
+    assert_eq!(json("-6 route show table 51200")?.len(), 2);
+
+    ip(&format!("link set {} down", one.spec.host_if))?;
+    assert_eq!(wirer.mend(&[one.spec.clone(), two.spec.clone()])?, [&one.spec]);
+    assert_eq!(wirer.check(&one.spec, one.socket()?)?, Vec::<String>::new());
+    one.inside(|| ip("-6 route del default"))?;
+    let found = wirer.check(&one.spec, one.socket()?)?;
+    assert_eq!(found, ["the pod has no route to ::/0"]);
+
+    wirer.remove(&one.spec)?;
+    wirer.remove(&two.spec)?;
+    wirer.sweep()?;
+    assert_eq!(json("-6 route show table 51200")?.len(), 0);
+    assert!(ip("-6 rule")?.contains("512:"));
+    converge(&NodeSpec { ipv6: false, ..spec })?;
+    assert!(!ip("-6 rule")?.contains("512:"));
+    Ok(())
+}
+
 fn pod_mended() -> Outcome {
     converge(&node()?)?;
     let mut wirer = Wirer::open()?;
@@ -432,7 +479,7 @@ fn check_names() -> Outcome {
     ];
     for (number, (damage, difference)) in (1..).zip(cases) {
         let mut pod = Pod::new(number)?;
-        pod.spec.address = Ipv4Addr::new(10, 0, 4, 1);
+        pod.spec.addresses = vec![[10, 0, 4, 1].into()];
         pod.add(&mut wirer)?;
         if damage.ends_with("eth1") {
             pod.inside(|| ip("link set eth0 down"))?;
@@ -467,7 +514,7 @@ fn leftover() -> Outcome {
     let old = Pod::new(1)?;
     old.add(&mut wirer)?;
     let mut new = Pod::new(1)?;
-    new.spec.address = Ipv4Addr::new(10, 0, 4, 200);
+    new.spec.addresses = vec![[10, 0, 4, 200].into()];
 
     new.add(&mut wirer)?;
 
@@ -486,7 +533,7 @@ fn late_remove() -> Outcome {
     let old = Pod::new(1)?;
     old.add(&mut wirer)?;
     let mut new = Pod::new(1)?;
-    new.spec.address = Ipv4Addr::new(10, 0, 4, 200);
+    new.spec.addresses = vec![[10, 0, 4, 200].into()];
     new.add(&mut wirer)?;
 
     wirer.remove(&old.spec)?;

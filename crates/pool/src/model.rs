@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -83,6 +83,9 @@ pub struct Owner {
     pub host_if: HostVeth,
     /// Since when.
     pub since: Moment,
+    /// The IPv6 address that goes with the one it holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<Ipv6Addr>,
 }
 
 /// Where an address belongs.

@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use types::{DeviceIndex, EniId, HostVeth, Moment, NetworkCard, Prefix, Reason, SandboxKey, SubnetId};
@@ -224,6 +224,13 @@ impl Pool {
     fn keep(&mut self, held: Held) {
         self.by_name.insert(held.owner.host_if.clone(), held.owner.sandbox.clone());
         self.held.insert(held.owner.sandbox.clone(), held);
+    }
+
+    /// Notes the IPv6 address that goes with what a sandbox holds; one that it has already stays. Returns which it is.
+    pub fn note_ipv6(&mut self, sandbox: &SandboxKey, address: Option<Ipv6Addr>) -> Option<Ipv6Addr> {
+        let owner = &mut self.held.get_mut(sandbox)?.owner;
+        owner.ipv6 = owner.ipv6.or(address);
+        owner.ipv6
     }
 
     /// Makes a reservation an assignment.

@@ -25,7 +25,7 @@ pub use ids::{EniId, IdError, InstanceId, Mac, SecurityGroupId, SubnetId};
 pub use instance::{InstanceLimits, InstanceTable, NetworkCardLimits};
 pub use moment::Moment;
 pub use place::{DeviceIndex, NetworkCard, TableId};
-pub use prefix::Prefix;
+pub use prefix::{Ipv6Prefix, Prefix};
 pub use reason::{CniCode, Reason};
 pub use sandbox::{
     CONTAINER_ID_BYTES_MAX, IF_NAME_BYTES_MAX, NETWORK_NAME_BYTES_MAX, PodName, SandboxKey, SandboxKeyError,

@@ -111,6 +111,8 @@ reasons! {
     SubnetFull = "subnet-full", TRY_AGAIN;
     /// The subnet has no free /28 left; single addresses are used meanwhile.
     NoPrefix = "no-prefix", TRY_AGAIN;
+    /// The primary ENI has no prefix of IPv6 addresses, and none is to be had (yet).
+    NoIpv6 = "no-ipv6", TRY_AGAIN;
     /// The instance has as many ENIs as its type allows, or the account as many as its quota allows.
     EniLimit = "eni-limit", TRY_AGAIN;
     /// EC2 throttles us.
@@ -137,6 +139,7 @@ impl Reason {
             | Self::OnHold
             | Self::SubnetFull
             | Self::NoPrefix
+            | Self::NoIpv6
             | Self::EniLimit
             | Self::Throttled
             | Self::Denied

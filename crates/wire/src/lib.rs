@@ -157,6 +157,9 @@ pub struct Interface {
     pub container_if: String,
     /// The address, with prefix length 32 or 128.
     pub address: IpNetwork,
+    /// Its address of the other family, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other: Option<IpNetwork>,
     /// Device index of the ENI the address belongs to.
     pub device: DeviceIndex,
     /// Routing table of that ENI.

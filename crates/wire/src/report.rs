@@ -4,7 +4,9 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
-use types::{DeviceIndex, EniId, Mac, Moment, NetworkCard, PodName, Reason, SandboxKey, SubnetId, TableId};
+use types::{
+    DeviceIndex, EniId, Ipv6Prefix, Mac, Moment, NetworkCard, PodName, Reason, SandboxKey, SubnetId, TableId,
+};
 
 /// The state of one node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +27,9 @@ pub struct Report {
     pub primary_address: Option<Ipv4Addr>,
     /// The VPC's IPv4 CIDRs.
     pub vpc_cidrs: Vec<IpNetwork>,
+    /// The prefix that pods get their IPv6 addresses of.
+    #[serde(default)]
+    pub ipv6_prefix: Option<Ipv6Prefix>,
     /// Addresses by state, over all ENIs.
     pub addresses: AddressCount,
     /// The most addresses for pods this node can hold.
@@ -101,6 +106,9 @@ pub struct PodReport {
     pub eni: Option<EniId>,
     /// The address.
     pub address: AddressReport,
+    /// Its address of the other family.
+    #[serde(default)]
+    pub other: Option<AddressReport>,
     /// Host end of its veth pair.
     pub host_if: String,
     /// Since when.

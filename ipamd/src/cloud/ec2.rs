@@ -20,7 +20,8 @@ use aws_sdk_ec2::types::{
 use aws_smithy_types::retry::RetryConfig;
 use pool::{Given, Wanted};
 use types::{
-    DeviceIndex, EniId, InstanceId, InstanceLimits, NetworkCard, NetworkCardLimits, Prefix, SecurityGroupId,
+    DeviceIndex, EniId, InstanceId, InstanceLimits, Ipv6Prefix, NetworkCard, NetworkCardLimits, Prefix,
+    SecurityGroupId,
 };
 
 use super::error::Effect;
@@ -307,6 +308,17 @@ impl Ec2 {
         })
     }
 
+    /// Gives an ENI an IPv6 prefix that EC2 chooses.
+    ///
+    /// # Errors
+    /// As EC2 says; then none was given, or it is [`CloudErrorKind::Unclear`].
+    pub async fn assign_ipv6_prefix(&self, eni: &EniId) -> Result<Ipv6Prefix, CloudError> {
+        let call = Call { name: "AssignIpv6Addresses", effect: Effect::Changes };
+        let request = self.changes.assign_ipv6_addresses().network_interface_id(eni.as_str());
+        let answer = self.ask(call, request.ipv6_prefix_count(1).send()).await?;
+        call.parsed("IPv6 prefix", answer.assigned_ipv6_prefixes().first().map(String::as_str))
+    }
+
     /// Takes secondary addresses or prefixes away from an ENI.
     ///
     /// # Errors
@@ -483,6 +495,8 @@ fn record(call: Call, eni: &NetworkInterface) -> Result<EniRecord, CloudError> {
     }
     addresses.remove(&primary_address);
     let prefixes = eni.ipv4_prefixes().iter().map(|p| call.parsed::<Prefix>("prefix", p.ipv4_prefix()));
+    let ipv6_prefixes = eni.ipv6_prefixes().iter();
+    let ipv6_prefixes = ipv6_prefixes.map(|p| call.parsed::<Ipv6Prefix>("IPv6 prefix", p.ipv6_prefix()));
     let groups = eni.groups().iter().map(|group| call.parsed("security group", group.group_id()));
     let attachment = eni.attachment();
     let (card, device) = place(call, eni)?;
@@ -495,6 +509,7 @@ fn record(call: Call, eni: &NetworkInterface) -> Result<EniRecord, CloudError> {
         primary_address,
         addresses,
         prefixes: prefixes.collect::<Result<_, _>>()?,
+        ipv6_prefixes: ipv6_prefixes.collect::<Result<_, _>>()?,
         interface_type: eni.interface_type().unwrap_or(&NetworkInterfaceType::Interface).as_str().to_owned(),
         tags: Some(eni.tag_set().iter().filter_map(tag).collect()),
         attachment: attachment.and_then(|at| at.attachment_id()).map(str::to_owned),

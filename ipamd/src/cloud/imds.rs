@@ -144,6 +144,7 @@ impl Imds {
             primary_address,
             addresses: addresses.collect(),
             prefixes: self.many(&of_eni("ipv4-prefix")).await?.into_iter().collect(),
+            ipv6_prefixes: self.many(&of_eni("ipv6-prefix")).await?.into_iter().collect(),
             interface_type: "interface".to_owned(),
             tags: None,
             attachment: None,

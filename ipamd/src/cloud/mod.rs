@@ -16,7 +16,9 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 use pool::Wanted;
-use types::{DeviceIndex, EniId, InstanceId, Mac, NetworkCard, Prefix, SecurityGroupId, SubnetId};
+use types::{
+    DeviceIndex, EniId, InstanceId, Ipv6Prefix, Mac, NetworkCard, Prefix, SecurityGroupId, SubnetId,
+};
 
 pub use ec2::Ec2;
 pub use error::{CloudError, CloudErrorKind, Effect};
@@ -41,6 +43,8 @@ pub struct EniRecord {
     pub addresses: BTreeSet<Ipv4Addr>,
     /// Prefixes delegated to it.
     pub prefixes: BTreeSet<Prefix>,
+    /// IPv6 prefixes delegated to it.
+    pub ipv6_prefixes: BTreeSet<Ipv6Prefix>,
     /// EC2's word: `interface`, `trunk`, `efa`…; the metadata service does not tell, then `interface`.
     pub interface_type: String,
     /// Its tags; `None` from the metadata service, which does not tell.

@@ -151,6 +151,7 @@ async fn an_inventory_is_what_ec2_describes() {
         "Filter.1.Value.1=i-1",
     ]);
     let expected = EniRecord {
+        ipv6_prefixes: BTreeSet::new(),
         id: eni(),
         mac: "02:00:00:00:00:01".parse().unwrap(),
         card: NetworkCard(0),
@@ -292,6 +293,14 @@ async fn changes_ask_for_what_they_say() {
     let stage = Stage::answering("UnassignPrivateIpAddresses", "").await;
     stage.ec2().await.release(&eni(), &given).await.unwrap();
     stage.asked(&["NetworkInterfaceId=eni-1", "Ipv4Prefix.1=10.0.0.16%2F28"]);
+
+    let given = "<assignedIpv6PrefixSet><item>2001:db8:0:1:4a2f::/80</item></assignedIpv6PrefixSet>";
+    let stage = Stage::answering("AssignIpv6Addresses", given).await;
+    let given = stage.ec2().await.assign_ipv6_prefix(&eni()).await.unwrap();
+    assert_eq!(given, "2001:db8:0:1:4a2f::/80".parse().unwrap());
+    stage.asked(&["Action=AssignIpv6Addresses", "NetworkInterfaceId=eni-1", "Ipv6PrefixCount=1"]);
+    let stage = Stage::answering("AssignIpv6Addresses", "<assignedIpv6PrefixSet/>").await;
+    assert_eq!(kind(stage.ec2().await.assign_ipv6_prefix(&eni()).await), CloudErrorKind::Unclear);
 
     let stage = Stage::answering("DetachNetworkInterface", "").await;
     stage.ec2().await.detach("eni-attach-1").await.unwrap();

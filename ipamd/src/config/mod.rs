@@ -16,6 +16,8 @@ use ipnetwork::Ipv4Network;
 use tracing::level_filters::LevelFilter;
 use types::VethPrefix;
 
+use crate::families::Families;
+
 pub use read::Environment;
 use read::{Reader, parse_mark};
 pub use table::{Kind, SETTINGS, Setting, Support};
@@ -23,6 +25,8 @@ pub use table::{Kind, SETTINGS, Setting, Support};
 /// What the settings mean.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
+    /// Which addresses pods get.
+    pub families: Families,
     /// ENIs kept free for pods to come.
     pub warm_eni_target: u32,
     /// Free addresses kept, in place of free ENIs.
@@ -183,6 +187,7 @@ impl Config {
 
     fn read(reader: &mut Reader<'_>) -> Self {
         Self {
+            families: families(reader),
             warm_eni_target: reader.number(&table::WARM_ENI_TARGET).unwrap_or(1),
             automatic: TARGETS.iter().all(|target| !reader.is_set(target)),
             warm_prefix_target: reader.number(&table::WARM_PREFIX_TARGET).unwrap_or(1),
@@ -217,6 +222,22 @@ impl Config {
             log_level: reader.parsed(&table::LOG_LEVEL, log_level).unwrap_or(LevelFilter::DEBUG),
             log_file: reader.parsed(&table::LOG_FILE, log_file).flatten(),
             warnings: Vec::new(),
+        }
+    }
+}
+
+/// Neither is what nobody can mean.
+fn families(reader: &mut Reader<'_>) -> Families {
+    let (ipv6, egress) = (reader.flag(&table::ENABLE_IPV6), reader.flag(&table::V4_EGRESS));
+    let ipv4 = reader.flag(&table::ENABLE_IPV4) && (!ipv6 || reader.has(&table::ENABLE_IPV4));
+    match (ipv4, ipv6) {
+        (true, false) => Families::V4,
+        (true, true) => Families::Dual,
+        (false, true) => Families::V6 { egress },
+        (false, false) => {
+            let (setting, found) = (&table::ENABLE_IPV4, "false".to_owned());
+            reader.errors.push(SettingError::Unfit { name: setting.name, found, doc: setting.doc });
+            Families::V4
         }
     }
 }

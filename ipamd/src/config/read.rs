@@ -41,6 +41,11 @@ impl<'a> Reader<'a> {
         self.set(setting).is_some_and(|text| parse_number(setting.kind, &text).is_some())
     }
 
+    /// Whether a variable is set.
+    pub(super) fn has(&self, setting: &Setting) -> bool {
+        self.set(setting).is_some()
+    }
+
     fn is_utf8(&self, setting: &Setting) -> bool {
         self.environment.get(std::ffi::OsStr::new(setting.name)).is_some_and(|text| text.to_str().is_some())
     }

@@ -105,10 +105,10 @@ settings! {
     CONFIGURE_RPFILTER = "AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER": Text, "", Elsewhere, "Means nothing any more.";
     ENABLE_NFTABLES = "ENABLE_NFTABLES": Text, "", Elsewhere, "Means nothing any more.";
     // Modes.
-    ENABLE_IPV4 = "ENABLE_IPv4": Flag, "true", Refused, "Pods get IPv4 addresses; the only mode of this version.";
-    ENABLE_IPV6 = "ENABLE_IPv6": Flag, "false", Refused, "Pods get IPv6 addresses.";
+    ENABLE_IPV4 = "ENABLE_IPv4": Flag, "true", Lenient, "Pods get IPv4 addresses of the VPC. Where it is not set, they do unless ENABLE_IPv6 is.";
+    ENABLE_IPV6 = "ENABLE_IPv6": Flag, "false", Lenient, "Pods get IPv6 addresses of the VPC; together with ENABLE_IPv4=true, both.";
     V6_EGRESS = "ENABLE_V6_EGRESS": Flag, "false", Refused, "IPv4 pods reach IPv6.";
-    V4_EGRESS = "ENABLE_V4_EGRESS": Flag, "true", Elsewhere, "IPv6 pods reach IPv4.";
+    V4_EGRESS = "ENABLE_V4_EGRESS": Flag, "true", Lenient, "IPv6 pods reach IPv4, by the node's address.";
     PREFIX_DELEGATION = "ENABLE_PREFIX_DELEGATION": Flag, "false", Lenient, "ENIs are given /28 prefixes instead of single addresses, where the instance type can hold them and the subnet has them.";
     POD_ENI = "ENABLE_POD_ENI": Flag, "false", Refused, "Security groups for pods.";
     MULTI_NIC = "ENABLE_MULTI_NIC": Flag, "false", Refused, "ENIs of all network cards are used.";

@@ -147,7 +147,7 @@ fn everything_that_stops_the_daemon_is_told_at_once() {
         ("AWS_VPC_K8S_CNI_VETHPREFIX", "eth"),
         ("IP_COOLDOWN_PERIOD", "soon"),
         ("ENABLE_IPv4", "false"),
-        ("ENABLE_IPv6", "true"),
+        ("ENABLE_POD_ENI", "true"),
         ("NETWORK_POLICY_ENFORCING_MODE", "Strict"),
     ])
     .unwrap_err();
@@ -168,7 +168,7 @@ fn each_mode_that_is_missing_stops_the_daemon_by_its_own_name() {
         assert_eq!(errors, [unsupported]);
         assert!(parse(&[(mode.name, mode.default)]).unwrap().warnings.is_empty(), "{}", mode.name);
     }
-    assert_eq!(modes.len(), 6);
+    assert_eq!(modes.len(), 4);
 }
 
 #[test]
@@ -195,4 +195,16 @@ fn settings_without_effect_and_names_almost_right_are_warned_of() {
 
     assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
     assert!(config.warnings.iter().any(|w| w.contains("is AWS_VPC_K8S_CNI_CONNMARK meant")));
+}
+
+#[test]
+fn both_families_are_asked_for_by_name_and_none_by_mistake_only() {
+    let families = |pairs: &[(&str, &str)]| parse(pairs).map(|config| config.families);
+
+    assert_eq!(families(&[]), Ok(Families::V4));
+    assert_eq!(families(&[("ENABLE_IPv6", "true")]), Ok(Families::V6 { egress: true }));
+    let without = [("ENABLE_IPv6", "true"), ("ENABLE_IPv4", "false"), ("ENABLE_V4_EGRESS", "false")];
+    assert_eq!(families(&without), Ok(Families::V6 { egress: false }));
+    assert_eq!(families(&[("ENABLE_IPv6", "true"), ("ENABLE_IPv4", "true")]), Ok(Families::Dual));
+    assert!(families(&[("ENABLE_IPv4", "false")]).is_err());
 }

@@ -1,11 +1,10 @@
 //! Requests: who gets which address, who waits, who is superseded.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use datapath::PodSpec;
-use ipnetwork::{IpNetwork, Ipv4Network};
 use pool::{Grant, Owner};
 use types::{DeviceIndex, HostVeth, Moment, NetworkCard, PodName, Reason, SandboxKey, TableId, VethPrefix};
 use wire::{Added, Attachment, Detachment, Failure, Interface, Kept, Reply, Request, Verb};
@@ -252,10 +251,11 @@ impl Node {
     }
 
     /// Sets kernel and disk to work; the caller hears when both are done (I4).
-    fn start(&mut self, id: CallId, owner: Owner, grant: Grant) {
+    fn start(&mut self, id: CallId, mut owner: Owner, grant: Grant) {
         let batch = self.next_batch();
+        owner.ipv6 = self.pool.note_ipv6(&owner.sandbox, self.ipv6_beside(grant.address));
         let Some(Pending::Add(add)) = self.pending.get_mut(&id) else { return };
-        let pod = pod_spec(&owner, grant.address, mtu_of(add.attachment.mtu));
+        let pod = self.settings.families.pod_spec(&owner, grant.address, mtu_of(add.attachment.mtu));
         let work = Work {
             grant: grant.clone(),
             pod: pod.clone(),
@@ -329,7 +329,7 @@ impl Node {
         };
         let Some(failure) = failure else {
             self.pool.commit(&sandbox);
-            let interfaces = vec![interface(&pod, &grant)];
+            let interfaces = self.interface(&pod, &grant).into_iter().collect();
             return self.effects.push(Effect::Reply(id, Reply::Added(Added { interfaces })));
         };
         if was_wired {
@@ -367,7 +367,8 @@ impl Node {
     /// Releases a sandbox; `None` for one that holds nothing.
     fn release(&mut self, sandbox: &SandboxKey, now: Moment) -> Option<Record> {
         let (owner, grant) = self.pool.release(sandbox, now)?;
-        self.effects.push(Effect::Unwire(pod_spec(&owner, grant.address, MTU_DEFAULT)));
+        let pod = self.settings.families.pod_spec(&owner, grant.address, MTU_DEFAULT);
+        self.effects.push(Effect::Unwire(pod));
         Some(Record::Released { sandbox: sandbox.clone(), at: now })
     }
 
@@ -436,7 +437,7 @@ impl Node {
             let message = format!("sandbox {} has no address here", attachment.sandbox);
             return self.fail(id, Failure::new(Reason::UnknownSandbox, message));
         };
-        let pod = pod_spec(owner, grant.address, mtu_of(attachment.mtu));
+        let pod = self.settings.families.pod_spec(owner, grant.address, mtu_of(attachment.mtu));
         self.pending.insert(id, Pending::Check);
         self.effects.push(Effect::Check(id, pod));
     }
@@ -487,6 +488,26 @@ impl Node {
         }
     }
 
+    /// What the runtime hears of a pod's interface.
+    fn interface(&self, pod: &PodSpec, grant: &Grant) -> Option<Interface> {
+        // A fresh grant always has its place; the primary ENI's stands in where EC2 took the ENI away meanwhile.
+        let (card, device) =
+            grant.place.as_ref().map_or((NetworkCard(0), DeviceIndex(0)), |p| (p.card, p.device));
+        let ipv6 = pod.addresses.iter().find_map(|address| match address {
+            IpAddr::V6(ipv6) => Some(*ipv6),
+            IpAddr::V4(_) => None,
+        });
+        let mut told = self.settings.families.told(grant.address, ipv6).into_iter();
+        Some(Interface {
+            host_if: pod.host_if.as_str().to_owned(),
+            container_if: pod.container_if.clone(),
+            address: told.next()?,
+            other: told.next(),
+            device,
+            table: TableId::of_eni(card, device),
+        })
+    }
+
     fn next_deadline(&self) -> Option<Moment> {
         let deadline = |id| match self.pending.get(id)? {
             Pending::Add(add) => Some(add.deadline),
@@ -520,7 +541,13 @@ impl Node {
 impl Add {
     fn owner(&self, now: Moment) -> Owner {
         let Attachment { sandbox, pod, .. } = &self.attachment;
-        Owner { sandbox: sandbox.clone(), pod: pod.clone(), host_if: self.host_if.clone(), since: now }
+        Owner {
+            sandbox: sandbox.clone(),
+            pod: pod.clone(),
+            host_if: self.host_if.clone(),
+            since: now,
+            ipv6: None,
+        }
     }
 
     pub(super) const fn reason(&self) -> Reason {
@@ -539,25 +566,6 @@ fn host_if_of(sandbox: &SandboxKey, pod: &PodName, veth_prefix: &VethPrefix) -> 
     }
 }
 
-/// What the kernel should hold for a pod.
-pub(super) fn pod_spec(owner: &Owner, address: Ipv4Addr, mtu: u32) -> PodSpec {
-    let container_if = owner.sandbox.if_name().to_owned();
-    PodSpec { host_if: owner.host_if.clone(), container_if, address, mtu }
-}
-
 fn mtu_of(asked: u32) -> u32 {
     if (576..=9001).contains(&asked) { asked } else { MTU_DEFAULT }
-}
-
-fn interface(pod: &PodSpec, grant: &Grant) -> Interface {
-    // A fresh grant always has its place; the primary ENI's stands in where EC2 took the ENI away meanwhile.
-    let (card, device) =
-        grant.place.as_ref().map_or((NetworkCard(0), DeviceIndex(0)), |p| (p.card, p.device));
-    Interface {
-        host_if: pod.host_if.as_str().to_owned(),
-        container_if: pod.container_if.clone(),
-        address: IpNetwork::V4(Ipv4Network::from(pod.address)),
-        device,
-        table: TableId::of_eni(card, device),
-    }
 }

@@ -8,8 +8,8 @@ use datapath::{NodeSpec, PodSpec};
 use ipnetwork::Ipv4Network;
 use pool::{Action, ActionId, EniSeen, Outcome, Snapshot};
 use types::{
-    DeviceIndex, EniId, HostVeth, InstanceId, InstanceLimits, Mac, Moment, NetworkCard, Reason, SandboxKey,
-    SecurityGroupId, SubnetId,
+    DeviceIndex, EniId, HostVeth, InstanceId, InstanceLimits, Ipv6Prefix, Mac, Moment, NetworkCard, Reason,
+    SandboxKey, SecurityGroupId, SubnetId,
 };
 use wire::{Failure, Reply, Request};
 
@@ -55,6 +55,8 @@ pub struct Picture {
     pub in_motion: bool,
     /// CIDRs of their subnets, and of those that new ENIs may go to.
     pub subnets: BTreeMap<SubnetId, Ipv4Network>,
+    /// IPv6 prefixes of the primary ENI.
+    pub ipv6_prefixes: BTreeSet<Ipv6Prefix>,
     /// Which subnets may be used; `None` if that could not be found out.
     pub choice: Option<Subnets>,
     /// ENIs that instances of our cluster may have left behind.
@@ -178,6 +180,8 @@ pub enum Event {
         /// How it went.
         result: Result<Outcome, CloudError>,
     },
+    /// EC2 was asked for an IPv6 prefix.
+    Ipv6Assigned(Result<Ipv6Prefix, CloudError>),
     /// Chores were done, or the first that could not be.
     Tidied(Result<(), CloudError>),
     /// An operator holds something back, or no longer.
@@ -226,6 +230,8 @@ pub enum Effect {
     Look,
     /// Call EC2.
     Act(ActionId, Action),
+    /// Ask EC2 for an IPv6 prefix for the primary ENI, which is this one.
+    AssignIpv6(EniId),
     /// Do chores, in order; one lot at a time.
     Tidy(Vec<Chore>),
     /// Bring the host's kernel state in line.
@@ -244,6 +250,8 @@ pub struct HostWish {
     pub node: NodeSpec,
     /// Destinations that keep their source address.
     pub no_snat: Vec<Ipv4Network>,
+    /// Addresses that nobody outside may begin a connection to.
+    pub local: Option<Ipv4Network>,
     /// Pods whose routes must be there; `None` leaves the pods' table alone.
     pub pods: Option<Vec<PodSpec>>,
     /// The node's own address.

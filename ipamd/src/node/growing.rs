@@ -9,6 +9,7 @@ use super::Node;
 use super::event::{BatchId, Effect, Facts};
 use super::hosting::Gain;
 use crate::cloud::{CloudError, CloudErrorKind};
+use crate::families::local_addresses;
 use crate::hold::Hold;
 use crate::store::Record;
 
@@ -113,7 +114,10 @@ impl Node {
             let instance_type = &facts.limits.instance_type;
             tracing::warn!(instance_type, "this type cannot hold prefixes; single addresses are used");
         }
-        let prefixes = self.settings.prefix_delegation && can;
+        if self.settings.families.needs_prefix() && !can {
+            tracing::warn!(instance_type = facts.limits.instance_type, "this type cannot hold IPv6 prefixes");
+        }
+        let prefixes = self.settings.prefix_delegation && can && self.settings.families.has_ipv4_of_vpc();
         self.pool.set_mode(if prefixes { Mode::Prefixes } else { Mode::Addresses });
         self.pool.set_subnets(vec![facts.subnet.clone()]);
         self.facts = Some(facts);
@@ -199,7 +203,7 @@ impl Node {
     }
 
     pub(super) fn plan(&self, now: Moment) -> Option<Plan> {
-        let limits = self.limits()?;
+        let limits = self.limits().filter(|_| self.settings.families.has_ipv4_of_vpc())?;
         let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
         let most = self.capacity().max_pods();
         let max_pods = self.settings.targets.max_pods.map_or(most, |max_pods| max_pods.min(most));
@@ -210,6 +214,10 @@ impl Node {
     /// How many pods the instance can hold; none as long as nothing is known of it.
     pub(super) fn capacity(&self) -> Capacity {
         let Some(facts) = &self.facts else { return Capacity { addresses: 0, branch: 0 } };
+        if !self.settings.families.has_ipv4_of_vpc() {
+            let addresses = u32::try_from(local_addresses().len()).unwrap_or(u32::MAX);
+            return Capacity { addresses, branch: 0 };
+        }
         facts.limits.capacity(&Layout {
             prefixes: self.settings.prefix_delegation,
             max_enis: self.settings.max_enis,
@@ -219,6 +227,9 @@ impl Node {
 
     pub(super) fn limits(&self) -> Option<Limits> {
         let facts = self.facts.as_ref()?;
+        if !self.settings.families.has_ipv4_of_vpc() {
+            return Some(Limits { max_enis: 1, slots_per_eni: 0, card: NetworkCard(0) });
+        }
         let max_enis = self.settings.max_enis.unwrap_or(u8::MAX).min(facts.limits.max_enis);
         Some(Limits { max_enis, slots_per_eni: facts.limits.slots_per_eni(), card: NetworkCard(0) })
     }
@@ -231,7 +242,18 @@ impl Node {
 
     /// Why no pod can be served yet, in one word.
     pub(super) fn why_starting(&self) -> Reason {
-        self.cloud.trouble.as_ref().map_or(Reason::Starting, |(kind, _)| kind.reason())
+        let trouble = self.cloud.trouble.as_ref().map(|(kind, _)| kind.reason());
+        match trouble {
+            // Only the IPv6 prefix is missing, and EC2 gives none for a cause that has no word of its own.
+            None | Some(Reason::CloudUnreachable) if self.cloud.pictured && self.lacks_ipv6() => {
+                match self.may(false) {
+                    true => Reason::NoIpv6,
+                    false => Reason::OnHold,
+                }
+            }
+            None => Reason::Starting,
+            Some(reason) => reason,
+        }
     }
 
     /// Why there is no address, in one word.

@@ -11,8 +11,8 @@ use ipnetwork::Ipv4Network;
 use pool::{ActionId, EniSeen, Given, Outcome};
 use types::{EniId, Mac, Moment, Prefix};
 
+use super::Node;
 use super::event::{Effect, Facts, HostWish, Picture};
-use super::{Node, adding};
 
 /// How often to see whether the link of a new ENI has appeared.
 const LINK_POLL: Duration = Duration::from_millis(100);
@@ -233,16 +233,22 @@ impl Node {
             enis.push(EniSpec { mac, card, device, primary_address, subnet, mtu, sources });
         }
         enis.sort_by_key(|spec| (spec.card, spec.device));
-        let no_snat = facts.vpc_cidrs.iter().chain(&self.settings.exclude_snat).copied().collect();
+        let families = self.settings.families;
+        let no_snat = facts.vpc_cidrs.iter().chain(&self.settings.exclude_snat).copied();
+        // An address of the node alone is translated wherever it goes.
+        let no_snat = no_snat.filter(|_| families.has_ipv4_of_vpc()).collect();
+        let ipv6 = families.needs_prefix() || self.pool.owners().any(|(owner, _)| owner.ipv6.is_some());
         // Later, the wiring thread owns the pods' table: a wish made before a DEL must not bring its route back.
         let pods = (!self.cloud.pictured).then(|| self.wired_pods());
-        let node = NodeSpec { enis, marks: self.settings.marks, connmark: self.settings.connmark };
-        HostWish { node, no_snat, pods, primary_address: facts.primary_address }
+        let node = NodeSpec { enis, marks: self.settings.marks, connmark: self.settings.connmark, ipv6 };
+        let (local, primary_address) = (families.local_range(), facts.primary_address);
+        HostWish { node, no_snat, local, pods, primary_address }
     }
 
     fn wired_pods(&self) -> Vec<PodSpec> {
         let mtu = self.settings.eni_mtu;
-        self.pool.owners().map(|(owner, grant)| adding::pod_spec(owner, grant.address, mtu)).collect()
+        let families = self.settings.families;
+        self.pool.owners().map(|(owner, grant)| families.pod_spec(owner, grant.address, mtu)).collect()
     }
 
     /// What has been assigned to an ENI and waits for the host's kernel.

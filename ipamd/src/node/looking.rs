@@ -40,6 +40,7 @@ impl Node {
                 if picture.from_metadata {
                     self.tell_roles(&mut picture.enis);
                 }
+                self.make_local(&mut picture.enis);
                 if self.cloud.blind {
                     self.cloud.worked();
                 }
@@ -79,6 +80,7 @@ impl Node {
     pub(super) fn pictured(&mut self, picture: Picture, now: Moment) {
         self.give_up_what_is_gone(&picture, now);
         self.cloud.pictured = true;
+        self.ipv6_pictured(&picture.ipv6_prefixes, picture.as_of);
         self.pool.occupy(picture.occupied);
         if let Some(Subnets { for_new, excluded, free }) = picture.choice {
             self.free_in_subnets = free;

@@ -6,6 +6,7 @@
 //! | `growing.rs` | EC2: what to ask for, when to hold off |
 //! | `looking.rs` | EC2: when to look, what a picture means, chores |
 //! | `hosting.rs` | the host: what its kernel should hold |
+//! | `ipv6.rs` | the IPv6 prefix: when to ask for it |
 //! | `report.rs` | what `ipamd status` shows |
 //! | `restore.rs` | the state after a restart, from the file and from the kernel |
 
@@ -13,6 +14,7 @@ mod adding;
 mod event;
 mod growing;
 mod hosting;
+mod ipv6;
 mod looking;
 mod report;
 mod restore;
@@ -31,14 +33,18 @@ pub use adding::RELEASED_KEPT;
 pub use event::{BatchId, CallId, Chore, Effect, Event, Facts, HostWish, Picture, Stray, Subnets};
 pub use restore::{PodInKernel, Restored, restore};
 
+use crate::families::Families;
 use crate::hold::Hold;
 use adding::Pending;
 use growing::CloudState;
 use hosting::HostState;
+use ipv6::Ipv6State;
 
 /// What the node is told to do, apart from the world.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// Which addresses pods get.
+    pub families: Families,
     /// How many addresses to keep at hand.
     pub targets: Targets,
     /// Whether prefixes are asked for, where the instance can hold them.
@@ -90,6 +96,7 @@ pub struct Node {
     /// Free addresses of the subnets that may be used, when they were last looked at.
     free_in_subnets: BTreeMap<SubnetId, u32>,
     cloud: CloudState,
+    ipv6: Ipv6State,
     /// What an operator holds back.
     hold: Hold,
     stopping: bool,
@@ -122,6 +129,7 @@ impl Node {
             subnets: BTreeMap::new(),
             free_in_subnets: BTreeMap::new(),
             cloud: CloudState::new(seed),
+            ipv6: Ipv6State::default(),
             hold: Hold::Nothing,
             stopping: false,
             strays: BTreeMap::new(),
@@ -146,6 +154,7 @@ impl Node {
             Event::Unidentified(error) => self.cloud.trouble(&error),
             Event::Looked(result) => self.looked(result, now),
             Event::Acted { id, result } => self.acted(id, result, now),
+            Event::Ipv6Assigned(result) => self.ipv6_assigned(result, now),
             Event::Tidied(result) => self.tidied(result, now),
             Event::Held(hold) => self.held(hold),
             Event::Stale => self.cloud.stale = true,
@@ -187,6 +196,7 @@ impl Node {
         let latches = [
             (self.facts.is_none(), "who this instance is and what its type can hold"),
             (!self.cloud.pictured, "the first look at the ENIs, the host's routes, rules and nftables"),
+            (self.lacks_ipv6(), "an IPv6 prefix of the primary ENI"),
         ];
         latches.into_iter().filter_map(|(missing, what)| missing.then_some(what)).collect()
     }
@@ -202,6 +212,7 @@ impl Node {
         self.look_if_due(now);
         self.serve(now);
         self.survey(now);
+        self.want_ipv6(now);
         self.grow(now);
         self.serve_early(now);
         self.expire(now);

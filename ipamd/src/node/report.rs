@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use pool::{Counts, Role};
+use pool::{Counts, Grant, Owner, Role};
 use types::{Moment, TableId};
 use wire::{AddressCount, EniReport, PodReport, Report, Waiting};
 
@@ -24,6 +24,7 @@ impl Node {
             report.primary_address = Some(facts.primary_address);
             report.vpc_cidrs = facts.vpc_cidrs.iter().copied().map(IpNetwork::V4).collect();
         }
+        report.ipv6_prefix = self.ipv6.prefix.filter(|_| self.settings.families.needs_prefix());
         report.reused_early = self.pool.reused_early();
         report.capacity = self.capacity().addresses;
         report.enis = self.eni_reports(now);
@@ -63,17 +64,20 @@ impl Node {
     }
 
     fn pod_reports(&self) -> Vec<PodReport> {
-        self.pool
-            .owners()
-            .map(|(owner, grant)| PodReport {
+        let report = |(owner, grant): (&Owner, Grant)| {
+            let told = self.settings.families.told(grant.address, owner.ipv6);
+            let mut told = told.into_iter().map(|network| network.ip());
+            PodReport {
                 pod: owner.pod.clone(),
                 sandbox: owner.sandbox.clone(),
                 eni: grant.place.map(|place| place.eni),
-                address: IpAddr::V4(grant.address),
+                address: told.next().unwrap_or(IpAddr::V4(grant.address)),
+                other: told.next(),
                 host_if: owner.host_if.as_str().to_owned(),
                 since: owner.since,
-            })
-            .collect()
+            }
+        };
+        self.pool.owners().map(report).collect()
     }
 
     fn waiting(&self) -> Vec<Waiting> {

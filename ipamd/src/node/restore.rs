@@ -10,14 +10,15 @@
 //!   gets it (a crash between wiring and writing, or a lost file). Its DEL finds it by the name of its host link.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use datapath::PodSpec;
 use pool::{Owner, PICTURE_LAG, Pool};
 use types::{HostVeth, Moment, PodName, SandboxKey};
 
-use super::adding::{MTU_DEFAULT, pod_spec};
+use super::adding::MTU_DEFAULT;
+use crate::families::address_in_pool;
 use crate::store::{Loaded, Record};
 
 /// Network name of sandboxes that were found in the kernel only.
@@ -28,8 +29,22 @@ const REBUILT: &str = "rebuilt-from-kernel";
 pub struct PodInKernel {
     /// Host end of the pair.
     pub host_if: HostVeth,
-    /// The address routed to it.
-    pub address: Ipv4Addr,
+    /// The addresses routed to it.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl PodInKernel {
+    /// The address as the pool knows it.
+    fn address(&self) -> Option<Ipv4Addr> {
+        address_in_pool(&self.addresses)
+    }
+
+    fn ipv6(&self) -> Option<Ipv6Addr> {
+        self.addresses.iter().find_map(|address| match address {
+            IpAddr::V6(ipv6) => Some(*ipv6),
+            IpAddr::V4(_) => None,
+        })
+    }
 }
 
 /// The key under which a pod that only the kernel knows is held.
@@ -69,7 +84,7 @@ pub fn restore(
     let lost = loaded.records.is_empty() && (ran_before || !kernel.is_empty());
     let distrust = lost || loaded.damage.is_some();
     let mut pool = Pool::new(cooldown);
-    let mut released: BTreeMap<HostVeth, PodSpec> = BTreeMap::new();
+    let mut released: BTreeMap<HostVeth, (SandboxKey, Ipv4Addr)> = BTreeMap::new();
     for record in loaded.records {
         match record {
             Record::Snapshot { pool: snapshot, .. } => pool = Pool::restore(*snapshot, cooldown, now),
@@ -80,19 +95,19 @@ pub fn restore(
             Record::Leaving { leaving } => pool.doubt(leaving, now.plus(PICTURE_LAG)),
             Record::Released { sandbox, at } => {
                 let gone = pool.release(&sandbox, at.min(now));
-                let gone = gone.map(|(owner, grant)| pod_spec(&owner, grant.address, MTU_DEFAULT));
-                released.extend(gone.map(|pod| (pod.host_if.clone(), pod)));
+                released.extend(gone.map(|(owner, grant)| (owner.host_if, (owner.sandbox, grant.address))));
             }
         }
     }
     if distrust {
         pool.distrust(now.plus(PICTURE_LAG));
     }
-    let there: BTreeMap<&HostVeth, Ipv4Addr> = kernel.iter().map(|pod| (&pod.host_if, pod.address)).collect();
+    let there: BTreeMap<&HostVeth, Option<Ipv4Addr>> =
+        kernel.iter().map(|pod| (&pod.host_if, pod.address())).collect();
     let dead: Vec<SandboxKey> = pool
         .owners()
         .filter(|(owner, grant)| match there.get(&owner.host_if) {
-            Some(address) => *address != grant.address,
+            Some(address) => *address != Some(grant.address),
             // Somebody may have taken the route alone: the pod lives, and the first wish brings its route back.
             None => !has_link(&owner.host_if),
         })
@@ -111,15 +126,22 @@ pub fn restore(
         if pool.holder_of(&pod.host_if).is_some() {
             continue;
         }
-        if let Some(gone) = released.remove(&pod.host_if).filter(|gone| gone.address == pod.address) {
-            leftovers.push(gone);
+        let Some(address) = pod.address() else { continue };
+        if let Some((sandbox, _)) = released.remove(&pod.host_if).filter(|(_, released)| *released == address)
+        {
+            let (host_if, container_if) = (pod.host_if.clone(), sandbox.if_name().to_owned());
+            leftovers.push(PodSpec {
+                host_if,
+                container_if,
+                addresses: pod.addresses.clone(),
+                mtu: MTU_DEFAULT,
+            });
             continue;
         }
         let Some(sandbox) = placeholder(&pod.host_if) else { continue };
-        remarks
-            .push(format!("{} is routed to {} but not in the state: kept for it", pod.address, pod.host_if));
-        let owner = Owner { sandbox, pod: PodName::default(), host_if: pod.host_if.clone(), since: now };
-        pool.adopt(owner, pod.address);
+        remarks.push(format!("{address} is routed to {} but not in the state: kept for it", pod.host_if));
+        let (host_if, pod_name) = (pod.host_if.clone(), PodName::default());
+        pool.adopt(Owner { sandbox, pod: pod_name, host_if, since: now, ipv6: pod.ipv6() }, address);
     }
     Restored { pool, leftovers, remarks }
 }

@@ -38,6 +38,7 @@ pub(super) fn perform(model: &mut Model, action: Action, request: &Request<'_>) 
         return Err(ApiError::new("DryRunOperation", message).with_http(412));
     }
     match action {
+        Action::AssignIpv6Addresses => assign_ipv6(model, request),
         Action::AssignPrivateIpAddresses => assign(model, request),
         Action::AttachNetworkInterface => attach(model, request),
         Action::CreateNetworkInterface => create(model, request),
@@ -205,6 +206,15 @@ fn assign(model: &mut Model, request: &Request<'_>) -> Result<Xml, ApiError> {
     });
     xml.list("assignedIpv4PrefixSet", granted.prefixes, |xml, prefix| xml.text("ipv4Prefix", prefix));
     xml.text("return", true);
+    Ok(xml)
+}
+
+fn assign_ipv6(model: &mut Model, request: &Request<'_>) -> Result<Xml, ApiError> {
+    let eni: EniId = request.params.need_value("NetworkInterfaceId")?;
+    let given = model.assign_ipv6(&eni, request.params.need_value("Ipv6PrefixCount")?)?;
+    let mut xml = Xml::default();
+    xml.text("networkInterfaceId", eni);
+    xml.texts("assignedIpv6PrefixSet", given);
     Ok(xml)
 }
 

@@ -53,6 +53,8 @@ impl Model {
             primary,
             secondary: granted.addresses,
             prefixes: granted.prefixes,
+            ipv6: None,
+            ipv6_prefixes: Vec::new(),
             description: want.description.clone(),
             groups,
             tracking: want.tracking,

@@ -122,6 +122,7 @@ pub(super) fn network_interface(xml: &mut Xml, eni: &EniView) {
     xml.text("availabilityZone", &eni.zone);
     xml.text("requesterManaged", false);
     xml.list("ipv4PrefixSet", &eni.prefixes, |xml, prefix| xml.text("ipv4Prefix", prefix));
+    xml.list("ipv6PrefixSet", &eni.ipv6_prefixes, |xml, prefix| xml.text("ipv6Prefix", prefix));
     if eni.tracking != Tracking::default() {
         xml.node("connectionTrackingConfiguration", |xml| tracking(xml, eni.tracking));
     }

@@ -16,6 +16,7 @@ mod describe;
 mod error;
 mod faults;
 mod filter;
+mod ipv6;
 mod model;
 mod query;
 mod server;
@@ -32,7 +33,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::{Ipv4Network, Ipv6Network};
 use types::{DeviceIndex, EniId, InstanceId, Moment, NetworkCard, SecurityGroupId, SubnetId};
 
 pub use error::ApiError;
@@ -182,6 +183,22 @@ impl Ec2 {
         prefixes: &[Ipv4Network],
     ) -> Result<(), ApiError> {
         self.change(|model, _| model.unassign(eni, addresses, prefixes))
+    }
+
+    /// Gives a subnet a range of IPv6 addresses, or takes it away.
+    ///
+    /// # Errors
+    /// Unknown subnet.
+    pub fn set_ipv6(&self, subnet: &SubnetId, range: Option<Ipv6Network>) -> Result<(), ApiError> {
+        self.change(|model, _| model.set_ipv6(subnet, range))
+    }
+
+    /// As `UnassignIpv6Addresses`, of prefixes.
+    ///
+    /// # Errors
+    /// As the call.
+    pub fn unassign_ipv6(&self, eni: &EniId, prefixes: &[Ipv6Network]) -> Result<(), ApiError> {
+        self.change(|model, _| model.unassign_ipv6(eni, prefixes))
     }
 
     /// Pulls an ENI out of its instance at once, as a forced detach.

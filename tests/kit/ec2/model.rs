@@ -119,6 +119,9 @@ impl Model {
             return Err(ApiError::value(format!("Invalid value '{instance_type}' for InstanceType.")));
         }
         let eni = self.create_eni(&NewEni::plain(subnet.clone()))?;
+        let host = u16::try_from(0x100 + self.instances.len()).unwrap_or(u16::MAX);
+        let ipv6 = self.own_ipv6(subnet, host);
+        self.eni_mut(&eni.id)?.ipv6 = ipv6;
         let id: InstanceId = self.new_id("i");
         let attachment = Attachment {
             id: format!("eni-attach-{}", self.new_tail()),

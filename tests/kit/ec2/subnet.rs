@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::{Ipv4Network, Ipv6Network};
 use types::SubnetId;
 
 use super::view::{SubnetView, VpcId};
@@ -21,6 +21,10 @@ pub(crate) struct Subnet {
     pub(crate) tags: BTreeMap<String, String>,
     taken: BTreeSet<u32>,
     blocks: BTreeSet<u32>,
+    /// Its /64, if it has one.
+    pub(super) ipv6: Option<Ipv6Network>,
+    /// Taken /80 blocks of it, by number.
+    pub(super) ipv6_blocks: BTreeSet<u16>,
 }
 
 impl Subnet {
@@ -29,7 +33,7 @@ impl Subnet {
         let (first, last) = bounds(cidr);
         let taken = (first..=first.saturating_add(3)).chain([last]).collect();
         let (zone, tags, blocks) = (zone.to_owned(), BTreeMap::new(), BTreeSet::new());
-        Self { id, vpc, cidr, zone, tags, taken, blocks }
+        Self { id, vpc, cidr, zone, tags, taken, blocks, ipv6: None, ipv6_blocks: BTreeSet::new() }
     }
 
     pub(crate) fn view(&self) -> SubnetView {

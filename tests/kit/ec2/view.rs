@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::{Ipv4Network, Ipv6Network};
 use types::{DeviceIndex, EniId, InstanceId, Mac, Moment, NetworkCard, SecurityGroupId, SubnetId};
 
 /// How the cloud behaves; every field can be changed while it runs, see [`Ec2::tune`](super::Ec2::tune).
@@ -83,6 +83,10 @@ pub struct EniView {
     pub secondary: Vec<Ipv4Addr>,
     /// Its /28 prefixes, in the order in which they were given.
     pub prefixes: Vec<Ipv4Network>,
+    /// Its own IPv6 address, if it has one.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Its /80 prefixes.
+    pub ipv6_prefixes: Vec<Ipv6Network>,
     /// The description given at creation.
     pub description: String,
     /// Its security groups.
@@ -101,6 +105,12 @@ impl EniView {
     pub fn sources(&self) -> BTreeSet<Ipv4Addr> {
         let single = self.secondary.iter().copied().chain([self.primary]);
         single.chain(self.prefixes.iter().flat_map(|p| p.iter())).collect()
+    }
+
+    /// Every IPv6 range a packet from this ENI may come from.
+    #[must_use]
+    pub fn ipv6_sources(&self) -> BTreeSet<Ipv6Network> {
+        self.ipv6.map(Ipv6Network::from).into_iter().chain(self.ipv6_prefixes.iter().copied()).collect()
     }
 
     /// The subnet's router: the second address of its range.

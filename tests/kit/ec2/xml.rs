@@ -37,6 +37,11 @@ impl Xml {
         });
     }
 
+    /// `<name><item>text</item><item>text</item></name>`.
+    pub(crate) fn texts<T: Display>(&mut self, name: &str, items: impl IntoIterator<Item = T>) {
+        self.node(name, |xml| items.into_iter().for_each(|item| xml.text("item", item)));
+    }
+
     /// A whole answer.
     pub(crate) fn response(self, action: &str, request: &str) -> String {
         let mut xml = Self(r#"<?xml version="1.0" encoding="UTF-8"?>"#.to_owned());

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use datapath::Marks;
 use ipamd::cloud::{CloudError, Effect as Kind};
+use ipamd::families::Families;
 use ipamd::node::{CallId, Chore, Effect, Event, Facts, Node, Picture, Settings};
 use ipnetwork::Ipv4Network;
 use pool::{Action, ActionId, EniSeen, Outcome, Pool, Role, Targets};
@@ -50,6 +51,7 @@ impl Ours {
         now: Moment,
     ) -> Option<Self> {
         let settings = Settings {
+            families: Families::V4,
             targets,
             prefix_delegation: prefixes,
             cooldown: COOLDOWN,
@@ -154,6 +156,8 @@ impl Ours {
             | Effect::Mend(_)
             | Effect::Unwire(_)
             | Effect::Waited(..)
+            // Its pods have IPv4 addresses alone.
+            | Effect::AssignIpv6(_)
             | Effect::Rewrite(_) => {}
         }
         None

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use ipamd::cloud::{CloudError, CloudErrorKind, ConnectionTracking, Effect};
 use ipamd::node::{Chore, Event, Picture, Subnets};
-use ipnetwork::Ipv4Network;
+use ipnetwork::{Ipv4Network, Ipv6Network};
 use pool::{Action, ActionId, EniSeen, Given, Outcome, Role, Wanted};
-use types::{DeviceIndex, EniId, Moment, NetworkCard, Prefix, SubnetId};
+use types::{DeviceIndex, EniId, Ipv6Prefix, Moment, NetworkCard, Prefix, SubnetId};
 
 use super::rng::Rng;
 use super::script::{Fault, Setup};
@@ -53,6 +53,7 @@ pub(crate) enum Task {
     /// When it began, by the node's clock, and what the first call told.
     Look(Moment, Option<Picture>),
     Tidy(VecDeque<Chore>),
+    Ipv6(EniId),
     Act(ActionId, Act),
 }
 
@@ -111,6 +112,8 @@ impl Cloud {
         let subnets: Vec<SubnetId> =
             ranges.iter().take(setup.subnets.into()).map(subnet).collect::<Result<_, _>>()?;
         let first = subnets.first().ok_or_else(|| ApiError::new("InvalidSubnet", "there is none"))?;
+        let ipv6 = "2600:1f13:0:1::/64".parse().ok().filter(|_| setup.dual);
+        model.set_ipv6(first, ipv6)?;
         let instance = model.launch(setup.instance_type, first, now)?;
         model.remember(now);
         Ok(Self {
@@ -182,6 +185,13 @@ impl Cloud {
         let next = match task {
             Task::Look(as_of, before) => self.look(as_of, before, rng, now),
             Task::Tidy(chores) => self.tidy(chores, rng, now),
+            Task::Ipv6(eni) => {
+                let given = self.change("AssignIpv6Addresses", now, |model| model.assign_ipv6(&eni, 1));
+                let prefix = given.map(|given| ipv6_prefixes(&given));
+                let none = || CloudError::new(CloudErrorKind::Unclear, "AssignIpv6Addresses", "none");
+                let prefix = prefix.and_then(|prefixes| prefixes.first().copied().ok_or_else(none));
+                self.tell(Event::Ipv6Assigned(prefix), rng)
+            }
             Task::Act(id, act) => self.act(id, act, rng, now),
         };
         self.advance(now);
@@ -234,6 +244,9 @@ impl Cloud {
                 continue;
             }
             picture.enis.push(self.seen(eni, tie.device));
+            if tie.device == DeviceIndex(0) {
+                picture.ipv6_prefixes = ipv6_prefixes(&eni.ipv6_prefixes);
+            }
             if self.is_ours(eni) && !tie.delete_on_termination {
                 let chore = Chore::Tie { eni: eni.id.clone(), attachment: tie.id.clone() };
                 picture.chores.push(chore);
@@ -487,6 +500,10 @@ fn wish(wanted: Wanted) -> AddressWish {
 
 fn network(prefix: Prefix) -> Option<Ipv4Network> {
     Ipv4Network::new(prefix.first(), Prefix::LENGTH).ok()
+}
+
+pub(crate) fn ipv6_prefixes(networks: &[Ipv6Network]) -> BTreeSet<Ipv6Prefix> {
+    networks.iter().map(|network| Ipv6Prefix::of(network.ip())).collect()
 }
 
 pub(crate) fn prefixes(networks: &[Ipv4Network]) -> BTreeSet<Prefix> {

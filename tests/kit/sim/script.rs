@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use datapath::Marks;
+use ipamd::families::Families;
 use ipamd::node::Settings;
 use pool::Targets;
+use types::InstanceTable;
 
 use super::rng::Rng;
 
@@ -46,6 +48,8 @@ pub(crate) struct Setup {
     pub(crate) metadata: bool,
     /// Without our tag an ENI is not ours, and instance metadata tells no tags.
     pub(crate) tagged_only: bool,
+    /// Pods have IPv6 addresses too.
+    pub(crate) dual: bool,
 }
 
 /// One thing that happens.
@@ -147,6 +151,7 @@ impl Setup {
     /// The daemon's settings.
     pub(crate) fn settings(&self) -> Settings {
         Settings {
+            families: if self.dual { Families::Dual } else { Families::V4 },
             targets: Targets {
                 warm_eni: self.warm_eni,
                 warm_ip: self.warm_ip,
@@ -170,8 +175,11 @@ impl Setup {
 
     fn of(rng: &mut Rng) -> Self {
         let by_addresses = rng.percent(50);
+        let instance_type = rng.pick(TYPES).unwrap_or("m5.large");
+        let can_ipv6 =
+            InstanceTable::builtin().get(instance_type).is_some_and(|limits| limits.prefix_delegation);
         Self {
-            instance_type: rng.pick(TYPES).unwrap_or("m5.large"),
+            instance_type,
             prefixes: rng.percent(40),
             warm_eni: rng.small(3),
             warm_ip: by_addresses.then(|| rng.small(6)),
@@ -189,6 +197,8 @@ impl Setup {
             subnets: if rng.percent(40) { 2 + u8::from(rng.percent(50)) } else { 1 },
             metadata: rng.percent(60),
             tagged_only: rng.percent(20),
+            // Not drawn: the other histories stay as they are.
+            dual: can_ipv6 && rng.clone().percent(30),
         }
     }
 }

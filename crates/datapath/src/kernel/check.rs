@@ -4,21 +4,17 @@
 
 use std::net::IpAddr;
 
-use ipnetwork::Ipv4Network;
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use types::{Mac, TableId};
 
-use super::message::to_route;
+use super::message::{number_of, to_route};
 use super::pod;
 use super::socket::Socket;
 use super::wirer::{WireError, known, step};
-use crate::desired::everywhere;
-use crate::model::{IfIndex, LinkSeen, PodSpec, Route};
+use crate::model::{Family, IfIndex, LinkSeen, PodSpec, Route};
 
 /// The differences in words.
 pub(super) fn differences(
@@ -38,36 +34,40 @@ pub(super) fn differences(
     }
     let down = [&inner, &outer].into_iter().filter(|link| !link.up);
     let mut found: Vec<String> = down.map(|link| format!("{} is down", link.name)).collect();
-    if !has_address(pod, inner.index, inside)? {
-        found.push(format!("{} has no address {}", inner.name, pod.address));
-    }
-    found.extend(of_routes(&inner, inside)?);
-    if gateway_mac(inner.index, inside)? != outer.mac {
-        found.push(format!("the gateway {} is not {}", pod::GATEWAY, outer.name));
-    }
-    if route(pod, host)? != Some((TableId::PODS, outer.index)) {
-        found.push(format!("{} is not routed to {}", pod.address, outer.name));
+    for address in &pod.addresses {
+        let family = Family::of(*address);
+        if !has_address(*address, inner.index, inside)? {
+            found.push(format!("{} has no address {address}", inner.name));
+        }
+        found.extend(of_routes(family, &inner, inside)?);
+        if gateway_mac(family, inner.index, inside)? != outer.mac {
+            found.push(format!("the gateway {} is not {}", pod::gateway_of(family), outer.name));
+        }
+        if route(*address, host)? != Some((TableId::PODS, outer.index)) {
+            found.push(format!("{address} is not routed to {}", outer.name));
+        }
     }
     Ok(found)
 }
 
-fn has_address(pod: &PodSpec, link: IfIndex, inside: &mut Socket) -> Result<bool, WireError> {
+fn has_address(address: IpAddr, link: IfIndex, inside: &mut Socket) -> Result<bool, WireError> {
     let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = number_of(Family::of(address));
     message.header.index = link.0;
     let replies = inside.dump(&RouteNetlinkMessage::GetAddress(message));
     let replies = replies.map_err(step("look at the pod's addresses"))?;
-    let local = AddressAttribute::Local(IpAddr::V4(pod.address));
+    // IPv6 tells an address that has no other end without saying which of the two it is.
+    let told = [AddressAttribute::Local(address), AddressAttribute::Address(address)];
     Ok(replies.iter().any(|reply| match reply {
-        RouteNetlinkMessage::NewAddress(message) => message.attributes.contains(&local),
+        RouteNetlinkMessage::NewAddress(message) => told.iter().any(|a| message.attributes.contains(a)),
         _ => false,
     }))
 }
 
 /// The routes by which the pod leaves.
-fn of_routes(inner: &LinkSeen, inside: &mut Socket) -> Result<Vec<String>, WireError> {
+fn of_routes(family: Family, inner: &LinkSeen, inside: &mut Socket) -> Result<Vec<String>, WireError> {
     let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
+    message.header.address_family = number_of(family);
     message.attributes = vec![RouteAttribute::Oif(inner.index.0)];
     let replies = inside.dump(&RouteNetlinkMessage::GetRoute(message));
     let replies = replies.map_err(step("look at the pod's routes"))?;
@@ -78,21 +78,17 @@ fn of_routes(inner: &LinkSeen, inside: &mut Socket) -> Result<Vec<String>, WireE
             _ => None,
         })
         .collect();
-    let wanted = [(Ipv4Network::from(pod::GATEWAY), None), (everywhere(), Some(pod::GATEWAY))];
-    let missing = wanted.into_iter().filter(|(destination, via)| {
-        let (table, link) = (TableId::MAIN, inner.index);
-        !routes.contains(&Route { table, destination: *destination, via: *via, link })
-    });
-    Ok(missing.map(|(destination, _)| format!("the pod has no route to {destination}")).collect())
+    let missing = pod::ways_out(family, inner.index).into_iter().filter(|route| !routes.contains(route));
+    Ok(missing.map(|route| format!("the pod has no route to {}", route.destination)).collect())
 }
 
 /// The permanent neighbour entry of the pod's gateway.
-fn gateway_mac(link: IfIndex, inside: &mut Socket) -> Result<Option<Mac>, WireError> {
+fn gateway_mac(family: Family, link: IfIndex, inside: &mut Socket) -> Result<Option<Mac>, WireError> {
     const ENOENT: i32 = 2;
     let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = number_of(family);
     message.header.ifindex = link.0;
-    message.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(pod::GATEWAY))];
+    message.attributes = vec![NeighbourAttribute::Destination(pod::gateway_of(family).into())];
     let replies = match inside.batch(vec![(RouteNetlinkMessage::GetNeighbour(message), 0)]) {
         Ok(replies) => replies,
         Err(error) if error.errno() == Some(ENOENT) => return Ok(None),
@@ -111,11 +107,11 @@ fn gateway_mac(link: IfIndex, inside: &mut Socket) -> Result<Option<Mac>, WireEr
     }))
 }
 
-/// The table and link by which the host reaches the pod, by all of its rules; `None` for no route.
-fn route(pod: &PodSpec, host: &mut Socket) -> Result<Option<(TableId, IfIndex)>, WireError> {
+/// The table and link by which the host reaches an address, by all of its rules; `None` for no route.
+fn route(address: IpAddr, host: &mut Socket) -> Result<Option<(TableId, IfIndex)>, WireError> {
     const ENETUNREACH: i32 = 101;
     const EHOSTUNREACH: i32 = 113;
-    let replies = match host.batch(vec![pod::find_route(pod)]) {
+    let replies = match host.batch(vec![pod::find_route(address)]) {
         Ok(replies) => replies,
         Err(error) if matches!(error.errno(), Some(ENETUNREACH | EHOSTUNREACH)) => return Ok(None),
         Err(error) => return Err(step("look for the pod's route")(error)),

@@ -15,12 +15,14 @@ use rtnetlink::Handle;
 use types::{Mac, TableId};
 
 use super::answer::{Answer, be_strict};
-use super::message::Maker;
+use super::message::{Maker, number_of};
 use super::{KernelError, Refusal, message, sysctl};
 use crate::desired;
 use crate::diff::{Op, diff};
-use crate::model::{Address, IfIndex, KernelState, LinkSeen, LinkState, NodeSpec, PodSpec, Route};
+use crate::model::{Address, Family, IfIndex, KernelState, LinkSeen, LinkState, NodeSpec, PodSpec, Route};
 
+/// What the kernel answers about a family that it lacks.
+const EAFNOSUPPORT: i32 = 97;
 /// How often a dump is tried that others' changes interrupt.
 const DUMP_TRIES: u32 = 5;
 /// How often the state is compared and changed. One change may undo another (removing an address also removes
@@ -166,7 +168,11 @@ impl Host {
         let routes = self.routes().await?.into_iter().filter(|(maker, route)| match maker {
             Maker::We => pods || route.table != TableId::PODS,
             // An address that somebody else added draws the node's own traffic for its subnet to that ENI.
-            Maker::Kernel => route.table == TableId::MAIN && secondary.contains(&route.link),
+            Maker::Kernel => {
+                route.family() == Family::V4
+                    && route.table == TableId::MAIN
+                    && secondary.contains(&route.link)
+            }
             Maker::Other => false,
         });
         state.routes = routes.map(|(_, route)| route).collect();
@@ -176,27 +182,32 @@ impl Host {
     }
 
     async fn observe_rules(&mut self, state: &mut KernelState) -> Result<(), KernelError> {
-        let mut inet = RuleMessage::default();
-        inet.header.family = AddressFamily::Inet;
-        for message in self.dump("rules", RouteNetlinkMessage::GetRule(inet)).await? {
-            if let RouteNetlinkMessage::NewRule(message) = message
-                && let Some(rule) = message::to_rule(&message)
-            {
-                *state.rules.entry(rule).or_default() += 1;
+        for family in Family::ALL {
+            let mut ask = RuleMessage::default();
+            ask.header.family = number_of(family);
+            for message in self.dump_of(family, "rules", RouteNetlinkMessage::GetRule(ask)).await? {
+                if let RouteNetlinkMessage::NewRule(message) = message
+                    && let Some(rule) = message::to_rule(&message)
+                {
+                    *state.rules.entry(rule).or_default() += 1;
+                }
             }
         }
         Ok(())
     }
 
     async fn routes(&mut self) -> Result<Vec<(Maker, Route)>, KernelError> {
-        let mut inet = RouteMessage::default();
-        inet.header.address_family = AddressFamily::Inet;
-        let dump = self.dump("routes", RouteNetlinkMessage::GetRoute(inet)).await?;
-        let routes = dump.iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewRoute(message) => message::to_route(message),
-            _ => None,
-        });
-        Ok(routes.collect())
+        let mut routes = Vec::new();
+        for family in Family::ALL {
+            let mut ask = RouteMessage::default();
+            ask.header.address_family = number_of(family);
+            let dump = self.dump_of(family, "routes", RouteNetlinkMessage::GetRoute(ask)).await?;
+            routes.extend(dump.iter().filter_map(|message| match message {
+                RouteNetlinkMessage::NewRoute(message) => message::to_route(message),
+                _ => None,
+            }));
+        }
+        Ok(routes)
     }
 
     async fn addresses(&mut self) -> Result<Vec<Address>, KernelError> {
@@ -208,6 +219,23 @@ impl Host {
             _ => None,
         });
         Ok(addresses.collect())
+    }
+
+    /// All objects of a kind and a family; none of IPv6 where the kernel lacks that.
+    async fn dump_of(
+        &mut self,
+        family: Family,
+        what: &'static str,
+        ask: RouteNetlinkMessage,
+    ) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
+        match self.dump(what, ask).await {
+            Err(KernelError::Read { source: rtnetlink::Error::NetlinkError(error), .. })
+                if family == Family::V6 && error.raw_code() == -EAFNOSUPPORT =>
+            {
+                Ok(Vec::new())
+            }
+            answer => answer,
+        }
     }
 
     /// All objects of a kind; repeated when changes interrupt the dump.
@@ -261,8 +289,9 @@ fn wanted(spec: &NodeSpec, pods: Option<&[PodSpec]>, links: &Links) -> Result<Ke
     let mut want = desired::node(spec, &links.by_mac)?;
     let by_name: BTreeMap<&str, IfIndex> =
         links.names.iter().map(|(index, name)| (name.as_str(), *index)).collect();
-    let route = |pod: &PodSpec| by_name.get(pod.host_if.as_str()).map(|link| desired::pod_route(pod, *link));
-    want.routes.extend(pods.unwrap_or_default().iter().filter_map(route));
+    let linked =
+        pods.unwrap_or_default().iter().filter_map(|pod| Some((pod, by_name.get(pod.host_if.as_str())?)));
+    want.routes.extend(linked.flat_map(|(pod, link)| desired::pod_routes(pod, *link)));
     Ok(want)
 }
 

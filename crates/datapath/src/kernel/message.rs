@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::{IpNetwork, Ipv4Network};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
@@ -19,13 +19,25 @@ use super::socket::Ask;
 use crate::PROTOCOL;
 use crate::desired::everywhere;
 use crate::diff::Op;
-use crate::model::{Address, IfIndex, LinkSeen, Route, Rule, RulePriority, Selector};
+use crate::model::{Address, Family, IfIndex, LinkSeen, Route, Rule, RulePriority, Selector};
 
 /// Flags for adding what must not exist. The only way to add a rule: the kernel keeps a second copy otherwise, even
 /// with REPLACE.
 pub(super) const ADD: u16 = NLM_F_CREATE | NLM_F_EXCL;
 /// Flags for putting what may exist.
 pub(super) const PUT: u16 = NLM_F_CREATE | NLM_F_REPLACE;
+
+/// The kernel's number of a family.
+pub(super) const fn number_of(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
+
+fn family_of(number: AddressFamily) -> Option<Family> {
+    Family::ALL.into_iter().find(|family| number_of(*family) == number)
+}
 
 /// The request that makes a change.
 pub(super) fn of_op(op: &Op) -> Ask {
@@ -51,21 +63,24 @@ pub(super) fn set_up(link: IfIndex, mtu: Option<u32>) -> RouteNetlinkMessage {
 }
 
 fn of_address(address: &Address) -> AddressMessage {
-    let mut message = address_on(address.link, address.address);
+    let mut message = address_on(address.link, IpNetwork::V4(address.address));
     // The subnet's route would land in the main table and draw the node's own traffic to this ENI.
     message.attributes.push(AddressAttribute::Flags(AddressFlags::Noprefixroute));
     message
 }
 
-/// An address as `ip addr add` would send it.
-pub(super) fn address_on(link: IfIndex, address: Ipv4Network) -> AddressMessage {
+/// An address as `ip addr add` would send it; `nodad` for IPv6, as there is nobody else on these links.
+pub(super) fn address_on(link: IfIndex, address: IpNetwork) -> AddressMessage {
     let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = number_of(Family::of(address.ip()));
     message.header.prefix_len = address.prefix();
-    message.header.flags = AddressHeaderFlags::empty();
+    message.header.flags = match address {
+        IpNetwork::V4(_) => AddressHeaderFlags::empty(),
+        IpNetwork::V6(_) => AddressHeaderFlags::Nodad,
+    };
     message.header.scope = AddressScope::Universe;
     message.header.index = link.0;
-    let ip = IpAddr::V4(address.ip());
+    let ip = address.ip();
     message.attributes = vec![AddressAttribute::Local(ip), AddressAttribute::Address(ip)];
     message
 }
@@ -74,19 +89,23 @@ pub(super) fn address_on(link: IfIndex, address: Ipv4Network) -> AddressMessage 
 pub(super) fn of_route(route: &Route) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header = RouteHeader {
-        address_family: AddressFamily::Inet,
+        address_family: number_of(route.family()),
         destination_prefix_length: route.destination.prefix(),
         // Numbers above 255 go into the attribute alone.
         table: u8::try_from(route.table.0).unwrap_or(RouteHeader::RT_TABLE_UNSPEC),
         protocol: if route.table == TableId::MAIN { RouteProtocol::Kernel } else { PROTOCOL.into() },
-        scope: if route.via.is_some() { RouteScope::Universe } else { RouteScope::Link },
+        scope: match (route.via, route.family()) {
+            (None, Family::V4) => RouteScope::Link,
+            // IPv6 knows no scopes of routes.
+            (Some(_), Family::V4) | (_, Family::V6) => RouteScope::Universe,
+        },
         kind: RouteType::Unicast,
         ..RouteHeader::default()
     };
     if route.destination.prefix() > 0 {
-        message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(route.destination.network())));
+        message.attributes.push(RouteAttribute::Destination(route.destination.network().into()));
     }
-    message.attributes.extend(route.via.map(|via| RouteAttribute::Gateway(RouteAddress::Inet(via))));
+    message.attributes.extend(route.via.map(|via| RouteAttribute::Gateway(via.into())));
     message.attributes.push(RouteAttribute::Oif(route.link.0));
     message.attributes.push(RouteAttribute::Table(route.table.0));
     message
@@ -112,15 +131,16 @@ pub(super) fn to_route(message: &RouteMessage) -> Option<(Maker, Route)> {
     };
     let mut route = Route {
         table: TableId(message.header.table.into()),
-        destination: everywhere(),
+        destination: everywhere(family_of(message.header.address_family)?),
         via: None,
         link: IfIndex(0),
     };
     for attribute in &message.attributes {
-        if let RouteAttribute::Destination(RouteAddress::Inet(ip)) = attribute {
-            route.destination = Ipv4Network::new(*ip, message.header.destination_prefix_length).ok()?;
-        } else if let RouteAttribute::Gateway(RouteAddress::Inet(ip)) = attribute {
-            route.via = Some(*ip);
+        if let RouteAttribute::Destination(address) = attribute {
+            route.destination =
+                IpNetwork::new(ip(address)?, message.header.destination_prefix_length).ok()?;
+        } else if let RouteAttribute::Gateway(address) = attribute {
+            route.via = Some(ip(address)?);
         } else if let RouteAttribute::Oif(link) = attribute {
             route.link = IfIndex(*link);
         } else if let RouteAttribute::Table(table) = attribute {
@@ -130,9 +150,17 @@ pub(super) fn to_route(message: &RouteMessage) -> Option<(Maker, Route)> {
     Some((maker, route))
 }
 
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
+        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    }
+}
+
 pub(super) fn of_rule(rule: &Rule) -> RuleMessage {
     let mut message = RuleMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = number_of(rule.family);
     message.header.action = RuleAction::ToTable;
     message.header.table = u8::try_from(rule.table.0).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
     message.attributes.push(RuleAttribute::Priority(rule.priority.number()));
@@ -180,7 +208,8 @@ pub(super) fn to_rule(message: &RuleMessage) -> Option<Rule> {
         (None, None | Some(0), None) => Selector::All,
         (Some(_), _, _) | (None, Some(_), _) => return None,
     };
-    (ours && plain).then_some(Rule { priority: priority?, selector, table })
+    let family = family_of(header.family)?;
+    (ours && plain).then_some(Rule { family, priority: priority?, selector, table })
 }
 
 /// A question about links, without their counters: the kernel would sum those up over all processors.
@@ -221,10 +250,13 @@ pub(super) fn to_address(message: &AddressMessage) -> Option<Address> {
 mod tests {
     use super::*;
 
-    fn rules() -> [Rule; 4] {
-        let rule = |priority, selector, table| Rule { priority, selector, table: TableId(table) };
+    fn rules() -> [Rule; 5] {
+        let of =
+            |family, priority, selector, table| Rule { family, priority, selector, table: TableId(table) };
+        let rule = |priority, selector, table| of(Family::V4, priority, selector, table);
         [
             rule(RulePriority::Pods, Selector::All, 51_200),
+            of(Family::V6, RulePriority::Pods, Selector::All, 51_200),
             rule(RulePriority::Connmark, Selector::Mark { value: 0x80, mask: 0x80 }, 254),
             rule(RulePriority::Steering, Selector::Mark { value: 0x100, mask: 0x3f00 }, 2),
             rule(RulePriority::FromEni, Selector::From([10, 0, 0, 1].into()), 10_101),
@@ -258,10 +290,15 @@ mod tests {
     #[test]
     fn a_route_is_read_as_it_was_written() {
         let link = IfIndex(7);
-        let host: Ipv4Network = "10.0.0.1/32".parse().unwrap();
-        for (table, destination, via) in
-            [(51_200, host, None), (2, everywhere(), Some(host.ip())), (10_101, host, None)]
-        {
+        let host: IpNetwork = "10.0.0.1/32".parse().unwrap();
+        let host6: IpNetwork = "2001:db8::1/128".parse().unwrap();
+        for (table, destination, via) in [
+            (51_200, host, None),
+            (51_200, host6, None),
+            (2, everywhere(Family::V4), Some(host.ip())),
+            (2, everywhere(Family::V6), Some(host6.ip())),
+            (10_101, host, None),
+        ] {
             let route = Route { table: TableId(table), destination, via, link };
             assert_eq!(to_route(&of_route(&route)), Some((Maker::We, route)));
         }

@@ -22,15 +22,15 @@ pub(crate) fn touches_ours(datagram: &[u8], ours: &Ours) -> bool {
 fn is_about_ours(payload: &NetlinkPayload<RouteNetlinkMessage>, port: u32, pod_if_prefix: &str) -> bool {
     let NetlinkPayload::InnerMessage(message) = payload else { return false };
     match message {
+        // Port 0 is the kernel: it tells of IPv6 routes that go with their link.
         RouteNetlinkMessage::DelRoute(message) => {
-            to_route(message).is_some_and(|(maker, _)| maker == Maker::We)
+            port != 0 && to_route(message).is_some_and(|(maker, _)| maker == Maker::We)
         }
         // One that takes the place of ours.
         RouteNetlinkMessage::NewRoute(message) => {
             to_route(message).is_some_and(|(maker, route)| maker != Maker::We && route.table == TableId::PODS)
         }
         RouteNetlinkMessage::DelRule(message) => to_rule(message).is_some(),
-        // Port 0 is the kernel: the link itself is going.
         RouteNetlinkMessage::DelAddress(_) => port != 0,
         RouteNetlinkMessage::NewLink(message) => went_down(message) && may_be_ours(message, pod_if_prefix),
         _ => false,
@@ -61,13 +61,11 @@ fn named(message: &LinkMessage, prefix: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use netlink_packet_core::NetlinkMessage;
 
     use super::super::message::{of_route, of_rule};
     use super::*;
-    use crate::model::{IfIndex, PodSpec, Rule, RulePriority, Selector};
+    use crate::model::{Family, IfIndex, PodSpec, Rule, RulePriority, Selector};
 
     const OURS: u32 = 7;
 
@@ -92,15 +90,16 @@ mod tests {
         let pod = PodSpec {
             host_if: types::HostVeth::found("eni0123456789a").unwrap(),
             container_if: "eth0".to_owned(),
-            address: Ipv4Addr::new(10, 0, 0, 5),
+            addresses: vec!["10.0.0.5".parse().unwrap()],
             mtu: 9001,
         };
-        of_route(&crate::desired::pod_route(&pod, IfIndex(4)))
+        of_route(&crate::desired::pod_routes(&pod, IfIndex(4)).next().unwrap())
     }
 
     #[test]
     fn what_others_take_is_told_and_what_we_take_is_not() {
-        let rule = Rule { priority: RulePriority::Pods, selector: Selector::All, table: TableId::PODS };
+        let (priority, selector) = (RulePriority::Pods, Selector::All);
+        let rule = Rule { family: Family::V6, priority, selector, table: TableId::PODS };
         let all = [RouteNetlinkMessage::DelRoute(pod_route()), RouteNetlinkMessage::DelRule(of_rule(&rule))];
 
         for message in all {
@@ -125,8 +124,8 @@ mod tests {
 
     #[test]
     fn a_second_message_counts_and_what_is_cut_does_not() {
-        let mut both = notice(RouteNetlinkMessage::NewRoute(pod_route()), 0);
-        both.extend(notice(RouteNetlinkMessage::DelRoute(pod_route()), 0));
+        let mut both = notice(RouteNetlinkMessage::NewRoute(pod_route()), OURS + 1);
+        both.extend(notice(RouteNetlinkMessage::DelRoute(pod_route()), OURS + 1));
 
         assert!(touches_ours(&both, &ours()));
         assert!(!touches_ours(&both[..both.len() - 3], &ours()));

@@ -1,29 +1,31 @@
 //! The messages that make, look at and take away one pod's wiring.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteProtocol};
 use types::{Mac, TableId};
 
-use super::message::{ADD, PUT, address_on, any_link, of_route, set_up, to_link};
+use super::message::{ADD, PUT, address_on, any_link, number_of, of_route, set_up, to_link};
 use super::socket::Ask;
-use crate::desired::{everywhere, pod_route};
-use crate::model::{IfIndex, LinkSeen, PodSpec};
+use crate::desired::{everywhere, pod_routes};
+use crate::model::{Family, IfIndex, LinkSeen, PodSpec, Route};
 
 /// The gateway every pod sees: link-local, and the host end answers to it by a permanent neighbour entry.
-pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+pub(super) const fn gateway_of(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1)),
+        Family::V6 => IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)),
+    }
+}
+
 /// Link group of host ends whose pod is gone, until the next sweep.
 pub(super) const TRASH_GROUP: u32 = 0x5652_4153;
 
@@ -55,76 +57,80 @@ pub(super) fn create_pair(pod: &PodSpec, host_mac: Mac, netns: BorrowedFd<'_>) -
 /// Everything inside the pod, in the order in which the kernel accepts it. A default route that is there already
 /// is somebody else's network, so it is refused, not replaced.
 pub(super) fn inside(pod: &PodSpec, link: IfIndex, host_mac: Mac) -> Vec<Ask> {
-    vec![
-        (set_up(link, None), 0),
-        (RouteNetlinkMessage::NewAddress(address_on(link, pod.address.into())), ADD),
-        (RouteNetlinkMessage::NewRoute(route_inside(link, None)), ADD),
-        (RouteNetlinkMessage::NewRoute(route_inside(link, Some(GATEWAY))), ADD),
-        (RouteNetlinkMessage::NewNeighbour(gateway(link, host_mac)), ADD),
+    let of_address = |address: &IpAddr| {
+        let family = Family::of(*address);
+        let add = (RouteNetlinkMessage::NewAddress(address_on(link, (*address).into())), ADD);
+        let route = |route: Route| {
+            let mut message = of_route(&route);
+            message.header.protocol = RouteProtocol::Boot;
+            (RouteNetlinkMessage::NewRoute(message), ADD)
+        };
+        let [to_gateway, everywhere] = ways_out(family, link).map(route);
+        [
+            add,
+            to_gateway,
+            everywhere,
+            (RouteNetlinkMessage::NewNeighbour(gateway(family, link, host_mac)), ADD),
+        ]
+    };
+    std::iter::once((set_up(link, None), 0)).chain(pod.addresses.iter().flat_map(of_address)).collect()
+}
+
+/// The routes by which a pod leaves: to the gateway, and by it to everywhere.
+pub(super) fn ways_out(family: Family, link: IfIndex) -> [Route; 2] {
+    let (table, gateway) = (TableId::MAIN, gateway_of(family));
+    [
+        Route { table, destination: gateway.into(), via: None, link },
+        Route { table, destination: everywhere(family), via: Some(gateway), link },
     ]
 }
 
-/// A route inside the pod, as `ip route add` makes it: to the gateway, or by it to everywhere.
-fn route_inside(link: IfIndex, via: Option<Ipv4Addr>) -> RouteMessage {
-    let (scope, destination) = match via {
-        Some(_) => (RouteScope::Universe, everywhere()),
-        None => (RouteScope::Link, Ipv4Network::from(GATEWAY)),
-    };
-    let mut message = RouteMessage::default();
-    message.header = RouteHeader {
-        address_family: AddressFamily::Inet,
-        destination_prefix_length: destination.prefix(),
-        table: RouteHeader::RT_TABLE_MAIN,
-        protocol: RouteProtocol::Boot,
-        scope,
-        kind: RouteType::Unicast,
-        ..RouteHeader::default()
-    };
-    message.attributes = vec![match via {
-        Some(via) => RouteAttribute::Gateway(RouteAddress::Inet(via)),
-        None => RouteAttribute::Destination(RouteAddress::Inet(destination.ip())),
-    }];
-    message.attributes.push(RouteAttribute::Oif(link.0));
-    message
-}
-
 /// The gateway's permanent neighbour entry: it has the host end's MAC, without asking.
-fn gateway(link: IfIndex, mac: Mac) -> NeighbourMessage {
+fn gateway(family: Family, link: IfIndex, mac: Mac) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = number_of(family);
     message.header.ifindex = link.0;
     message.header.state = NeighbourState::Permanent;
     message.attributes = vec![
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(GATEWAY)),
+        NeighbourAttribute::Destination(gateway_of(family).into()),
         NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
     ];
     message
 }
 
-/// The host's route to the pod; replaces one that is there.
-pub(super) fn put_route(pod: &PodSpec, link: IfIndex) -> Ask {
-    (RouteNetlinkMessage::NewRoute(of_route(&pod_route(pod, link))), PUT)
+/// What the host needs to reach the pod: the routes, which replace those that are there; and for IPv6 an address on its end, from
+/// which it asks who has the pod's. The kernel gives it one too, and uses it once a second has passed.
+pub(super) fn reach(pod: &PodSpec, link: IfIndex) -> Vec<Ask> {
+    let ipv6 = pod.addresses.iter().any(IpAddr::is_ipv6);
+    let own = address_on(link, gateway_of(Family::V6).into());
+    let routes = pod_routes(pod, link).map(|route| (RouteNetlinkMessage::NewRoute(of_route(&route)), PUT));
+    routes.chain(ipv6.then_some((RouteNetlinkMessage::NewAddress(own), PUT))).collect()
 }
 
-/// Removes the route to the pod by exactly this link.
-pub(super) fn delete_route(pod: &PodSpec, link: IfIndex) -> Ask {
-    (RouteNetlinkMessage::DelRoute(of_route(&pod_route(pod, link))), 0)
+/// Removes the routes to the pod by exactly this link.
+pub(super) fn delete_routes(pod: &PodSpec, link: IfIndex) -> impl Iterator<Item = Ask> {
+    pod_routes(pod, link).map(|route| (RouteNetlinkMessage::DelRoute(of_route(&route)), 0))
 }
 
-/// Asks how the host would reach the pod: the route itself and its true table, not what is made of it.
-pub(super) fn find_route(pod: &PodSpec) -> Ask {
+/// Asks how the host would reach an address: the route itself and its true table, not what is made of it.
+pub(super) fn find_route(address: IpAddr) -> Ask {
+    let (family, network) = (Family::of(address), IpNetwork::from(address));
     let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
-    message.header.destination_prefix_length = 32;
-    message.header.flags = RouteFlags::FibMatch | RouteFlags::LookupTable;
-    message.attributes = vec![RouteAttribute::Destination(RouteAddress::Inet(pod.address))];
+    message.header.address_family = number_of(family);
+    message.header.destination_prefix_length = network.prefix();
+    message.header.flags = match family {
+        Family::V4 => RouteFlags::FibMatch | RouteFlags::LookupTable,
+        // IPv6 always tells the true table, and refuses to be asked for it.
+        Family::V6 => RouteFlags::FibMatch,
+    };
+    message.attributes = vec![RouteAttribute::Destination(address.into())];
     (RouteNetlinkMessage::GetRoute(message), 0)
 }
 
-/// Asks for all routes to pods.
-pub(super) fn list_routes() -> RouteNetlinkMessage {
+/// Asks for all routes of a family to pods.
+pub(super) fn list_routes(family: Family) -> RouteNetlinkMessage {
     let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
+    message.header.address_family = number_of(family);
     message.attributes = vec![RouteAttribute::Table(TableId::PODS.0)];
     RouteNetlinkMessage::GetRoute(message)
 }

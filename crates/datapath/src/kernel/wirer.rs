@@ -1,8 +1,8 @@
 //! The path of an ADD and a DEL: a handful of messages in as few system calls as possible; no dump.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use netlink_packet_route::RouteNetlinkMessage;
@@ -13,12 +13,13 @@ use super::message::{Maker, set_up, to_route};
 use super::pod;
 use super::socket::{Ask, Socket, SocketError};
 use super::sysctl;
-use crate::model::{IfIndex, LinkSeen, PodSpec, Route};
+use crate::model::{Family, IfIndex, LinkSeen, PodSpec, Route};
 
 const ENOENT: i32 = 2;
 const ESRCH: i32 = 3;
 const EEXIST: i32 = 17;
 const ENODEV: i32 = 19;
+const EAFNOSUPPORT: i32 = 97;
 
 /// How often a veth pair is tried: once, after its name was freed, after the old pair was deleted, and once more for
 /// each of the two that the kernel may have taken away just before.
@@ -54,13 +55,13 @@ pub(super) fn step<E: std::error::Error + Send + Sync + 'static>(
     move |source| WireError::Step { step, source: Box::new(source) }
 }
 
-/// A pod's route found in the kernel, and its link's name.
+/// A pod's routes found in the kernel, and their link's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodSeen {
     /// Name of the host end.
     pub host_if: String,
-    /// The address routed to it.
-    pub address: Ipv4Addr,
+    /// The addresses routed to it, IPv4 first.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Wires pods, on a thread of its own.
@@ -179,7 +180,7 @@ impl Wirer {
             .ok_or_else(|| WireError::OtherNamespace(pod.container_if.clone()))?;
         let asks = pod::inside(pod, inner.index, host_mac);
         inside.batch(asks).map_err(step("set up the pod's interface"))?;
-        self.host.batch(vec![pod::put_route(pod, outer.index)]).map_err(step("add the pod's route"))?;
+        self.host.batch(pod::reach(pod, outer.index)).map_err(step("add the pod's routes"))?;
         Ok(())
     }
 
@@ -201,7 +202,11 @@ impl Wirer {
     /// What the kernel refused; that something is gone already is no error.
     pub fn remove(&mut self, pod: &PodSpec) -> Result<(), WireError> {
         let Some(link) = self.link(pod.host_if.as_str())?.map(|link| link.index) else { return Ok(()) };
-        if !self.settle(pod::delete_route(pod, link), "remove the pod's route")? {
+        let mut was_its = false;
+        for route in pod::delete_routes(pod, link) {
+            was_its |= self.settle(route, "remove the pod's route")?;
+        }
+        if !was_its {
             return Ok(());
         }
         self.settle(pod::set_aside(link), "set the pod's link aside").map(|_existed| ())
@@ -213,15 +218,16 @@ impl Wirer {
     /// # Errors
     /// When the routes cannot be read, or what the kernel refused first; the other pods are seen to nevertheless.
     pub fn mend<'a>(&mut self, pods: &'a [PodSpec]) -> Result<Vec<&'a PodSpec>, WireError> {
-        let there: BTreeSet<(Ipv4Addr, IfIndex)> =
+        let there: BTreeSet<(IpAddr, IfIndex)> =
             self.pod_routes()?.iter().map(|route| (route.destination.ip(), route.link)).collect();
         let (mut mended, mut refused) = (Vec::new(), None);
         for pod in pods {
             let Some(link) = self.index_of(pod.host_if.as_str())? else { continue };
-            if there.contains(&(pod.address, link)) {
+            if pod.addresses.iter().all(|address| there.contains(&(*address, link))) {
                 continue;
             }
-            match self.host.batch(vec![(set_up(link, None), 0), pod::put_route(pod, link)]) {
+            let asks = std::iter::once((set_up(link, None), 0)).chain(pod::reach(pod, link));
+            match self.host.batch(asks.collect()) {
                 Ok(_) => mended.push(pod),
                 Err(error) => refused = refused.or(Some(error)),
             }
@@ -242,10 +248,14 @@ impl Wirer {
     /// # Errors
     /// When the kernel cannot be read.
     pub fn pods(&mut self) -> Result<Vec<PodSeen>, WireError> {
-        let mut pods = Vec::new();
+        let mut by_link: BTreeMap<IfIndex, Vec<IpAddr>> = BTreeMap::new();
         for route in self.pod_routes()? {
-            let link = known(self.host.batch(vec![pod::get_link_at(route.link)]))?;
-            pods.extend(link.map(|link| PodSeen { host_if: link.name, address: route.destination.ip() }));
+            by_link.entry(route.link).or_default().push(route.destination.ip());
+        }
+        let mut pods = Vec::new();
+        for (link, addresses) in by_link {
+            let link = known(self.host.batch(vec![pod::get_link_at(link)]))?;
+            pods.extend(link.map(|link| PodSeen { host_if: link.name, addresses }));
         }
         Ok(pods)
     }
@@ -263,12 +273,15 @@ impl Wirer {
     }
 
     fn pod_routes(&mut self) -> Result<Vec<Route>, WireError> {
-        let replies = match self.host.dump(&pod::list_routes()) {
-            Ok(replies) => replies,
-            // A table without routes does not exist.
-            Err(error) if error.errno() == Some(ENOENT) => return Ok(Vec::new()),
-            Err(error) => return Err(step("read the pods' routes")(error)),
-        };
+        let mut replies = Vec::new();
+        for family in Family::ALL {
+            match self.host.dump(&pod::list_routes(family)) {
+                Ok(told) => replies.extend(told),
+                // A table without routes does not exist, nor does IPv6 everywhere.
+                Err(error) if matches!(error.errno(), Some(ENOENT | EAFNOSUPPORT)) => {}
+                Err(error) => return Err(step("read the pods' routes")(error)),
+            }
+        }
         let ours = replies.iter().filter_map(|reply| match reply {
             RouteNetlinkMessage::NewRoute(message) => to_route(message),
             _ => None,

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //!   prerouting -150  node port: a new connection to an address of the primary ENI   ct mark |= connmark
+//!   prerouting  -95  a new connection to an address that means something on this node only: dropped
 //!   prerouting  -95  packets from pods (after kube-proxy's DNAT at -100)
 //!                      mark := the ENI of the source address, one map lookup
 //!                      new and leaving the VPC:                                     ct mark |= connmark
@@ -64,6 +65,8 @@ pub struct NatSpec {
     pub primary_address: Ipv4Addr,
     /// Destinations that keep the pod's address: the VPC's CIDRs and exclusions.
     pub no_snat: BTreeSet<Ipv4Network>,
+    /// Addresses that nobody but their pod may begin a connection with: they mean something on this node only.
+    pub local: Option<Ipv4Network>,
     /// How ports are chosen; `None` when source NAT is done elsewhere.
     pub snat: Option<SnatPorts>,
     /// The connection mark, value and mask at once.
@@ -165,6 +168,7 @@ mod tests {
             primary_if: "ens5".to_owned(),
             primary_address: Ipv4Addr::new(10, 0, 0, 10),
             no_snat: BTreeSet::from(["10.0.0.0/16".parse().unwrap()]),
+            local: None,
             snat: Some(SnatPorts::Prng),
             connmark: 0x80,
             node_port: true,

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 
+use ipnetwork::Ipv4Network;
+
 use super::constants::{NF_INET_POST_ROUTING, NF_INET_PRE_ROUTING};
 use super::intervals::{Interval, most_specific, widest};
 use super::{NatSpec, SnatPorts, TABLE};
@@ -55,6 +57,8 @@ pub(super) enum Term {
     NewConnection,
     /// The destination is not in the set [`NO_SNAT`].
     DestinationOutsideNoSnat,
+    /// The destination is in this range.
+    DestinationIn(Ipv4Network),
     /// The destination is an address of the link by which the packet came.
     DestinationOfArrivalLink,
     /// The destination is no address of this host.
@@ -69,6 +73,8 @@ pub(super) enum Term {
     JumpBySource,
     /// Leaves the chain.
     Return,
+    /// Drops the packet.
+    Drop,
     /// Translates the source.
     Snat {
         /// To this address.
@@ -99,6 +105,7 @@ pub(super) struct Bits {
 pub fn ruleset(spec: &NatSpec) -> Ruleset {
     let mut chains = Vec::new();
     chains.extend(spec.node_port.then(|| node_port(spec)));
+    chains.extend(spec.local.map(to_local));
     chains.push(from_pods(spec));
     chains.extend(spec.snat.map(|ports| source_nat(spec, ports)));
     let mut steering = most_specific(&spec.sources);
@@ -116,6 +123,11 @@ fn node_port(spec: &NatSpec) -> Chain {
         Term::MarkConnection(Bits::added(spec.connmark)),
     ];
     Chain { name: "node_port".to_owned(), hook: Some(Hook::BeforeDnat), rules: vec![rule] }
+}
+
+fn to_local(range: Ipv4Network) -> Chain {
+    let rule = vec![Term::DestinationIn(range), Term::NewConnection, Term::Drop];
+    Chain { name: "to_local".to_owned(), hook: Some(Hook::AfterDnat), rules: vec![rule] }
 }
 
 fn from_pods(spec: &NatSpec) -> Chain {
@@ -281,6 +293,7 @@ impl fmt::Display for Term {
             Self::NotTo(link) => write!(f, "oifname != {link}"),
             Self::NewConnection => write!(f, "ct state new"),
             Self::DestinationOutsideNoSnat => write!(f, "ip daddr != @{NO_SNAT}"),
+            Self::DestinationIn(range) => write!(f, "ip daddr {range}"),
             Self::DestinationOfArrivalLink => write!(f, "fib daddr . iif type local"),
             Self::DestinationNotLocal => write!(f, "fib daddr type != local"),
             Self::ConnectionHas(mark) => write!(f, "ct mark and {mark:#x} == {mark:#x}"),
@@ -288,6 +301,7 @@ impl fmt::Display for Term {
             Self::MarkPacket(bits) => write!(f, "meta mark set meta mark {bits}"),
             Self::JumpBySource => write!(f, "ip saddr vmap @{ENI_OF}"),
             Self::Return => write!(f, "return"),
+            Self::Drop => write!(f, "drop"),
             Self::Snat { to, ports: SnatPorts::Prng } => write!(f, "snat to {to} fully-random"),
             Self::Snat { to, ports: SnatPorts::HashRandom } => write!(f, "snat to {to} random"),
             Self::Snat { to, ports: SnatPorts::Plain } => write!(f, "snat to {to}"),

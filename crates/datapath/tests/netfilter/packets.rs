@@ -1,5 +1,6 @@
 //! Where packets arrive, and with which source.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,13 +11,14 @@ use libtest_mimic::Failed;
 
 use crate::lab::{Lab, serve};
 use crate::table::{nft, nft_json};
-use crate::values::{IN_VPC, NODE, OUTSIDE, PORT, SECOND, sourced, spec, wanted};
+use crate::values::{FIRST, IN_VPC, NODE, OUTSIDE, PORT, SECOND, sourced, spec, wanted};
 use crate::{Outcome, Test, check};
 
-pub(crate) const TESTS: [Test; 6] = [
+pub(crate) const TESTS: [Test; 7] = [
     ("off_vpc_traffic_has_the_nodes_address_and_the_primary_eni", off_vpc),
     ("vpc_traffic_keeps_its_address_and_its_eni", in_vpc),
     ("a_node_ports_reply_leaves_by_the_primary_eni", node_port),
+    ("an_address_of_the_node_alone_leaves_translated_and_is_reached_by_nobody", local),
     ("external_snat_leaves_every_pod_to_its_eni", external_snat),
     ("only_our_bits_of_a_mark_change", marks),
     ("no_packet_escapes_while_the_table_changes", changed_under_load),
@@ -64,6 +66,25 @@ fn node_port() -> Outcome {
         Ok(exchange(&mut socket, NODE, 30000))
     })?;
     check(lost.is_err(), "the test does not show anything: the reply arrives without the rule too")
+}
+
+fn local() -> Outcome {
+    let range = "10.0.0.16/29".parse()?;
+    let lab = Lab::new(&ruleset(&NatSpec { local: Some(range), no_snat: BTreeSet::new(), ..spec() }))?;
+    let first = lab.first.run(|| exchange(&mut client()?, IN_VPC, PORT))?;
+    check(first.starts_with("primary 10.0.0.10:"), format!("first is seen as {first:?}"))?;
+
+    lab.first.run(|| serve("pod", FIRST))?;
+    let reach = || {
+        let mut socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+        Ok(exchange(&mut socket, FIRST, PORT))
+    };
+    check(lab.second.run(reach)?.is_err(), "another pod reaches it")?;
+    // Others are reached as ever.
+    let outside = Lab::new(&wanted())?;
+    outside.first.run(|| serve("pod", FIRST))?;
+    check(outside.second.run(reach)?.is_ok(), "the test does not show anything")
 }
 
 fn external_snat() -> Outcome {

@@ -19,6 +19,7 @@ pub(crate) fn spec() -> NatSpec {
         primary_if: "ens5".to_owned(),
         primary_address: NODE,
         no_snat: networks(["10.0.0.0/16", "10.0.7.0/24", "192.168.0.0/24"]),
+        local: None,
         snat: Some(SnatPorts::Prng),
         connmark: 0x80,
         node_port: true,

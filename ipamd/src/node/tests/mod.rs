@@ -16,9 +16,11 @@ use wire::{Attachment, Detachment, Failure, PROTOCOL, Reply, Request, Verb};
 use super::{BatchId, CallId, Chore, Effect, Event, Facts, Node, Picture, Settings, Stray, Subnets};
 use super::{PodInKernel, restore};
 use crate::cloud::{CloudError, CloudErrorKind};
+use crate::families::Families;
 use crate::store::{Loaded, Record};
 
 mod estate;
+mod ipv6;
 mod reasons;
 mod repair;
 
@@ -31,7 +33,12 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::of(Families::V4)
+    }
+
+    fn of(families: Families) -> Self {
         let settings = Settings {
+            families,
             targets: Targets { warm_ip: Some(1), minimum_ip: Some(3), ..Targets::default() },
             prefix_delegation: false,
             cooldown: Duration::from_secs(30),
@@ -394,7 +401,7 @@ fn a_node_that_is_not_ready_says_so_with_code_50() {
 fn a_del_finds_what_only_the_kernel_knows_also_without_a_pod_name() {
     let sandbox = SandboxKey::new("aws-cni", "plain", "eth0").unwrap();
     let host_if = HostVeth::of_sandbox(&VethPrefix::default(), &sandbox);
-    let in_kernel = PodInKernel { host_if, address: Ipv4Addr::new(10, 0, 0, 10) };
+    let in_kernel = PodInKernel { host_if, addresses: vec![[10, 0, 0, 10].into()] };
     let mut world = World::new();
     let restored =
         restore(Duration::from_secs(30), Loaded::default(), &[in_kernel], &mut |_| true, true, world.now);
@@ -414,7 +421,7 @@ fn a_pod_whose_served_del_was_not_carried_out_is_taken_away_at_the_next_start() 
     let mut world = World::ready(3);
     world.added("a");
     let (owner, grant) = world.node.pool.owners().next().unwrap();
-    let in_kernel = PodInKernel { host_if: owner.host_if.clone(), address: grant.address };
+    let in_kernel = PodInKernel { host_if: owner.host_if.clone(), addresses: vec![grant.address.into()] };
     let records = vec![
         Record::Assigned { owner: owner.clone(), address: grant.address },
         Record::Released { sandbox: owner.sandbox.clone(), at: world.now },

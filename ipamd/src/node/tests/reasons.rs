@@ -65,6 +65,13 @@ fn starting() -> Reason {
     walk(&mut World::new(), Reason::Starting, "0 assigned")
 }
 
+fn no_ipv6() -> Reason {
+    let mut world = World::of(Families::Dual).made_ready(1);
+    let error = CloudError::new(CloudErrorKind::Other, "AssignIpv6Addresses", "the subnet has none");
+    world.handle(Event::Ipv6Assigned(Err(error)));
+    walk(&mut world, Reason::NoIpv6, "the subnet has none")
+}
+
 fn denied_at_start() -> Reason {
     let mut world = World::new();
     world.handle(Event::Unidentified(CloudError::new(CloudErrorKind::Denied, "DescribeInstanceTypes", "no")));
@@ -187,6 +194,7 @@ fn every_reason_is_walked() {
     let mut walked: BTreeSet<Reason> = BTreeSet::from([
         starting(),
         denied_at_start(),
+        no_ipv6(),
         growing(),
         on_hold(),
         provisioning_off(),

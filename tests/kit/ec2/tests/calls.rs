@@ -158,3 +158,23 @@ fn a_seed_changes_the_order_of_addresses_but_not_from_run_to_run() {
     assert_eq!(given(Some(7)), given(Some(7)));
     assert_ne!(given(Some(7)), given(None));
 }
+
+#[test]
+fn ipv6_prefixes_are_of_the_subnets_range_and_never_the_same() {
+    let place = place(Config::default());
+    let form =
+        format!("Action=AssignIpv6Addresses&NetworkInterfaceId={}&Ipv6PrefixCount=1", place.node.primary_eni);
+    assert_eq!(code(place.call(&form)), "InvalidParameterValue");
+    place.ec2.set_ipv6(&place.subnet, Some("2001:db8:0:1::/64".parse().unwrap())).unwrap();
+
+    let first = place.call(&form).unwrap();
+    let second = place.call(&form).unwrap();
+
+    assert!(first.contains("<assignedIpv6PrefixSet><item>2001:db8:0:1:1::/80</item>"), "{first}");
+    assert!(second.contains("<item>2001:db8:0:1:2::/80</item>"), "{second}");
+    let told = place.call("Action=DescribeNetworkInterfaces").unwrap();
+    assert!(told.contains("<ipv6Prefix>2001:db8:0:1:1::/80</ipv6Prefix>"), "{told}");
+    let prefix = "2001:db8:0:1:1::/80".parse().unwrap();
+    place.ec2.unassign_ipv6(&place.node.primary_eni, &[prefix]).unwrap();
+    assert!(place.call(&form).unwrap().contains("<item>2001:db8:0:1:1::/80</item>"));
+}

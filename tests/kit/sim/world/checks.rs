@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use types::{Prefix, SandboxKey};
 
+use super::super::cloud::ipv6_prefixes;
 use super::super::script::PODS;
 use super::{Held, Phase, World, hold};
 
@@ -72,6 +73,11 @@ impl World {
             brief(&report)
         );
         hold!(report.not_ready.is_empty(), "not ready: {:?}", report.not_ready);
+        let primary = self.cloud.model.enis_of(&self.cloud.instance.id);
+        let prefixes: BTreeSet<_> = primary.flat_map(|eni| ipv6_prefixes(&eni.ipv6_prefixes)).collect();
+        let known = report.ipv6_prefix;
+        let right = known.is_none_or(|prefix| prefixes.contains(&prefix));
+        hold!(right, "IPv6 addresses are of {known:?}, EC2 has {prefixes:?}");
         self.agreed(&report)
     }
 

@@ -5,10 +5,11 @@ mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use datapath::PodSpec;
+use ipamd::families::address_in_pool;
 use ipamd::node::{BatchId, CallId, Effect, Event, Facts, HostWish, Node, PodInKernel, Restored, restore};
 use ipamd::store::{Loaded, Record, VERSION};
 use pool::Snapshot;
@@ -125,6 +126,7 @@ struct Pending {
 struct Link {
     sandbox: SandboxKey,
     address: Ipv4Addr,
+    addresses: Vec<IpAddr>,
 }
 
 #[derive(Debug, Default)]
@@ -344,12 +346,15 @@ impl World {
         let kernel: Vec<PodInKernel> = self
             .links
             .iter()
-            .map(|(host_if, link)| PodInKernel { host_if: host_if.clone(), address: link.address })
+            .map(|(host_if, link)| PodInKernel {
+                host_if: host_if.clone(),
+                addresses: link.addresses.clone(),
+            })
             .collect();
         if self.disk.records.is_empty() {
             // Nobody can know what cooled, nor who went while the daemon was down.
             self.unwired.clear();
-            self.lived.retain(|address| kernel.iter().any(|pod| pod.address == *address));
+            self.lived.retain(|address| self.links.values().any(|link| link.address == *address));
         }
         let kernel = if self.plant == Some(Plant::IgnoresTheKernel) { Vec::new() } else { kernel };
         let mut records = self.disk.records.clone();
@@ -462,6 +467,7 @@ impl World {
                 self.at(at, Due::Rewriting(self.epoch, snapshot));
             }
             Effect::Look => self.ask(Task::Look(self.clock(), None)),
+            Effect::AssignIpv6(eni) => self.ask(Task::Ipv6(eni)),
             Effect::Tidy(chores) => self.ask(Task::Tidy(chores.into())),
             Effect::Act(id, action) => {
                 self.say(|| action.to_string());
@@ -594,13 +600,14 @@ impl World {
             }
             Job::Check(call) => self.hear(Event::Checked { id: call, result: Ok(()) }),
             Job::Remove(pod) => {
-                let ours = self.links.get(&pod.host_if).is_some_and(|link| link.address == pod.address);
+                let Some(gone) = address_in_pool(&pod.addresses) else { return Ok(()) };
+                let ours = self.links.get(&pod.host_if).is_some_and(|link| link.address == gone);
                 if ours {
                     self.links.remove(&pod.host_if);
                 }
-                let live = self.live.values().any(|(_, address)| *address == pod.address);
-                hold!(!live, "{} was unwired under a live pod", pod.address);
-                self.lived_no_longer(pod.address);
+                let live = self.live.values().any(|(_, address)| *address == gone);
+                hold!(!live, "{gone} was unwired under a live pod");
+                self.lived_no_longer(gone);
                 Ok(())
             }
             Job::Add(call, pod) => {
@@ -635,10 +642,12 @@ impl World {
             let lives = self.live.contains_key(&old.sandbox) && old.sandbox != sandbox;
             hold!(!lives, "the link of the live pod {} is replaced", old.sandbox);
         }
-        let other = self.live.iter().find(|(key, (_, address))| **key != sandbox && *address == pod.address);
-        hold!(other.is_none(), "I4: {} is given to {sandbox} and is {other:?}'s", pod.address);
-        self.check_cooling(pod.address)?;
-        self.links.insert(pod.host_if.clone(), Link { sandbox, address: pod.address });
+        let addresses = pod.addresses.clone();
+        let address = address_in_pool(&addresses).ok_or("a pod without an address is wired")?;
+        let other = self.live.iter().find(|(key, (_, theirs))| **key != sandbox && *theirs == address);
+        hold!(other.is_none(), "I4: {address} is given to {sandbox} and is {other:?}'s");
+        self.check_cooling(address)?;
+        self.links.insert(pod.host_if.clone(), Link { sandbox, address, addresses });
         Ok(Ok(()))
     }
 
@@ -689,9 +698,11 @@ impl World {
                 let sandbox = &attachment.sandbox;
                 hold!(!self.ended.contains(sandbox), "I13: {sandbox} is brought back after its DEL");
                 let address = added.interfaces.first().map(|interface| interface.address.ip());
-                let Some(std::net::IpAddr::V4(address)) = address else {
+                let Some(IpAddr::V4(address)) = address else {
                     return Err(format!("an ADD without an address: {added:?}"));
                 };
+                let dual = added.interfaces.iter().all(|interface| interface.other.is_some());
+                hold!(dual == self.script.setup.dual, "an ADD with the wrong families: {added:?}");
                 self.tally.adds += 1;
                 self.added(call, &pending, address);
             }

@@ -163,7 +163,21 @@ impl World {
         }
     }
 
+    /// Now and then the IPv6 prefix goes.
+    fn rob_ipv6(&mut self, number: u32) {
+        let primary = self.cloud.instance.primary_eni.clone();
+        let Ok(prefixes) = self.cloud.model.eni(&primary).map(|eni| eni.ipv6_prefixes.clone()) else {
+            return;
+        };
+        if number.is_multiple_of(4) {
+            // They are there.
+            let _taken = self.cloud.model.unassign_ipv6(&primary, &prefixes);
+            self.say(|| format!("{prefixes:?} are taken from {primary}"));
+        }
+    }
+
     pub(super) fn rob(&mut self, number: u32) {
+        self.rob_ipv6(number);
         let enis: Vec<_> = self.cloud.model.enis_of(&self.cloud.instance.id).cloned().collect();
         let mut index = usize::try_from(number).unwrap_or(0);
         for eni in enis {

@@ -1,0 +1,161 @@
+//! Which addresses pods get: IPv4, IPv6 or both. Pure.
+//!
+//! The pool knows IPv4 addresses only. An IPv6 address goes with the IPv4 address that a pod holds (see [`Ipv6Prefix`]), so whatever
+//! the pool keeps true of the one (one owner, cooling, survival of restarts) is true of the other.
+//!
+//! | families | the pool has | a pod gets | the runtime hears of |
+//! |---|---|---|---|
+//! | IPv4 | addresses of the VPC | its address | that |
+//! | both | addresses of the VPC | its address, and the one of the primary ENI's /80 beside it | both |
+//! | IPv6 | [`LOCAL`], the same on every node | the one of the /80; with egress also its own, translated | that of the /80 |
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use datapath::PodSpec;
+use ipnetwork::{IpNetwork, Ipv4Network};
+use pool::Owner;
+use types::Ipv6Prefix;
+
+/// Which addresses pods get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4 of the VPC.
+    V4,
+    /// IPv6 of the VPC.
+    V6 {
+        /// Whether pods reach IPv4 by a translated address.
+        egress: bool,
+    },
+    /// Both of the VPC.
+    Dual,
+}
+
+/// Addresses that mean something on their node only, for pods of IPv6 nodes: 169.254.172.0/22, as in the Go version.
+const LOCAL: (Ipv4Addr, u8) = (Ipv4Addr::new(169, 254, 172, 0), 22);
+/// The first of them that pods get; the two before it are the network's own and what the Go version calls the gateway.
+const FIRST: u32 = 2;
+
+impl Families {
+    /// Whether pods have IPv6 addresses of the VPC, so that the primary ENI needs a prefix of them.
+    #[must_use]
+    pub const fn needs_prefix(self) -> bool {
+        match self {
+            Self::V4 => false,
+            Self::V6 { .. } | Self::Dual => true,
+        }
+    }
+
+    /// Whether the pool has addresses that EC2 gives.
+    #[must_use]
+    pub const fn has_ipv4_of_vpc(self) -> bool {
+        match self {
+            Self::V4 | Self::Dual => true,
+            Self::V6 { .. } => false,
+        }
+    }
+
+    /// The range that means something on this node only; nobody outside may begin a connection to it.
+    #[must_use]
+    pub fn local_range(self) -> Option<Ipv4Network> {
+        let (first, length) = LOCAL;
+        let range = Ipv4Network::new(first, length).ok();
+        range.filter(|_| self == Self::V6 { egress: true })
+    }
+
+    /// What the runtime hears that a pod has.
+    #[must_use]
+    pub fn told(self, address: Ipv4Addr, ipv6: Option<Ipv6Addr>) -> Vec<IpNetwork> {
+        let ipv4 = self.has_ipv4_of_vpc().then_some(IpAddr::V4(address));
+        ipv4.into_iter().chain(ipv6.map(IpAddr::V6)).map(IpNetwork::from).collect()
+    }
+
+    /// What the kernel should hold for a pod.
+    #[must_use]
+    pub(crate) fn pod_spec(self, owner: &Owner, address: Ipv4Addr, mtu: u32) -> PodSpec {
+        let ipv4 = (self != Self::V6 { egress: false }).then_some(IpAddr::V4(address));
+        let addresses = ipv4.into_iter().chain(owner.ipv6.map(IpAddr::V6)).collect();
+        let container_if = owner.sandbox.if_name().to_owned();
+        PodSpec { host_if: owner.host_if.clone(), container_if, addresses, mtu }
+    }
+}
+
+/// What the pool of an IPv6 node has.
+#[must_use]
+pub fn local_addresses() -> BTreeSet<Ipv4Addr> {
+    let (first, length) = LOCAL;
+    let (first, size) = (first.to_bits(), 1_u32 << (32 - length));
+    // The last one is the network's too.
+    (first + FIRST..first + size - 1).map(Ipv4Addr::from_bits).collect()
+}
+
+/// The address of a pod that its wiring tells, as the pool knows it.
+#[must_use]
+pub fn address_in_pool(wired: &[IpAddr]) -> Option<Ipv4Addr> {
+    wired.iter().find_map(|address| match address {
+        IpAddr::V4(ipv4) => Some(*ipv4),
+        IpAddr::V6(ipv6) => Ipv6Prefix::beneath(*ipv6),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IPV4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
+
+    fn owner(ipv6: Option<Ipv6Addr>) -> Owner {
+        let pod = types::PodName { namespace: "default".to_owned(), name: "web".to_owned() };
+        Owner {
+            sandbox: types::SandboxKey::new("aws-cni", "c1", "eth0").unwrap(),
+            host_if: types::HostVeth::of_pod(&types::VethPrefix::default(), &pod, 0),
+            pod,
+            since: types::Moment(0),
+            ipv6,
+        }
+    }
+
+    #[test]
+    fn what_a_pod_gets_and_what_is_told_depends_on_the_families() {
+        let prefix: Ipv6Prefix = "2001:db8::/80".parse().unwrap();
+        let ipv6 = prefix.beside(IPV4);
+        let cases = [
+            (Families::V4, None, vec!["10.0.0.9/32"], vec!["10.0.0.9"]),
+            (
+                Families::Dual,
+                Some(ipv6),
+                vec!["10.0.0.9/32", "2001:db8::a00:9/128"],
+                vec!["10.0.0.9", "2001:db8::a00:9"],
+            ),
+            (
+                Families::V6 { egress: true },
+                Some(ipv6),
+                vec!["2001:db8::a00:9/128"],
+                vec!["10.0.0.9", "2001:db8::a00:9"],
+            ),
+            (
+                Families::V6 { egress: false },
+                Some(ipv6),
+                vec!["2001:db8::a00:9/128"],
+                vec!["2001:db8::a00:9"],
+            ),
+        ];
+        for (families, ipv6, told, wired) in cases {
+            let words = |of: Vec<String>| of.join(" ");
+            let spec = families.pod_spec(&owner(ipv6), IPV4, 9001);
+            let got = words(families.told(IPV4, ipv6).iter().map(ToString::to_string).collect());
+            assert_eq!(got, told.join(" "), "{families:?}");
+            assert_eq!(words(spec.addresses.iter().map(ToString::to_string).collect()), wired.join(" "));
+            assert_eq!(address_in_pool(&spec.addresses), Some(IPV4));
+        }
+    }
+
+    #[test]
+    fn an_ipv6_node_has_room_for_a_thousand_pods() {
+        let all = local_addresses();
+
+        assert_eq!(all.len(), 1021);
+        assert_eq!(all.first(), Some(&Ipv4Addr::new(169, 254, 172, 2)));
+        assert_eq!(all.last(), Some(&Ipv4Addr::new(169, 254, 175, 254)));
+    }
+}
