@@ -9,6 +9,7 @@
 //! | writing thread | records | `Written`, `FileLong` |
 //! | host keeper | wishes for the host's kernel | `Converged` |
 //! | web | HTTP | readers |
+//! | cluster watch | | `Cluster` |
 //! | cloud tasks, one per call | actions, chores | `Acted`, `Looked`, `Identified`, `Tidied` |
 //!
 //! Order of start: lock the delete queue, read the state, ask the kernel which pods there are, replay the queue, serve, unlock

@@ -14,6 +14,7 @@ use crate::app::{Owner, Parts, RunError, events, replay_and_bind, serve};
 use crate::clock::Clock;
 use crate::cloud::Imds;
 use crate::cloud_tasks::CloudTasks;
+use crate::cluster;
 use crate::config::{self, Config};
 use crate::families::Families;
 use crate::hold::{self, Hold};
@@ -93,6 +94,7 @@ async fn daemon(config: Config) -> Result<(), RunError> {
     ];
     let pod_if_prefix = config.veth_prefix.as_str().to_owned();
     watch(Ours { ports: ports.into(), pod_if_prefix }, &sender);
+    tokio::spawn(cluster::watch(config.clone(), sender.clone()));
     tokio::spawn(HostKeeper::new(host, netfilter, nat, metrics.clone()).run(wished, sender.clone()));
     let start = RunError::local::<io::Error>;
     let parts = Parts {
@@ -188,6 +190,8 @@ fn settings(config: &Config) -> Result<Settings, RunError> {
         marks: Marks::with_connmark(config.connmark).map_err(RunError::local("place our marks"))?,
         connmark: config.node_port || translates(config),
         exclude_snat: config.exclude_snat_cidrs.clone(),
+        in_cluster: config.cluster.is_some(),
+        manage_cordoned: config.manage_cordoned,
         provisioning: config.provisioning && !config.imds_only,
         // Instance metadata is local, and whoever adds addresses there expects them to be used.
         audit_every: Duration::from_secs(if config.imds_only { 60 } else { 3600 }),

@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod cloud;
+pub mod cluster;
 pub mod config;
 pub mod daemon;
 pub mod families;

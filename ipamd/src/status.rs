@@ -137,7 +137,7 @@ fn pods(out: &mut String, report: &Report) -> std::fmt::Result {
 }
 
 fn remarks(out: &mut String, report: &Report) -> std::fmt::Result {
-    for (title, lines) in [("EC2", &report.cloud), ("plan", &report.plan)] {
+    for (title, lines) in [("EC2", &report.cloud), ("cluster", &report.cluster), ("plan", &report.plan)] {
         for line in lines {
             writeln!(out, "{title}: {line}")?;
         }
@@ -202,6 +202,7 @@ pub fn blank(now: Moment) -> Report {
         waiting: Vec::new(),
         plan: Vec::new(),
         cloud: Vec::new(),
+        cluster: Vec::new(),
     }
 }
 

@@ -13,6 +13,7 @@ pub mod fabric;
 pub mod fleet;
 pub mod imds;
 mod keeper;
+pub mod kube_api;
 pub mod moto;
 pub mod netns;
 pub mod node;

@@ -11,16 +11,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
 use wire::{HEADER_BYTES, PROTOCOL, Reply, Report, Request, Verb};
 
 use crate::LabError;
 use crate::ec2::{Instance, Server, serve as serve_ec2};
 use crate::fabric::Fabric;
 use crate::imds::{Facts, Imds, serve as serve_imds, serve_facts};
+use crate::kube_api::KubeApi;
 use crate::netns::Netns;
 
 /// Where the node finds EC2.
 const EC2_PORT: u16 = 8500;
+/// Where it finds the Kubernetes API.
+const KUBE_PORT: u16 = 8600;
 /// Where the daemon serves its metrics.
 const METRICS_PORT: u16 = 61678;
 /// How long what happens at once may take on a busy machine.
@@ -129,6 +133,26 @@ impl Node {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         wire::socket_in(&self.run_dir)
+    }
+
+    /// An API server that the node reaches, and the kubeconfig that leads to it.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn kube_api(&self) -> Result<(KubeApi, PathBuf), LabError> {
+        let listener = listen(&self.netns, &format!("127.0.0.1:{KUBE_PORT}"))?;
+        let api = KubeApi::serve(listener).map_err(LabError::doing("serve the Kubernetes API"))?;
+        let named = |key: &str, value: Value| json!([{"name": "lab", key: value}]);
+        let kubeconfig = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "lab",
+            "clusters": named("cluster", json!({"server": api.url()})),
+            "contexts": named("context", json!({"cluster": "lab", "user": "lab"})),
+            "users": named("user", json!({})),
+        });
+        let path = self.run_dir.join("kubeconfig");
+        let written = std::fs::write(&path, kubeconfig.to_string());
+        written.map_err(LabError::doing("write the kubeconfig"))?;
+        Ok((api, path))
     }
 
     /// Starts the daemon with the lab's settings and these.

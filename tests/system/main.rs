@@ -8,6 +8,7 @@
 
 mod bad_input;
 mod causes;
+mod cluster;
 mod containerd;
 mod estate;
 mod ipv6;
@@ -32,6 +33,7 @@ fn main() -> std::process::ExitCode {
         storms::TESTS,
         bad_input::TESTS,
         causes::TESTS,
+        cluster::TESTS,
         privilege::TESTS,
     ]
     .concat();

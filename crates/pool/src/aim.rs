@@ -81,6 +81,7 @@ impl Pool {
     pub(crate) fn aim(&self, targets: &Targets, now: Moment) -> Aim {
         let (warm, minimum) = (targets.warm_ip.unwrap_or(0), targets.minimum_ip.unwrap_or(0));
         match self.mode {
+            _ if targets.demand_only => Aim::Addresses { low: 0, high: 0, minimum: 0 },
             _ if (warm, minimum) != (0, 0) => Aim::Addresses { low: warm, high: warm, minimum },
             _ if targets.automatic => {
                 let recent = self.recent_starts(now);

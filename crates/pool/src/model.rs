@@ -154,6 +154,8 @@ pub struct Targets {
     pub warm_prefix: u32,
     /// Nobody has set a target: what is kept free follows the number of pods that start.
     pub automatic: bool,
+    /// Nothing is kept free, whatever the others say: only what ADDs wait for is asked for.
+    pub demand_only: bool,
     /// Pods the node can run: no more than so many addresses that do not cool are asked for.
     pub max_pods: Option<u32>,
     /// Excess addresses are returned at most this often.
@@ -171,6 +173,7 @@ impl Default for Targets {
             minimum_ip: None,
             warm_prefix: 1,
             automatic: false,
+            demand_only: false,
             max_pods: None,
             release_every: Duration::from_secs(30),
             eni_age_min: Duration::from_secs(60),

@@ -182,7 +182,11 @@ mod tests {
         let words: BTreeSet<_> = Reason::ALL.iter().map(|r| r.word()).collect();
 
         assert_eq!(words.len(), Reason::ALL.len());
-        assert!(words.iter().all(|w| w.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')));
+        assert!(
+            words
+                .iter()
+                .all(|w| w.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'))
+        );
     }
 
     #[test]

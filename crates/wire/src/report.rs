@@ -47,6 +47,9 @@ pub struct Report {
     pub plan: Vec<String>,
     /// Trouble with EC2 that holds now.
     pub cloud: Vec<String>,
+    /// What Kubernetes says of the node, or why it does not.
+    #[serde(default)]
+    pub cluster: Vec<String>,
 }
 
 /// How many addresses are in each state.

@@ -15,6 +15,8 @@ const ITSELF: &str = "crates/xtask/src/tidy.rs";
 const DOORS: &[(&str, &[&str])] = &[
     ("aws_sdk_ec2", &["ipamd/src/cloud/ec2.rs"]),
     ("aws_config", &["ipamd/src/cloud/ec2.rs", "ipamd/src/cloud/imds.rs"]),
+    ("kube::", &["ipamd/src/cluster/api.rs"]),
+    ("k8s_openapi", &["ipamd/src/cluster/api.rs"]),
 ];
 
 /// What the rules compare files with.

@@ -83,6 +83,12 @@ pub struct Config {
     pub metrics: bool,
     /// Where; unset: everywhere, at the Go version's port.
     pub metrics_bind: Option<SocketAddr>,
+    /// How the API server is reached; `None` outside of clusters.
+    pub cluster: Option<Cluster>,
+    /// The node's name in Kubernetes.
+    pub node_name: Option<String>,
+    /// Whether a cordoned node is treated as any other.
+    pub manage_cordoned: bool,
     /// Directory of the socket and of the state.
     pub run_dir: PathBuf,
     /// A file that holds back changes in EC2, beside the one in `run_dir`.
@@ -95,6 +101,15 @@ pub struct Config {
     pub log_file: Option<PathBuf>,
     /// What was strange but could be lived with, for the log.
     pub warnings: Vec<String>,
+}
+
+/// How the API server is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// URL in place of the one that the pod or the kubeconfig tells.
+    pub endpoint: Option<String>,
+    /// A kubeconfig in place of the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
 }
 
 /// How source ports are picked when addresses are translated.
@@ -216,6 +231,9 @@ impl Config {
             http_timeout: seconds(reader.number(&table::HTTP_TIMEOUT)),
             metrics: !reader.flag(&table::DISABLE_METRICS),
             metrics_bind: reader.parsed(&table::METRICS_BIND, |text| text.parse().ok()),
+            cluster: cluster(reader),
+            node_name: reader.text(&table::NODE_NAME),
+            manage_cordoned: reader.flag(&table::NON_SCHEDULABLE),
             run_dir: reader.text(&table::RUN_DIR).unwrap_or_default().into(),
             hold_file: reader.text(&table::HOLD_FILE).unwrap_or_default().into(),
             add_timeout: seconds(reader.number(&table::ADD_TIMEOUT)),
@@ -240,6 +258,20 @@ fn families(reader: &mut Reader<'_>) -> Families {
             Families::V4
         }
     }
+}
+
+fn cluster(reader: &mut Reader<'_>) -> Option<Cluster> {
+    let kubeconfig = reader.text(&table::KUBECONFIG).map(PathBuf::from);
+    let endpoint = reader.parsed(&table::CLUSTER_ENDPOINT, url);
+    if kubeconfig.is_none() && !reader.has(&table::SERVICE_HOST) {
+        return None;
+    }
+    if !reader.has(&table::NODE_NAME) {
+        let name = table::NODE_NAME.name;
+        reader.warnings.push(format!("{name} is not set: the node object is not asked for"));
+        return None;
+    }
+    Some(Cluster { endpoint, kubeconfig })
 }
 
 fn seconds(number: Option<u32>) -> Duration {

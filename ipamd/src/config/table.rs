@@ -82,7 +82,7 @@ settings! {
     SUBNET_DISCOVERY = "ENABLE_SUBNET_DISCOVERY": Flag, "true", Lenient, "ENIs go into any subnet of the zone that is tagged kubernetes.io/role/cni, the one with most free addresses first.";
     LEAKED_CLEANUP = "DISABLE_LEAKED_ENI_CLEANUP": Flag, "false", Lenient, "ENIs that other instances of the cluster left behind are not looked for.";
     IMDS_ONLY = "ENABLE_IMDS_ONLY_MODE": Flag, "false", Lenient, "EC2 is never asked: ENIs and addresses are those that instance metadata tells.";
-    NON_SCHEDULABLE = "AWS_MANAGE_ENIS_NON_SCHEDULABLE": Flag, "false", Ignored, "The pool also grows on cordoned nodes.";
+    NON_SCHEDULABLE = "AWS_MANAGE_ENIS_NON_SCHEDULABLE": Flag, "false", Lenient, "The pool follows its targets on a cordoned node too. Otherwise nothing is given back there, and only what pods wait for is asked for.";
     EC2_ENDPOINT = "AWS_EC2_ENDPOINT": Text, "", Strict, "URL used for EC2 in place of the region's.";
     IMDS_ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT": Text, "", Strict, "URL used for the metadata service in place of 169.254.169.254.";
     HTTP_TIMEOUT = "HTTP_TIMEOUT": Number(10, 3600), "10", Lenient, "Seconds one HTTP request to AWS may take.";
@@ -98,8 +98,10 @@ settings! {
     DISABLE_METRICS = "DISABLE_METRICS": Flag, "false", Lenient, "No metrics over HTTP.";
     METRICS_BIND = "IPAMD_METRICS_BIND_ADDRESS": Text, "", Strict, "Address and port of the metrics; unset: port 61678 of all addresses.";
     ANNOTATE_POD_IP = "ANNOTATE_POD_IP": Flag, "false", Ignored, "Pods are annotated with their addresses.";
-    CLUSTER_ENDPOINT = "CLUSTER_ENDPOINT": Text, "", Elsewhere, "URL of the API server.";
-    NODE_NAME = "MY_NODE_NAME": Text, "", Elsewhere, "The node's name in Kubernetes.";
+    CLUSTER_ENDPOINT = "CLUSTER_ENDPOINT": Text, "", Strict, "URL of the API server, in place of the one that Kubernetes tells every pod.";
+    SERVICE_HOST = "KUBERNETES_SERVICE_HOST": Text, "", Lenient, "Set by Kubernetes in every pod; without it and IPAMD_KUBECONFIG the API server is not asked.";
+    KUBECONFIG = "IPAMD_KUBECONFIG": Text, "", Lenient, "A kubeconfig file, in place of the pod's service account.";
+    NODE_NAME = "MY_NODE_NAME": Text, "", Lenient, "The node's name in Kubernetes.";
     POD_NAME = "MY_POD_NAME": Text, "", Elsewhere, "The daemon's own pod.";
     VERSION = "VPC_CNI_VERSION": Text, "", Elsewhere, "Version in user agents; ours is the program's own.";
     CONFIGURE_RPFILTER = "AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER": Text, "", Elsewhere, "Means nothing any more.";

@@ -14,6 +14,7 @@ use types::{
 use wire::{Failure, Reply, Request};
 
 use crate::cloud::{CloudError, ConnectionTracking};
+use crate::cluster::News;
 use crate::hold::Hold;
 use crate::store::Record;
 
@@ -190,6 +191,8 @@ pub enum Event {
     Stale,
     /// The VPC's IPv4 ranges have changed.
     Ranges(Vec<Ipv4Network>),
+    /// The API server has said something of the node object.
+    Cluster(News),
     /// The daemon is about to end: nothing new is begun in EC2.
     Stopping,
     /// The host's kernel state was brought in line, as far as possible.

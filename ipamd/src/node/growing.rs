@@ -206,9 +206,10 @@ impl Node {
         let limits = self.limits().filter(|_| self.settings.families.has_ipv4_of_vpc())?;
         let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
         let most = self.capacity().max_pods();
-        let max_pods = self.settings.targets.max_pods.map_or(most, |max_pods| max_pods.min(most));
-        let targets = Targets { max_pods: Some(max_pods), ..self.settings.targets };
-        Some(self.pool.plan(&targets, &limits, waiting, now))
+        let targets = self.targets();
+        let max_pods = targets.max_pods.map_or(most, |max_pods| max_pods.min(most));
+        let targets = Targets { max_pods: Some(max_pods), ..targets };
+        Some(self.left_alone(self.pool.plan(&targets, &limits, waiting, now)))
     }
 
     /// How many pods the instance can hold; none as long as nothing is known of it.

@@ -5,12 +5,14 @@
 //! | `adding.rs` | requests: who gets which address, who waits, who is superseded |
 //! | `growing.rs` | EC2: what to ask for, when to hold off |
 //! | `looking.rs` | EC2: when to look, what a picture means, chores |
+//! | `cluster.rs` | Kubernetes: what the node object changes |
 //! | `hosting.rs` | the host: what its kernel should hold |
 //! | `ipv6.rs` | the IPv6 prefix: when to ask for it |
 //! | `report.rs` | what `ipamd status` shows |
 //! | `restore.rs` | the state after a restart, from the file and from the kernel |
 
 mod adding;
+mod cluster;
 mod event;
 mod growing;
 mod hosting;
@@ -36,6 +38,7 @@ pub use restore::{PodInKernel, Restored, restore};
 use crate::families::Families;
 use crate::hold::Hold;
 use adding::Pending;
+use cluster::ClusterState;
 use growing::CloudState;
 use hosting::HostState;
 use ipv6::Ipv6State;
@@ -63,6 +66,10 @@ pub struct Settings {
     pub connmark: bool,
     /// Destinations outside the VPC that keep their source address all the same.
     pub exclude_snat: Vec<Ipv4Network>,
+    /// Whether there is a cluster that could tell the node object.
+    pub in_cluster: bool,
+    /// Whether a cordoned node is treated as any other.
+    pub manage_cordoned: bool,
     /// False stops every change in EC2.
     pub provisioning: bool,
     /// How often the ENIs are looked at although nothing happened.
@@ -97,6 +104,7 @@ pub struct Node {
     free_in_subnets: BTreeMap<SubnetId, u32>,
     cloud: CloudState,
     ipv6: Ipv6State,
+    cluster: ClusterState,
     /// What an operator holds back.
     hold: Hold,
     stopping: bool,
@@ -130,6 +138,7 @@ impl Node {
             free_in_subnets: BTreeMap::new(),
             cloud: CloudState::new(seed),
             ipv6: Ipv6State::default(),
+            cluster: ClusterState::default(),
             hold: Hold::Nothing,
             stopping: false,
             strays: BTreeMap::new(),
@@ -158,6 +167,7 @@ impl Node {
             Event::Tidied(result) => self.tidied(result, now),
             Event::Held(hold) => self.held(hold),
             Event::Stale => self.cloud.stale = true,
+            Event::Cluster(news) => self.cluster_says(news, now),
             Event::Ranges(ranges) => self.ranges(ranges),
             Event::Stopping => self.stop(),
             Event::Converged { generation, result } => self.converged(generation, result, now),

@@ -61,6 +61,8 @@ impl Ours {
             marks: Marks::default(),
             connmark: true,
             exclude_snat: Vec::new(),
+            in_cluster: false,
+            manage_cordoned: false,
             provisioning: true,
             audit_every: AUDIT_EVERY,
         };

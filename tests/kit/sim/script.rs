@@ -168,6 +168,8 @@ impl Setup {
             marks: Marks::default(),
             connmark: true,
             exclude_snat: Vec::new(),
+            in_cluster: false,
+            manage_cordoned: false,
             provisioning: true,
             audit_every: self.audit,
         }

@@ -19,6 +19,7 @@ use crate::cloud::{CloudError, CloudErrorKind};
 use crate::families::Families;
 use crate::store::{Loaded, Record};
 
+mod cluster;
 mod estate;
 mod ipv6;
 mod reasons;
@@ -48,6 +49,8 @@ impl World {
             marks: Marks::default(),
             connmark: true,
             exclude_snat: Vec::new(),
+            in_cluster: true,
+            manage_cordoned: false,
             provisioning: true,
             audit_every: Duration::from_secs(3600),
         };

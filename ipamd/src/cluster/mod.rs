@@ -1,0 +1,130 @@
+//! Kubernetes, as far as this node is concerned. Whatever it says comes as events; nothing waits for it.
+
+mod api;
+
+use std::collections::BTreeMap;
+
+use pool::Targets;
+
+pub(crate) use api::watch;
+
+/// What the node object says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeObject {
+    /// New pods are kept away: the node is cordoned.
+    pub unschedulable: bool,
+    /// Pods that the kubelet admits.
+    pub max_pods: Option<u32>,
+    /// Warm targets for this node alone.
+    pub warm: WarmOverrides,
+}
+
+/// What the API server has to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// The node object, as it is now.
+    Node(Box<NodeObject>),
+    /// There is no such node object (any more).
+    NoNode,
+    /// It cannot be asked, or answers nonsense; what was known stays true.
+    Trouble(String),
+}
+
+/// Warm targets that a node's annotations or labels set, in place of the environment's.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WarmOverrides {
+    warm_eni: Option<u32>,
+    warm_ip: Option<u32>,
+    minimum_ip: Option<u32>,
+    warm_prefix: Option<u32>,
+    /// Values that are no numbers, in words.
+    pub wrong: Vec<String>,
+}
+
+/// What the names of annotations and labels with warm targets begin with.
+pub const KEY_PREFIX: &str = "vpc.amazonaws.com/";
+
+impl WarmOverrides {
+    /// Reads them. An annotation goes before a label of the same name.
+    #[must_use]
+    pub fn of(labels: &BTreeMap<String, String>, annotations: &BTreeMap<String, String>) -> Self {
+        let mut wrong = Vec::new();
+        let mut target = |name: &str| {
+            let key = format!("{KEY_PREFIX}{name}");
+            let text = annotations.get(&key).or_else(|| labels.get(&key))?;
+            let number = text.trim().parse().ok();
+            if number.is_none() {
+                let found: String = text.chars().take(64).collect();
+                wrong.push(format!(
+                    "{key} is {found:?}, which is no number; the environment's setting is used"
+                ));
+            }
+            number
+        };
+        Self {
+            warm_eni: target("warm-eni-target"),
+            warm_ip: target("warm-ip-target"),
+            minimum_ip: target("minimum-ip-target"),
+            warm_prefix: target("warm-prefix-target"),
+            wrong,
+        }
+    }
+
+    /// The targets with these in their place. As in the environment, 0 means none for addresses.
+    #[must_use]
+    pub fn over(&self, targets: Targets) -> Targets {
+        let addresses = |ours: Option<u32>, otherwise: Option<u32>| match ours {
+            Some(0) => None,
+            Some(number) => Some(number),
+            None => otherwise,
+        };
+        let set = [self.warm_eni, self.warm_ip, self.minimum_ip, self.warm_prefix];
+        Targets {
+            warm_eni: self.warm_eni.unwrap_or(targets.warm_eni),
+            warm_ip: addresses(self.warm_ip, targets.warm_ip),
+            minimum_ip: addresses(self.minimum_ip, targets.minimum_ip),
+            warm_prefix: self.warm_prefix.unwrap_or(targets.warm_prefix),
+            automatic: targets.automatic && set.iter().all(Option::is_none),
+            ..targets
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| (format!("{KEY_PREFIX}{key}"), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn what_a_node_sets_takes_the_place_of_the_environment_and_the_rest_stays() {
+        let environment =
+            Targets { warm_ip: Some(5), minimum_ip: Some(9), automatic: true, ..Targets::default() };
+
+        let annotated = WarmOverrides::of(&map(&[("warm-ip-target", "7")]), &map(&[("warm-ip-target", "0")]));
+        let labelled = WarmOverrides::of(&map(&[("warm-ip-target", "7")]), &map(&[]));
+
+        let targets = annotated.over(environment);
+        assert_eq!((targets.warm_ip, targets.minimum_ip, targets.automatic), (None, Some(9), false));
+        assert_eq!(labelled.over(environment).warm_ip, Some(7));
+        assert_eq!(WarmOverrides::default().over(environment), environment);
+    }
+
+    #[test]
+    fn what_is_no_number_is_told_and_not_used() {
+        let environment = Targets { warm_ip: Some(5), ..Targets::default() };
+
+        let read =
+            WarmOverrides::of(&map(&[]), &map(&[("warm-ip-target", "many"), ("minimum-ip-target", "-1")]));
+
+        assert_eq!(read.over(environment), environment);
+        assert_eq!(read.wrong.len(), 2);
+        assert!(
+            read.wrong[0].starts_with("vpc.amazonaws.com/warm-ip-target is \"many\""),
+            "{:?}",
+            read.wrong
+        );
+    }
+}

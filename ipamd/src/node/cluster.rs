@@ -1,0 +1,97 @@
+//! Kubernetes: what the node object changes here. Without it everything works as the settings say.
+
+use pool::{Plan, Targets};
+use types::Moment;
+
+use super::Node;
+use crate::cluster::{News, NodeObject};
+
+/// What we know of the node object.
+#[derive(Debug, Default)]
+pub(super) struct ClusterState {
+    object: Option<NodeObject>,
+    seen_at: Moment,
+    /// Why it cannot be asked for, or is not there.
+    trouble: Option<String>,
+}
+
+impl Node {
+    /// Takes in what the API server says.
+    pub(super) fn cluster_says(&mut self, news: News, now: Moment) {
+        let before = std::mem::take(&mut self.cluster);
+        self.cluster = match news {
+            News::Node(object) => {
+                if before.object.as_ref() != Some(&object) {
+                    tracing::info!(
+                        cordoned = object.unschedulable,
+                        max_pods = object.max_pods,
+                        "the node object"
+                    );
+                    object.warm.wrong.iter().for_each(|wrong| tracing::warn!("{wrong}"));
+                }
+                ClusterState { object: Some(*object), seen_at: now, trouble: None }
+            }
+            News::NoNode => {
+                let trouble = "there is no node object of this name".to_owned();
+                tracing::warn!("{trouble}");
+                ClusterState { object: None, seen_at: now, trouble: Some(trouble) }
+            }
+            News::Trouble(trouble) => {
+                if before.trouble.is_none() {
+                    tracing::warn!(
+                        trouble,
+                        "the API server does not tell the node object; what was known stays true"
+                    );
+                }
+                ClusterState { trouble: Some(trouble), ..before }
+            }
+        };
+    }
+
+    /// Whether new pods are kept away from the node, and the settings want it left alone then.
+    fn is_left_alone(&self) -> bool {
+        let cordoned = self.cluster.object.as_ref().is_some_and(|object| object.unschedulable);
+        cordoned && !self.settings.manage_cordoned
+    }
+
+    /// The targets that hold now: the settings', what the node object says in their place, and none on a node that is left alone.
+    pub(super) fn targets(&self) -> Targets {
+        let object = self.cluster.object.as_ref();
+        let targets = object.map_or(self.settings.targets, |object| object.warm.over(self.settings.targets));
+        let max_pods = targets.max_pods.or(object.and_then(|object| object.max_pods));
+        Targets { max_pods, demand_only: self.is_left_alone(), ..targets }
+    }
+
+    /// On a node that is left alone nothing is given back, and only what pods wait for is asked for.
+    pub(super) fn left_alone(&self, mut plan: Plan) -> Plan {
+        if self.is_left_alone() {
+            plan.actions.retain(|planned| planned.action.leaving().is_none());
+        }
+        plan
+    }
+
+    /// What is known, for people.
+    pub(super) fn cluster_lines(&self, now: Moment) -> Vec<String> {
+        if !self.settings.in_cluster {
+            return Vec::new();
+        }
+        let ago = |at: Moment| now.since(at).as_secs();
+        let object = match &self.cluster.object {
+            Some(object) => {
+                let schedulable = match (object.unschedulable, self.is_left_alone()) {
+                    (false, _) => "schedulable",
+                    (true, false) => "cordoned",
+                    (true, true) => {
+                        "cordoned: nothing is given back, and only what pods wait for is asked for"
+                    }
+                };
+                let pods = object.max_pods.map_or_else(String::new, |pods| format!(", {pods} pods at most"));
+                format!("{schedulable}{pods} (told {} s ago)", ago(self.cluster.seen_at))
+            }
+            None => "the node object is not known".to_owned(),
+        };
+        let wrong = self.cluster.object.iter().flat_map(|object| object.warm.wrong.clone());
+        let trouble = self.cluster.trouble.clone();
+        std::iter::once(object).chain(wrong).chain(trouble).collect()
+    }
+}

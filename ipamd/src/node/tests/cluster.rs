@@ -1,0 +1,115 @@
+//! What the node object changes.
+
+use super::*;
+use crate::cluster::{News, NodeObject, WarmOverrides};
+
+fn told(object: NodeObject) -> Event {
+    Event::Cluster(News::Node(Box::new(object)))
+}
+
+fn cordoned() -> NodeObject {
+    NodeObject { unschedulable: true, ..NodeObject::default() }
+}
+
+fn annotated(key: &str, value: &str) -> NodeObject {
+    let annotations = BTreeMap::from([(format!("vpc.amazonaws.com/{key}"), value.to_owned())]);
+    NodeObject { warm: WarmOverrides::of(&BTreeMap::new(), &annotations), ..NodeObject::default() }
+}
+
+fn asks_for(effects: &[Effect]) -> Option<&Action> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Act(_, action) => Some(action),
+        _ => None,
+    })
+}
+
+/// A node that wants three addresses more than it has.
+fn short() -> World {
+    let mut world = World::new();
+    world.node.settings.targets = Targets { minimum_ip: Some(6), ..Targets::default() };
+    world
+}
+
+#[test]
+fn a_cordoned_node_does_not_grow_for_its_targets_and_an_uncordoned_one_does() {
+    let mut world = short();
+    world.handle(told(cordoned()));
+    let mut world = world.made_ready(3);
+    assert_eq!(asks_for(&world.handle(Event::Tick)), None);
+    assert!(world.node.report(world.now).cluster[0].starts_with("cordoned: nothing is given back"));
+
+    let effects = world.handle(told(NodeObject::default()));
+
+    assert!(matches!(asks_for(&effects), Some(Action::Assign { .. })), "{effects:?}");
+}
+
+#[test]
+fn a_pod_that_waits_on_a_cordoned_node_is_served_and_no_more_is_asked_for() {
+    let mut world = short();
+    world.handle(told(cordoned()));
+    let mut world = world.made_ready(0);
+
+    let (_, effects) = world.add("daemonset-pod");
+
+    assert!(
+        matches!(asks_for(&effects), Some(Action::Assign { wanted: Wanted::Addresses(1), .. })),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn a_cordoned_node_gives_nothing_back_unless_it_is_managed_as_any_other() {
+    for (managed, gives_back) in [(false, false), (true, true)] {
+        let mut world = World::new();
+        world.node.settings.manage_cordoned = managed;
+        world.node.settings.targets = Targets { warm_ip: Some(1), ..Targets::default() };
+        world.handle(told(cordoned()));
+        let mut world = world.made_ready(9);
+        world.now = world.now.plus(Duration::from_secs(120));
+
+        world.handle(Event::Tick);
+
+        let leaves = world.node.report(world.now).addresses.total() < 9;
+        assert_eq!(leaves, gives_back);
+    }
+}
+
+#[test]
+fn an_annotation_changes_the_target_of_a_running_node() {
+    let mut world = short().made_ready(6);
+    assert_eq!(asks_for(&world.handle(Event::Tick)), None);
+
+    let effects = world.handle(told(annotated("minimum-ip-target", "8")));
+
+    assert!(
+        matches!(asks_for(&effects), Some(Action::Assign { wanted: Wanted::Addresses(2), .. })),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn the_kubelets_limit_bounds_the_pool_where_no_setting_does() {
+    let mut world = short();
+    world.handle(told(NodeObject { max_pods: Some(4), ..NodeObject::default() }));
+    let mut world = world.made_ready(4);
+    assert_eq!(asks_for(&world.handle(Event::Tick)), None);
+
+    world.node.settings.targets.max_pods = Some(5);
+    let effects = world.handle(Event::Tick);
+    assert!(matches!(asks_for(&effects), Some(Action::Assign { wanted: Wanted::Addresses(1), .. })));
+}
+
+#[test]
+fn trouble_with_the_api_server_changes_nothing_but_the_status() {
+    let mut world = short();
+    world.handle(told(cordoned()));
+    let mut world = world.made_ready(3);
+
+    world.handle(Event::Cluster(News::Trouble("connection refused".to_owned())));
+
+    assert_eq!(asks_for(&world.handle(Event::Tick)), None);
+    let lines = world.node.report(world.now).cluster;
+    assert_eq!((lines.len(), lines[1].as_str()), (2, "connection refused"));
+    let effects = world.handle(Event::Cluster(News::NoNode));
+    assert!(asks_for(&effects).is_some(), "a node that is not there is not cordoned: {effects:?}");
+}

@@ -1,0 +1,123 @@
+//! The node object: what it changes on a node, and that nothing waits for it.
+
+use std::time::Duration;
+
+use lab::LabError;
+use lab::kube_api::{ApiWeather, KubeApi};
+use lab::node::Node;
+use serde_json::{Value, json};
+
+use crate::support::{Outcome, Setting, Test, ensure};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("a_cordoned_node_is_left_alone_until_it_is_uncordoned", cordon),
+    ("an_annotation_of_the_node_changes_its_warm_target_while_it_runs", annotation),
+    ("pods_are_served_without_the_api_server_which_is_heard_when_it_comes", away),
+    ("a_watch_whose_place_is_gone_lists_again_and_garbage_changes_nothing", gone_and_garbage),
+];
+
+const NAME: &str = "ip-10-0-0-4.lab.internal";
+
+/// A node, an API server, and the daemon with these settings beside those that lead to it.
+struct Stage {
+    // Before what it is part of.
+    api: KubeApi,
+    setting: Setting,
+}
+
+impl Stage {
+    fn set(settings: &[(&str, &str)], before: impl FnOnce(&KubeApi)) -> Result<Self, LabError> {
+        let setting = Setting::start(&[])?;
+        setting.node.stop_daemon()?;
+        let (api, kubeconfig) = setting.node.kube_api()?;
+        before(&api);
+        let kubeconfig = kubeconfig.display().to_string();
+        let own =
+            [("IPAMD_KUBECONFIG", kubeconfig.as_str()), ("MY_NODE_NAME", NAME), ("WARM_IP_TARGET", "2")];
+        setting.node.start_daemon(&[&own, settings].concat())?;
+        setting.node.wait_ready()?;
+        Ok(Self { api, setting })
+    }
+
+    fn node(&self) -> &Node {
+        &self.setting.node
+    }
+
+    fn put(&self, annotations: &Value, spec: &Value) {
+        put(&self.api, annotations, spec);
+    }
+
+    /// Waits until the status says this of the cluster.
+    fn hears(&self, words: &str) -> Outcome {
+        let says = |line: &String| line.contains(words);
+        self.node().wait_for(words, |report| report.cluster.iter().any(says)).map(drop)
+    }
+}
+
+fn put(api: &KubeApi, annotations: &Value, spec: &Value) {
+    api.put_node(NAME, annotations, spec, &json!({"allocatable": {"pods": "29"}}));
+    // Nobody else's business.
+    api.put_node("another", &json!({"vpc.amazonaws.com/warm-ip-target": "9"}), &json!({}), &json!({}));
+}
+
+fn cordon() -> Outcome {
+    let cordoned = json!({"unschedulable": true, "taints": [
+        {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}]});
+    let stage = Stage::set(&[("MINIMUM_IP_TARGET", "12")], |api| put(api, &json!({}), &cordoned))?;
+    stage.hears("cordoned")?;
+    let before = stage.node().report()?.addresses.total();
+
+    // Those who come all the same are served.
+    let mut pods = stage.setting.pods(0..before + 1)?;
+    let report = stage.node().report()?;
+    ensure!(report.addresses.total() == before + 1, "{before} addresses have become {:?}", report.addresses);
+    pods.truncate(0);
+
+    stage.put(&json!({}), &json!({}));
+    stage.hears("schedulable, 29 pods at most")?;
+    stage.node().wait_for("the target", |report| report.addresses.total() >= 12).map(drop)
+}
+
+fn annotation() -> Outcome {
+    let stage = Stage::set(&[], |api| put(api, &json!({}), &json!({})))?;
+    stage.hears("29 pods at most")?;
+    stage.put(&json!({"vpc.amazonaws.com/minimum-ip-target": "14"}), &json!({}));
+    stage.node().wait_for("fourteen", |report| report.addresses.total() >= 14)?;
+
+    stage.put(&json!({"vpc.amazonaws.com/minimum-ip-target": "lots"}), &json!({}));
+    stage.hears("minimum-ip-target is \"lots\"")
+}
+
+fn away() -> Outcome {
+    let stage = Stage::set(&[], |api| api.set_weather(ApiWeather::Away))?;
+    let pods = stage.setting.pods(0..3)?;
+    stage.setting.accounts_for(&pods)?;
+    stage.hears("the node object is not known")?;
+
+    stage.put(&json!({"vpc.amazonaws.com/minimum-ip-target": "15"}), &json!({}));
+    stage.api.set_weather(ApiWeather::Slow(Duration::from_millis(200)));
+    stage.hears("schedulable")?;
+    stage.node().wait_for("fifteen", |report| report.addresses.total() >= 15).map(drop)
+}
+
+fn gone_and_garbage() -> Outcome {
+    let stage = Stage::set(&[], |api| put(api, &json!({}), &json!({})))?;
+    stage.hears("schedulable")?;
+    let (lists, _) = stage.api.asked();
+    stage.api.forget();
+    stage.put(&json!({}), &json!({"unschedulable": true}));
+    stage.hears("cordoned")?;
+    ensure!(stage.api.asked().0 > lists, "it was not asked for a list again");
+
+    stage.api.set_weather(ApiWeather::Garbage("<html>not an API server</html>".to_owned()));
+    stage.node().wait_for("a trouble", |report| report.cluster.len() == 2)?;
+    let report = stage.node().report()?;
+    ensure!(report.cluster[0].starts_with("cordoned"), "what was known is lost: {:?}", report.cluster);
+    let pods = stage.setting.pods(0..2)?;
+    stage.setting.accounts_for(&pods)?;
+    stage.api.set_weather(ApiWeather::Fair);
+    stage.put(&json!({}), &json!({}));
+    stage.hears("schedulable")?;
+    stage.api.delete_node(NAME);
+    stage.hears("there is no node object")
+}
