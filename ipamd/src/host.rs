@@ -3,8 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use datapath::netfilter::{NatSpec, Netfilter, SnatPorts, ruleset};
-use datapath::{Converged, Host, LinkSeen, MarkError};
-use ipnetwork::Ipv4Network;
+use datapath::{Converged, Host, LinkSeen, MarkError, desired};
 use tokio::sync::mpsc;
 use types::Mac;
 
@@ -93,11 +92,6 @@ impl HostKeeper {
     fn nat(&self, wish: &HostWish, links: &BTreeMap<Mac, LinkSeen>) -> Result<Option<NatSpec>, MarkError> {
         let primary = wish.node.enis.iter().find(|eni| eni.is_primary());
         let Some(link) = primary.and_then(|eni| links.get(&eni.mac)) else { return Ok(None) };
-        let mut sources: BTreeMap<Ipv4Network, u32> = BTreeMap::new();
-        for eni in wish.node.enis.iter().filter(|eni| !eni.is_primary() && links.contains_key(&eni.mac)) {
-            let mark = wish.node.marks.of_eni(eni.card, eni.device)?;
-            sources.extend(eni.sources.iter().map(|source| (*source, mark)));
-        }
         Ok(Some(NatSpec {
             pod_if_prefix: self.settings.pod_if_prefix.clone(),
             primary_if: link.name.clone(),
@@ -108,7 +102,7 @@ impl HostKeeper {
             connmark: wish.node.marks.connmark,
             node_port: self.settings.node_port,
             steering_mask: wish.node.marks.steering_mask,
-            sources,
+            sources: desired::sources(&wish.node, links)?,
         }))
     }
 }

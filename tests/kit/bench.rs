@@ -116,6 +116,34 @@ pub fn run(say: &mut dyn FnMut(&str)) -> Result<Value, LabError> {
     Ok(result)
 }
 
+/// ADD and DEL of ours alone, one pod after the other, at rising numbers of pods: does it cost more on a full node?
+///
+/// # Errors
+/// Whatever keeps it from running.
+pub fn growth(levels: &[u32], pods: u32, say: &mut dyn FnMut(&str)) -> Result<Value, LabError> {
+    let mut result = json!({});
+    let Some(most) = levels.iter().max() else { return Ok(result) };
+    let fabric = Fabric::create(Config::default())?;
+    let node = Node::launch(&fabric, "node1", INSTANCE_TYPE)?;
+    let target = (most + pods).to_string();
+    node.start_daemon(&[
+        ("MINIMUM_IP_TARGET", &target),
+        ("WARM_IP_TARGET", "1"),
+        ("IP_COOLDOWN_PERIOD", "1"),
+    ])?;
+    node.wait_ready()?;
+    node.wait_for("a full pool", |report| report.addresses.free >= most + pods)?;
+    let (ours, mut residents) = (Ours { node: &node }, Vec::new());
+    for level in levels {
+        fill(&ours, &mut residents, *level)?;
+        let measured = one_by_one(&ours, *level, pods)?;
+        let ms = |times: &Times| format!("{:.2} / {:.2} ms", millis(times.at(50)), millis(times.at(99)));
+        say(&format!("   {level:>5}  ADD p50 / p99 {}, DEL {}", ms(&measured.add), ms(&measured.del)));
+        result[level.to_string()] = json!({"add": measured.add.json(), "del": measured.del.json()});
+    }
+    Ok(result)
+}
+
 fn millis(micros: u128) -> f64 {
     f64::from(u32::try_from(micros).unwrap_or(u32::MAX)) / 1000.0
 }
@@ -132,15 +160,22 @@ fn fill(contender: &dyn Contender, residents: &mut Vec<Netns>, level: u32) -> Re
     Ok(())
 }
 
-fn measure(contender: &dyn Contender, level: u32) -> Result<Measured, LabError> {
+/// ADD and DEL, one pod after the other.
+fn one_by_one(contender: &dyn Contender, level: u32, pods: u32) -> Result<Measured, LabError> {
     let mut measured = Measured::default();
     let name = contender.name();
-    for number in 0..SEQUENTIAL {
+    for number in 0..pods {
         let id = format!("{name}s{level}n{number}");
         let netns = Netns::create(&id)?;
         measured.add.push(contender.add(&netns, &id)?);
         measured.del.push(contender.del(&netns, &id)?);
     }
+    Ok(measured)
+}
+
+fn measure(contender: &dyn Contender, level: u32) -> Result<Measured, LabError> {
+    let mut measured = one_by_one(contender, level, SEQUENTIAL)?;
+    let name = contender.name();
     for round in 0..ROUNDS {
         let ids: Vec<String> = (0..PARALLEL).map(|n| format!("{name}p{level}r{round}n{n}")).collect();
         let pods = ids.iter().map(|id| Netns::create(id)).collect::<Result<Vec<_>, _>>()?;

@@ -17,6 +17,7 @@ pub mod kube_api;
 pub mod moto;
 pub mod netns;
 pub mod node;
+pub mod packet;
 pub mod probe;
 pub mod runtime;
 pub mod sim;

@@ -60,6 +60,22 @@ fn secondary(
     Ok(())
 }
 
+/// The mark of each pod address (or prefix) on a secondary ENI whose link is there.
+///
+/// # Errors
+/// When an ENI's mark does not fit the mask.
+pub fn sources(
+    spec: &NodeSpec,
+    links: &BTreeMap<Mac, LinkSeen>,
+) -> Result<BTreeMap<Ipv4Network, u32>, MarkError> {
+    let mut sources = BTreeMap::new();
+    for eni in spec.enis.iter().filter(|eni| !eni.is_primary() && links.contains_key(&eni.mac)) {
+        let mark = spec.marks.of_eni(eni.card, eni.device)?;
+        sources.extend(eni.sources.iter().map(|source| (*source, mark)));
+    }
+    Ok(sources)
+}
+
 /// The host's routes to one pod, one for each of its addresses.
 pub fn pod_routes(pod: &PodSpec, link: IfIndex) -> impl Iterator<Item = Route> {
     pod.addresses.iter().map(move |address| Route {
@@ -227,6 +243,20 @@ ip rule add pref 32765 from 10.0.18.6 lookup 10102 protocol 86
         let routes: Vec<String> = pod_routes(&pod, IfIndex(4)).map(|r| r.destination.to_string()).collect();
 
         assert_eq!(routes, ["10.0.16.20/32", "2001:db8::a00:1014/128"]);
+    }
+
+    #[test]
+    fn sources_of_secondary_enis_with_a_link_get_their_mark() {
+        let mut spec = spec();
+        for (eni, source) in spec.enis.iter_mut().zip(["10.0.16.20/32", "10.0.17.16/28", "10.0.18.20/32"]) {
+            eni.sources.insert(source.parse().unwrap());
+        }
+        let mut links = links(&spec);
+        links.remove(&spec.enis[2].mac);
+
+        let sources = sources(&spec, &links).unwrap();
+
+        assert_eq!(sources, BTreeMap::from([("10.0.17.16/28".parse().unwrap(), 0x100)]));
     }
 
     #[test]

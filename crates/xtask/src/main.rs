@@ -68,11 +68,15 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
-    /// Measure: packets, ADD and DEL, with release builds.
+    /// Measure ADD and DEL, with release builds; `bench packet` measures packets instead.
+    #[command(args_conflicts_with_subcommands = true)]
     Bench {
         /// Write the figures into this file too.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
+        /// Something else instead.
+        #[command(subcommand)]
+        instead: Option<Bench>,
     },
     /// Build the plugin as it is shipped, and say where it is.
     Plugin,
@@ -80,6 +84,17 @@ enum Command {
     Ci,
     /// Check what no compiler checks.
     Tidy,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// What a packet costs, by the number of pods on the node; `--help` tells its options.
+    #[command(disable_help_flag = true)]
+    Packet {
+        /// Passed on to `vpc-lab bench packet`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -99,7 +114,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Test { name } => test(name.as_deref()),
         Command::Sim { seeds, seed, json } => sim(seeds, seed, json),
         Command::Fleet { options } => fleet(&options),
-        Command::Bench { json } => bench(json),
+        Command::Bench { instead: Some(Bench::Packet { options }), .. } => bench_packet(&options),
+        Command::Bench { json, instead: None } => bench(json),
         Command::Plugin => plugin(),
         Command::Ci => ci(),
         Command::Tidy => tidy(),
@@ -148,6 +164,12 @@ fn bench(json: Option<PathBuf>) -> Result<(), Failure> {
         lab.arg("--json").arg(file);
     }
     steps::pass_on(&mut lab)
+}
+
+fn bench_packet(options: &[String]) -> Result<(), Failure> {
+    setup::for_demo()?;
+    let built = build::all(Profile::Release)?;
+    steps::pass_on(lab(&built, "bench").arg("packet").args(options))
 }
 
 fn lab(built: &Built, command: &str) -> Program {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 use lab::demo::{Demo, Paint, Wish};
-use lab::{LabError, fleet, sim};
+use lab::{LabError, fleet, packet, sim};
 
 /// A VPC in network namespaces.
 #[derive(Debug, Parser)]
@@ -51,10 +51,27 @@ enum Command {
     /// Thousands of nodes that share one account's EC2 limits, in virtual time: our policies and the Go version's.
     Fleet(FleetArguments),
     /// ADD and DEL beside the reference plugins and the floor.
+    #[command(args_conflicts_with_subcommands = true)]
     Bench {
         /// Write the figures as JSON.
         #[arg(long)]
         json: Option<PathBuf>,
+        /// Something else instead.
+        #[command(subcommand)]
+        instead: Option<Bench>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// What a packet costs, by the number of pods on the node, beside rules per pod and beside routes alone.
+    Packet {
+        /// Write the figures as JSON.
+        #[arg(long)]
+        json: Option<PathBuf>,
+        /// Pods on the node; two or more apart.
+        #[arg(long, value_delimiter = ',', default_value = "0,28,110,250,500,700", value_parser = clap::value_parser!(u32).range(..=700))]
+        pods: Vec<u32>,
     },
 }
 
@@ -92,7 +109,8 @@ struct FleetArguments {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Demo { nodes, pods, keep } => demo(Wish { nodes, pods }, keep),
-        Command::Bench { json } => bench(json.as_deref()),
+        Command::Bench { instead: Some(Bench::Packet { json, pods }), .. } => packet(json.as_deref(), pods),
+        Command::Bench { json, instead: None } => bench(json.as_deref()),
         Command::Fleet(arguments) => fleet(&arguments),
         Command::Sim { seed: Some(seed), .. } => Ok(tell(seed)),
         Command::Sim { seeds, seed: None, first, json } => simulate(first, seeds, json.as_deref()),
@@ -114,10 +132,23 @@ fn bench(json: Option<&Path>) -> Result<bool, LabError> {
     let mut figures = lab::bench::run(&mut |line: &str| println!("{line}"))?;
     figures["allocator"] = lab::allocator::run(&mut |line: &str| println!("{line}"))?;
     println!("   plugin {} bytes, daemon resident {}", figures["plugin_bytes"], figures["daemon_rss_bytes"]);
-    if let Some(file) = file {
-        serde_json::to_writer_pretty(file, &figures).map_err(|e| LabError::Otherwise(e.to_string()))?;
-    }
+    write_json(file, &figures)?;
     Ok(true)
+}
+
+fn packet(json: Option<&Path>, pods: Vec<u32>) -> Result<bool, LabError> {
+    // Before the private /run hides a path below it.
+    let file = json.map(create).transpose()?;
+    lab::netns::enter_lab()?;
+    let wish = packet::Wish { pods, effort: packet::Effort::FULL };
+    let figures = packet::run(&wish, &mut |line: &str| println!("{line}"))?;
+    write_json(file, &figures)?;
+    Ok(true)
+}
+
+fn write_json(file: Option<std::fs::File>, figures: &serde_json::Value) -> Result<(), LabError> {
+    let Some(file) = file else { return Ok(()) };
+    serde_json::to_writer_pretty(file, figures).map_err(|error| LabError::Otherwise(error.to_string()))
 }
 
 /// Makes a file for figures before the work that gives them.
@@ -167,10 +198,7 @@ fn simulate(first: u64, seeds: u64, json: Option<&Path>) -> Result<bool, LabErro
         let found = found.map_or_else(|| "not found".to_owned(), |seeds| format!("found by seed {seeds}"));
         println!("   {:<28} {found}", plant.name());
     }
-    if let Some(file) = file {
-        let figures = sim::as_json(&told, &plants, started);
-        serde_json::to_writer_pretty(file, &figures).map_err(|e| LabError::Otherwise(e.to_string()))?;
-    }
+    write_json(file, &sim::as_json(&told, &plants, started))?;
     println!(
         "── {} histories, {} of them wrong, in {} s",
         told.seeds,
