@@ -14,6 +14,7 @@ mod estate;
 mod ipv6;
 mod life;
 mod moto;
+mod packet;
 mod prefixes;
 mod privilege;
 mod storms;
@@ -35,6 +36,7 @@ fn main() -> std::process::ExitCode {
         causes::TESTS,
         cluster::TESTS,
         privilege::TESTS,
+        packet::TESTS,
     ]
     .concat();
     // Asked before the lab, where everybody is root.

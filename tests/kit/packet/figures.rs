@@ -86,9 +86,7 @@ impl Figures {
 
     /// The middle sample of a cell.
     pub(super) fn median(&self, cell: Cell) -> Option<f64> {
-        let mut samples = self.0.get(&cell)?.clone();
-        samples.sort_by(f64::total_cmp);
-        samples.get(samples.len() / 2).copied()
+        median(&mut self.0.get(&cell)?.clone())
     }
 
     /// Tables by number of pods and layout.
@@ -132,6 +130,12 @@ impl Aim {
     fn met(&self) -> bool {
         self.figure <= self.at_most
     }
+}
+
+/// The middle one, if there is any.
+pub(super) fn median(samples: &mut [f64]) -> Option<f64> {
+    samples.sort_by(f64::total_cmp);
+    samples.get(samples.len() / 2).copied()
 }
 
 /// One by the other, where both are there.

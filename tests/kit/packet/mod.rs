@@ -55,7 +55,7 @@ impl Effort {
     /// For figures to publish.
     pub const FULL: Self = Self {
         rounds: 7,
-        packets: 40_000,
+        packets: 30_000,
         questions: 1_000,
         bulk: Duration::from_millis(200),
         connections: 1_000,
@@ -158,17 +158,9 @@ fn sample(node: &Node, quantity: Quantity, way: Way, effort: &Effort) -> Result<
 }
 
 fn headings() -> String {
-    let way = |way: Way| format!("{:<42}", way.words());
-    let columns =
-        format!("{:>8} {:>8} {:>9} {:>12}    ", "ns/packet", "us/answer", "Gbit/s", "connections/s");
-    format!(
-        "   {:<22}{}{}\n   {:>5}  {:<15}{columns}{columns}",
-        "",
-        way(Way::Outside),
-        way(Way::Local),
-        "pods",
-        ""
-    )
+    let columns = "ns/packet us/answer    Gbit/s connections/s    ";
+    let [outside, local] = Way::ALL.map(Way::words);
+    format!("   {:<22}{outside:<47}{local}\n   {:>5}  {:<15}{columns}{columns}", "", "pods", "")
 }
 
 fn row(figures: &Figures, pods: u32, layout: Layout) -> String {

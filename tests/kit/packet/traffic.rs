@@ -2,7 +2,8 @@
 //!
 //! What a packet costs is the sender's wall time. A veth hands a packet to the receiving side in a softirq on the
 //! sender's processor, before the system call that sent it returns: all of the way is in that time, forwarding
-//! included. Only packets that arrived count.
+//! included. The system call takes a batch, and the median batch counts: one in which the sender lost its processor to
+//! somebody else does not. A sample of which packets were lost is taken again.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -16,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg, sockopt};
 
 use super::Effort;
+use super::figures::median;
 use crate::LabError;
 use crate::netns::Netns;
 
@@ -124,7 +126,7 @@ pub(super) fn per_packet(from: &Netns, to: &Netns, at: Ipv4Addr, effort: &Effort
     Err(LabError::Otherwise(format!("packets from {} to {at} are lost", from.name())))
 }
 
-/// Sends; returns how many datagrams, and nanoseconds for each after the first ones.
+/// Sends; returns how many datagrams, and nanoseconds for each in the median batch after the first ones.
 fn flood(at: Ipv4Addr, packets: u32) -> io::Result<(u32, f64)> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.connect((at, SINK))?;
@@ -133,17 +135,19 @@ fn flood(at: Ipv4Addr, packets: u32) -> io::Result<(u32, f64)> {
     let mut controls: Vec<SendAncillaryBuffer<'_, '_, '_>> =
         (0..BATCH).map(|_| SendAncillaryBuffer::default()).collect();
     let mut batch: Vec<MMsgHdr<'_>> = controls.iter_mut().map(|c| MMsgHdr::new(&parts, c)).collect();
-    let mut send = |count: u32| -> io::Result<(u32, Duration)> {
-        let (started, mut sent) = (Instant::now(), 0);
-        while sent < count && started.elapsed() < SAMPLE {
-            let accepted = sendmmsg(&socket, &mut batch, SendFlags::empty())?;
-            sent += u32::try_from(accepted).map_err(io::Error::other)?;
+    let mut times = Vec::new();
+    let (begun, mut sent) = (Instant::now(), 0);
+    while sent < WARM_UP + packets && begun.elapsed() < SAMPLE {
+        let started = Instant::now();
+        let accepted = sendmmsg(&socket, &mut batch, SendFlags::empty())?;
+        let accepted = u32::try_from(accepted).map_err(io::Error::other)?;
+        if sent >= WARM_UP {
+            times.push(started.elapsed().as_secs_f64() * 1e9 / f64::from(accepted));
         }
-        Ok((sent, started.elapsed()))
-    };
-    let (warm, _) = send(WARM_UP)?;
-    let (sent, took) = send(packets)?;
-    Ok((warm + sent, took.as_secs_f64() * 1e9 / f64::from(sent)))
+        sent += accepted;
+    }
+    let each = median(&mut times).ok_or_else(|| io::Error::other("no time to send"))?;
+    Ok((sent, each))
 }
 
 /// Packets that came by all links of a namespace but the loopback.
@@ -166,20 +170,15 @@ pub fn arrivals(netns: &Netns) -> Result<Vec<(String, u64)>, LabError> {
     Ok(table.lines().filter_map(line).collect())
 }
 
-/// Microseconds from a question to its answer, of half of them at most.
+/// Microseconds from a question to its answer, in the median.
 pub(super) fn per_answer(from: &Netns, at: Ipv4Addr, effort: &Effort) -> Result<f64, LabError> {
     let asked = from.run(|| ask(at, effort.questions))?;
     let mut took = asked.map_err(LabError::doing("ask"))?;
-    took.sort_unstable();
-    let middle = took.get(took.len() / 2).ok_or_else(|| no_answer(from, at))?;
-    Ok(middle.as_secs_f64() * 1e6)
+    median(&mut took).ok_or_else(|| LabError::Otherwise(format!("{at} does not answer {}", from.name())))
 }
 
-fn no_answer(from: &Netns, at: Ipv4Addr) -> LabError {
-    LabError::Otherwise(format!("{at} does not answer {}", from.name()))
-}
-
-fn ask(at: Ipv4Addr, questions: u32) -> io::Result<Vec<Duration>> {
+/// Microseconds to each answer.
+fn ask(at: Ipv4Addr, questions: u32) -> io::Result<Vec<f64>> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.connect((at, ECHO))?;
     socket.set_read_timeout(Some(PATIENCE))?;
@@ -188,7 +187,7 @@ fn ask(at: Ipv4Addr, questions: u32) -> io::Result<Vec<Duration>> {
         let started = Instant::now();
         socket.send(&[0x55; DATAGRAM])?;
         if socket.recv(&mut buffer).is_ok() {
-            took.push(started.elapsed());
+            took.push(started.elapsed().as_secs_f64() * 1e6);
         }
         if begun.elapsed() > SAMPLE {
             break;
