@@ -116,13 +116,22 @@ pub fn run(say: &mut dyn FnMut(&str)) -> Result<Value, LabError> {
     Ok(result)
 }
 
+/// What [`growth`] measured, and the node it was measured on, which stands while this lives.
+#[derive(Debug)]
+pub struct Grown {
+    /// Times of ADD and DEL by number of pods.
+    pub figures: Value,
+    _residents: Vec<Netns>,
+    _node: Node,
+    _fabric: Fabric,
+}
+
 /// ADD and DEL of ours alone, one pod after the other, at rising numbers of pods: does it cost more on a full node?
 ///
 /// # Errors
 /// Whatever keeps it from running.
-pub fn growth(levels: &[u32], pods: u32, say: &mut dyn FnMut(&str)) -> Result<Value, LabError> {
-    let mut result = json!({});
-    let Some(most) = levels.iter().max() else { return Ok(result) };
+pub fn growth(levels: &[u32], pods: u32, say: &mut dyn FnMut(&str)) -> Result<Option<Grown>, LabError> {
+    let Some(most) = levels.iter().max() else { return Ok(None) };
     let fabric = Fabric::create(Config::default())?;
     let node = Node::launch(&fabric, "node1", INSTANCE_TYPE)?;
     let target = (most + pods).to_string();
@@ -133,15 +142,16 @@ pub fn growth(levels: &[u32], pods: u32, say: &mut dyn FnMut(&str)) -> Result<Va
     ])?;
     node.wait_ready()?;
     node.wait_for("a full pool", |report| report.addresses.free >= most + pods)?;
-    let (ours, mut residents) = (Ours { node: &node }, Vec::new());
+    let (mut figures, mut residents) = (json!({}), Vec::new());
+    let ours = Ours { node: &node };
     for level in levels {
         fill(&ours, &mut residents, *level)?;
         let measured = one_by_one(&ours, *level, pods)?;
         let ms = |times: &Times| format!("{:.2} / {:.2} ms", millis(times.at(50)), millis(times.at(99)));
         say(&format!("   {level:>5}  ADD p50 / p99 {}, DEL {}", ms(&measured.add), ms(&measured.del)));
-        result[level.to_string()] = json!({"add": measured.add.json(), "del": measured.del.json()});
+        figures[level.to_string()] = json!({"add": measured.add.json(), "del": measured.del.json()});
     }
-    Ok(result)
+    Ok(Some(Grown { figures, _residents: residents, _node: node, _fabric: fabric }))
 }
 
 fn millis(micros: u128) -> f64 {

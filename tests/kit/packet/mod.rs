@@ -12,7 +12,7 @@ mod traffic;
 
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{LabError, bench};
 use figures::{Aim, Cell, Figures, Quantity, Way, ratio};
@@ -70,12 +70,12 @@ impl Effort {
 pub fn run(wish: &Wish, say: &mut dyn FnMut(&str)) -> Result<Value, LabError> {
     let levels = levels(&wish.pods)?;
     let started = Instant::now();
-    let (figures, nodes) = measure(&levels, &wish.effort, say)?;
-    let thorough: Vec<u32> = levels.into_iter().filter(|level| THOROUGH.contains(level)).collect();
+    let thorough: Vec<u32> = levels.iter().copied().filter(|level| THOROUGH.contains(level)).collect();
+    // First, because thousands of namespaces make an ADD slow; and kept, because the kernel is long busy with those that end.
+    let grown = bench::growth(&thorough, wish.effort.adds, say)?;
+    let figures = measure(&levels, &wish.effort, say)?;
     let mut json = figures.json();
-    json["add_del"] = bench::growth(&thorough, wish.effort.adds, say)?;
-    // The kernel is long busy with namespaces that end: not while something is measured.
-    drop(nodes);
+    json["add_del"] = grown.map_or_else(|| json!({}), |grown| grown.figures.clone());
     let mut aims = figures.aims();
     aims.extend(["add", "del"].into_iter().filter_map(|verb| flat(&json["add_del"], verb)));
     say("── aims");
@@ -96,14 +96,10 @@ fn levels(pods: &[u32]) -> Result<Vec<u32>, LabError> {
     }
 }
 
-fn measure(
-    levels: &[u32],
-    effort: &Effort,
-    say: &mut dyn FnMut(&str),
-) -> Result<(Figures, Vec<Node>), LabError> {
+fn measure(levels: &[u32], effort: &Effort, say: &mut dyn FnMut(&str)) -> Result<Figures, LabError> {
     let mut figures = Figures::default();
     let mut nodes = Layout::ALL.into_iter().map(Node::create).collect::<Result<Vec<_>, _>>()?;
-    let far = nodes.iter().map(|node| Station::start(node.far())).collect::<Result<Vec<_>, _>>()?;
+    let _far = nodes.iter().map(|node| Station::start(node.far())).collect::<Result<Vec<_>, _>>()?;
     say(&headings());
     for level in levels {
         let others = usize::try_from(*level).map_err(|error| LabError::Otherwise(error.to_string()))?;
@@ -116,8 +112,7 @@ fn measure(
         drop(peers);
         Layout::ALL.into_iter().for_each(|layout| say(&row(&figures, *level, layout)));
     }
-    drop(far);
-    Ok((figures, nodes))
+    Ok(figures)
 }
 
 /// Every figure of one level and way: one sample of each layout, again and again.
