@@ -75,7 +75,7 @@ pub fn run(wish: &Wish, say: &mut dyn FnMut(&str)) -> Result<Value, LabError> {
     let grown = bench::growth(&thorough, wish.effort.adds, say)?;
     let figures = measure(&levels, &wish.effort, say)?;
     let mut json = figures.json();
-    json["add_del"] = grown.map_or_else(|| json!({}), |grown| grown.figures.clone());
+    json["add_del"] = grown.map_or_else(|| json!({}), |grown| grown.figures);
     let mut aims = figures.aims();
     aims.extend(["add", "del"].into_iter().filter_map(|verb| flat(&json["add_del"], verb)));
     say("── aims");
