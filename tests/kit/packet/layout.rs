@@ -80,6 +80,7 @@ fn ours(node: &Node) -> Result<(), LabError> {
             primary_if: Eni(0).link(),
             primary_address: Eni(0).own(),
             no_snat: BTreeSet::from([network(Ipv4Addr::new(10, 0, 0, 0), 16)?]),
+            local: None,
             snat: Some(SnatPorts::Prng),
             connmark: spec.marks.connmark,
             node_port: true,
@@ -104,7 +105,7 @@ fn node_spec(node: &Node) -> Result<NodeSpec, LabError> {
         })
     };
     let enis = node.enis().map(spec).collect::<Result<_, _>>()?;
-    Ok(NodeSpec { enis, marks: Marks::default(), connmark: true })
+    Ok(NodeSpec { enis, marks: Marks::default(), connmark: true, ipv6: false })
 }
 
 fn network(address: Ipv4Addr, prefix: u8) -> Result<Ipv4Network, LabError> {

@@ -224,7 +224,12 @@ impl Node {
         let netns = Netns::create(&id)?;
         let pod = PodName { namespace: "packet".to_owned(), name: id };
         let host_if = HostVeth::of_pod(&VethPrefix::default(), &pod, 0);
-        let spec = PodSpec { host_if: host_if.clone(), container_if: "eth0".to_owned(), address, mtu: MTU };
+        let spec = PodSpec {
+            host_if: host_if.clone(),
+            container_if: "eth0".to_owned(),
+            addresses: vec![address.into()],
+            mtu: MTU,
+        };
         let open = || socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None);
         let socket = netns.run(open)?.map_err(LabError::doing("open a netlink socket"))?;
         let file = std::fs::File::open(netns.path()).map_err(LabError::doing("open a namespace"))?;
