@@ -98,6 +98,15 @@ pub fn address_in_pool(wired: &[IpAddr]) -> Option<Ipv4Addr> {
     })
 }
 
+/// The IPv6 address of a pod that its wiring tells.
+#[must_use]
+pub fn ipv6_among(wired: &[IpAddr]) -> Option<Ipv6Addr> {
+    wired.iter().find_map(|address| match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(ipv6) => Some(*ipv6),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
+use ipamd::families::ipv6_among;
 use lab::LabError;
 use lab::fabric::{Drops, INTERNET_HOST, INTERNET_HOST6, SECOND_CIDR_HOST, SECOND_CIDR_HOST6};
 use lab::node::Node;
@@ -25,11 +26,7 @@ const ONLY: &[(&str, &str)] = &[("ENABLE_IPv4", "false"), ("ENABLE_IPv6", "true"
 /// Adds a pod; its IPv6 address.
 fn add(node: &Node, pod: &mut Pod) -> Result<Ipv6Addr, LabError> {
     let told = pod.add_any(node)?;
-    let ipv6 = told.iter().find_map(|ip| match ip {
-        IpAddr::V6(ipv6) => Some(*ipv6),
-        IpAddr::V4(_) => None,
-    });
-    ipv6.ok_or_else(|| LabError::Otherwise(format!("no IPv6 address among {told:?}")))
+    ipv6_among(&told).ok_or_else(|| LabError::Otherwise(format!("no IPv6 address among {told:?}")))
 }
 
 fn seen(pod: &Pod, by: Ipv6Addr) -> Result<Option<IpAddr>, LabError> {

@@ -1,7 +1,6 @@
 //! Requests: who gets which address, who waits, who is superseded.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use datapath::PodSpec;
@@ -11,6 +10,7 @@ use wire::{Added, Attachment, Detachment, Failure, Interface, Kept, Reply, Reque
 
 use super::event::{BatchId, CallId, Effect};
 use super::{Node, restore};
+use crate::families::ipv6_among;
 use crate::store::Record;
 
 /// How many released sandboxes are remembered, so that an ADD which a DEL has overtaken is recognised.
@@ -493,10 +493,7 @@ impl Node {
         // A fresh grant always has its place; the primary ENI's stands in where EC2 took the ENI away meanwhile.
         let (card, device) =
             grant.place.as_ref().map_or((NetworkCard(0), DeviceIndex(0)), |p| (p.card, p.device));
-        let ipv6 = pod.addresses.iter().find_map(|address| match address {
-            IpAddr::V6(ipv6) => Some(*ipv6),
-            IpAddr::V4(_) => None,
-        });
+        let ipv6 = ipv6_among(&pod.addresses);
         let mut told = self.settings.families.told(grant.address, ipv6).into_iter();
         Some(Interface {
             host_if: pod.host_if.as_str().to_owned(),

@@ -10,7 +10,7 @@
 //!   gets it (a crash between wiring and writing, or a lost file). Its DEL finds it by the name of its host link.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use datapath::PodSpec;
@@ -18,7 +18,7 @@ use pool::{Owner, PICTURE_LAG, Pool};
 use types::{HostVeth, Moment, PodName, SandboxKey};
 
 use super::adding::MTU_DEFAULT;
-use crate::families::address_in_pool;
+use crate::families::{address_in_pool, ipv6_among};
 use crate::store::{Loaded, Record};
 
 /// Network name of sandboxes that were found in the kernel only.
@@ -37,13 +37,6 @@ impl PodInKernel {
     /// The address as the pool knows it.
     fn address(&self) -> Option<Ipv4Addr> {
         address_in_pool(&self.addresses)
-    }
-
-    fn ipv6(&self) -> Option<Ipv6Addr> {
-        self.addresses.iter().find_map(|address| match address {
-            IpAddr::V6(ipv6) => Some(*ipv6),
-            IpAddr::V4(_) => None,
-        })
     }
 }
 
@@ -141,7 +134,10 @@ pub fn restore(
         let Some(sandbox) = placeholder(&pod.host_if) else { continue };
         remarks.push(format!("{address} is routed to {} but not in the state: kept for it", pod.host_if));
         let (host_if, pod_name) = (pod.host_if.clone(), PodName::default());
-        pool.adopt(Owner { sandbox, pod: pod_name, host_if, since: now, ipv6: pod.ipv6() }, address);
+        pool.adopt(
+            Owner { sandbox, pod: pod_name, host_if, since: now, ipv6: ipv6_among(&pod.addresses) },
+            address,
+        );
     }
     Restored { pool, leftovers, remarks }
 }

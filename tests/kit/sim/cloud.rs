@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipamd::cloud::{CloudError, CloudErrorKind, ConnectionTracking, Effect};
-use ipamd::node::{Chore, Event, Picture, Subnets};
+use ipamd::node::{Chore, Event, Picture, Stray, Subnets};
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use pool::{Action, ActionId, EniSeen, Given, Outcome, Role, Wanted};
 use types::{DeviceIndex, EniId, Ipv6Prefix, Moment, NetworkCard, Prefix, SubnetId};
@@ -38,6 +38,10 @@ pub(crate) struct Cloud {
     pub(crate) denied_until: Moment,
     /// What somebody else has taken of the subnet.
     pub(crate) taken: Vec<Ipv4Addr>,
+    /// ENIs of other instances that are attached to nothing.
+    pub(crate) strays: BTreeMap<EniId, Forsaken>,
+    /// What the node has done to one of them that it must not.
+    pub(crate) foul: Option<String>,
     /// Calls that change something, performed or not.
     pub(crate) changes: u64,
     metadata: bool,
@@ -46,6 +50,21 @@ pub(crate) struct Cloud {
     latency: Duration,
     tokens: u64,
 }
+
+/// An ENI that another instance has left behind.
+#[derive(Debug)]
+pub(crate) struct Forsaken {
+    made: Moment,
+    /// When its owner takes it up again.
+    claimed_at: Option<Moment>,
+    /// When this daemon was first told of it.
+    told_at: Option<Moment>,
+}
+
+/// As in the daemon: what is younger, or was first seen a shorter time ago, may be about to be attached.
+const STRAY: Duration = Duration::from_secs(300);
+/// How long a look may take: what it tells last counts from its beginning.
+const LOOK: Duration = Duration::from_secs(20);
 
 /// Something that the daemon has the cloud do; makes one call each time it is continued.
 #[derive(Debug)]
@@ -127,6 +146,8 @@ impl Cloud {
             dark_until: Moment(0),
             denied_until: Moment(0),
             taken: Vec::new(),
+            strays: BTreeMap::new(),
+            foul: None,
             changes: 0,
             lag: setup.lag,
             latency: setup.latency,
@@ -140,6 +161,53 @@ impl Cloud {
         self.model.remember(now);
         // Nobody listens to the fabric here.
         while self.model.next_event().is_some() {}
+    }
+
+    /// Another instance leaves an ENI behind.
+    pub(crate) fn forsake(&mut self, claimed_after: Option<Duration>, now: Moment) {
+        let tags = BTreeMap::from([(INSTANCE_TAG.to_owned(), "i-0other".to_owned())]);
+        let want = NewEni { tags, ..NewEni::plain(self.instance.subnet.clone()) };
+        // A full subnet has no room for it.
+        let Ok(eni) = self.model.create_eni(&want) else { return };
+        let claimed_at = claimed_after.map(|after| now.plus(after));
+        self.strays.insert(eni.id.clone(), Forsaken { made: now, claimed_at, told_at: None });
+    }
+
+    /// The daemon is another one now: it remembers nothing of them.
+    pub(crate) fn forget_strays(&mut self) {
+        self.strays.values_mut().for_each(|stray| stray.told_at = None);
+    }
+
+    /// Whether another instance has it, or will take it up again.
+    pub(crate) fn is_claimed(&self, eni: &EniId) -> bool {
+        self.strays.get(eni).is_some_and(|stray| stray.claimed_at.is_some())
+    }
+
+    /// Those that a picture tells.
+    fn forsaken(&mut self, as_of: Moment, now: Moment) -> Vec<Stray> {
+        let there = self
+            .strays
+            .iter_mut()
+            .filter(|(eni, stray)| self.model.eni(eni).is_ok() && stray.claimed_at.is_none_or(|at| now < at));
+        let told = there.map(|(eni, stray)| {
+            stray.told_at.get_or_insert(now);
+            // By the node's clock.
+            Stray { eni: eni.clone(), made: as_of.minus(now.since(stray.made)) }
+        });
+        told.collect()
+    }
+
+    /// What deleting one of them meets: its owner has taken it up again. Too early, it is foul.
+    fn refuses(&mut self, eni: &EniId, now: Moment) -> Option<ApiError> {
+        let stray = self.strays.get(eni)?;
+        if stray.claimed_at.is_some_and(|at| at <= now) {
+            return Some(ApiError::new("InvalidNetworkInterface.InUse", format!("{eni} is in use.")));
+        }
+        let young = now.since(stray.made) < STRAY;
+        if young || stray.told_at.is_none_or(|told| now.since(told) + LOOK < STRAY) {
+            self.foul = Some(format!("{eni} of another instance is deleted too early: {stray:?}"));
+        }
+        None
     }
 
     pub(crate) fn calm(&mut self) {
@@ -224,6 +292,7 @@ impl Cloud {
         let forgotten = enis.filter(|eni| self.is_ours(eni) && eni.attachment.is_none());
         picture.chores.extend(forgotten.map(|eni| Chore::Delete(eni.id.clone())));
         picture.choice = Some(self.choice());
+        picture.strays = self.forsaken(as_of, now);
         self.tell(Event::Looked(Ok(picture)), rng)
     }
 
@@ -297,7 +366,9 @@ impl Cloud {
         let done = match chores.pop_front() {
             None => return self.tell(Event::Tidied(Ok(())), rng),
             Some(Chore::Delete(eni)) => {
-                self.change("DeleteNetworkInterface", now, |model| model.delete_eni(&eni))
+                let refused = self.refuses(&eni, now);
+                let delete = |model: &mut Model| refused.map_or_else(|| model.delete_eni(&eni), Err);
+                self.change("DeleteNetworkInterface", now, delete)
             }
             Some(Chore::Tie { eni, attachment }) => {
                 let tie = |model: &mut Model| model.set_delete_on_termination(&eni, &attachment, true);

@@ -1,7 +1,7 @@
 //! Bugs put between the node and its world on purpose, to see that the simulator finds them.
 
 use ipamd::cloud::{CloudError, CloudErrorKind};
-use ipamd::node::{Effect, Event};
+use ipamd::node::{Chore, Effect, Event};
 use types::Moment;
 
 /// A bug.
@@ -25,6 +25,8 @@ pub enum Plant {
     LeavesChores,
     /// The wiring of released pods stays.
     KeepsLinks,
+    /// ENIs of other instances that are attached to nothing are deleted as soon as they are seen.
+    HasNoPatience,
 }
 
 impl Plant {
@@ -39,6 +41,7 @@ impl Plant {
         Self::TakesSilenceForRefusal,
         Self::LeavesChores,
         Self::KeepsLinks,
+        Self::HasNoPatience,
     ];
 
     /// Its name in reports.
@@ -54,6 +57,7 @@ impl Plant {
             Self::TakesSilenceForRefusal => "takes-silence-for-refusal",
             Self::LeavesChores => "leaves-chores",
             Self::KeepsLinks => "keeps-links",
+            Self::HasNoPatience => "has-no-patience",
         }
     }
 
@@ -70,6 +74,10 @@ impl Plant {
             {
                 let refusal = CloudError::new(CloudErrorKind::Other, error.call(), "no answer");
                 Event::Acted { id, result: Err(refusal) }
+            }
+            (Self::HasNoPatience, Event::Looked(Ok(mut picture))) => {
+                picture.chores.extend(picture.strays.iter().map(|stray| Chore::Delete(stray.eni.clone())));
+                Event::Looked(Ok(picture))
             }
             (_, event) => event,
         }

@@ -98,6 +98,8 @@ pub(crate) enum Step {
     Pull(u32),
     /// Somebody takes an address or a prefix of the node away.
     Rob(u32),
+    /// Another instance of the cluster leaves an ENI behind; where a time is given, it takes it up again then.
+    Stray(Option<Duration>),
     /// The next writes to the disk fail.
     DiskFails(u32),
     /// The next wirings fail.
@@ -217,7 +219,7 @@ impl Step {
             };
         }
         let times = 1 + rng.small(4);
-        match rng.below(22) {
+        match rng.below(23) {
             0..=2 => Self::Crash {
                 down: rng.millis(0, 20_000),
                 jump: if rng.percent(20) { i64::from(rng.small(7_200)) - 3_600 } else { 0 },
@@ -243,6 +245,7 @@ impl Step {
             }
             19 => Self::Exclude(u8::try_from(rng.below(3)).unwrap_or(0)),
             20 => Self::Admit,
+            21 => Self::Stray(rng.percent(50).then(|| rng.millis(0, 900_000))),
             _ => Self::Gc,
         }
     }

@@ -20,7 +20,7 @@ use super::constants::{
     RTN_LOCAL,
 };
 use super::encode::Attributes;
-use super::ruleset::{Bits, ENI_OF, Link, NO_SNAT, Term};
+use super::ruleset::{Bits, Link, NO_SNAT, Term};
 
 /// Length of an interface name in a register: `IFNAMSIZ`.
 const NAME_BYTES: usize = 16;
@@ -66,9 +66,7 @@ fn of_term(term: &Term) -> Vec<Attributes> {
         }
         Term::MarkConnection(bits) => vec![ct_load(NFT_CT_MARK), bitwise(*bits), ct_store_mark()],
         Term::MarkPacket(bits) => vec![meta_load(NFT_META_MARK), bitwise(*bits), meta_store_mark()],
-        Term::JumpBySource => {
-            vec![payload_load(IPV4_SOURCE), jump_by(ENI_OF)]
-        }
+        Term::JumpBySource(map) => vec![payload_load(IPV4_SOURCE), jump_by(map)],
         Term::Return => vec![verdict(NFT_RETURN)],
         Term::Drop => vec![verdict(NF_DROP)],
         Term::Snat { to, ports } => vec![immediate(*to), source_nat(*ports)],
@@ -267,7 +265,7 @@ mod tests {
             00040c000480080001007fffffff0c0005800800010080000000
             24000180090001006d657461000000001400028008000200000000030800030000000001";
 
-        assert_eq!(rule("from_pods", 3), captured(nft));
+        assert_eq!(rule("from_pods", 4), captured(nft));
     }
 
     #[test]

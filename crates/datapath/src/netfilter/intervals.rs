@@ -13,6 +13,13 @@ pub(super) struct Interval {
     pub(super) last: u32,
 }
 
+impl Interval {
+    /// Whether it is one address.
+    pub(super) const fn is_single(self) -> bool {
+        self.first == self.last
+    }
+}
+
 /// The networks that lie in no other one of the set.
 pub(super) fn widest(networks: &BTreeSet<Ipv4Network>) -> BTreeSet<Interval> {
     let mut intervals: Vec<Interval> = networks.iter().copied().map(Interval::from).collect();

@@ -4,7 +4,7 @@
 //! transaction over netlink. No program is executed. Only sets and maps grow, never lists of rules.
 //!
 //! ```text
-//!   prerouting -150  node port: a new connection to an address of the primary ENI   ct mark |= connmark
+//!   prerouting -150  (NAT) node port: to an address of the primary ENI              ct mark |= connmark
 //!   prerouting  -95  a new connection to an address that means something on this node only: dropped
 //!   prerouting  -95  packets from pods (after kube-proxy's DNAT at -100)
 //!                      mark := the ENI of the source address, one map lookup

@@ -13,7 +13,7 @@ use super::constants::{
 use super::decode::{attribute, attributes, number, path, text};
 use super::encode::Attributes;
 use super::intervals::Interval;
-use super::ruleset::{Chain, ENI_OF, Hook, NO_SNAT, Ruleset, comment, steering_chain_mark};
+use super::ruleset::{Chain, ENI_OF, ENI_OF_RANGE, Hook, NO_SNAT, Ruleset, comment, steering_chain_mark};
 use super::socket::Socket;
 use super::transaction::user_data;
 use super::{NetfilterError, TABLE};
@@ -64,7 +64,7 @@ impl From<&Ruleset> for Table {
         };
         Self {
             flags: 0,
-            sets: 2,
+            sets: 3,
             chains: ruleset.all_chains().into_iter().map(chain).collect(),
             no_snat: ruleset.no_snat.clone(),
             sources: ruleset.steering.clone(),
@@ -86,13 +86,14 @@ pub(super) fn observe(socket: &mut Socket) -> Result<Option<Table>, NetfilterErr
     let chains = chains(socket)?;
     let number_of = |kind| attribute(&table, kind).and_then(number).unwrap_or_default();
     let chain_count = u32::try_from(chains.len()).unwrap_or(u32::MAX);
-    let sources =
-        elements(socket, ENI_OF)?.into_iter().map(|(i, mark)| (i, mark.unwrap_or_default())).collect();
+    let mut sources = singles(socket, ENI_OF)?;
+    sources.extend(intervals(socket, ENI_OF_RANGE)?);
+    let sources = sources.into_iter().map(|(i, mark)| (i, mark.unwrap_or_default())).collect();
     Ok(Some(Table {
         flags: number_of(NFTA_TABLE_FLAGS),
         sets: number_of(NFTA_TABLE_USE).saturating_sub(chain_count),
         chains,
-        no_snat: elements(socket, NO_SNAT)?.into_keys().collect(),
+        no_snat: intervals(socket, NO_SNAT)?.into_keys().collect(),
         sources,
     }))
 }
@@ -134,15 +135,26 @@ fn hook(chain: &[u8]) -> Option<HookState> {
 }
 
 /// The intervals of a set, and in a map the mark that each leads to.
-fn elements(socket: &mut Socket, set: &str) -> Result<BTreeMap<Interval, Option<u32>>, NetfilterError> {
+fn intervals(socket: &mut Socket, set: &str) -> Result<BTreeMap<Interval, Option<u32>>, NetfilterError> {
+    Ok(paired(elements(socket, set)?))
+}
+
+/// The addresses of a set without intervals, likewise.
+fn singles(socket: &mut Socket, set: &str) -> Result<BTreeMap<Interval, Option<u32>>, NetfilterError> {
+    let single = |((key, _), mark)| (Interval { first: key, last: key }, mark);
+    Ok(elements(socket, set)?.into_iter().map(single).collect())
+}
+
+/// The elements of a set: keys, and in a map the mark that each leads to.
+fn elements(socket: &mut Socket, set: &str) -> Result<Elements, NetfilterError> {
     let of_set =
         Attributes::default().text(NFTA_SET_ELEM_LIST_TABLE, TABLE).text(NFTA_SET_ELEM_LIST_SET, set);
     let answers = socket.ask(NFT_MSG_GETSETELEM, NLM_F_DUMP, &of_set)?;
     let lists = answers.iter().filter_map(|answer| attribute(answer, NFTA_SET_ELEM_LIST_ELEMENTS));
-    let edges: BTreeMap<(u32, Side), Option<u32>> =
-        lists.flat_map(attributes).filter_map(|(_, element)| edge(element)).collect();
-    Ok(paired(edges))
+    Ok(lists.flat_map(attributes).filter_map(|(_, element)| edge(element)).collect())
 }
+
+type Elements = BTreeMap<(u32, Side), Option<u32>>;
 
 /// Which end of an interval an element is; where two touch, the end comes before the next one's start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -159,7 +171,7 @@ fn edge(element: &[u8]) -> Option<((u32, Side), Option<u32>)> {
     Some(((key, side), chain.and_then(steering_chain_mark)))
 }
 
-fn paired(edges: BTreeMap<(u32, Side), Option<u32>>) -> BTreeMap<Interval, Option<u32>> {
+fn paired(edges: Elements) -> BTreeMap<Interval, Option<u32>> {
     let mut intervals = BTreeMap::new();
     let mut open: Option<(u32, Option<u32>)> = None;
     for ((key, side), mark) in edges {

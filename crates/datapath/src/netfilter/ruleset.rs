@@ -12,8 +12,13 @@ use super::{NatSpec, SnatPorts, TABLE};
 
 /// Name of the set of destinations that keep the pod's address.
 pub(super) const NO_SNAT: &str = "no_snat";
-/// Name of the map from a pod's address to the chain that sets its ENI's mark.
+/// Name of the map from a pod's address to the chain that sets its ENI's mark: a hash, as cheap with a thousand pods as with one.
 pub(super) const ENI_OF: &str = "eni_of";
+/// Name of the same map for ranges of addresses, among which the kernel has to search.
+pub(super) const ENI_OF_RANGE: &str = "eni_of_range";
+
+/// Most elements of [`ENI_OF`]: with a bound the kernel takes a hash of fixed size, the fastest it has. Far more than any instance holds.
+pub(super) const SINGLES_MAX: u32 = 16_384;
 
 /// Our table with all it holds. Prints as text for `nft -f`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +41,7 @@ pub(super) struct Chain {
 /// Where in the kernel packets enter a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Hook {
-    /// Filter, before kube-proxy's DNAT (-100) and after conntrack (-200).
+    /// Destination NAT, before everybody's at -100: seen by the first packet of a connection only, so it costs the others nothing.
     BeforeDnat,
     /// Filter, after kube-proxy's DNAT and still before the routing decision.
     AfterDnat,
@@ -69,8 +74,8 @@ pub(super) enum Term {
     MarkConnection(Bits),
     /// Changes the packet's mark.
     MarkPacket(Bits),
-    /// Jumps to the chain that the map [`ENI_OF`] has for the source.
-    JumpBySource,
+    /// Jumps to the chain that this map has for the source.
+    JumpBySource(&'static str),
     /// Leaves the chain.
     Return,
     /// Drops the packet.
@@ -106,10 +111,10 @@ pub fn ruleset(spec: &NatSpec) -> Ruleset {
     let mut chains = Vec::new();
     chains.extend(spec.node_port.then(|| node_port(spec)));
     chains.extend(spec.local.map(to_local));
-    chains.push(from_pods(spec));
-    chains.extend(spec.snat.map(|ports| source_nat(spec, ports)));
     let mut steering = most_specific(&spec.sources);
     steering.values_mut().for_each(|mark| *mark &= spec.steering_mask);
+    chains.push(from_pods(spec, &steering));
+    chains.extend(spec.snat.map(|ports| source_nat(spec, ports)));
     Ruleset { no_snat: widest(&spec.no_snat), steering, steering_mask: spec.steering_mask, chains }
 }
 
@@ -118,7 +123,6 @@ pub fn ruleset(spec: &NatSpec) -> Ruleset {
 fn node_port(spec: &NatSpec) -> Chain {
     let rule = vec![
         Term::From(Link::Named(spec.primary_if.clone())),
-        Term::NewConnection,
         Term::DestinationOfArrivalLink,
         Term::MarkConnection(Bits::added(spec.connmark)),
     ];
@@ -130,9 +134,11 @@ fn to_local(range: Ipv4Network) -> Chain {
     Chain { name: "to_local".to_owned(), hook: Some(Hook::AfterDnat), rules: vec![rule] }
 }
 
-fn from_pods(spec: &NatSpec) -> Chain {
+fn from_pods(spec: &NatSpec, steering: &BTreeMap<Interval, u32>) -> Chain {
     let not_a_pod = vec![Term::NotFrom(Link::Prefixed(spec.pod_if_prefix.clone())), Term::Return];
-    let steer = vec![Term::JumpBySource];
+    // What is in neither map costs no lookup in it.
+    let has = |single| steering.keys().any(|interval| interval.is_single() == single);
+    let maps = [(ENI_OF, true), (ENI_OF_RANGE, false)].into_iter().filter(|(_, single)| has(*single));
     let leaving = vec![
         Term::NewConnection,
         Term::DestinationOutsideNoSnat,
@@ -140,7 +146,8 @@ fn from_pods(spec: &NatSpec) -> Chain {
         Term::MarkConnection(Bits::added(spec.connmark)),
     ];
     let by_primary = vec![Term::ConnectionHas(spec.connmark), Term::MarkPacket(Bits::added(spec.connmark))];
-    let mut rules = vec![not_a_pod, steer];
+    let mut rules = vec![not_a_pod];
+    rules.extend(maps.map(|(map, _)| vec![Term::JumpBySource(map)]));
     rules.extend(spec.snat.map(|_| leaving));
     rules.extend((spec.snat.is_some() || spec.node_port).then_some(by_primary));
     Chain { name: "from_pods".to_owned(), hook: Some(Hook::AfterDnat), rules }
@@ -216,8 +223,8 @@ impl Hook {
     /// Kind of chain, as the kernel names it.
     pub(super) const fn kind(self) -> &'static str {
         match self {
-            Self::BeforeDnat | Self::AfterDnat => "filter",
-            Self::SourceNat => "nat",
+            Self::AfterDnat => "filter",
+            Self::BeforeDnat | Self::SourceNat => "nat",
         }
     }
 
@@ -253,10 +260,13 @@ impl fmt::Display for Ruleset {
         write_elements(f, self.no_snat.iter().map(ToString::to_string))?;
         writeln!(f, "  }}")?;
         self.marks().into_iter().try_for_each(|mark| write!(f, "{}", self.steering_chain(mark)))?;
-        writeln!(f, "  map {ENI_OF} {{\n    type ipv4_addr : verdict\n    flags interval")?;
         let jump =
             |(source, mark): (&Interval, &u32)| format!("{source} : jump {}", steering_chain_name(*mark));
-        write_elements(f, self.steering.iter().map(jump))?;
+        let of = |single| self.steering.iter().filter(move |(source, _)| source.is_single() == single);
+        writeln!(f, "  map {ENI_OF} {{\n    type ipv4_addr : verdict\n    size {SINGLES_MAX}")?;
+        write_elements(f, of(true).map(jump))?;
+        writeln!(f, "  }}\n  map {ENI_OF_RANGE} {{\n    type ipv4_addr : verdict\n    flags interval")?;
+        write_elements(f, of(false).map(jump))?;
         writeln!(f, "  }}")?;
         self.chains.iter().try_for_each(|chain| write!(f, "{chain}"))?;
         writeln!(f, "}}")
@@ -299,7 +309,7 @@ impl fmt::Display for Term {
             Self::ConnectionHas(mark) => write!(f, "ct mark and {mark:#x} == {mark:#x}"),
             Self::MarkConnection(bits) => write!(f, "ct mark set ct mark {bits}"),
             Self::MarkPacket(bits) => write!(f, "meta mark set meta mark {bits}"),
-            Self::JumpBySource => write!(f, "ip saddr vmap @{ENI_OF}"),
+            Self::JumpBySource(map) => write!(f, "ip saddr vmap @{map}"),
             Self::Return => write!(f, "return"),
             Self::Drop => write!(f, "drop"),
             Self::Snat { to, ports: SnatPorts::Prng } => write!(f, "snat to {to} fully-random"),
@@ -336,9 +346,15 @@ mod tests {
     fn steering_is_one_lookup_and_changes_only_its_own_bits() {
         let text = ruleset(&spec()).to_string();
 
-        assert_eq!(text.matches("vmap @eni_of").count(), 1);
-        assert!(text.contains("10.0.0.20 : jump mark_100, 10.0.1.0/28 : jump mark_200"), "{text}");
+        assert_eq!(text.matches("vmap @eni_of").count(), 2, "addresses, and ranges");
+        assert!(text.contains("10.0.0.20 : jump mark_100 }"), "{text}");
+        assert!(text.contains("10.0.1.0/28 : jump mark_200 }"), "{text}");
         assert!(text.contains("meta mark set meta mark and 0xffffc0ff or 0x100"), "{text}");
+        let singles = BTreeMap::from([("10.0.0.20".parse().unwrap(), 0x100)]);
+        let text = ruleset(&NatSpec { sources: singles, ..spec() }).to_string();
+        assert_eq!(text.matches("vmap @").count(), 1, "{text}");
+        let text = ruleset(&NatSpec { sources: BTreeMap::new(), ..spec() }).to_string();
+        assert_eq!(text.matches("vmap @").count(), 0, "{text}");
     }
 
     #[test]
@@ -352,9 +368,7 @@ mod tests {
     fn node_ports_work_without_snat() {
         let text = ruleset(&NatSpec { snat: None, ..spec() }).to_string();
 
-        assert!(text.contains(
-            "iifname \"ens5\" ct state new fib daddr . iif type local ct mark set ct mark or 0x80"
-        ));
+        assert!(text.contains("iifname \"ens5\" fib daddr . iif type local ct mark set ct mark or 0x80"));
         assert!(text.contains("ct mark and 0x80 == 0x80 meta mark set meta mark or 0x80"), "{text}");
         assert!(!text.contains("snat to"), "{text}");
     }

@@ -10,16 +10,18 @@ use super::constants::{
     NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE, NFTA_CHAIN_TYPE, NFTA_DATA_VALUE,
     NFTA_DATA_VERDICT, NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY, NFTA_LIST_ELEM, NFTA_RULE_CHAIN,
     NFTA_RULE_EXPRESSIONS, NFTA_RULE_TABLE, NFTA_RULE_USERDATA, NFTA_SET_DATA_LEN, NFTA_SET_DATA_TYPE,
-    NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_FLAGS, NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_LIST_ELEMENTS,
-    NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_FLAGS, NFTA_SET_ID, NFTA_SET_KEY_LEN,
-    NFTA_SET_KEY_TYPE, NFTA_SET_NAME, NFTA_SET_TABLE, NFTA_TABLE_NAME, NFTA_VERDICT_CHAIN, NFTA_VERDICT_CODE,
-    NFTNL_UDATA_RULE_COMMENT, NLM_F_APPEND, NLM_F_CREATE, TYPE_IPADDR,
+    NFTA_SET_DESC, NFTA_SET_DESC_SIZE, NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_FLAGS, NFTA_SET_ELEM_KEY,
+    NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_FLAGS,
+    NFTA_SET_ID, NFTA_SET_KEY_LEN, NFTA_SET_KEY_TYPE, NFTA_SET_NAME, NFTA_SET_TABLE, NFTA_TABLE_NAME,
+    NFTA_VERDICT_CHAIN, NFTA_VERDICT_CODE, NFTNL_UDATA_RULE_COMMENT, NLM_F_APPEND, NLM_F_CREATE, TYPE_IPADDR,
 };
 use super::encode::{Attributes, Batch};
 use super::expression::expressions;
 use super::intervals::Interval;
 use super::observe::Table;
-use super::ruleset::{Chain, ENI_OF, Hook, NO_SNAT, Ruleset, comment, steering_chain_name};
+use super::ruleset::{
+    Chain, ENI_OF, ENI_OF_RANGE, Hook, NO_SNAT, Ruleset, SINGLES_MAX, comment, steering_chain_name,
+};
 
 /// Intervals in one message: an attribute holds 64 KiB, and an interval takes less than 100 bytes of it.
 const INTERVALS_MAX: usize = 500;
@@ -48,7 +50,7 @@ fn creation(ruleset: &Ruleset) -> Vec<Batch> {
         add_chain(&mut sets, &chain);
         add_rules(&mut sets, &chain);
     }
-    change_elements(&mut sets, Change::Add, ENI_OF, &jumps(&ruleset.steering));
+    change_steering(&mut sets, Change::Add, &ruleset.steering);
     let mut chains = Batch::new();
     for chain in &ruleset.chains {
         add_chain(&mut chains, chain);
@@ -72,10 +74,10 @@ fn adjustment(seen: &Table, wanted: &Table, ruleset: &Ruleset) -> Batch {
     change_elements(&mut batch, Change::Delete, NO_SNAT, &minus(&seen.no_snat, &wanted.no_snat));
     change_elements(&mut batch, Change::Add, NO_SNAT, &minus(&wanted.no_snat, &seen.no_snat));
     let minus = |a: &BTreeMap<Interval, u32>, b: &BTreeMap<Interval, u32>| {
-        jumps(&a.iter().filter(|(i, mark)| b.get(i) != Some(mark)).map(|(i, mark)| (*i, *mark)).collect())
+        a.iter().filter(|(i, mark)| b.get(i) != Some(mark)).map(|(i, mark)| (*i, *mark)).collect()
     };
-    change_elements(&mut batch, Change::Delete, ENI_OF, &minus(&seen.sources, &wanted.sources));
-    change_elements(&mut batch, Change::Add, ENI_OF, &minus(&wanted.sources, &seen.sources));
+    change_steering(&mut batch, Change::Delete, &minus(&seen.sources, &wanted.sources));
+    change_steering(&mut batch, Change::Add, &minus(&wanted.sources, &seen.sources));
     for name in seen.chains.keys().filter(|name| !wanted.chains.contains_key(*name)) {
         flush_chain(&mut batch, name);
         let chain = Attributes::default().text(NFTA_CHAIN_TABLE, TABLE).text(NFTA_CHAIN_NAME, name);
@@ -116,11 +118,17 @@ fn add_sets(batch: &mut Batch) {
             .number(NFTA_SET_ID, id)
     };
     let no_snat = set(NO_SNAT, 1, NFT_SET_INTERVAL);
-    let eni_of = set(ENI_OF, 2, NFT_SET_INTERVAL | NFT_SET_MAP)
-        .number(NFTA_SET_DATA_TYPE, NFT_DATA_VERDICT)
-        .number(NFTA_SET_DATA_LEN, 0);
-    batch.step(format!("add set {NO_SNAT}"), NFT_MSG_NEWSET, NLM_F_CREATE, &no_snat);
-    batch.step(format!("add map {ENI_OF}"), NFT_MSG_NEWSET, NLM_F_CREATE, &eni_of);
+    let map = |name, id, flags| {
+        set(name, id, flags | NFT_SET_MAP)
+            .number(NFTA_SET_DATA_TYPE, NFT_DATA_VERDICT)
+            .number(NFTA_SET_DATA_LEN, 0)
+    };
+    let size = Attributes::default().number(NFTA_SET_DESC_SIZE, SINGLES_MAX);
+    let eni_of = map(ENI_OF, 2, 0).nest(NFTA_SET_DESC, &size);
+    let eni_of_range = map(ENI_OF_RANGE, 3, NFT_SET_INTERVAL);
+    for (name, attributes) in [(NO_SNAT, no_snat), (ENI_OF, eni_of), (ENI_OF_RANGE, eni_of_range)] {
+        batch.step(format!("add set {name}"), NFT_MSG_NEWSET, NLM_F_CREATE, &attributes);
+    }
 }
 
 fn add_chain(batch: &mut Batch, chain: &Chain) {
@@ -171,8 +179,13 @@ fn plain(intervals: &BTreeSet<Interval>) -> Vec<Element> {
     intervals.iter().map(|interval| (*interval, None)).collect()
 }
 
-fn jumps(sources: &BTreeMap<Interval, u32>) -> Vec<Element> {
-    sources.iter().map(|(interval, mark)| (*interval, Some(steering_chain_name(*mark)))).collect()
+/// Single addresses and ranges are in a map each.
+fn change_steering(batch: &mut Batch, change: Change, sources: &BTreeMap<Interval, u32>) {
+    let jump = |(interval, mark): (&Interval, &u32)| (*interval, Some(steering_chain_name(*mark)));
+    let (singles, ranges): (Vec<Element>, Vec<Element>) =
+        sources.iter().map(jump).partition(|(interval, _)| interval.is_single());
+    change_elements(batch, change, ENI_OF, &singles);
+    change_elements(batch, change, ENI_OF_RANGE, &ranges);
 }
 
 fn change_elements(batch: &mut Batch, change: Change, set: &str, elements: &[Element]) {
@@ -181,7 +194,10 @@ fn change_elements(batch: &mut Batch, change: Change, set: &str, elements: &[Ele
         Change::Delete => (format!("delete elements of {set}"), NFT_MSG_DELSETELEM, 0),
     };
     for some in elements.chunks(INTERVALS_MAX) {
-        let edges = some.iter().flat_map(edges);
+        let edges = some.iter().flat_map(|element| match set {
+            ENI_OF => vec![start(element)],
+            _ => edges(element),
+        });
         let list = edges.fold(Attributes::default(), |list, edge| list.nest(NFTA_LIST_ELEM, &edge));
         let attributes = Attributes::default()
             .text(NFTA_SET_ELEM_LIST_TABLE, TABLE)
@@ -192,18 +208,23 @@ fn change_elements(batch: &mut Batch, change: Change, set: &str, elements: &[Ele
 }
 
 /// The kernel keeps an interval as its first address and the one after its last, which the whole space lacks.
-fn edges((interval, chain): &Element) -> Vec<Attributes> {
-    let key = |address: u32| {
-        let value = Attributes::default().bytes(NFTA_DATA_VALUE, &address.to_be_bytes());
-        Attributes::default().nest(NFTA_SET_ELEM_KEY, &value)
-    };
-    let start = match chain {
+fn edges(element: &Element) -> Vec<Attributes> {
+    let end = element.0.last.checked_add(1);
+    let end = end.map(|end| key(end).number(NFTA_SET_ELEM_FLAGS, NFT_SET_ELEM_INTERVAL_END));
+    [start(element)].into_iter().chain(end).collect()
+}
+
+/// The first address of an interval; of one that is a single address, all there is.
+fn start((interval, chain): &Element) -> Attributes {
+    match chain {
         None => key(interval.first),
         Some(chain) => key(interval.first).nest(NFTA_SET_ELEM_DATA, &jump(chain)),
-    };
-    let end = interval.last.checked_add(1);
-    let end = end.map(|end| key(end).number(NFTA_SET_ELEM_FLAGS, NFT_SET_ELEM_INTERVAL_END));
-    [start].into_iter().chain(end).collect()
+    }
+}
+
+fn key(address: u32) -> Attributes {
+    let value = Attributes::default().bytes(NFTA_DATA_VALUE, &address.to_be_bytes());
+    Attributes::default().nest(NFTA_SET_ELEM_KEY, &value)
 }
 
 fn jump(chain: &str) -> Attributes {

@@ -13,6 +13,7 @@ use super::{Held, Phase, World, hold};
 impl World {
     /// Always.
     pub(super) fn check(&mut self) -> Held {
+        hold!(self.cloud.foul.is_none(), "{:?}", self.cloud.foul);
         let Some(node) = &self.node else { return Ok(()) };
         let pool = node.pool();
         pool.check().map_err(|violation| violation.to_string())?;
@@ -86,7 +87,7 @@ impl World {
             self.cloud.model.enis_of(&self.cloud.instance.id).map(|eni| &eni.id).collect();
         let known: BTreeSet<_> = report.enis.iter().map(|eni| &eni.id).collect();
         hold!(here == known, "EC2 has {here:?}, the books {known:?}");
-        for eni in self.cloud.model.enis() {
+        for eni in self.cloud.model.enis().filter(|eni| !self.cloud.is_claimed(&eni.id)) {
             let tie = eni.attachment.as_ref();
             hold!(tie.is_some(), "{} is leaked", eni.id);
             hold!(tie.is_some_and(|tie| tie.delete_on_termination), "{} would outlive the instance", eni.id);

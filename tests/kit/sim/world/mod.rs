@@ -308,6 +308,7 @@ impl World {
             return;
         }
         self.epoch += 1;
+        self.cloud.forget_strays();
         self.clock_at_crash = self.clock();
         self.skew = self.skew.saturating_add(jump.saturating_mul(1000)).clamp(-900_000_000, 900_000_000);
         if amnesia {

@@ -52,6 +52,7 @@ impl World {
             Step::Admit => self.cloud.excluded.clear(),
             Step::Pull(number) => self.pull(number),
             Step::Rob(number) => self.rob(number),
+            Step::Stray(claimed_after) => self.cloud.forsake(claimed_after, self.now),
             Step::DiskFails(times) => self.disk.fails = times,
             Step::WiringFails(times) => self.wiring_fails = times,
             Step::HostFails(times) => self.host_fails = times,
