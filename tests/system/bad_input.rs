@@ -1,6 +1,7 @@
 //! What bad input gets: a clear error with its code; nothing leaked, nothing given twice, the daemon alive.
 
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("garbage_on_stdin_gets_code_6_and_leaks_nothing", bad_stdin),
     ("a_namespace_that_is_none_gets_code_4", bad_netns),
     ("hostile_clients_of_the_socket_harm_nobody", hostile_clients),
+    ("idle_connections_to_the_metrics_harm_nobody", idle_scrapers),
     ("two_pods_racing_for_one_name_do_not_share_an_interface", name_race),
     ("a_damaged_state_file_is_set_aside_and_the_pods_keep_their_addresses", damaged_state),
 ];
@@ -41,6 +43,26 @@ fn bad_netns() -> Outcome {
         ensure!(!answer.success && answer.stdout["code"] == 4, "{netns} got {}", answer.stdout);
     }
     setting.accounts_for(&[])?;
+    Ok(())
+}
+
+/// From a pod, which can reach the port.
+fn idle_scrapers() -> Outcome {
+    let setting = Setting::start(&[])?;
+    let pods = setting.pods(0..1)?;
+    let port = (setting.node.instance().address, 61678);
+    let connect = || TcpStream::connect_timeout(&port.into(), Duration::from_secs(5));
+    let idle = pods[0].netns.run(|| (0..200).map(|_| connect()).collect::<Result<Vec<_>, _>>())?;
+    let idle = idle.map_err(LabError::doing("connect to the metrics"))?;
+    let pid = setting.node.daemon_pid().unwrap_or_default();
+    let held = std::fs::read_dir(format!("/proc/{pid}/fd")).map_err(LabError::doing("count descriptors"))?;
+    let held = held.count();
+    ensure!(held < 100, "{} idle connections hold {held} descriptors", idle.len());
+    drop(idle);
+
+    let metrics = setting.node.metrics()?;
+    ensure!(metrics.contains("ipamd_ready 1"), "{metrics}");
+    setting.accounts_for(&pods)?;
     Ok(())
 }
 
