@@ -47,5 +47,8 @@ fn open(path: &Path) -> std::io::Result<File> {
 /// Our own crates at the wanted level; the others say only what may be wrong, as their `DEBUG` holds every HTTP header.
 fn filter(level: LevelFilter) -> EnvFilter {
     let others = level.min(LevelFilter::WARN);
-    EnvFilter::new(format!("{others},ipamd={level},pool={level},datapath={level},wire={level}"))
+    // Of the API server's failures the node tells, once and not at each attempt.
+    EnvFilter::new(format!(
+        "{others},kube_client=off,kube_runtime=off,ipamd={level},pool={level},datapath={level},wire={level}"
+    ))
 }

@@ -115,7 +115,12 @@ fn gone_and_garbage() -> Outcome {
     ensure!(report.cluster[0].starts_with("cordoned"), "what was known is lost: {:?}", report.cluster);
     let pods = stage.setting.pods(0..2)?;
     stage.setting.accounts_for(&pods)?;
+    // All is well again, although nothing has changed.
     stage.api.set_weather(ApiWeather::Fair);
+    stage.node().wait_for("the end of the trouble", |report| report.cluster.len() == 1)?;
+    let log = stage.node().log_tail();
+    let told = log.matches("does not tell the node object").count();
+    ensure!(told == 1 && !log.contains("kube_"), "the trouble is told {told} times:\n{log}");
     stage.put(&json!({}), &json!({}));
     stage.hears("schedulable")?;
     stage.api.delete_node(NAME);

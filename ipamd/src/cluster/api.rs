@@ -1,7 +1,8 @@
 //! The API server; the only file that names its client.
 //!
-//! One watch of one object: the node's own. The client lists, watches from there on, lists again when its place in the history is gone,
-//! and holds off with jitter when it is refused.
+//! One watch of one object: the node's own. The client lists and watches from there on. After a failure, and when its place in the
+//! history is gone, it begins anew after a pause: the list then tells that all is well again, which a watch that goes on does only
+//! with the next change.
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -11,7 +12,8 @@ use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::Api;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::utils::Backoff as _;
+use kube::runtime::watcher;
 use kube::{Client, ResourceExt as _};
 use tokio::sync::mpsc;
 
@@ -24,6 +26,8 @@ use crate::server::chain;
 const CORDONED: &str = "node.kubernetes.io/unschedulable";
 /// Pause before the client is made again: what it needs (a token, a certificate) may not be there yet.
 const CLIENT_AGAIN: Duration = Duration::from_secs(10);
+/// What HTTP says of a place in the history that is gone.
+const GONE: u16 = 410;
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
 
@@ -43,7 +47,24 @@ pub(crate) async fn watch(config: Config, events: mpsc::Sender<Event>) {
         tokio::time::sleep(CLIENT_AGAIN).await;
     };
     let own = watcher::Config::default().fields(&format!("metadata.name={name}")).any_semantic();
-    let mut stream = watcher(Api::<Node>::all(client), own).default_backoff().boxed();
+    let mut backoff = watcher::DefaultBackoff::default();
+    while !events.is_closed() {
+        let nodes = Api::<Node>::all(client.clone());
+        if let Some(failure) = follow(nodes, own.clone(), &mut backoff, &events).await {
+            drop(events.send(Event::Cluster(News::Trouble(failure))).await);
+        }
+        tokio::time::sleep(backoff.next().unwrap_or(CLIENT_AGAIN)).await;
+    }
+}
+
+/// Tells what the node object says until something goes wrong; what, unless it is nothing but a place in the history that is gone.
+async fn follow(
+    nodes: Api<Node>,
+    own: watcher::Config,
+    backoff: &mut watcher::DefaultBackoff,
+    events: &mpsc::Sender<Event>,
+) -> Option<String> {
+    let mut stream = watcher(nodes, own).boxed();
     // Said by the list that is being read.
     let mut listed = None;
     while let Some(told) = stream.next().await {
@@ -59,14 +80,18 @@ pub(crate) async fn watch(config: Config, events: mpsc::Sender<Event>) {
             Ok(watcher::Event::InitDone) => {
                 listed.take().map_or(News::NoNode, |object| News::Node(Box::new(object)))
             }
-            Ok(watcher::Event::Apply(node)) => News::Node(Box::new(object(&node))),
+            Ok(watcher::Event::Apply(node)) => {
+                backoff.reset();
+                News::Node(Box::new(object(&node)))
+            }
             Ok(watcher::Event::Delete(_)) => News::NoNode,
-            Err(error) => News::Trouble(words(&error)),
+            Err(error) => return (!is_gone(&error)).then(|| words(&error)),
         };
         if events.send(Event::Cluster(news)).await.is_err() {
-            return;
+            break;
         }
     }
+    None
 }
 
 async fn client(cluster: &Cluster) -> Result<Client, Box<dyn std::error::Error + Send + Sync>> {
@@ -81,6 +106,8 @@ async fn client(cluster: &Cluster) -> Result<Client, Box<dyn std::error::Error +
         config.cluster_url = endpoint.parse()?;
     }
     config.connect_timeout = Some(CONNECT);
+    // One place that tries again is enough: the client's own attempts would come on top, and nobody would hear of them.
+    config.default_retry = false;
     Ok(Client::try_from(config)?)
 }
 
@@ -97,6 +124,20 @@ fn object(node: &Node) -> NodeObject {
         max_pods: max_pods.or_else(|| of(status.and_then(|status| status.capacity.as_ref()))),
         warm: WarmOverrides::of(node.labels(), node.annotations()),
     }
+}
+
+/// Whether nothing is wrong but our place in the history.
+fn is_gone(error: &watcher::Error) -> bool {
+    let code = match error {
+        watcher::Error::WatchError(status)
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code,
+        watcher::Error::InitialListFailed(_)
+        | watcher::Error::WatchStartFailed(_)
+        | watcher::Error::WatchFailed(_)
+        | watcher::Error::NoResourceVersion => 0,
+    };
+    code == GONE
 }
 
 /// An error in one line; the watch's own words repeat those of what is behind them.
