@@ -52,12 +52,12 @@ fn idle_scrapers() -> Outcome {
     let pods = setting.pods(0..1)?;
     let port = (setting.node.instance().address, 61678);
     let connect = || TcpStream::connect_timeout(&port.into(), Duration::from_secs(5));
-    let idle = pods[0].netns.run(|| (0..200).map(|_| connect()).collect::<Result<Vec<_>, _>>())?;
+    let idle = pods[0].netns.run(|| (0..100).map(|_| connect()).collect::<Result<Vec<_>, _>>())?;
     let idle = idle.map_err(LabError::doing("connect to the metrics"))?;
     let pid = setting.node.daemon_pid().unwrap_or_default();
     let held = std::fs::read_dir(format!("/proc/{pid}/fd")).map_err(LabError::doing("count descriptors"))?;
     let held = held.count();
-    ensure!(held < 100, "{} idle connections hold {held} descriptors", idle.len());
+    ensure!(held < 60, "{} idle connections hold {held} descriptors", idle.len());
     drop(idle);
 
     let metrics = setting.node.metrics()?;
