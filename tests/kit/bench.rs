@@ -3,6 +3,9 @@
 //! - *ours*: the plugin's process from spawn to exit, the daemon beside it.
 //! - *ptp*: Debian's `ptp` with `host-local`, the same way.
 //! - *floor*: an empty static program from spawn to exit, and the bare netlink messages in this process.
+//!
+//! Pods per second are counted while a hundred come at once; the floor of that is the bare messages, one pod after the other, and
+//! no program at all.
 
 use std::io::Write;
 use std::net::Ipv4Addr;
@@ -10,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use datapath::{PodSpec, Wirer};
+use datapath::{PodSpec, WireError, Wirer};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use serde_json::{Value, json};
 use types::{HostVeth, Mac, PodName, VethPrefix};
@@ -30,6 +33,8 @@ const SEQUENTIAL: u32 = 60;
 /// Measurements at once, and how often.
 const PARALLEL: u32 = 20;
 const ROUNDS: u32 = 3;
+/// Pods that come at once when pods per second are counted.
+const BURST: u32 = 100;
 /// Where Debian puts the reference plugins.
 const REFERENCE: &str = "/usr/lib/cni";
 
@@ -68,6 +73,19 @@ trait Contender: Sync {
     fn name(&self) -> &'static str;
     fn add(&self, netns: &Netns, id: &str) -> Result<Duration, LabError>;
     fn del(&self, netns: &Netns, id: &str) -> Result<Duration, LabError>;
+
+    /// Adds [`BURST`] pods as fast as it can, and takes them away again; pods added per second.
+    fn burst(&self, level: u32) -> Result<f64, LabError> {
+        let ids: Vec<String> = (0..BURST).map(|n| format!("{}b{level}n{n}", self.name())).collect();
+        let pods = ids.iter().map(|id| Netns::create(id)).collect::<Result<Vec<_>, _>>()?;
+        let started = Instant::now();
+        add_at_once(self, &pods, &ids)?;
+        let took = started.elapsed();
+        for (netns, id) in pods.iter().zip(&ids) {
+            self.del(netns, id)?;
+        }
+        Ok(f64::from(BURST) / took.as_secs_f64())
+    }
 }
 
 /// Runs it all; says how far it is, returns the figures.
@@ -77,28 +95,30 @@ trait Contender: Sync {
 pub fn run(say: &mut dyn FnMut(&str)) -> Result<Value, LabError> {
     let fabric = Fabric::create(Config::default())?;
     let node = Node::launch(&fabric, "node1", INSTANCE_TYPE)?;
-    let settings = [("WARM_IP_TARGET", "60"), ("MINIMUM_IP_TARGET", "400"), ("IP_COOLDOWN_PERIOD", "1")];
+    let settings = [("WARM_IP_TARGET", "60"), ("MINIMUM_IP_TARGET", "500"), ("IP_COOLDOWN_PERIOD", "1")];
     node.start_daemon(&settings)?;
     node.wait_ready()?;
-    node.wait_for("a full pool", |report| report.addresses.free >= 390)?;
-    let mut result = json!({"add": {}, "del": {}, "parallel20": {}, "daemon_rss_bytes": {}});
+    node.wait_for("a full pool", |report| report.addresses.free >= 490)?;
+    let mut result =
+        json!({"add": {}, "del": {}, "parallel20": {}, "pods_per_second": {}, "daemon_rss_bytes": {}});
     let plugin = binary("AWS_CNI_BIN", "aws-cni")?;
     let bytes = std::fs::metadata(&plugin).map_err(LabError::doing("look at the plugin"))?.len();
     result["plugin_bytes"] = bytes.into();
     let (ours, ptp, floor) = (Ours { node: &node }, Ptp::create()?, Floor::create()?);
     let contenders: [&dyn Contender; 3] = [&ours, &ptp, &floor];
     say(&format!(
-        "   {:<10} {:>5}  {:>18}  {:>18}  {:>18}",
-        "", "pods", "ADD p50 / p99", "DEL p50 / p99", "20 ADDs at once"
+        "   {:<10} {:>5}  {:>18}  {:>18}  {:>18}  {:>13}",
+        "", "pods", "ADD p50 / p99", "DEL p50 / p99", "20 ADDs at once", "100 at once"
     ));
     let mut residents: Vec<Vec<Netns>> = contenders.iter().map(|_| Vec::new()).collect();
     for level in LEVELS {
         for (contender, residents) in contenders.iter().zip(&mut residents) {
             fill(*contender, residents, level)?;
             let measured = measure(*contender, level)?;
+            let per_second = contender.burst(level)?;
             let ms = |t: &Times| format!("{:.2} / {:.2} ms", millis(t.at(50)), millis(t.at(99)));
             say(&format!(
-                "   {:<10} {level:>5}  {:>18}  {:>18}  {:>18}",
+                "   {:<10} {level:>5}  {:>18}  {:>18}  {:>18}  {per_second:>7.0} pods/s",
                 contender.name(),
                 ms(&measured.add),
                 ms(&measured.del),
@@ -108,6 +128,7 @@ pub fn run(say: &mut dyn FnMut(&str)) -> Result<Value, LabError> {
             result["add"][&level][contender.name()] = measured.add.json();
             result["del"][&level][contender.name()] = measured.del.json();
             result["parallel20"][&level][contender.name()] = measured.parallel.json();
+            result["pods_per_second"][&level][contender.name()] = per_second.round().into();
         }
         if let (Some(bytes), 0 | 250) = (resident_bytes(&node), level) {
             result["daemon_rss_bytes"][level.to_string()] = bytes.into();
@@ -189,21 +210,29 @@ fn measure(contender: &dyn Contender, level: u32) -> Result<Measured, LabError> 
     for round in 0..ROUNDS {
         let ids: Vec<String> = (0..PARALLEL).map(|n| format!("{name}p{level}r{round}n{n}")).collect();
         let pods = ids.iter().map(|id| Netns::create(id)).collect::<Result<Vec<_>, _>>()?;
-        let took: Vec<Result<Duration, LabError>> = std::thread::scope(|scope| {
-            let pairs = pods.iter().zip(&ids);
-            let threads: Vec<_> =
-                pairs.map(|(netns, id)| scope.spawn(move || contender.add(netns, id))).collect();
-            let panicked = |_panic| Err(LabError::Otherwise("an ADD panicked".to_owned()));
-            threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
-        });
-        for took in took {
-            measured.parallel.push(took?);
+        for took in add_at_once(contender, &pods, &ids)? {
+            measured.parallel.push(took);
         }
         for (netns, id) in pods.iter().zip(&ids) {
             contender.del(netns, id)?;
         }
     }
     Ok(measured)
+}
+
+/// Adds all pods at once; how long each took.
+fn add_at_once<C: Contender + ?Sized>(
+    contender: &C,
+    pods: &[Netns],
+    ids: &[String],
+) -> Result<Vec<Duration>, LabError> {
+    std::thread::scope(|scope| {
+        let pairs = pods.iter().zip(ids);
+        let threads: Vec<_> =
+            pairs.map(|(netns, id)| scope.spawn(move || contender.add(netns, id))).collect();
+        let panicked = |_panic| Err(LabError::Otherwise("an ADD panicked".to_owned()));
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
+    })
 }
 
 /// Our plugin and daemon.
@@ -318,12 +347,30 @@ impl Floor {
         PodSpec { host_if, container_if: "eth0".to_owned(), addresses: vec![address.into()], mtu: 9001 }
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut Wirer) -> Result<T, LabError>) -> Result<Duration, LabError> {
-        let exec = spawn_and_wait(&self.host, Command::new("/bin/busybox").arg("true"), b"")?;
+    /// An empty program from spawn to exit.
+    fn exec(&self) -> Result<Duration, LabError> {
+        spawn_and_wait(&self.host, Command::new("/bin/busybox").arg("true"), b"")
+    }
+
+    /// The bare messages of an ADD.
+    fn wire(&self, netns: &Netns, id: &str) -> Result<Duration, LabError> {
+        let open = || socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None);
+        let socket = netns.run(open)?.map_err(LabError::doing("open a netlink socket"))?;
+        let file = std::fs::File::open(netns.path()).map_err(LabError::doing("open a namespace"))?;
+        let netns = std::os::fd::AsFd::as_fd(&file);
+        self.with(|wirer| wirer.add(&Self::pod(id), Mac::local([3; 6]), netns, socket))
+    }
+
+    /// The bare messages of a DEL.
+    fn unwire(&self, id: &str) -> Result<Duration, LabError> {
+        self.with(|wirer| wirer.remove(&Self::pod(id)))
+    }
+
+    fn with(&self, act: impl FnOnce(&mut Wirer) -> Result<(), WireError>) -> Result<Duration, LabError> {
         let mut wirer = self.wirer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let started = Instant::now();
-        act(&mut wirer)?;
-        Ok(exec + started.elapsed())
+        act(&mut wirer).map_err(|error| LabError::Otherwise(format!("{error:?}")))?;
+        Ok(started.elapsed())
     }
 }
 
@@ -333,20 +380,23 @@ impl Contender for Floor {
     }
 
     fn add(&self, netns: &Netns, id: &str) -> Result<Duration, LabError> {
-        let open = || socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None);
-        let socket = netns.run(open)?.map_err(LabError::doing("open a netlink socket"))?;
-        let file = std::fs::File::open(netns.path()).map_err(LabError::doing("open a namespace"))?;
-        self.with(|wirer| {
-            let added =
-                wirer.add(&Self::pod(id), Mac::local([3; 6]), std::os::fd::AsFd::as_fd(&file), socket);
-            added.map_err(|error| LabError::Otherwise(format!("{error:?}")))
-        })
+        Ok(self.exec()? + self.wire(netns, id)?)
     }
 
     fn del(&self, _netns: &Netns, id: &str) -> Result<Duration, LabError> {
-        self.with(|wirer| {
-            wirer.remove(&Self::pod(id)).map_err(|error| LabError::Otherwise(format!("{error:?}")))
-        })
+        Ok(self.exec()? + self.unwire(id)?)
+    }
+
+    /// The kernel wires one pod at a time, whoever asks: no program, one pod after the other.
+    fn burst(&self, level: u32) -> Result<f64, LabError> {
+        let mut took = Duration::ZERO;
+        for number in 0..BURST {
+            let id = format!("floorb{level}n{number}");
+            let netns = Netns::create(&id)?;
+            took += self.wire(&netns, &id)?;
+            self.unwire(&id)?;
+        }
+        Ok(f64::from(BURST) / took.as_secs_f64())
     }
 }
 
