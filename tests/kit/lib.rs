@@ -14,6 +14,7 @@ pub mod fleet;
 pub mod imds;
 mod keeper;
 pub mod kube_api;
+pub mod kube_proxy;
 pub mod moto;
 pub mod netns;
 pub mod node;

@@ -142,20 +142,7 @@ impl Netns {
     /// # Errors
     /// What `ip` says to the first one it refuses.
     pub fn ip(&self, lines: &str) -> Result<(), LabError> {
-        let mut command = Command::new("ip");
-        command.args(["-batch", "-"]);
-        self.run(|| program(&mut command, Some(lines)))?.map(drop)
-    }
-
-    /// Runs a program inside and returns what it prints.
-    ///
-    /// # Errors
-    /// What it says when it fails.
-    pub fn read(&self, line: &str) -> Result<String, LabError> {
-        let mut words = line.split_whitespace();
-        let mut command = Command::new(words.next().unwrap_or_default());
-        command.args(words);
-        self.run(|| program(&mut command, None))?
+        self.feed("ip -batch -", lines).map(drop)
     }
 
     /// Loads rules with `nft`.
@@ -163,9 +150,30 @@ impl Netns {
     /// # Errors
     /// What `nft` says.
     pub fn nft(&self, text: &str) -> Result<(), LabError> {
-        let mut command = Command::new("nft");
-        command.args(["-f", "-"]);
-        self.run(|| program(&mut command, Some(text)))?.map(drop)
+        self.feed("nft -f -", text).map(drop)
+    }
+
+    /// Runs a program inside and returns what it prints.
+    ///
+    /// # Errors
+    /// What it says when it fails.
+    pub fn read(&self, line: &str) -> Result<String, LabError> {
+        self.call(line, None)
+    }
+
+    /// Runs a program inside with this input and returns what it prints.
+    ///
+    /// # Errors
+    /// What it says when it fails.
+    pub fn feed(&self, line: &str, input: &str) -> Result<String, LabError> {
+        self.call(line, Some(input))
+    }
+
+    fn call(&self, line: &str, input: Option<&str>) -> Result<String, LabError> {
+        let mut words = line.split_whitespace();
+        let mut command = Command::new(words.next().unwrap_or_default());
+        command.args(words);
+        self.run(|| program(&mut command, input))?
     }
 }
 

@@ -18,11 +18,20 @@ const TRIES: usize = 3;
 /// How long one step of a transfer may take.
 const TRANSFER: Duration = Duration::from_secs(10);
 
-/// An echo server in a namespace; ends when dropped.
+/// An echo server in a namespace, over UDP and TCP; ends when dropped.
 #[derive(Debug)]
 pub struct Echo {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// How a question travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// A datagram there and one back.
+    Udp,
+    /// A connection.
+    Tcp,
 }
 
 impl Echo {
@@ -32,32 +41,47 @@ impl Echo {
     /// When the port cannot be had.
     pub fn start(netns: &Netns) -> Result<Self, LabError> {
         // Of both families, where there are two.
-        let bind = || {
-            UdpSocket::bind((Ipv6Addr::UNSPECIFIED, PORT))
-                .or_else(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)))
+        let any = [IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V4(Ipv4Addr::UNSPECIFIED)];
+        let any = any.map(|address| SocketAddr::from((address, PORT)));
+        let bind = || -> std::io::Result<(UdpSocket, TcpListener)> {
+            let (socket, listener) = (UdpSocket::bind(&any[..])?, TcpListener::bind(&any[..])?);
+            socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+            listener.set_nonblocking(true)?;
+            Ok((socket, listener))
         };
-        let socket = netns.run(bind)?;
-        let socket = socket.map_err(LabError::doing("bind the echo"))?;
-        socket.set_read_timeout(Some(Duration::from_millis(50))).map_err(LabError::doing("set a timeout"))?;
+        let (socket, listener) = netns.run(bind)?.map_err(LabError::doing("bind the echo"))?;
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
+        let [for_udp, for_tcp] = [(); 2].map(|()| Arc::clone(&stop));
+        let datagrams = std::thread::spawn(move || {
             let mut buffer = [0; 64];
-            while !stopped.load(Ordering::Relaxed) {
+            while !for_udp.load(Ordering::Relaxed) {
                 if let Ok((_, from)) = socket.recv_from(&mut buffer) {
                     // Who does not get it asks again.
-                    let _sent = socket.send_to(from.ip().to_canonical().to_string().as_bytes(), from);
+                    let _sent = socket.send_to(name_of(from).as_bytes(), from);
                 }
             }
         });
-        Ok(Self { stop, thread: Some(thread) })
+        let connections = std::thread::spawn(move || {
+            while !for_tcp.load(Ordering::Relaxed) {
+                match listener.accept() {
+                    Ok((mut stream, from)) => drop(stream.write_all(name_of(from).as_bytes())),
+                    Err(_) => std::thread::sleep(Duration::from_millis(1)),
+                }
+            }
+        });
+        Ok(Self { stop, threads: vec![datagrams, connections] })
     }
+}
+
+/// The source as the echo tells it.
+fn name_of(from: SocketAddr) -> String {
+    from.ip().to_canonical().to_string()
 }
 
 impl Drop for Echo {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             let _ended = thread.join();
         }
     }
@@ -80,26 +104,66 @@ pub fn ask(from: &Netns, to: Ipv4Addr) -> Result<Option<Ipv4Addr>, LabError> {
 /// # Errors
 /// When the socket cannot be made.
 pub fn ask_at(from: &Netns, to: IpAddr) -> Result<Option<IpAddr>, LabError> {
-    let any: IpAddr = match to {
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let asked = from.run(|| -> std::io::Result<Option<IpAddr>> {
-        let socket = UdpSocket::bind((any, 0))?;
-        socket.connect(SocketAddr::from((to, PORT)))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+    ask_by(By::Udp, from, (to, PORT).into())
+}
+
+/// The same of an echo that is reached by another port, either way.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub fn ask_by(by: By, from: &Netns, to: SocketAddr) -> Result<Option<IpAddr>, LabError> {
+    match by {
+        By::Udp => Ok(Conversation::open(from, to)?.ask()),
+        By::Tcp => {
+            let asked = from.run(|| -> std::io::Result<String> {
+                let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer)?;
+                Ok(answer)
+            })?;
+            Ok(asked.ok().and_then(|answer| answer.parse().ok()))
+        }
+    }
+}
+
+/// Questions from one socket, which connection tracking takes for one connection.
+#[derive(Debug)]
+pub struct Conversation(UdpSocket);
+
+impl Conversation {
+    /// Opens it in a namespace.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn open(from: &Netns, to: SocketAddr) -> Result<Self, LabError> {
+        let any: IpAddr = match to {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let opened = from.run(|| -> std::io::Result<UdpSocket> {
+            let socket = UdpSocket::bind((any, 0))?;
+            socket.connect(to)?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            Ok(socket)
+        })?;
+        opened.map(Self).map_err(LabError::doing("ask an echo"))
+    }
+
+    /// Asks: the source address that the echo saw, or `None` when no answer came.
+    #[must_use]
+    pub fn ask(&self) -> Option<IpAddr> {
         let mut buffer = [0; 64];
         for _ in 0..TRIES {
             // A refusal (ICMP) shows here or at the next receive; either way it is no answer.
-            if socket.send(b"who am I?").is_ok()
-                && let Ok(got) = socket.recv(&mut buffer)
+            if self.0.send(b"who am I?").is_ok()
+                && let Ok(got) = self.0.recv(&mut buffer)
             {
-                return Ok(std::str::from_utf8(&buffer[..got]).ok().and_then(|text| text.parse().ok()));
+                return std::str::from_utf8(&buffer[..got]).ok().and_then(|text| text.parse().ok());
             }
         }
-        Ok(None)
-    })?;
-    asked.map_err(LabError::doing("ask an echo"))
+        None
+    }
 }
 
 /// Sends so many bytes over TCP from one namespace to an address in another and has them sent back.

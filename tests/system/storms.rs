@@ -12,7 +12,7 @@ use lab::node::Node;
 use lab::probe::{Echo, ask, transfer};
 use lab::runtime::Pod;
 
-use crate::support::{Outcome, Setting, Test, ensure};
+use crate::support::{Outcome, Setting, Test, ensure, launch};
 
 pub(crate) const TESTS: &[Test] = &[
     ("the_internet_drops_a_pod_that_is_not_translated", without_nat),
@@ -64,8 +64,7 @@ fn without_nat() -> Outcome {
 
 fn bulk() -> Outcome {
     let setting = Setting::start(&[])?;
-    let _gone = std::fs::remove_dir_all("/run/lab/node2");
-    let other = Node::launch(&setting.fabric, "node2", "m5.large")?;
+    let other = launch(&setting.fabric, "node2", "m5.large")?;
     other.start_daemon(&[])?;
     other.wait_ready()?;
     let pods = setting.pods(0..11)?;

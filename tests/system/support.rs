@@ -47,6 +47,13 @@ pub(crate) fn tell_skips(tests: &[Test], reason: &str) {
     }
 }
 
+/// Launches a node.
+pub(crate) fn launch(fabric: &Fabric, name: &str, instance_type: &str) -> Result<Node, LabError> {
+    // A state of before belongs to another test.
+    let _gone = std::fs::remove_dir_all(format!("/run/lab/{name}"));
+    Node::launch(fabric, name, instance_type)
+}
+
 /// A VPC with one node whose daemon is ready. Drops the node first.
 #[derive(Debug)]
 pub(crate) struct Setting {
@@ -62,13 +69,17 @@ impl Setting {
 
     /// The same on an instance of another type.
     pub(crate) fn start_on(instance_type: &str, settings: &[(&str, &str)]) -> Result<Self, LabError> {
+        let setting = Self::launch(instance_type)?;
+        setting.node.start_daemon(settings)?;
+        setting.node.wait_ready()?;
+        Ok(setting)
+    }
+
+    /// The same without the daemon.
+    pub(crate) fn launch(instance_type: &str) -> Result<Self, LabError> {
         let config = Config { attach_delay: Duration::from_millis(100), ..Config::default() };
         let fabric = Fabric::create(config)?;
-        // A state of before belongs to another test.
-        let _gone = std::fs::remove_dir_all("/run/lab/node1");
-        let node = Node::launch(&fabric, "node1", instance_type)?;
-        node.start_daemon(settings)?;
-        node.wait_ready()?;
+        let node = launch(&fabric, "node1", instance_type)?;
         Ok(Self { node, fabric })
     }
 
