@@ -93,7 +93,7 @@ async fn daemon(config: Config) -> Result<(), RunError> {
         netfilter.port().map_err(RunError::local("reach the kernel's nftables"))?,
     ];
     let pod_if_prefix = config.veth_prefix.as_str().to_owned();
-    watch(Ours { ports: ports.into(), pod_if_prefix }, &sender);
+    watch(Ours { ports: ports.into(), pod_if_prefix, mtu: settings.eni_mtu }, &sender);
     tokio::spawn(cluster::watch(config.clone(), sender.clone()));
     tokio::spawn(HostKeeper::new(host, netfilter, nat, metrics.clone()).run(wished, sender.clone()));
     let start = RunError::local::<io::Error>;

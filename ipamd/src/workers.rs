@@ -2,16 +2,15 @@
 //! change in the kernel.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use datapath::{PodSpec, Watch, WireError, Wirer};
+use datapath::{Mended, PodSpec, Watch, WireError, Wirer};
 use pool::Snapshot;
 use tokio::sync::mpsc;
-use types::{HostVeth, Mac, Reason, SandboxKey};
+use types::{HostVeth, Reason, SandboxKey};
 use wire::Failure;
 
 use crate::metrics::Metrics;
@@ -101,9 +100,10 @@ fn wire_pods(wirer: &mut Wirer, metrics: &Metrics, inbox: &Receiver<Wiring>, eve
 fn mend(wirer: &mut Wirer, metrics: &Metrics, pods: &[PodSpec]) {
     match wirer.mend(pods) {
         Ok(mended) => {
-            for pod in mended {
+            for Mended { pod, what } in mended {
                 metrics.repaired("pod");
-                tracing::warn!(link = %pod.host_if, addresses = ?pod.addresses, "a pod's route or link was changed by somebody else; put back");
+                let what = what.join(", ");
+                tracing::warn!(link = %pod.host_if, addresses = ?pod.addresses, what, "somebody else has changed a pod's wiring; put back");
             }
         }
         Err(error) => tracing::warn!(error = chain(&error), "cannot put back what others took of pods"),
@@ -128,9 +128,7 @@ pub(crate) fn watching(mut watch: Watch, events: mpsc::Sender<Event>) -> std::io
 }
 
 fn add(wirer: &mut Wirer, pod: &PodSpec, [netns, socket]: [OwnedFd; 2]) -> Result<(), Failure> {
-    let mac = random_mac()
-        .map_err(|e| Failure::new(Reason::Internal, "no random numbers").with_details(e.to_string()))?;
-    wirer.add(pod, mac, netns.as_fd(), socket).map_err(|error| refused(pod, &error))
+    wirer.add(pod, netns.as_fd(), socket).map_err(|error| refused(pod, &error))
 }
 
 fn check(wirer: &mut Wirer, pod: &PodSpec, [_netns, socket]: [OwnedFd; 2]) -> Result<(), Failure> {
@@ -145,12 +143,6 @@ fn check(wirer: &mut Wirer, pod: &PodSpec, [_netns, socket]: [OwnedFd; 2]) -> Re
 fn refused(pod: &PodSpec, error: &WireError) -> Failure {
     Failure::new(Reason::KernelRefused, format!("the kernel does not take {}", pod.host_if))
         .with_details(chain(error))
-}
-
-fn random_mac() -> std::io::Result<Mac> {
-    let mut bytes = [0; 6];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(Mac::local(bytes))
 }
 
 /// A job for the writing thread.

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use datapath::{PodSpec, WireError, Wirer};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use serde_json::{Value, json};
-use types::{HostVeth, Mac, PodName, VethPrefix};
+use types::{HostVeth, PodName, VethPrefix};
 
 use crate::LabError;
 use crate::ec2::Config;
@@ -358,7 +358,7 @@ impl Floor {
         let socket = netns.run(open)?.map_err(LabError::doing("open a netlink socket"))?;
         let file = std::fs::File::open(netns.path()).map_err(LabError::doing("open a namespace"))?;
         let netns = std::os::fd::AsFd::as_fd(&file);
-        self.with(|wirer| wirer.add(&Self::pod(id), Mac::local([3; 6]), netns, socket))
+        self.with(|wirer| wirer.add(&Self::pod(id), netns, socket))
     }
 
     /// The bare messages of a DEL.

@@ -363,10 +363,18 @@ impl Node {
         self.run_dir.join("ipamd.log")
     }
 
+    /// What the daemon has told so far.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn told(&self) -> Result<String, LabError> {
+        std::fs::read_to_string(self.log()).map_err(LabError::doing("read the daemon's log"))
+    }
+
     /// The end of the daemon's log.
     #[must_use]
     pub fn log_tail(&self) -> String {
-        let text = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let text = self.told().unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }

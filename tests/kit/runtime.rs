@@ -85,6 +85,12 @@ impl Pod {
         Ok(told)
     }
 
+    /// Name of its link on the host, once added.
+    #[must_use]
+    pub fn host_if(&self) -> Option<&str> {
+        self.result.as_ref()?["interfaces"][0]["name"].as_str()
+    }
+
     /// DEL.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::process::Command;
 use lab::LabError;
 use lab::ec2::{Action, AddressWish, Ec2, Fault, Tracking};
 use lab::fabric::{Fabric, INTERNET_HOST, SECOND_CIDR_HOST};
+use lab::netns::Netns;
 use lab::node::{Node, binary};
 use lab::probe::{Echo, ask};
 use lab::runtime::Pod;
@@ -22,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_operator_holds_back_changes_and_lets_go", hold),
     ("in_imds_only_mode_ec2_is_never_asked", imds_only),
     ("what_others_take_from_the_host_comes_back", repair),
+    ("what_networkd_and_udev_do_to_every_pod_at_once_comes_back", networkd),
     ("a_pod_comes_again_under_the_name_of_one_that_was_never_deleted", never_deleted),
     ("a_pod_whose_route_was_taken_keeps_its_address_over_a_restart", route_taken),
 ];
@@ -224,20 +226,13 @@ fn imds_only() -> Outcome {
     Ok(())
 }
 
-/// Somebody flushes rules, nftables, routes and takes a link down under running pods.
+/// Somebody flushes rules, nftables and routes, takes a link down and gives links another MTU or MAC address, under running pods.
 fn repair() -> Outcome {
     let setting = Setting::start(&[("WARM_IP_TARGET", "1")])?;
     let pods = setting.pods(0..11)?;
     reach(&setting, &pods[8..])?;
     let netns = setting.node.netns();
-    // Chains are listed in the order in which they were made.
-    let state = || -> Result<Vec<String>, LabError> {
-        let asked = ["ip rule show", "ip route show table all proto 0x56", "nft list table ip aws-vpc-cni"];
-        let told: String = asked.map(|line| netns.read(line)).into_iter().collect::<Result<_, _>>()?;
-        let mut lines: Vec<String> = told.lines().map(str::to_owned).collect();
-        lines.sort();
-        Ok(lines)
-    };
+    let state = || host_state(netns);
     let before = state()?;
     let link = netns.read("ip route show table 51200")?;
     let link = link.split_whitespace().skip_while(|word| *word != "dev").nth(1).unwrap_or_default();
@@ -246,6 +241,8 @@ fn repair() -> Outcome {
         "rule del pref 1536\nrule del pref 1024\n",
         "route flush table 51200\n",
         &format!("link set {link} down\n"),
+        &format!("link set {link} address 02:00:00:00:00:77\n"),
+        &format!("link set {link} mtu 1400\nlink set ens6 mtu 1400\n"),
     ] {
         netns.ip(damage)?;
         setting.node.wait_for_soon(damage, |_| state().is_ok_and(|now| now == before))?;
@@ -257,7 +254,48 @@ fn repair() -> Outcome {
         let counted = format!("ipamd_repairs_total{{what=\"{what}\"}} ");
         ensure!(metrics.contains(&counted), "no {counted} in {metrics}");
     }
+    let log = setting.node.told()?;
+    for told in
+        ["its MAC address was 02:00:00:00:00:77, not", "its MTU was 1400", "ip link set ens6 mtu 9001"]
+    {
+        let times = log.lines().filter(|line| line.contains(told) && line.contains("put back")).count();
+        ensure!(times == 1, "{told} is told {times} times in\n{log}");
+    }
     reach(&setting, &pods)
+}
+
+/// What the daemon keeps on a host, line by line.
+fn host_state(netns: &Netns) -> Result<Vec<String>, LabError> {
+    // Chains are listed in the order in which they were made.
+    let asked =
+        ["ip rule show", "ip route show table all proto 0x56", "nft list table ip aws-vpc-cni", "ip -o link"];
+    let told: String = asked.map(|line| netns.read(line)).into_iter().collect::<Result<_, _>>()?;
+    let mut lines: Vec<String> = told.lines().map(str::to_owned).collect();
+    lines.sort();
+    Ok(lines)
+}
+
+/// What systemd-networkd does where it is told to manage rules and routes of others, what `ip rule flush` does, which takes the
+/// kernel's own rule for the main table along, and what udev does to MAC addresses: all at once, to every pod, with the daemon
+/// there and while it is away.
+fn networkd() -> Outcome {
+    let setting = Setting::start(&[("WARM_IP_TARGET", "1")])?;
+    let pods = setting.pods(0..11)?;
+    let netns = setting.node.netns();
+    reach(&setting, &pods)?;
+    let names = pods.iter().filter_map(Pod::host_if);
+    let macs: String = names.map(|name| format!("link set {name} address 02:00:00:00:00:77\n")).collect();
+    let damage = format!("rule flush\nroute flush table 51200\nroute flush table 2\n{macs}");
+
+    netns.ip(&damage)?;
+    setting.node.wait_for_soon("connections after the damage", |_| reach(&setting, &pods).is_ok())?;
+
+    setting.node.kill_daemon();
+    netns.ip(&damage)?;
+    restart(&setting.node, &[("WARM_IP_TARGET", "1")])?;
+    setting.node.wait_for_soon("connections after a restart", |_| reach(&setting, &pods).is_ok())?;
+    setting.accounts_for(&pods)?;
+    Ok(())
 }
 
 fn route_taken() -> Outcome {

@@ -18,15 +18,15 @@ const SERVICE_PORT: u16 = 80;
 /// How often kube-proxy is restarted under traffic.
 const RESTARTS: usize = 5;
 
-/// The tests, and why one cannot run here. Asked inside the lab.
-pub(crate) fn tests() -> [(Test, Option<String>); 4] {
-    [
-        (("services_work_beside_kube_proxy_in_iptables_legacy_mode", legacy), Mode::IptablesLegacy.missing()),
-        (("services_work_beside_kube_proxy_in_iptables_nft_mode", nft), Mode::IptablesNft.missing()),
-        (("services_work_beside_kube_proxy_in_nftables_mode", nftables), Mode::Nftables.missing()),
-        (("services_work_beside_kube_proxy_in_ipvs_mode", ipvs), Some(no_ipvs())),
-    ]
-}
+/// Why a test cannot run here; to be asked inside the lab.
+type Missing = fn() -> Option<String>;
+
+pub(crate) const TESTS: &[(Test, Missing)] = &[
+    (("services_work_beside_kube_proxy_in_iptables_legacy_mode", legacy), || Mode::IptablesLegacy.missing()),
+    (("services_work_beside_kube_proxy_in_iptables_nft_mode", nft), || Mode::IptablesNft.missing()),
+    (("services_work_beside_kube_proxy_in_nftables_mode", nftables), || Mode::Nftables.missing()),
+    (("services_work_beside_kube_proxy_in_ipvs_mode", ipvs), || Some(no_ipvs())),
+];
 
 fn no_ipvs() -> String {
     let there = std::path::Path::new("/proc/net/ip_vs").exists();

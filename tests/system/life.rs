@@ -179,12 +179,7 @@ fn died_meanwhile() -> Outcome {
     let setting = Setting::start(&[])?;
     let mut pods = setting.pods(0..3)?;
     setting.node.kill_daemon();
-    let name = pods[2]
-        .result
-        .as_ref()
-        .and_then(|r| r["interfaces"][0]["name"].as_str())
-        .unwrap_or_default()
-        .to_owned();
+    let name = pods[2].host_if().unwrap_or_default();
     setting.node.netns().ip(&format!("link del {name}\n"))?;
 
     setting.node.start_daemon(&[])?;

@@ -50,8 +50,8 @@ fn main() -> std::process::ExitCode {
     let without_containerd = without_lab.clone().or(not_root).or_else(containerd::missing).or_else(hidden);
     let without_moto = without_lab.clone().or_else(lab::moto::missing);
     let mut trials = trials(&tests, without_lab.as_deref());
-    for (test, missing) in kube_proxy::tests() {
-        trials.extend(self::trials(&[test], without_lab.clone().or(missing).as_deref()));
+    for (test, missing) in kube_proxy::TESTS {
+        trials.extend(self::trials(&[*test], without_lab.clone().or_else(missing).as_deref()));
     }
     let without_ipv6 = without_lab.or_else(|| (!lab::fabric::ipv6()).then(|| "no IPv6 here".to_owned()));
     trials.extend(self::trials(ipv6::TESTS, without_ipv6.as_deref()));

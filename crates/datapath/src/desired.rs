@@ -19,9 +19,11 @@ use crate::model::{
 pub fn node(spec: &NodeSpec, links: &BTreeMap<Mac, LinkSeen>) -> Result<KernelState, MarkError> {
     let mut state = KernelState::default();
     let families = Family::ALL.into_iter().filter(|family| *family == Family::V4 || spec.ipv6);
-    let pods =
-        |family| Rule { family, priority: RulePriority::Pods, selector: Selector::All, table: TableId::PODS };
-    state.rules.extend(families.map(|family| (pods(family), 1)));
+    for family in families {
+        for (priority, table) in [(RulePriority::Pods, TableId::PODS), (RulePriority::Main, TableId::MAIN)] {
+            state.rules.insert(Rule { family, priority, selector: Selector::All, table }, 1);
+        }
+    }
     if spec.connmark {
         let selector = Selector::Mark { value: spec.marks.connmark, mask: spec.marks.connmark };
         let (family, priority, table) = (Family::V4, RulePriority::Connmark, TableId::MAIN);
@@ -155,7 +157,8 @@ mod tests {
         let link = |(n, eni): (u32, &EniSpec)| {
             let index = IfIndex(n + 1);
             let mac = Some(eni.mac);
-            (eni.mac, LinkSeen { index, name: format!("ens{n}"), mac, mtu: 1500, up: false, peer: None })
+            let (name, mtu, up, group, peer) = (format!("ens{n}"), 1500, false, 0, None);
+            (eni.mac, LinkSeen { index, name, mac, mtu, up, group, peer })
         };
         (0..).zip(&spec.enis).map(link).collect()
     }
@@ -192,6 +195,7 @@ ip rule add pref 1536 fwmark 0x100/0x3f00 lookup 2 protocol 86
 ip rule add pref 1536 fwmark 0x1200/0x3f00 lookup 10102 protocol 86
 ip rule add pref 32765 from 10.0.17.5 lookup 2 protocol 86
 ip rule add pref 32765 from 10.0.18.6 lookup 10102 protocol 86
+ip rule add pref 32766 from all lookup main protocol 86
 "
         );
     }
@@ -204,7 +208,7 @@ ip rule add pref 32765 from 10.0.18.6 lookup 10102 protocol 86
 
         let state = node(&spec, &links).unwrap();
 
-        assert_eq!(state.rules.len(), 4);
+        assert_eq!(state.rules.len(), 5);
         assert!(state.rules.keys().all(|rule| rule.table != TableId(2)));
     }
 

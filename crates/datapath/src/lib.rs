@@ -26,7 +26,7 @@ pub mod netfilter;
 mod watch;
 
 pub use diff::{Op, diff};
-pub use kernel::{Converged, Host, KernelError, PodSeen, Refusal, WireError, Wirer};
+pub use kernel::{Converged, Host, KernelError, Mended, PodSeen, Refusal, WireError, Wirer};
 pub use mark::{MarkError, Marks};
 pub use model::{
     Address, EniSpec, Family, IfIndex, KernelState, LinkSeen, LinkState, NodeSpec, PodSpec, Route, Rule,

@@ -49,6 +49,8 @@ pub struct LinkSeen {
     pub mtu: u32,
     /// Whether it is up.
     pub up: bool,
+    /// Its group, 0 if nobody gave it one.
+    pub group: u32,
     /// What it is an end of or stands on: for a veth the other end, numbered in the other end's namespace.
     pub peer: Option<IfIndex>,
 }
@@ -123,10 +125,12 @@ pub enum RulePriority {
     Steering,
     /// Packets of the node itself from a secondary ENI's own address.
     FromEni,
+    /// All packets: the kernel's own rule, put back where somebody has flushed it with ours.
+    Main,
 }
 
 impl RulePriority {
-    const ALL: [Self; 4] = [Self::Pods, Self::Connmark, Self::Steering, Self::FromEni];
+    const ALL: [Self; 5] = [Self::Pods, Self::Connmark, Self::Steering, Self::FromEni, Self::Main];
 
     /// The number.
     #[must_use]
@@ -136,6 +140,7 @@ impl RulePriority {
             Self::Connmark => 1024,
             Self::Steering => 1536,
             Self::FromEni => 32765,
+            Self::Main => 32766,
         }
     }
 

@@ -21,7 +21,7 @@ const ENOBUFS: i32 = 105;
 /// Whether a datagram of notices is about something of ours.
 #[derive(Debug)]
 enum Judge {
-    Routes(Ours),
+    Routes(crate::kernel::RouteJudge),
     Netfilter(BTreeSet<u32>),
 }
 
@@ -32,6 +32,8 @@ pub struct Ours {
     pub ports: BTreeSet<u32>,
     /// First characters of host veths.
     pub pod_if_prefix: String,
+    /// MTU of ENIs and host veths, in bytes.
+    pub mtu: u32,
 }
 
 /// A socket that listens to the changes in the network namespace of the thread that made it.
@@ -48,7 +50,13 @@ impl Watch {
     /// # Errors
     /// When the kernel gives no socket.
     pub fn routes(ours: Ours) -> io::Result<Self> {
-        Self::open(NETLINK_ROUTE, ROUTE_GROUPS, Judge::Routes(ours))
+        let mut watch =
+            Self::open(NETLINK_ROUTE, ROUTE_GROUPS, Judge::Routes(crate::kernel::RouteJudge::new(ours)))?;
+        // After the socket is there, so that no change falls in between.
+        if let Judge::Routes(judge) = &mut watch.judge {
+            judge.learn_links();
+        }
+        Ok(watch)
     }
 
     /// Of our nftables table.
@@ -74,8 +82,8 @@ impl Watch {
             match self.socket.recv(&mut &mut self.buffer[..], 0) {
                 Ok(length) => {
                     let datagram = self.buffer.get(..length).unwrap_or_default();
-                    let touched = match &self.judge {
-                        Judge::Routes(ours) => crate::kernel::touches_ours(datagram, ours),
+                    let touched = match &mut self.judge {
+                        Judge::Routes(judge) => judge.touches_ours(datagram),
                         Judge::Netfilter(ports) => crate::netfilter::touches_ours(datagram, ports),
                     };
                     if touched {

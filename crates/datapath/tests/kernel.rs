@@ -27,13 +27,14 @@ type Test = fn() -> Outcome;
 
 fn main() -> std::process::ExitCode {
     let entered = enter();
-    let tests: [(&str, Test); 20] = [
+    let tests: [(&str, Test); 21] = [
         ("a_node_with_two_enis_has_its_tables_and_rules", node_with_two_enis),
         ("a_second_convergence_changes_nothing", idempotent),
         ("what_is_removed_or_added_behind_our_back_is_mended", drift),
         ("a_pod_is_wired_checked_and_taken_away", pod_life),
         ("a_pod_of_both_families_is_reached_by_both_at_once", dual_stack),
         ("what_others_take_of_a_pod_is_put_back", pod_mended),
+        ("what_a_pod_counts_on_is_known_after_a_restart", mended_after_restart),
         ("changes_of_others_are_told_and_ours_are_not", notices),
         ("packets_flow_between_pods_and_host", packets),
         ("the_same_name_comes_back_at_once_two_hundred_times", same_name),
@@ -207,7 +208,8 @@ fn idempotent() -> Outcome {
 fn drift() -> Outcome {
     let spec = node()?;
     converge(&spec)?;
-    ip("rule del pref 512")?;
+    // Takes the kernel's rule for the main table along.
+    ip("rule flush")?;
     ip("route flush table 2")?;
     ip("link set ens1 mtu 1500")?;
     ip("addr add 10.0.0.99/24 dev ens1")?;
@@ -216,10 +218,9 @@ fn drift() -> Outcome {
 
     let changes = converge(&spec)?;
 
-    assert!(
-        changes.contains(&"ip rule add pref 512 from all lookup 51200 protocol 86".to_owned()),
-        "{changes:#?}"
-    );
+    for rule in ["512 from all lookup 51200", "32766 from all lookup main"] {
+        assert!(changes.contains(&format!("ip rule add pref {rule} protocol 86")), "{changes:#?}");
+    }
     assert!(changes.iter().any(|change| change.starts_with("ip addr del 10.0.0.99/24")), "{changes:#?}");
     assert!(
         changes.contains(&"ip rule del pref 1536 fwmark 0x900/0x3f00 lookup 10 protocol 86".to_owned()),
@@ -317,6 +318,10 @@ impl Pod {
         Ok(pod)
     }
 
+    fn name(&self) -> String {
+        self.spec.host_if.to_string()
+    }
+
     /// Runs something inside.
     fn inside<T: Send>(&self, run: impl FnOnce() -> Result<T, Failed> + Send) -> Result<T, Failed> {
         std::thread::scope(|scope| {
@@ -333,8 +338,7 @@ impl Pod {
     }
 
     fn add(&self, wirer: &mut Wirer) -> Outcome {
-        let mac = Mac::local([0x12, 0x34, 0x56, 0x78, 0x9a, 0xbc]);
-        Ok(wirer.add(&self.spec, mac, self.netns.as_fd(), self.socket()?)?)
+        Ok(wirer.add(&self.spec, self.netns.as_fd(), self.socket()?)?)
     }
 }
 
@@ -360,7 +364,7 @@ fn pod_life() -> Outcome {
         assert!(routes.iter().any(|r| r["dst"] == "default" && r["gateway"] == "169.254.1.1"), "{routes:?}");
         assert!(routes.iter().any(|r| r["dst"] == "169.254.1.1" && r["scope"] == "link"), "{routes:?}");
         let neighbours = json("neigh")?;
-        assert_eq!(neighbours[0]["lladdr"], "12:34:56:78:9a:bc");
+        assert_eq!(neighbours[0]["lladdr"], pod.spec.host_if.mac().to_string());
         assert_eq!(neighbours[0]["state"][0], "PERMANENT");
         Ok(())
     })?;
@@ -408,7 +412,7 @@ fn dual_stack() -> Outcome {
     assert_eq!(json("-6 route show table 51200")?.len(), 2);
 
     ip(&format!("link set {} down", one.spec.host_if))?;
-    assert_eq!(wirer.mend(&[one.spec.clone(), two.spec.clone()])?, [&one.spec]);
+    assert_eq!(mended(&mut wirer, &[one.spec.clone(), two.spec.clone()])?, [one.name()]);
     assert_eq!(wirer.check(&one.spec, one.socket()?)?, Vec::<String>::new());
     one.inside(|| ip("-6 route del default"))?;
     let found = wirer.check(&one.spec, one.socket()?)?;
@@ -430,24 +434,66 @@ fn pod_mended() -> Outcome {
     let (pod, unwired) = (Pod::new(7)?, Pod::new(8)?);
     pod.add(&mut wirer)?;
     let specs = [pod.spec.clone(), unwired.spec];
-    assert_eq!(wirer.mend(&specs)?, Vec::<&PodSpec>::new());
+    assert_eq!(wirer.mend(&specs)?, Vec::new());
+    let link = pod.name();
+    let like_before = || ip(&format!("-o link show {link}"));
+    let before = like_before()?;
 
-    for damage in [
-        "route flush table 51200".to_owned(),
-        format!("link set {} down", pod.spec.host_if),
-        "route replace 10.0.4.7/32 dev lo table 51200".to_owned(),
+    for (damage, what) in [
+        ("route flush table 51200".to_owned(), "10.0.4.7 was not routed to it"),
+        (format!("link set {link} down"), "the link was down"),
+        ("route replace 10.0.4.7/32 dev lo table 51200".to_owned(), "10.0.4.7 was not routed to it"),
+        (format!("link set {link} mtu 1400"), "its MTU was 1400, not 9001"),
+        (format!("link set {link} address 02:00:00:00:00:77"), "its MAC address was 02:00:00:00:00:77, not"),
     ] {
         ip(&damage)?;
-        assert_eq!(wirer.mend(&specs)?, [&pod.spec], "{damage}");
+        let mended = wirer.mend(&specs)?;
+        assert_eq!(mended.len(), 1, "{damage}");
+        assert_eq!(mended[0].pod, &pod.spec, "{damage}");
+        assert!(mended[0].what[0].starts_with(what), "{damage}: {:?}", mended[0].what);
         assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new(), "{damage}");
+        assert_eq!(like_before()?, before, "{damage}");
+        assert_eq!(wirer.mend(&specs)?, Vec::new(), "{damage}");
     }
     Ok(())
+}
+
+/// Another daemon's wirer: it has not seen the ADD.
+fn mended_after_restart() -> Outcome {
+    converge(&node()?)?;
+    let mut wirer = Wirer::open()?;
+    let (ours, adopted) = (Pod::new(7)?, Pod::new(8)?);
+    ours.add(&mut wirer)?;
+    adopted.add(&mut wirer)?;
+    // As the Go version makes it: any MAC address, no group, and the MTU of a setting of then.
+    let inside = "neigh replace 169.254.1.1 lladdr 02:00:00:00:00:88 dev eth0 nud permanent";
+    adopted.inside(|| ip(inside).and_then(|_| ip("link set eth0 mtu 1400")))?;
+    ip(&format!("link set {} address 02:00:00:00:00:88 mtu 1400 group 0", adopted.name()))?;
+    ip(&format!("link set {} address 02:00:00:00:00:99", ours.name()))?;
+    let specs = [ours.spec.clone(), adopted.spec.clone()];
+    let mut wirer = Wirer::open()?;
+
+    assert_eq!(mended(&mut wirer, &specs)?, [ours.name()], "a MAC address that the name gives is known");
+    ip(&format!("link set {} address 02:00:00:00:00:99 mtu 9001", adopted.name()))?;
+    assert_eq!(mended(&mut wirer, &specs)?, [adopted.name()], "any other is that of the first look");
+
+    for pod in [&ours, &adopted] {
+        assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new(), "{}", pod.name());
+    }
+    assert!(ip(&format!("link show {}", adopted.name()))?.contains("mtu 1400"));
+    Ok(())
+}
+
+/// The links of the pods that a wirer mends.
+fn mended(wirer: &mut Wirer, pods: &[PodSpec]) -> Result<Vec<String>, Failed> {
+    Ok(wirer.mend(pods)?.iter().map(|mended| mended.pod.host_if.to_string()).collect())
 }
 
 /// Notices wait in the socket, so nothing is missed.
 fn notices() -> Outcome {
     let mut wirer = Wirer::open()?;
-    let mut watch = Watch::routes(Ours { ports: [wirer.port()?].into(), pod_if_prefix: "eni".to_owned() })?;
+    let ours = Ours { ports: [wirer.port()?].into(), pod_if_prefix: "eni".to_owned(), mtu: 9001 };
+    let mut watch = Watch::routes(ours)?;
     let pod = Pod::new(7)?;
     pod.add(&mut wirer)?;
     wirer.remove(&pod.spec)?;
@@ -461,9 +507,16 @@ fn notices() -> Outcome {
 
     let again = Pod::new(9)?;
     again.add(&mut wirer)?;
-    ip("route flush table 51200")?;
-
-    heard.recv_timeout(10 * second)?;
+    for damage in [
+        "route flush table 51200".to_owned(),
+        format!("link set {} mtu 1400", again.name()),
+        format!("link set {} address 02:00:00:00:00:77", again.name()),
+    ] {
+        ip(&damage)?;
+        heard.recv_timeout(10 * second).map_err(|error| format!("{damage}: {error}"))?;
+        wirer.mend(std::slice::from_ref(&again.spec))?;
+        assert!(heard.recv_timeout(second).is_err(), "what puts {damage} right is told");
+    }
     Ok(())
 }
 
@@ -548,7 +601,7 @@ fn other_namespace() -> Outcome {
     let (pod, other) = (Pod::new(1)?, Pod::new(2)?);
     other.inside(|| ip("link add eth0 type veth peer name other"))?;
 
-    let result = wirer.add(&pod.spec, Mac::local([1; 6]), pod.netns.as_fd(), other.socket()?);
+    let result = wirer.add(&pod.spec, pod.netns.as_fd(), other.socket()?);
 
     assert!(result.is_err());
     assert!(other.inside(|| json("addr show dev eth0"))?[0]["addr_info"] == serde_json::json!([]));
@@ -586,7 +639,7 @@ fn same_name() -> Outcome {
         let pod = Pod::new(3)?;
         let (netns, socket) = (pod.netns.as_fd(), pod.socket()?);
         let started = Instant::now();
-        wirer.add(&pod.spec, Mac::local([1; 6]), netns, socket)?;
+        wirer.add(&pod.spec, netns, socket)?;
         adds.push(started.elapsed());
         let started = Instant::now();
         wirer.remove(&pod.spec)?;
@@ -614,7 +667,7 @@ fn failed_wiring() -> Outcome {
     // A socket that is none of netlink's.
     let pod = Pod::new(5)?;
     let socket: OwnedFd = UdpSocket::bind("127.0.0.1:0")?.into();
-    assert!(wirer.add(&pod.spec, Mac::local([1; 6]), pod.netns.as_fd(), socket).is_err());
+    assert!(wirer.add(&pod.spec, pod.netns.as_fd(), socket).is_err());
     assert!(!ip("link")?.contains(pod.spec.host_if.as_str()));
     Ok(())
 }
@@ -629,12 +682,16 @@ fn rules_constant() -> Outcome {
     for pod in &pods {
         let socket = pod.socket()?;
         let started = Instant::now();
-        wirer.add(&pod.spec, Mac::local([2; 6]), pod.netns.as_fd(), socket)?;
+        wirer.add(&pod.spec, pod.netns.as_fd(), socket)?;
         adds.push(started.elapsed());
     }
 
     assert_eq!(ip("rule")?, before);
     assert_eq!(wirer.pods()?.len(), 300);
+    let specs: Vec<PodSpec> = pods.iter().map(|pod| pod.spec.clone()).collect();
+    let started = Instant::now();
+    assert_eq!(wirer.mend(&specs)?, Vec::new());
+    let look = started.elapsed();
 
     for pod in &pods {
         let started = Instant::now();
@@ -646,7 +703,10 @@ fn rules_constant() -> Outcome {
     let sweep = started.elapsed();
     adds.sort();
     removes.sort();
-    eprintln!("300 pods: add p50 {:?}, remove p50 {:?}, one sweep {sweep:?}", adds[150], removes[150]);
+    let (add, remove) = (adds[150], removes[150]);
+    eprintln!(
+        "300 pods: add p50 {add:?}, remove p50 {remove:?}, one look at all {look:?}, one sweep {sweep:?}"
+    );
     assert_eq!(wirer.pods()?, []);
     let links = ip("link")?;
     assert!(!links.contains("eni") && !links.contains("gone"), "{links}");

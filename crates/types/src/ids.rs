@@ -94,7 +94,7 @@ ec2_id!(
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// A locally administered unicast address made of the given random bytes.
+    /// A locally administered unicast address made of the given bytes.
     ///
     /// Set explicitly on host veths so that udev's `MACAddressPolicy=persistent` leaves them alone.
     #[must_use]

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
 
-use crate::{PodName, SandboxKey};
+use crate::{Mac, PodName, SandboxKey};
 
 /// What host veth names start with: 1 to 4 characters, `eni` unless configured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +90,13 @@ impl HostVeth {
         (plain && (12..=15).contains(&name.len())).then(|| Self(name.to_owned()))
     }
 
+    /// The MAC address of the link of this name: the same each time, so that what it should be is known without being remembered.
+    #[must_use]
+    pub fn mac(&self) -> Mac {
+        let digest = Sha1::digest(&self.0);
+        Mac::local(std::array::from_fn(|n| digest[n]))
+    }
+
     /// The name itself, at most 15 bytes (a dummy's, which the kernel never sees, 16).
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -124,6 +131,15 @@ mod tests {
     fn veth(namespace: &str, name: &str, index: u8) -> String {
         let pod = PodName { namespace: namespace.to_owned(), name: name.to_owned() };
         HostVeth::of_pod(&VethPrefix::default(), &pod, index).as_str().to_owned()
+    }
+
+    #[test]
+    fn a_name_gives_one_mac_address_that_is_local_and_of_one_host() {
+        let [one, other] = ["eni0123456789a", "eni0123456789b"].map(|name| HostVeth::found(name).unwrap());
+
+        assert_eq!(one.mac(), HostVeth::found(one.as_str()).unwrap().mac());
+        assert_ne!(one.mac(), other.mac());
+        assert_eq!(one.mac().0[0] & 0x03, 0x02, "{}", one.mac());
     }
 
     #[test]

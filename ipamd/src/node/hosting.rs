@@ -206,7 +206,8 @@ impl Node {
         self.host.generation += 1;
         self.host.under_way = true;
         self.host.dirty = false;
-        if repair || self.host.touched {
+        // The start looks too: others may have been here while nobody did.
+        if repair || self.host.touched || !self.cloud.pictured {
             self.effects.push(Effect::Mend(self.wired_pods()));
         }
         self.host.repaired(now);

@@ -233,9 +233,8 @@ impl Node {
         let open = || socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None);
         let socket = netns.run(open)?.map_err(LabError::doing("open a netlink socket"))?;
         let file = std::fs::File::open(netns.path()).map_err(LabError::doing("open a namespace"))?;
-        let [_, _, device, host] = address.octets();
-        let (wirer, mac) = (&mut self.wirer, Mac::local([2, 0, 0, 1, device, host]));
-        self.host.run(|| wirer.add(&spec, mac, file.as_fd(), socket))?.map_err(refused)?;
+        let wirer = &mut self.wirer;
+        self.host.run(|| wirer.add(&spec, file.as_fd(), socket))?.map_err(refused)?;
         self.pods.push(Pod { netns, address, host_if, eni });
         Ok(())
     }

@@ -19,7 +19,9 @@ use super::message::{Maker, number_of};
 use super::{KernelError, Refusal, message, sysctl};
 use crate::desired;
 use crate::diff::{Op, diff};
-use crate::model::{Address, Family, IfIndex, KernelState, LinkSeen, LinkState, NodeSpec, PodSpec, Route};
+use crate::model::{
+    Address, Family, IfIndex, KernelState, LinkSeen, LinkState, NodeSpec, PodSpec, Route, Rule, RulePriority,
+};
 
 /// What the kernel answers about a family that it lacks.
 const EAFNOSUPPORT: i32 = 97;
@@ -165,6 +167,10 @@ impl Host {
             }
         }
         self.observe_rules(&mut state).await?;
+        // The kernel's own rule of a family that is not ours is there, and nothing to us.
+        let is_ours =
+            |rule: &Rule| rule.priority != RulePriority::Main || rule.family == Family::V4 || spec.ipv6;
+        state.rules.retain(|rule, _| is_ours(rule));
         let routes = self.routes().await?.into_iter().filter(|(maker, route)| match maker {
             Maker::We => pods || route.table != TableId::PODS,
             // An address that somebody else added draws the node's own traffic for its subnet to that ENI.

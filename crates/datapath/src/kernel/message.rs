@@ -179,7 +179,8 @@ pub(super) fn of_rule(rule: &Rule) -> RuleMessage {
     message
 }
 
-/// A rule that the kernel told, if it is one of ours: one that selects by more than we ever do is not.
+/// A rule that the kernel told, if it is one of ours: one that selects by more than we ever do is not. For the main table anybody's
+/// does, for the kernel has one of its own.
 pub(super) fn to_rule(message: &RuleMessage) -> Option<Rule> {
     let mut priority = None;
     let mut table = TableId(message.header.table.into());
@@ -208,8 +209,9 @@ pub(super) fn to_rule(message: &RuleMessage) -> Option<Rule> {
         (None, None | Some(0), None) => Selector::All,
         (Some(_), _, _) | (None, Some(_), _) => return None,
     };
-    let family = family_of(header.family)?;
-    (ours && plain).then_some(Rule { family, priority: priority?, selector, table })
+    let (family, priority) = (family_of(header.family)?, priority?);
+    let does = ours || (priority, table) == (RulePriority::Main, TableId::MAIN);
+    (does && plain).then_some(Rule { family, priority, selector, table })
 }
 
 /// A question about links, without their counters: the kernel would sum those up over all processors.
@@ -223,12 +225,13 @@ pub(super) fn any_link() -> LinkMessage {
 pub(super) fn to_link(message: &LinkMessage) -> LinkSeen {
     let up = message.header.flags.contains(LinkFlags::Up);
     let index = IfIndex(message.header.index);
-    let mut link = LinkSeen { index, name: String::new(), mac: None, mtu: 0, up, peer: None };
+    let mut link = LinkSeen { index, name: String::new(), mac: None, mtu: 0, up, group: 0, peer: None };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac),
+            LinkAttribute::Group(group) => link.group = *group,
             LinkAttribute::Link(peer) => link.peer = Some(IfIndex(*peer)),
             _ => {}
         }
@@ -285,6 +288,23 @@ mod tests {
             unmarked.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Protocol(_)));
             assert_eq!(to_rule(&unmarked), None);
         }
+    }
+
+    #[test]
+    fn a_rule_for_the_main_table_is_as_good_by_anybody() {
+        let (family, priority, table) = (Family::V4, RulePriority::Main, TableId::MAIN);
+        let rule = Rule { family, priority, selector: Selector::All, table };
+        let mut of_kernel = of_rule(&rule);
+        of_kernel.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Protocol(_)));
+
+        assert_eq!(to_rule(&of_kernel), Some(rule));
+        assert_eq!(
+            to_rule(&of_rule(&Rule { table: TableId(2), ..rule })).map(|it| it.table),
+            Some(TableId(2))
+        );
+        of_kernel.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Table(_)));
+        of_kernel.header.table = 2;
+        assert_eq!(to_rule(&of_kernel), None, "another table at its place");
     }
 
     #[test]

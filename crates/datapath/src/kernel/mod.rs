@@ -20,8 +20,8 @@ use std::io;
 
 use answer::Answer;
 pub use host::{Converged, Host};
-pub(crate) use notice::touches_ours;
-pub use wirer::{PodSeen, WireError, Wirer};
+pub(crate) use notice::RouteJudge;
+pub use wirer::{Mended, PodSeen, WireError, Wirer};
 
 /// Why the kernel could not be read or changed.
 #[derive(Debug, thiserror::Error)]

@@ -1,26 +1,83 @@
 //! Notices of links, addresses, routes and rules: which of them are about something of ours.
 
+use std::collections::BTreeMap;
+
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use types::TableId;
+use types::{HostVeth, Mac, TableId};
 
-use super::message::{Maker, to_route, to_rule};
-use super::pod::TRASH_GROUP;
-use super::socket::messages;
+use super::message::{Maker, any_link, to_link, to_route, to_rule};
+use super::pod::{self, TRASH_GROUP};
+use super::socket::{Socket, messages};
+use crate::model::{IfIndex, LinkSeen};
 use crate::watch::Ours;
 
-/// Whether a datagram tells a change of something of ours by a socket that is not ours. What cannot be read is left to the
-/// next round: links of kinds that nobody here knows may change all the time.
-pub(crate) fn touches_ours(datagram: &[u8], ours: &Ours) -> bool {
-    messages(datagram).map_while(Result::ok).any(|message| {
-        let port = message.header.port_number;
-        !ours.ports.contains(&port) && is_about_ours(&message.payload, port, &ours.pod_if_prefix)
-    })
+/// Tells notices of what others change of ours from all the rest.
+#[derive(Debug)]
+pub(crate) struct RouteJudge {
+    ours: Ours,
+    /// MTU and MAC address of links as last told: a notice says what a link is like, not what has changed.
+    links: BTreeMap<IfIndex, (u32, Option<Mac>)>,
 }
 
-fn is_about_ours(payload: &NetlinkPayload<RouteNetlinkMessage>, port: u32, pod_if_prefix: &str) -> bool {
-    let NetlinkPayload::InnerMessage(message) = payload else { return false };
+impl RouteJudge {
+    pub(crate) const fn new(ours: Ours) -> Self {
+        Self { ours, links: BTreeMap::new() }
+    }
+
+    /// Reads what links are like now. Where that cannot be, the first notice of a link teaches it.
+    pub(crate) fn learn_links(&mut self) {
+        let ask = RouteNetlinkMessage::GetLink(any_link());
+        let told = Socket::open().ok().and_then(|mut socket| socket.dump(&ask).ok()).unwrap_or_default();
+        let links = pod::links_in(&told).map(|link| (link.index, (link.mtu, link.mac)));
+        self.links.extend(links);
+    }
+
+    /// Whether a datagram tells a change of something of ours by a socket that is not ours. What cannot be read is left to the
+    /// next round: links of kinds that nobody here knows may change all the time.
+    pub(crate) fn touches_ours(&mut self, datagram: &[u8]) -> bool {
+        let told = messages(datagram).map_while(Result::ok).filter(|message| {
+            let NetlinkPayload::InnerMessage(inner) = &message.payload else { return false };
+            let port = message.header.port_number;
+            // First, for of our own links too it is to be known what they are like.
+            let reshaped = self.reshaped(inner);
+            reshaped
+                || !self.ours.ports.contains(&port) && is_about_ours(inner, port, &self.ours.pod_if_prefix)
+        });
+        // All of them, to learn.
+        told.count() > 0
+    }
+
+    /// Whether a link has been given an MTU that ours do not have, or a host end of ours another MAC address than its name gives.
+    /// The kernel does not say by whom.
+    fn reshaped(&mut self, message: &RouteNetlinkMessage) -> bool {
+        match message {
+            RouteNetlinkMessage::DelLink(message) => {
+                self.links.remove(&IfIndex(message.header.index));
+                false
+            }
+            RouteNetlinkMessage::NewLink(message) => {
+                let link = to_link(message);
+                let last = self.links.insert(link.index, (link.mtu, link.mac));
+                let wrong = |(mtu, mac)| {
+                    mtu != link.mtu && link.mtu != self.ours.mtu
+                        || mac != link.mac && self.has_other_mac(&link)
+                };
+                link.group != TRASH_GROUP && last.is_some_and(wrong)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether it is a host end of ours with a MAC address that its name does not give.
+    fn has_other_mac(&self, link: &LinkSeen) -> bool {
+        let name = HostVeth::found(&link.name).filter(|_| link.name.starts_with(&self.ours.pod_if_prefix));
+        name.is_some_and(|name| link.mac != Some(name.mac()))
+    }
+}
+
+fn is_about_ours(message: &RouteNetlinkMessage, port: u32, pod_if_prefix: &str) -> bool {
     match message {
         // Port 0 is the kernel: it tells of IPv6 routes that go with their link.
         RouteNetlinkMessage::DelRoute(message) => {
@@ -79,16 +136,16 @@ mod tests {
     }
 
     fn ours() -> Ours {
-        Ours { ports: [OURS].into(), pod_if_prefix: "eni".to_owned() }
+        Ours { ports: [OURS].into(), pod_if_prefix: "eni".to_owned(), mtu: 9001 }
     }
 
     fn told(message: RouteNetlinkMessage, port: u32) -> bool {
-        touches_ours(&notice(message, port), &ours())
+        RouteJudge::new(ours()).touches_ours(&notice(message, port))
     }
 
     fn pod_route() -> netlink_packet_route::route::RouteMessage {
         let pod = PodSpec {
-            host_if: types::HostVeth::found("eni0123456789a").unwrap(),
+            host_if: HostVeth::found("eni0123456789a").unwrap(),
             container_if: "eth0".to_owned(),
             addresses: vec!["10.0.0.5".parse().unwrap()],
             mtu: 9001,
@@ -123,13 +180,43 @@ mod tests {
     }
 
     #[test]
+    fn another_mtu_or_mac_address_is_told_and_the_right_one_is_not() {
+        let mut judge = RouteJudge::new(ours());
+        let mut told = |name: &str, mtu, mac: Mac, port| {
+            let mut link = LinkMessage::default();
+            link.header.index = u32::from(name.as_bytes()[0]);
+            link.attributes = vec![
+                LinkAttribute::IfName(name.to_owned()),
+                LinkAttribute::Mtu(mtu),
+                LinkAttribute::Address(mac.0.to_vec()),
+            ];
+            judge.touches_ours(&notice(RouteNetlinkMessage::NewLink(link), port))
+        };
+        let (pod, eni, bridge) = ("eni0123456789a", "xens5", "cni0");
+        let (right, other) = (HostVeth::found(pod).unwrap().mac(), Mac([2; 6]));
+
+        // The first time there is nothing to compare with, whoever asked.
+        assert!(!told(pod, 9001, right, OURS));
+        assert!(told(pod, 9001, other, 0), "another MAC address");
+        assert!(!told(pod, 9001, right, 0), "the right one, by us");
+        assert!(told(pod, 1500, right, 0), "another MTU");
+        assert!(!told(pod, 9001, right, 0), "the right one, by us");
+        assert!(!told(eni, 1500, other, 0));
+        assert!(!told(eni, 9001, other, 0));
+        assert!(told(eni, 1500, other, 0), "an ENI's MTU");
+        assert!(!told(bridge, 1500, other, 0));
+        assert!(!told(bridge, 1500, right, 0), "MAC addresses of others may change");
+    }
+
+    #[test]
     fn a_second_message_counts_and_what_is_cut_does_not() {
         let mut both = notice(RouteNetlinkMessage::NewRoute(pod_route()), OURS + 1);
         both.extend(notice(RouteNetlinkMessage::DelRoute(pod_route()), OURS + 1));
 
-        assert!(touches_ours(&both, &ours()));
-        assert!(!touches_ours(&both[..both.len() - 3], &ours()));
-        assert!(!touches_ours(&[], &ours()));
+        let mut judge = RouteJudge::new(ours());
+        assert!(judge.touches_ours(&both));
+        assert!(!judge.touches_ours(&both[..both.len() - 3]));
+        assert!(!judge.touches_ours(&[]));
     }
 
     #[test]

@@ -28,11 +28,14 @@ pub(super) const fn gateway_of(family: Family) -> IpAddr {
 
 /// Link group of host ends whose pod is gone, until the next sweep.
 pub(super) const TRASH_GROUP: u32 = 0x5652_4153;
+/// Link group of host ends that were made with the MAC address that their name gives ([`types::HostVeth::mac`]). Others have any: the
+/// Go version's are random.
+pub(super) const NAMED_MAC_GROUP: u32 = 0x5652_4154;
 
 /// The pair in one message: the host end up, with its MAC; the other end in the pod's namespace.
 ///
 /// The MAC is given so that udev's `MACAddressPolicy=persistent` leaves it alone.
-pub(super) fn create_pair(pod: &PodSpec, host_mac: Mac, netns: BorrowedFd<'_>) -> Ask {
+pub(super) fn create_pair(pod: &PodSpec, netns: BorrowedFd<'_>) -> Ask {
     let mut peer = LinkMessage::default();
     peer.attributes = vec![
         LinkAttribute::IfName(pod.container_if.clone()),
@@ -45,7 +48,8 @@ pub(super) fn create_pair(pod: &PodSpec, host_mac: Mac, netns: BorrowedFd<'_>) -
     message.attributes = vec![
         LinkAttribute::IfName(pod.host_if.as_str().to_owned()),
         LinkAttribute::Mtu(pod.mtu),
-        LinkAttribute::Address(host_mac.0.to_vec()),
+        LinkAttribute::Address(pod.host_if.mac().0.to_vec()),
+        LinkAttribute::Group(NAMED_MAC_GROUP),
         LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
@@ -56,7 +60,7 @@ pub(super) fn create_pair(pod: &PodSpec, host_mac: Mac, netns: BorrowedFd<'_>) -
 
 /// Everything inside the pod, in the order in which the kernel accepts it. A default route that is there already
 /// is somebody else's network, so it is refused, not replaced.
-pub(super) fn inside(pod: &PodSpec, link: IfIndex, host_mac: Mac) -> Vec<Ask> {
+pub(super) fn inside(pod: &PodSpec, link: IfIndex) -> Vec<Ask> {
     let of_address = |address: &IpAddr| {
         let family = Family::of(*address);
         let add = (RouteNetlinkMessage::NewAddress(address_on(link, (*address).into())), ADD);
@@ -70,7 +74,7 @@ pub(super) fn inside(pod: &PodSpec, link: IfIndex, host_mac: Mac) -> Vec<Ask> {
             add,
             to_gateway,
             everywhere,
-            (RouteNetlinkMessage::NewNeighbour(gateway(family, link, host_mac)), ADD),
+            (RouteNetlinkMessage::NewNeighbour(gateway(family, link, pod.host_if.mac())), ADD),
         ]
     };
     std::iter::once((set_up(link, None), 0)).chain(pod.addresses.iter().flat_map(of_address)).collect()
@@ -135,6 +139,13 @@ pub(super) fn list_routes(family: Family) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetRoute(message)
 }
 
+/// Asks for all veths.
+pub(super) fn list_veths() -> RouteNetlinkMessage {
+    let mut message = any_link();
+    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]));
+    RouteNetlinkMessage::GetLink(message)
+}
+
 /// Asks for a link by name.
 pub(super) fn get_link(name: &str) -> Ask {
     let mut message = any_link();
@@ -149,12 +160,27 @@ pub(super) fn get_link_at(link: IfIndex) -> Ask {
     (RouteNetlinkMessage::GetLink(message), 0)
 }
 
-/// The link that replies tell.
+/// The first link that replies tell.
 pub(super) fn link_in(replies: &[RouteNetlinkMessage]) -> Option<LinkSeen> {
-    replies.iter().find_map(|reply| match reply {
+    links_in(replies).next()
+}
+
+/// The links that replies tell.
+pub(super) fn links_in(replies: &[RouteNetlinkMessage]) -> impl Iterator<Item = LinkSeen> {
+    replies.iter().filter_map(|reply| match reply {
         RouteNetlinkMessage::NewLink(message) => Some(to_link(message)),
         _ => None,
     })
+}
+
+/// Brings a host end up, with this MTU and MAC address.
+pub(super) fn restore(link: IfIndex, mtu: u32, mac: Mac) -> Ask {
+    let mut message = LinkMessage::default();
+    message.header.index = link.0;
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message.attributes = vec![LinkAttribute::Mtu(mtu), LinkAttribute::Address(mac.0.to_vec())];
+    (RouteNetlinkMessage::SetLink(message), 0)
 }
 
 /// Deletes a link, and with it its other end.

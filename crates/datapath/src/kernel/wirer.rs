@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use netlink_packet_route::RouteNetlinkMessage;
-use types::{Mac, TableId};
+use types::{HostVeth, Mac, TableId};
 
 use super::check;
-use super::message::{Maker, set_up, to_route};
+use super::message::{Maker, to_route};
 use super::pod;
 use super::socket::{Ask, Socket, SocketError};
 use super::sysctl;
@@ -64,10 +64,30 @@ pub struct PodSeen {
     pub addresses: Vec<IpAddr>,
 }
 
+/// A pod that others had taken something from, and what that was, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mended<'a> {
+    /// The pod.
+    pub pod: &'a PodSpec,
+    /// What was wrong.
+    pub what: Vec<String>,
+}
+
+/// What a pod's inside counts on at its host end. Nobody can change it in there afterwards, so it has to stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct CountedOn {
+    /// The pod's permanent neighbour has it.
+    mac: Mac,
+    /// Of both ends, in bytes; it may be that of an older setting.
+    mtu: u32,
+}
+
 /// Wires pods, on a thread of its own.
 #[derive(Debug)]
 pub struct Wirer {
     host: Socket,
+    /// By host end: from the pod's ADD, or as it was when it was first seen.
+    counted_on: BTreeMap<IfIndex, CountedOn>,
 }
 
 impl Wirer {
@@ -76,7 +96,7 @@ impl Wirer {
     /// # Errors
     /// When the kernel gives no socket.
     pub fn open() -> Result<Self, WireError> {
-        Ok(Self { host: Socket::open().map_err(WireError::Open)? })
+        Ok(Self { host: Socket::open().map_err(WireError::Open)?, counted_on: BTreeMap::new() })
     }
 
     /// The port of its socket: notices of our own changes carry it.
@@ -96,16 +116,17 @@ impl Wirer {
     pub fn add(
         &mut self,
         pod: &PodSpec,
-        host_mac: Mac,
         netns: BorrowedFd<'_>,
         pod_socket: OwnedFd,
     ) -> Result<(), WireError> {
         let mut inside = Socket::over(pod_socket).map_err(WireError::Open)?;
-        let outer = self.create_pair(pod, host_mac, netns)?;
-        let wired = self.wire(pod, host_mac, &outer, &mut inside);
+        let outer = self.create_pair(pod, netns)?;
+        let wired = self.wire(pod, &outer, &mut inside);
         if wired.is_err() {
             // The step's own failure is what the caller hears.
             drop(self.host.batch(vec![pod::delete_link(outer.index)]));
+        } else {
+            self.counted_on.insert(outer.index, CountedOn { mac: pod.host_if.mac(), mtu: pod.mtu });
         }
         wired
     }
@@ -115,15 +136,10 @@ impl Wirer {
     ///
     /// The kernel takes leftovers away on its own too, when their pod's namespace ends, and does so at any moment:
     /// hence the attempts.
-    fn create_pair(
-        &mut self,
-        pod: &PodSpec,
-        host_mac: Mac,
-        netns: BorrowedFd<'_>,
-    ) -> Result<LinkSeen, WireError> {
+    fn create_pair(&mut self, pod: &PodSpec, netns: BorrowedFd<'_>) -> Result<LinkSeen, WireError> {
         let mut renamed = None;
         for _attempt in 0..ATTEMPTS {
-            if let Some(made) = self.try_pair(pod, host_mac, netns)? {
+            if let Some(made) = self.try_pair(pod, netns)? {
                 return Ok(made);
             }
             if let Some(old) = self.link(pod.host_if.as_str())? {
@@ -137,13 +153,8 @@ impl Wirer {
     }
 
     /// Makes the pair; `None` when one of its two names is taken.
-    fn try_pair(
-        &mut self,
-        pod: &PodSpec,
-        host_mac: Mac,
-        netns: BorrowedFd<'_>,
-    ) -> Result<Option<LinkSeen>, WireError> {
-        let asks = vec![pod::create_pair(pod, host_mac, netns), pod::get_link(pod.host_if.as_str())];
+    fn try_pair(&mut self, pod: &PodSpec, netns: BorrowedFd<'_>) -> Result<Option<LinkSeen>, WireError> {
+        let asks = vec![pod::create_pair(pod, netns), pod::get_link(pod.host_if.as_str())];
         match self.host.batch(asks) {
             Ok(replies) => {
                 let link = pod::link_in(&replies).ok_or(SocketError::Nonsense);
@@ -164,13 +175,7 @@ impl Wirer {
         self.settle(pod::delete_link(old), "delete the old link").map(|_existed| ())
     }
 
-    fn wire(
-        &mut self,
-        pod: &PodSpec,
-        host_mac: Mac,
-        outer: &LinkSeen,
-        inside: &mut Socket,
-    ) -> Result<(), WireError> {
+    fn wire(&mut self, pod: &PodSpec, outer: &LinkSeen, inside: &mut Socket) -> Result<(), WireError> {
         sysctl::refuse_router_advertisements(&outer.name)
             .map_err(step("refuse router advertisements from the pod"))?;
         let found = known(inside.batch(vec![pod::get_link(&pod.container_if)]))?;
@@ -178,7 +183,7 @@ impl Wirer {
         let inner = found
             .filter(|inner| inner.peer == Some(outer.index) && outer.peer == Some(inner.index))
             .ok_or_else(|| WireError::OtherNamespace(pod.container_if.clone()))?;
-        let asks = pod::inside(pod, inner.index, host_mac);
+        let asks = pod::inside(pod, inner.index);
         inside.batch(asks).map_err(step("set up the pod's interface"))?;
         self.host.batch(pod::reach(pod, outer.index)).map_err(step("add the pod's routes"))?;
         Ok(())
@@ -212,27 +217,45 @@ impl Wirer {
         self.settle(pod::set_aside(link), "set the pod's link aside").map(|_existed| ())
     }
 
-    /// Puts back what others have taken of pods that are wired: host ends that are down, routes that are gone or lead
-    /// elsewhere. Returns the pods for which something was missing; one without a link is left alone.
+    /// Puts back what others have taken of pods that are wired: host ends that are down or have another MAC address or MTU, routes
+    /// that are gone or lead elsewhere. Returns the pods for which something was wrong; one without a link is left alone.
     ///
     /// # Errors
-    /// When the routes cannot be read, or what the kernel refused first; the other pods are seen to nevertheless.
-    pub fn mend<'a>(&mut self, pods: &'a [PodSpec]) -> Result<Vec<&'a PodSpec>, WireError> {
-        let there: BTreeSet<(IpAddr, IfIndex)> =
+    /// When links or routes cannot be read, or what the kernel refused first; the other pods are seen to nevertheless.
+    pub fn mend<'a>(&mut self, pods: &'a [PodSpec]) -> Result<Vec<Mended<'a>>, WireError> {
+        let routes: BTreeSet<(IpAddr, IfIndex)> =
             self.pod_routes()?.iter().map(|route| (route.destination.ip(), route.link)).collect();
+        let veths = self.veths()?;
+        self.counted_on.retain(|link, _| veths.values().any(|veth| veth.index == *link));
         let (mut mended, mut refused) = (Vec::new(), None);
         for pod in pods {
-            let Some(link) = self.index_of(pod.host_if.as_str())? else { continue };
-            if pod.addresses.iter().all(|address| there.contains(&(*address, link))) {
+            let Some(veth) = veths.get(pod.host_if.as_str()) else { continue };
+            let Some(counted_on) = self.counted_on(&pod.host_if, veth) else { continue };
+            let what = wrong(pod, veth, counted_on, &routes);
+            if what.is_empty() {
                 continue;
             }
-            let asks = std::iter::once((set_up(link, None), 0)).chain(pod::reach(pod, link));
-            match self.host.batch(asks.collect()) {
-                Ok(_) => mended.push(pod),
+            let set = pod::restore(veth.index, counted_on.mtu, counted_on.mac);
+            match self.host.batch(std::iter::once(set).chain(pod::reach(pod, veth.index)).collect()) {
+                Ok(_) => mended.push(Mended { pod, what }),
                 Err(error) => refused = refused.or(Some(error)),
             }
         }
-        refused.map_or(Ok(mended), |error| Err(step("put a pod's route back")(error)))
+        refused.map_or(Ok(mended), |error| Err(step("put back what others took of a pod")(error)))
+    }
+
+    /// What the pod counts on. A host end that is seen for the first time is taken to be right, but for a MAC address that its
+    /// name gives.
+    fn counted_on(&mut self, host_if: &HostVeth, veth: &LinkSeen) -> Option<CountedOn> {
+        let mac = if veth.group == pod::NAMED_MAC_GROUP { Some(host_if.mac()) } else { veth.mac }?;
+        Some(*self.counted_on.entry(veth.index).or_insert(CountedOn { mac, mtu: veth.mtu }))
+    }
+
+    /// The veths of the host by name, without those that were set aside.
+    fn veths(&mut self) -> Result<BTreeMap<String, LinkSeen>, WireError> {
+        let told = self.host.dump(&pod::list_veths()).map_err(step("read the links"))?;
+        let kept = pod::links_in(&told).filter(|link| link.group != pod::TRASH_GROUP);
+        Ok(kept.map(|link| (link.name.clone(), link)).collect())
     }
 
     /// Deletes the links that [`Self::remove`] has set aside, all in one request: the kernel waits for RCU once.
@@ -303,6 +326,28 @@ impl Wirer {
             Err(error) => Err(step(what)(error)),
         }
     }
+}
+
+/// What is wrong with a pod's host end and routes, in words.
+fn wrong(
+    pod: &PodSpec,
+    veth: &LinkSeen,
+    counted_on: CountedOn,
+    routes: &BTreeSet<(IpAddr, IfIndex)>,
+) -> Vec<String> {
+    let mut found = Vec::new();
+    if !veth.up {
+        found.push("the link was down".to_owned());
+    }
+    if veth.mtu != counted_on.mtu {
+        found.push(format!("its MTU was {}, not {}", veth.mtu, counted_on.mtu));
+    }
+    if let Some(mac) = veth.mac.filter(|mac| *mac != counted_on.mac) {
+        found.push(format!("its MAC address was {mac}, not {}", counted_on.mac));
+    }
+    let missing = pod.addresses.iter().filter(|address| !routes.contains(&(**address, veth.index)));
+    found.extend(missing.map(|address| format!("{address} was not routed to it")));
+    found
 }
 
 /// The link that an answer tells, if there is one.

@@ -64,7 +64,13 @@ impl World {
     }
 
     fn made_ready(mut self, addresses: u8) -> Self {
-        let world = &mut self;
+        let effects = self.first_look(addresses);
+        self.converge(&effects);
+        self
+    }
+
+    /// What the first picture leads to.
+    fn first_look(&mut self, addresses: u8) -> Vec<Effect> {
         let facts = Facts {
             instance: "i-1".parse().unwrap(),
             limits: InstanceTable::builtin().get("m5.large").unwrap().clone(),
@@ -72,7 +78,7 @@ impl World {
             subnet: "subnet-1".parse().unwrap(),
             vpc_cidrs: vec!["10.0.0.0/16".parse().unwrap()],
         };
-        world.handle(Event::Identified(Box::new(facts)));
+        self.handle(Event::Identified(Box::new(facts)));
         let eni = EniSeen {
             id: "eni-0".parse().unwrap(),
             mac: Mac([2, 0, 0, 0, 0, 0]),
@@ -85,10 +91,8 @@ impl World {
             role: Role::Primary,
         };
         let subnets = BTreeMap::from([("subnet-1".parse().unwrap(), "10.0.0.0/20".parse().unwrap())]);
-        let picture = Picture { as_of: world.now, enis: vec![eni], subnets, ..Picture::default() };
-        let effects = world.handle(Event::Looked(Ok(picture)));
-        world.converge(&effects);
-        self
+        let picture = Picture { as_of: self.now, enis: vec![eni], subnets, ..Picture::default() };
+        self.handle(Event::Looked(Ok(picture)))
     }
 
     fn handle(&mut self, event: Event) -> Vec<Effect> {

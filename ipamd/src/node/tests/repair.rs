@@ -43,6 +43,18 @@ fn a_notice_leads_to_a_look_within_a_second_and_many_to_one() {
 }
 
 #[test]
+fn the_start_looks_at_the_pods_of_before() {
+    let mut before = World::ready(4);
+    before.added("a");
+    let mut world = World::new();
+    world.node.pool = Pool::restore(before.node.pool.snapshot(), Duration::from_secs(30), world.now);
+
+    let effects = world.first_look(4);
+
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Mend(pods) if pods.len() == 1)));
+}
+
+#[test]
 fn who_keeps_changing_is_answered_less_often_and_told_until_it_ends() {
     let mut world = World::ready(4);
     world.added("a");
