@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::PROTOCOL;
-use crate::model::{Address, Family, IfIndex, KernelState, LinkState, Route, Rule};
+use crate::model::{Address, Family, IfIndex, KernelState, LinkState, Route, Rule, RulePriority};
 
 /// One change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +71,10 @@ pub fn diff(desired: &KernelState, observed: &KernelState) -> Vec<Op> {
     let add_rules =
         desired.rules.keys().filter(|rule| !observed.rules.contains_key(rule)).copied().map(Op::AddRule);
     let del_rules = observed.rules.iter().flat_map(|(rule, copies)| {
-        let surplus = copies.saturating_sub(desired.rules.get(rule).copied().unwrap_or(0));
+        // Without a rule for the main table the node has no network at all, so one stays whatever is desired.
+        let kept = u32::from(rule.priority == RulePriority::Main);
+        let wanted = desired.rules.get(rule).copied().unwrap_or(0);
+        let surplus = copies.saturating_sub(wanted.max(kept));
         (0..surplus).map(|_| Op::DelRule(*rule))
     });
     let del_routes = observed.routes.difference(&desired.routes).copied().map(Op::DelRoute);
@@ -102,7 +105,7 @@ mod tests {
     use types::TableId;
 
     use super::*;
-    use crate::model::{RulePriority, Selector};
+    use crate::model::Selector;
 
     fn rule() -> impl Strategy<Value = Rule> {
         (0..4_u32, 0..3_u32, any::<bool>()).prop_map(|(value, table, v6)| Rule {
@@ -111,6 +114,17 @@ mod tests {
             selector: Selector::Mark { value, mask: 3 },
             table: TableId(table),
         })
+    }
+
+    #[test]
+    fn the_difference_against_nothing_leaves_the_main_table_its_rule() {
+        let rule = |priority, table| Rule { family: Family::V4, priority, selector: Selector::All, table };
+        let (pods, main) = (rule(RulePriority::Pods, TableId::PODS), rule(RulePriority::Main, TableId::MAIN));
+        let observed = KernelState { rules: [(pods, 1), (main, 2)].into(), ..KernelState::default() };
+
+        let ops = diff(&KernelState::default(), &observed);
+
+        assert_eq!(ops, [Op::DelRule(pods), Op::DelRule(main)]);
     }
 
     fn route() -> impl Strategy<Value = Route> {
