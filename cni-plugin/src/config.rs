@@ -28,6 +28,8 @@ pub(crate) struct Config {
     pub(crate) version: CniVersion,
     pub(crate) name: String,
     pub(crate) mtu: u32,
+    /// Pods get IPv6 addresses: it is switched on inside where somebody has switched it off.
+    pub(crate) ipv6: bool,
     pub(crate) socket: PathBuf,
     pub(crate) queue: PathBuf,
     pub(crate) timeout: Option<Duration>,
@@ -74,6 +76,8 @@ struct Raw {
     name: Option<String>,
     #[serde(default)]
     mtu: Value,
+    #[serde(default)]
+    ipv6: Value,
     veth_prefix: Option<String>,
     plugin_log_file: Option<String>,
     plugin_log_level: Option<String>,
@@ -109,6 +113,7 @@ impl Config {
             version,
             name,
             mtu: mtu(&raw.mtu),
+            ipv6: raw.ipv6 == true || raw.ipv6 == "true",
             socket: raw.socket.unwrap_or_else(|| wire::SOCKET_PATH.into()),
             queue: raw.queue_dir.unwrap_or_else(|| wire::queue::DIRECTORY.into()),
             timeout: raw.timeout_seconds.map(timeout),
@@ -215,6 +220,16 @@ mod tests {
             error.to_string(),
             r#"incompatible CNI versions; config is "0.1.0", plugin supports ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]"#
         );
+    }
+
+    #[test]
+    fn ipv6_is_wanted_where_it_says_true_in_either_form() {
+        let ipv6 = |rest: &str| config(rest).unwrap().ipv6;
+
+        assert_eq!([ipv6(r#","ipv6":true"#), ipv6(r#","ipv6":"true""#)], [true, true]);
+        for rest in ["", r#","ipv6":false"#, r#","ipv6":"false""#, r#","ipv6":1"#, r#","ipv6":null"#] {
+            assert!(!ipv6(rest), "{rest}");
+        }
     }
 
     #[test]

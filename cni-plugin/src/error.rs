@@ -83,7 +83,7 @@ impl From<NetnsError> for Failure {
             | NetnsError::NotNetns { .. }
             | NetnsError::Own
             | NetnsError::Enter(_) => Reason::BadNetns,
-            NetnsError::Socket(_) => Reason::KernelRefused,
+            NetnsError::Socket(_) | NetnsError::Ipv6 { .. } => Reason::KernelRefused,
             NetnsError::Thread => Reason::Internal,
         };
         failure(reason.cni_code(), reason, &error)

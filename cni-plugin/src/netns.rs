@@ -1,5 +1,7 @@
 //! The pod's network namespace: opened once by path, entered once by a thread that ends there.
 
+use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread;
 
@@ -10,6 +12,10 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// `NSFS_MAGIC` of `linux/magic.h`: the file system on which namespaces are files.
 const NSFS_MAGIC: i64 = 0x6e73_6673;
+
+/// Where IPv6 is switched off, "1", or on: for interfaces to come, and for the loopback ("IP Sysctl" of the kernel's documentation).
+const IPV6_SWITCHES: [&str; 2] =
+    ["/proc/sys/net/ipv6/conf/default/disable_ipv6", "/proc/sys/net/ipv6/conf/lo/disable_ipv6"];
 
 /// This process's own network namespace.
 const OWN: &str = "/proc/self/ns/net";
@@ -31,6 +37,8 @@ pub(crate) enum NetnsError {
     Enter(#[source] Errno),
     #[error("cannot open a netlink socket in the netns")]
     Socket(#[source] Errno),
+    #[error("cannot switch IPv6 on in the netns by {path}")]
+    Ipv6 { path: &'static str, source: std::io::Error },
     #[error("the thread in the netns died")]
     Thread,
 }
@@ -56,21 +64,41 @@ impl PodNetns {
 
     /// A `NETLINK_ROUTE` socket that acts in the namespace, whoever holds it.
     ///
+    /// With `allow_ipv6`, IPv6 is on for the interface that is about to be made, and for the loopback. The daemon cannot see to
+    /// that: it has no way into the pod's `/proc/sys`, and netlink tells these settings and does not take them.
+    ///
     /// The thread that opens it never comes back, so there is no way back that could fail.
-    pub(crate) fn netlink(&self) -> Result<OwnedFd, NetnsError> {
-        thread::scope(|scope| scope.spawn(|| self.open_netlink_inside()).join())
+    pub(crate) fn netlink(&self, allow_ipv6: bool) -> Result<OwnedFd, NetnsError> {
+        thread::scope(|scope| scope.spawn(|| self.open_netlink_inside(allow_ipv6)).join())
             .ok()
             .ok_or(NetnsError::Thread)?
     }
 
-    fn open_netlink_inside(&self) -> Result<OwnedFd, NetnsError> {
+    fn open_netlink_inside(&self, allow_ipv6: bool) -> Result<OwnedFd, NetnsError> {
         // The kernel answers EINVAL for a namespace of another kind.
         move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network))
             .map_err(NetnsError::Enter)?;
+        if allow_ipv6 {
+            switch_ipv6_on()?;
+        }
         // Protocol 0, the default, is NETLINK_ROUTE.
         socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)
             .map_err(NetnsError::Socket)
     }
+}
+
+/// Writes what says otherwise, in the namespace of this thread. A kernel without IPv6 has no such files, and the daemon says so.
+fn switch_ipv6_on() -> Result<(), NetnsError> {
+    for path in IPV6_SWITCHES {
+        let failed = |source| NetnsError::Ipv6 { path, source };
+        match fs::read(path) {
+            Ok(text) if text.starts_with(b"0") => {}
+            Ok(_) => fs::write(path, "0").map_err(failed)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(())
 }
 
 impl AsFd for PodNetns {
@@ -81,8 +109,6 @@ impl AsFd for PodNetns {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     #[test]
@@ -116,6 +142,6 @@ mod tests {
     fn a_namespace_of_another_kind_cannot_be_entered() {
         let pid_namespace = PodNetns::open("/proc/self/ns/pid").unwrap();
 
-        assert!(matches!(pid_namespace.netlink(), Err(NetnsError::Enter(_))));
+        assert!(matches!(pid_namespace.netlink(false), Err(NetnsError::Enter(_))));
     }
 }

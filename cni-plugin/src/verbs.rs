@@ -90,7 +90,7 @@ fn add(
     config: &Config,
     patience: &Patience,
 ) -> Result<Answer, Failure> {
-    match ask_with_netns(verb, attachment, config, patience)? {
+    match ask_with_netns(verb, attachment, config.ipv6, config, patience)? {
         Reply::Added(added) if !added.interfaces.is_empty() => {
             let stdout = output::add_result(config.version, &attachment.netns, &attachment.pod, &added);
             Ok(Answer { stdout, note: "ok" })
@@ -109,17 +109,18 @@ fn check(
     config: &Config,
     patience: &Patience,
 ) -> Result<Answer, Failure> {
-    done(ask_with_netns(verb, attachment, config, patience)?)
+    done(ask_with_netns(verb, attachment, false, config, patience)?)
 }
 
 fn ask_with_netns(
     verb: &Verb,
     attachment: &Attachment,
+    allow_ipv6: bool,
     config: &Config,
     patience: &Patience,
 ) -> Result<Reply, Failure> {
     let netns = PodNetns::open(&attachment.netns)?;
-    let netlink = netns.netlink()?;
+    let netlink = netns.netlink(allow_ipv6)?;
     Ok(client::ask(&config.socket, verb, &[netns.as_fd(), netlink.as_fd()], patience)?)
 }
 

@@ -83,6 +83,7 @@ async fn daemon(config: Config) -> Result<(), RunError> {
     let nat = NatSettings {
         pod_if_prefix: config.veth_prefix.as_str().to_owned(),
         snat: translates(&config).then_some(ports(config.snat_ports)),
+        ipv6_ports: ports(config.snat_ports),
         node_port: config.node_port,
     };
     let (wishes, wished) = mpsc::channel(1);
@@ -190,6 +191,7 @@ fn settings(config: &Config) -> Result<Settings, RunError> {
         marks: Marks::with_connmark(config.connmark).map_err(RunError::local("place our marks"))?,
         connmark: config.node_port || translates(config),
         exclude_snat: config.exclude_snat_cidrs.clone(),
+        external_services: config.external_service_cidrs.clone(),
         in_cluster: config.cluster.is_some(),
         manage_cordoned: config.manage_cordoned,
         provisioning: config.provisioning && !config.imds_only,
@@ -202,7 +204,7 @@ fn settings(config: &Config) -> Result<Settings, RunError> {
 const fn translates(config: &Config) -> bool {
     match config.families {
         Families::V6 { egress } => egress,
-        Families::V4 | Families::Dual => !config.external_snat,
+        Families::V4 { .. } | Families::Dual => !config.external_snat,
     }
 }
 

@@ -5,7 +5,7 @@
 //!
 //! | families | the pool has | a pod gets | the runtime hears of |
 //! |---|---|---|---|
-//! | IPv4 | addresses of the VPC | its address | that |
+//! | IPv4 | addresses of the VPC | its address; with egress also the one of [`Ipv6Prefix::LOCAL`] beside it, translated | its address |
 //! | both | addresses of the VPC | its address, and the one of the primary ENI's /80 beside it | both |
 //! | IPv6 | [`LOCAL`], the same on every node | the one of the /80; with egress also its own, translated | that of the /80 |
 
@@ -21,7 +21,10 @@ use types::Ipv6Prefix;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Families {
     /// IPv4 of the VPC.
-    V4,
+    V4 {
+        /// Whether pods reach IPv6 by a translated address.
+        egress: bool,
+    },
     /// IPv6 of the VPC.
     V6 {
         /// Whether pods reach IPv4 by a translated address.
@@ -41,7 +44,7 @@ impl Families {
     #[must_use]
     pub const fn needs_prefix(self) -> bool {
         match self {
-            Self::V4 => false,
+            Self::V4 { .. } => false,
             Self::V6 { .. } | Self::Dual => true,
         }
     }
@@ -50,12 +53,18 @@ impl Families {
     #[must_use]
     pub const fn has_ipv4_of_vpc(self) -> bool {
         match self {
-            Self::V4 | Self::Dual => true,
+            Self::V4 { .. } | Self::Dual => true,
             Self::V6 { .. } => false,
         }
     }
 
-    /// The range that means something on this node only; nobody outside may begin a connection to it.
+    /// Whether pods with IPv4 addresses of the VPC reach IPv6 by the node's address.
+    #[must_use]
+    pub fn has_ipv6_egress(self) -> bool {
+        self == Self::V4 { egress: true }
+    }
+
+    /// The IPv4 range that means something on this node only; nobody outside may begin a connection to it.
     #[must_use]
     pub fn local_range(self) -> Option<Ipv4Network> {
         let (first, length) = LOCAL;
@@ -67,7 +76,8 @@ impl Families {
     #[must_use]
     pub fn told(self, address: Ipv4Addr, ipv6: Option<Ipv6Addr>) -> Vec<IpNetwork> {
         let ipv4 = self.has_ipv4_of_vpc().then_some(IpAddr::V4(address));
-        ipv4.into_iter().chain(ipv6.map(IpAddr::V6)).map(IpNetwork::from).collect()
+        let ipv6 = ipv6.filter(|ipv6| !is_local(*ipv6)).map(IpAddr::V6);
+        ipv4.into_iter().chain(ipv6).map(IpNetwork::from).collect()
     }
 
     /// What the kernel should hold for a pod.
@@ -78,6 +88,12 @@ impl Families {
         let container_if = owner.sandbox.if_name().to_owned();
         PodSpec { host_if: owner.host_if.clone(), container_if, addresses, mtu }
     }
+}
+
+/// Whether an IPv6 address means something on its node only.
+#[must_use]
+pub fn is_local(address: Ipv6Addr) -> bool {
+    Ipv6Prefix::of(address) == Ipv6Prefix::LOCAL
 }
 
 /// What the pool of an IPv6 node has.
@@ -129,7 +145,13 @@ mod tests {
         let prefix: Ipv6Prefix = "2001:db8::/80".parse().unwrap();
         let ipv6 = prefix.beside(IPV4);
         let cases = [
-            (Families::V4, None, vec!["10.0.0.9/32"], vec!["10.0.0.9"]),
+            (Families::V4 { egress: false }, None, vec!["10.0.0.9/32"], vec!["10.0.0.9"]),
+            (
+                Families::V4 { egress: true },
+                Some(Ipv6Prefix::LOCAL.beside(IPV4)),
+                vec!["10.0.0.9/32"],
+                vec!["10.0.0.9", "fd00::ac:0:a00:9"],
+            ),
             (
                 Families::Dual,
                 Some(ipv6),

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use datapath::netfilter::{NatSpec, Netfilter, SnatPorts, ruleset};
-use datapath::{Converged, Host, LinkSeen, MarkError, desired};
+use datapath::netfilter::{EgressSpec, NatSpec, Netfilter, SnatPorts, egress_ruleset, ruleset};
+use datapath::{Converged, Family, Host, LinkSeen, MarkError, desired};
+use ipnetwork::Ipv6Network;
 use tokio::sync::mpsc;
-use types::Mac;
+use types::{Ipv6Prefix, Mac};
 
 use crate::metrics::Metrics;
 use crate::node::{Event, HostWish};
@@ -18,6 +19,8 @@ pub(crate) struct NatSettings {
     pub(crate) pod_if_prefix: String,
     /// How source ports are chosen; `None` when SNAT is done elsewhere.
     pub(crate) snat: Option<SnatPorts>,
+    /// How source ports of IPv6 are chosen, which no gateway translates.
+    pub(crate) ipv6_ports: SnatPorts,
     /// Whether connections to node ports are bound to the primary ENI.
     pub(crate) node_port: bool,
 }
@@ -76,7 +79,25 @@ impl HostKeeper {
                 &format!("nftables table with {sources} sources and {no_snat} ranges without SNAT"),
             );
         }
+        self.egress(wish, repair)?;
         Ok(missing)
+    }
+
+    /// IPv6 by the node's address: its table, or none.
+    fn egress(&mut self, wish: &HostWish, repair: bool) -> Result<(), String> {
+        let spec = wish.ipv6_egress.and_then(|node_address| {
+            let local = Ipv6Network::new(Ipv6Prefix::LOCAL.first(), Ipv6Prefix::LENGTH).ok()?;
+            Some(EgressSpec { local, node_address, ports: self.settings.ipv6_ports })
+        });
+        let changed = match spec {
+            Some(spec) => self.netfilter.put(egress_ruleset(&spec)),
+            None => self.netfilter.remove(Family::V6),
+        };
+        if changed.map_err(|error| chain(&error))? {
+            let by = wish.ipv6_egress.map_or("none".to_owned(), |address| format!("by {address}"));
+            self.tell(repair, &format!("nftables table for IPv6 of pods with IPv4 addresses: {by}"));
+        }
+        Ok(())
     }
 
     fn tell(&self, repair: bool, change: &str) {

@@ -208,3 +208,40 @@ pub fn transfer(from: &Netns, to: &Netns, address: Ipv4Addr, bytes: usize) -> Re
         Err(LabError::Otherwise(format!("{back} of {bytes} bytes came back")))
     }
 }
+
+/// A TCP connection between two namespaces that stays open; the far end sends back what it gets, until this is dropped.
+#[derive(Debug)]
+pub struct Talk(TcpStream);
+
+impl Talk {
+    /// Connects to an address of the far namespace.
+    ///
+    /// # Errors
+    /// When the connection cannot be made.
+    pub fn open(from: &Netns, to: &Netns, address: Ipv4Addr) -> Result<Self, LabError> {
+        let doing = || LabError::doing(format!("connect to {address}"));
+        let listener = to.run(|| TcpListener::bind((address, 0)))?.map_err(doing())?;
+        let target = listener.local_addr().map_err(doing())?;
+        let stream = from.run(|| TcpStream::connect_timeout(&target, TRANSFER))?.map_err(doing())?;
+        stream.set_read_timeout(Some(TRANSFER)).map_err(doing())?;
+        // It is there: the handshake was answered by the kernel.
+        let (mut far, _) = listener.accept().map_err(doing())?;
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok(got @ 1..) = far.read(&mut buffer) {
+                let _lost = far.write_all(buffer.get(..got).unwrap_or_default());
+            }
+        });
+        Ok(Self(stream))
+    }
+
+    /// Sends something and gets it back.
+    ///
+    /// # Errors
+    /// When it does not come back in time.
+    pub fn goes_on(&mut self) -> Result<(), LabError> {
+        let (word, mut back) = (*b"still there", [0; 11]);
+        let echoed = self.0.write_all(&word).and_then(|()| self.0.read_exact(&mut back));
+        echoed.map_err(LabError::doing("go on with a connection"))
+    }
+}

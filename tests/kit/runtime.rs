@@ -128,6 +128,8 @@ impl Pod {
 pub fn conf(node: &Node) -> Value {
     json!({
         "cniVersion": "1.0.0", "name": "aws-cni", "type": "aws-cni", "vethPrefix": "eni", "mtu": "9001",
+        // As the conflist of a node whose pods get IPv6 has it; elsewhere there is nothing to switch.
+        "ipv6": true,
         "socket": node.socket(), "queueDir": node.run_dir().join("delete-queue"),
         "runtimeConfig": {"io.kubernetes.cri.pod-annotations": {"example.com/any": "thing"}},
     })

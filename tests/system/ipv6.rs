@@ -4,24 +4,32 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipamd::families::ipv6_among;
 use lab::LabError;
-use lab::fabric::{Drops, INTERNET_HOST, INTERNET_HOST6, SECOND_CIDR_HOST, SECOND_CIDR_HOST6};
+use lab::ec2::Config;
+use lab::fabric::{Drops, Fabric, INTERNET_HOST, INTERNET_HOST6, SECOND_CIDR_HOST, SECOND_CIDR_HOST6};
 use lab::node::Node;
 use lab::probe::{Echo, ask, ask_at};
 use lab::runtime::Pod;
 use types::Reason;
 
-use crate::support::{Outcome, Setting, Test, ensure};
+use crate::support::{Outcome, Setting, Test, ensure, neighbour};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_pod_has_an_address_of_both_families_and_no_translation_of_ipv6", dual_stack),
     ("pods_of_two_nodes_reach_each_other_by_both_families", two_nodes),
     ("a_pod_of_an_ipv6_node_reaches_ipv4_by_the_nodes_address", ipv6_only),
     ("ipv6_addresses_survive_a_restart_and_come_back_when_others_take_their_routes", kept),
+    ("a_pod_of_an_ipv4_node_reaches_ipv6_by_the_nodes_address_and_is_reached_by_nobody", egress),
+    ("a_node_without_ipv6_says_that_its_pods_do_not_reach_it", no_egress),
+    ("ipv6_is_switched_on_in_a_pod_where_a_runtime_has_switched_it_off", switched_off),
     ("without_ipv6_in_the_subnet_a_dual_stack_pod_is_told_so", no_ipv6),
 ];
 
 const DUAL: &[(&str, &str)] = &[("ENABLE_IPv4", "true"), ("ENABLE_IPv6", "true")];
 const ONLY: &[(&str, &str)] = &[("ENABLE_IPv4", "false"), ("ENABLE_IPv6", "true")];
+
+const EGRESS: &[(&str, &str)] = &[("ENABLE_V6_EGRESS", "true")];
+/// The nftables table that translates IPv6.
+const TABLE6: &str = "nft list table ip6 aws-vpc-cni";
 
 /// Adds a pod; its IPv6 address.
 fn add(node: &Node, pod: &mut Pod) -> Result<Ipv6Addr, LabError> {
@@ -175,6 +183,24 @@ fn kept() -> Outcome {
     Ok(())
 }
 
+fn switched_off() -> Outcome {
+    let setting = Setting::start(DUAL)?;
+    let node = &setting.node;
+    let _echo = Echo::start(setting.fabric.second())?;
+    let mut pod = Pod::create("pod", "sandbox")?;
+    let off = |of: &str| std::fs::write(format!("/proc/sys/net/ipv6/conf/{of}/disable_ipv6"), "1");
+    let switched = pod.netns.run(|| ["all", "default", "lo"].into_iter().try_for_each(off))?;
+    switched.map_err(LabError::doing("switch IPv6 off"))?;
+
+    let ipv6 = add(node, &mut pod)?;
+
+    let seen = seen(&pod, SECOND_CIDR_HOST6)?;
+    ensure!(seen == Some(IpAddr::V6(ipv6)), "it is seen as {seen:?}");
+    let loopback = pod.netns.read("ip -6 -o addr show dev lo")?;
+    ensure!(loopback.contains("::1/128"), "the loopback has no IPv6: {loopback}");
+    Ok(())
+}
+
 fn no_ipv6() -> Outcome {
     let setting = Setting::start(&[])?;
     let (node, ec2) = (&setting.node, setting.fabric.ec2());
@@ -200,5 +226,111 @@ fn no_ipv6() -> Outcome {
     node.wait_ready()?;
     let mut served = Pod::create("pod", "sandbox-2")?;
     add(node, &mut served)?;
+    Ok(())
+}
+
+/// The IPv6 address that a pod has and nobody is told.
+fn inside(pod: &Pod) -> Result<Ipv6Addr, LabError> {
+    let text = pod.netns.read("ip -6 -o addr show dev eth0 scope global")?;
+    let address = text.split_whitespace().nth(3).and_then(|word| word.strip_suffix("/128")?.parse().ok());
+    address.ok_or_else(|| LabError::Otherwise(format!("no IPv6 address inside: {text}")))
+}
+
+/// Adds a pod that is told of its IPv4 address alone.
+fn add_ipv4(node: &Node, name: &str) -> Result<Pod, LabError> {
+    let mut pod = Pod::create(name, name)?;
+    let told = pod.add_any(node)?;
+    ensure!(told.len() == 1 && pod.address.is_some(), "{name} is told {told:?}");
+    Ok(pod)
+}
+
+fn egress() -> Outcome {
+    let setting = Setting::start(&[])?;
+    let node = &setting.node;
+    let enis = setting.fabric.ec2().enis_of(&node.instance().id);
+    let own = enis.iter().find_map(|eni| eni.ipv6).map(IpAddr::V6);
+    ensure!(own.is_some(), "the node has no IPv6 address");
+    let _echoes = [Echo::start(setting.fabric.internet())?, Echo::start(setting.fabric.second())?];
+    let before = add_ipv4(node, "before")?;
+    ensure!(node.netns().read(TABLE6).is_err(), "there is a table where the mode is off");
+
+    node.stop_daemon()?;
+    node.start_daemon(EGRESS)?;
+    node.wait_ready()?;
+    let pods: Result<Vec<Pod>, LabError> = (0..12).map(|n| add_ipv4(node, &format!("pod-{n}"))).collect();
+    let mut pods = pods?;
+    let by_node = |pod: &Pod| -> Outcome {
+        for far in [INTERNET_HOST6, SECOND_CIDR_HOST6] {
+            let seen = seen(pod, far)?;
+            ensure!(seen == own, "{} is seen as {seen:?} by {far}, the node is {own:?}", pod.name);
+        }
+        Ok(())
+    };
+    // One on the primary ENI, one on a secondary.
+    for pod in [&pods[0], &pods[11]] {
+        by_node(pod)?;
+        let outside = ask(&pod.netns, INTERNET_HOST)?;
+        ensure!(outside == Some(node.instance().address), "{} is seen as {outside:?}", pod.name);
+        let inside = ask(&pod.netns, SECOND_CIDR_HOST)?;
+        ensure!(inside == pod.address, "{} is seen as {inside:?}", pod.name);
+    }
+    for pod in [&before, &pods[0]] {
+        let answer = pod.call(node, "CHECK")?;
+        ensure!(answer.success, "CHECK of {} says {}", pod.name, answer.stdout);
+    }
+    ensure!(inside(&before).is_err(), "a pod of before has got an address");
+
+    // Nobody outside begins a connection, be it a neighbour whom the node forwards for or another pod.
+    let _echo = Echo::start(&pods[0].netns)?;
+    let (stranger, address) = (neighbour(node, "stranger")?, IpAddr::V6(inside(&pods[0])?));
+    for other in [&stranger, &pods[1].netns] {
+        let reached = ask_at(other, address)?;
+        ensure!(reached.is_none(), "{} reaches {address}", other.name());
+    }
+    node.netns().read("nft flush chain ip6 aws-vpc-cni to_local")?;
+    let rule = || node.netns().read(TABLE6).is_ok_and(|text| text.contains("drop"));
+    node.wait_for_soon("the rule is put back", |_| rule())?;
+    node.netns().read("nft delete table ip6 aws-vpc-cni")?;
+    node.wait_for_soon("the table is put back", |_| rule())?;
+
+    // Without the mode, pods that were wired for it go on; new ones are not.
+    node.stop_daemon()?;
+    node.start_daemon(&[])?;
+    node.wait_ready()?;
+    by_node(&pods[11])?;
+    let mut after = add_ipv4(node, "after")?;
+    ensure!(inside(&after).is_err(), "a pod of after has got an address");
+    after.del(node)?;
+    for pod in &mut pods {
+        pod.del(node)?;
+    }
+    setting.accounts_for(&[before])?;
+    let routes = node.netns().read("ip -6 route show table 51200")?;
+    ensure!(routes.trim().is_empty(), "routes are left: {routes}");
+    node.stop_daemon()?;
+    node.start_daemon(&[])?;
+    node.wait_ready()?;
+    node.wait_for("the table goes with the last pod", |_| node.netns().read(TABLE6).is_err())?;
+    let drops = setting.fabric.drops()?;
+    ensure!(drops.wrong_source == 0, "{drops:?}");
+    Ok(())
+}
+
+fn no_egress() -> Outcome {
+    let fabric = Fabric::create(Config::default())?;
+    let without = fabric.ec2().set_ipv6(fabric.subnet(), None);
+    without.map_err(|error| LabError::Otherwise(error.to_string()))?;
+    let _gone = std::fs::remove_dir_all("/run/lab/node1");
+    let node = Node::launch(&fabric, "node1", "m5.large")?;
+    node.start_daemon(EGRESS)?;
+    node.wait_ready()?;
+
+    let pod = add_ipv4(&node, "pod")?;
+
+    ensure!(inside(&pod).is_err(), "it has an IPv6 address that leads nowhere");
+    ensure!(node.netns().read(TABLE6).is_err(), "there is a table");
+    let report = node.report()?;
+    let told = report.cloud.iter().any(|line| line.starts_with(Reason::NoIpv6.word()));
+    ensure!(told, "the status does not say so: {:?}", report.cloud);
     Ok(())
 }

@@ -18,6 +18,7 @@ mod moto;
 mod packet;
 mod prefixes;
 mod privilege;
+mod routing;
 mod storms;
 mod support;
 
@@ -38,6 +39,7 @@ fn main() -> std::process::ExitCode {
         cluster::TESTS,
         privilege::TESTS,
         packet::TESTS,
+        routing::TESTS,
     ]
     .concat();
     // Asked before the lab, where everybody is root.

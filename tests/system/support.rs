@@ -1,11 +1,13 @@
 //! What the tests share.
 
 use std::io::Write;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use lab::LabError;
 use lab::ec2::Config;
-use lab::fabric::Fabric;
+use lab::fabric::{Fabric, ipv6};
+use lab::netns::Netns;
 use lab::node::{Node, binary};
 use lab::runtime::Pod;
 use libtest_mimic::Failed;
@@ -109,3 +111,22 @@ impl Setting {
         Ok(report)
     }
 }
+
+/// A host on a link of its own to the node, whose main table leads to it; it reaches everything by the node.
+pub(crate) fn neighbour(node: &Node, name: &str) -> Result<Netns, LabError> {
+    let host = Netns::create(name)?;
+    node.netns().ip(&format!(
+        "link add side0 type veth peer name side1 netns {name}\nlink set side0 up\naddr add 203.0.113.1/24 dev side0\n"
+    ))?;
+    host.ip(&format!(
+        "link set side1 up\naddr add {NEIGHBOUR}/24 dev side1\nroute add default via 203.0.113.1\n"
+    ))?;
+    if ipv6() {
+        node.netns().ip("addr add 2001:db8:5::1/64 dev side0 nodad\n")?;
+        host.ip("addr add 2001:db8:5::7/64 dev side1 nodad\nroute add default via 2001:db8:5::1\n")?;
+    }
+    Ok(host)
+}
+
+/// The address of a [`neighbour`].
+pub(crate) const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);

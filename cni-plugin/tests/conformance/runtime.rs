@@ -183,14 +183,21 @@ impl Netns {
 
     /// The lines of a file of `/proc/net`, as seen from inside.
     pub(crate) fn proc_net(&self, name: &str) -> String {
-        let fd = self.0.try_clone().unwrap();
         let path = Path::new("/proc/thread-self/net").join(name);
-        let inside = std::thread::spawn(move || {
-            let kind = rustix::thread::LinkNameSpaceType::Network;
-            rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&fd), Some(kind)).unwrap();
-            std::fs::read_to_string(path).unwrap()
-        });
-        inside.join().unwrap()
+        self.run(|| std::fs::read_to_string(path).unwrap())
+    }
+
+    /// Runs something on a thread inside.
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                let kind = rustix::thread::LinkNameSpaceType::Network;
+                let fd = std::os::fd::AsFd::as_fd(&self.0);
+                rustix::thread::move_into_link_name_space(fd, Some(kind)).unwrap();
+                work()
+            });
+            inside.join().unwrap()
+        })
     }
 }
 

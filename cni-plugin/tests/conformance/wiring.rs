@@ -26,6 +26,11 @@ pub(crate) fn all() -> Named {
     ]
 }
 
+/// Those that need a kernel with IPv6.
+pub(crate) fn of_ipv6() -> Named {
+    trials![add_switches_ipv6_on_inside_where_it_is_wanted_and_nowhere_else]
+}
+
 fn add(node: &Node, netns: &Netns) -> Call {
     node.call("ADD").env("CNI_NETNS", netns.path())
 }
@@ -88,6 +93,19 @@ fn add_passes_the_namespace_and_a_netlink_socket_inside_it() {
     let line: Vec<_> = list.lines().map(|l| l.split_whitespace().collect::<Vec<_>>()).collect();
     let protocols: Vec<_> = line.iter().filter(|l| l.last() == Some(&inode.as_str())).map(|l| l[1]).collect();
     assert_eq!(protocols, ["0"], "NETLINK_ROUTE, in {list}");
+}
+
+fn add_switches_ipv6_on_inside_where_it_is_wanted_and_nowhere_else() {
+    let (node, netns) = (Node::new(), Netns::new().unwrap());
+    let _daemon = node.daemon(Manner::Good);
+    let switches = ["default", "lo", "all"].map(|of| format!("/proc/sys/net/ipv6/conf/{of}/disable_ipv6"));
+    netns.run(|| switches.iter().for_each(|path| std::fs::write(path, "1").unwrap()));
+    let read = || netns.run(|| switches.clone().map(|path| std::fs::read_to_string(path).unwrap()));
+
+    assert!(add(&node, &netns).run().success);
+    assert_eq!(read(), ["1\n", "1\n", "1\n"]);
+    assert!(add(&node, &netns).key("ipv6", "true").run().success);
+    assert_eq!(read(), ["0\n", "0\n", "1\n"]);
 }
 
 fn add_passes_on_who_asks_and_nothing_else() {

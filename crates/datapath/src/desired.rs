@@ -29,6 +29,7 @@ pub fn node(spec: &NodeSpec, links: &BTreeMap<Mac, LinkSeen>) -> Result<KernelSt
         let (family, priority, table) = (Family::V4, RulePriority::Connmark, TableId::MAIN);
         state.rules.insert(Rule { family, priority, selector, table }, 1);
     }
+    state.rules.extend(spec.external_services.iter().map(|range| (external_service(*range), 1)));
     for eni in &spec.enis {
         if let Some(link) = links.get(&eni.mac) {
             state.links.insert(link.index, LinkState { mtu: eni.mtu, up: true });
@@ -38,6 +39,13 @@ pub fn node(spec: &NodeSpec, links: &BTreeMap<Mac, LinkSeen>) -> Result<KernelSt
         }
     }
     Ok(state)
+}
+
+/// Every pod reaches an external service as the main table says. The kernel keeps a rule for everywhere as one without a destination.
+fn external_service(range: Ipv4Network) -> Rule {
+    let selector = if range.prefix() == 0 { Selector::All } else { Selector::To(range) };
+    let (family, priority, table) = (Family::V4, RulePriority::ExternalServices, TableId::MAIN);
+    Rule { family, priority, selector, table }
 }
 
 /// A secondary ENI: one address, a table of its own, two rules.
@@ -149,7 +157,13 @@ mod tests {
 
     fn spec() -> NodeSpec {
         let enis = vec![eni(0, 0, [10, 0, 16, 9]), eni(0, 1, [10, 0, 17, 5]), eni(1, 2, [10, 0, 18, 6])];
-        NodeSpec { enis, marks: Marks::default(), connmark: true, ipv6: false }
+        NodeSpec {
+            enis,
+            marks: Marks::default(),
+            connmark: true,
+            ipv6: false,
+            external_services: BTreeSet::new(),
+        }
     }
 
     /// Links for the ENIs, numbered from 1 and named `ens0`, `ens1`, ...
@@ -198,6 +212,23 @@ ip rule add pref 32765 from 10.0.18.6 lookup 10102 protocol 86
 ip rule add pref 32766 from all lookup main protocol 86
 "
         );
+    }
+
+    #[test]
+    fn an_external_service_is_one_rule_before_those_of_the_enis() {
+        let services = ["198.51.100.0/24", "203.0.113.0/24"].map(|range| range.parse().unwrap());
+        let spec = NodeSpec { external_services: services.into(), ..spec() };
+        let links = links(&spec);
+
+        let text = script(&node(&spec, &links).unwrap(), &links);
+
+        let rules: Vec<&str> = text.lines().filter(|line| line.contains("pref 153")).collect();
+        let wanted = [
+            "ip rule add pref 1535 to 198.51.100.0/24 lookup main protocol 86",
+            "ip rule add pref 1535 to 203.0.113.0/24 lookup main protocol 86",
+        ];
+        assert_eq!(rules[..2], wanted);
+        assert_eq!(rules.len(), 4, "{text}");
     }
 
     #[test]

@@ -12,10 +12,12 @@
 //! |---|---|---|---|
 //! | 512 | everything | 51200: one route per pod | 1, and 1 of IPv6 where pods have that |
 //! | 1024 | connection mark (0x80) | main | 1 |
+//! | 1535 | to an external service's range | main | 1 per range in settings |
 //! | 1536 | mark of a secondary ENI | that ENI's table | 1 per secondary ENI |
 //! | 32765 | from a secondary ENI's own address | that ENI's table | 1 per secondary ENI |
 //!
-//! IPv6 addresses are all of one prefix of the primary ENI, so their packets leave by the main table without being steered.
+//! IPv6 addresses are all of one prefix of the primary ENI, or translated to the node's: their packets leave by the main
+//! table without being steered.
 
 pub mod desired;
 mod diff;

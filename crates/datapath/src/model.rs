@@ -99,6 +99,8 @@ pub struct NodeSpec {
     pub connmark: bool,
     /// Whether pods have IPv6 addresses: all of the primary ENI, by the main table.
     pub ipv6: bool,
+    /// Destinations that the main table routes, whichever ENI a pod is on (`AWS_EXTERNAL_SERVICE_CIDRS`).
+    pub external_services: BTreeSet<Ipv4Network>,
 }
 
 /// A pod's attachment.
@@ -121,6 +123,8 @@ pub enum RulePriority {
     Pods,
     /// Connections that belong to the primary ENI.
     Connmark,
+    /// Packets to destinations that the main table routes for every pod.
+    ExternalServices,
     /// Packets of pods on a secondary ENI.
     Steering,
     /// Packets of the node itself from a secondary ENI's own address.
@@ -130,7 +134,8 @@ pub enum RulePriority {
 }
 
 impl RulePriority {
-    const ALL: [Self; 5] = [Self::Pods, Self::Connmark, Self::Steering, Self::FromEni, Self::Main];
+    const ALL: [Self; 6] =
+        [Self::Pods, Self::Connmark, Self::ExternalServices, Self::Steering, Self::FromEni, Self::Main];
 
     /// The number.
     #[must_use]
@@ -138,6 +143,7 @@ impl RulePriority {
         match self {
             Self::Pods => 512,
             Self::Connmark => 1024,
+            Self::ExternalServices => 1535,
             Self::Steering => 1536,
             Self::FromEni => 32765,
             Self::Main => 32766,
@@ -165,6 +171,8 @@ pub enum Selector {
     },
     /// A source address.
     From(Ipv4Addr),
+    /// A destination.
+    To(Ipv4Network),
 }
 
 /// A policy rule.
@@ -187,6 +195,7 @@ impl fmt::Display for Rule {
             Selector::All => f.write_str("from all")?,
             Selector::Mark { value, mask } => write!(f, "fwmark {value:#x}/{mask:#x}")?,
             Selector::From(address) => write!(f, "from {address}")?,
+            Selector::To(range) => write!(f, "to {range}")?,
         }
         write!(f, " lookup {}", self.table)
     }

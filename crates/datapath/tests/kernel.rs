@@ -27,10 +27,11 @@ type Test = fn() -> Outcome;
 
 fn main() -> std::process::ExitCode {
     let entered = enter();
-    let tests: [(&str, Test); 21] = [
+    let tests: [(&str, Test); 22] = [
         ("a_node_with_two_enis_has_its_tables_and_rules", node_with_two_enis),
         ("a_second_convergence_changes_nothing", idempotent),
         ("what_is_removed_or_added_behind_our_back_is_mended", drift),
+        ("external_services_are_routed_by_the_main_table", external_services),
         ("a_pod_is_wired_checked_and_taken_away", pod_life),
         ("a_pod_of_both_families_is_reached_by_both_at_once", dual_stack),
         ("what_others_take_of_a_pod_is_put_back", pod_mended),
@@ -158,7 +159,13 @@ fn node() -> Result<NodeSpec, Failed> {
     ip("addr add 10.0.0.10/24 dev ens0")?;
     ip("route add default via 10.0.0.1")?;
     let enis = vec![eni(0, [10, 0, 0, 10]), eni(1, [10, 0, 0, 11])];
-    Ok(NodeSpec { enis, marks: Marks::default(), connmark: true, ipv6: false })
+    Ok(NodeSpec {
+        enis,
+        marks: Marks::default(),
+        connmark: true,
+        ipv6: false,
+        external_services: BTreeSet::new(),
+    })
 }
 
 fn converge(spec: &NodeSpec) -> Result<Vec<String>, Failed> {
@@ -228,6 +235,32 @@ fn drift() -> Outcome {
     );
     assert!(ip("rule")?.contains("from 10.0.0.77 lookup 10"), "a rule of somebody else was removed");
     assert_eq!(converge(&spec)?, Vec::<String>::new());
+    Ok(())
+}
+
+fn external_services() -> Outcome {
+    let ranges =
+        ["198.51.100.0/24", "203.0.113.7/32", "0.0.0.0/0"].map(|range| range.parse().expect("a range"));
+    let spec = NodeSpec { external_services: ranges.into(), ..node()? };
+    converge(&spec)?;
+    ip("rule del pref 1535 to 198.51.100.0/24")?;
+    ip("rule add pref 1535 to 192.0.2.0/24 lookup main proto 86")?;
+    ip("rule add pref 1535 to 192.0.2.0/24 lookup main")?;
+
+    let changes = converge(&spec)?;
+
+    let wanted = [
+        "ip rule add pref 1535 to 198.51.100.0/24 lookup main protocol 86",
+        "ip rule del pref 1535 to 192.0.2.0/24 lookup main protocol 86",
+    ];
+    assert_eq!(changes, wanted);
+    assert_eq!(converge(&spec)?, Vec::<String>::new());
+    let route = ip("route get 198.51.100.9 mark 0x100")?;
+    assert!(route.contains("dev ens0"), "not by the primary ENI: {route}");
+    converge(&NodeSpec { external_services: BTreeSet::new(), ..spec })?;
+    let route = ip("route get 198.51.100.9 mark 0x100")?;
+    assert!(route.contains("dev ens1"), "not by the pod's ENI: {route}");
+    assert!(ip("rule")?.contains("to 192.0.2.0/24"), "a rule of somebody else was removed");
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! The instance metadata service, version 2 ("Instance metadata categories" of the EC2 user guide).
 
 use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 use aws_config::imds::client::error::ImdsError;
@@ -73,6 +74,18 @@ impl Imds {
     /// When the service cannot be reached or says what cannot be.
     pub async fn vpc_cidrs(&self, primary: Mac) -> Result<Vec<Ipv4Network>, CloudError> {
         self.many(&format!("{MACS}/{primary}/vpc-ipv4-cidr-blocks")).await
+    }
+
+    /// The first IPv6 address of the primary ENI that others can answer to, if it has one.
+    ///
+    /// # Errors
+    /// When the service cannot be reached or says what cannot be.
+    pub async fn ipv6(&self, primary: Mac) -> Result<Option<Ipv6Addr>, CloudError> {
+        let mut addresses = self.many::<Ipv6Addr>(&format!("{MACS}/{primary}/ipv6s")).await?.into_iter();
+        let special = |a: &Ipv6Addr| {
+            a.is_unicast_link_local() || a.is_multicast() || a.is_loopback() || a.is_unspecified()
+        };
+        Ok(addresses.find(|address| !special(address)))
     }
 
     /// The security groups of the primary ENI.

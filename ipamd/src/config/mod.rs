@@ -7,7 +7,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -55,6 +55,8 @@ pub struct Config {
     pub snat_ports: SnatPorts,
     /// Ranges reached without translation, beside the VPC's.
     pub exclude_snat_cidrs: Vec<Ipv4Network>,
+    /// Ranges that the main table routes, whichever ENI a pod is on.
+    pub external_service_cidrs: BTreeSet<Ipv4Network>,
     /// The mark, and its mask, of connections that came in through the primary ENI; not 0.
     pub connmark: u32,
     /// Answers to node ports leave through the primary ENI.
@@ -217,6 +219,7 @@ impl Config {
             external_snat: reader.flag(&table::EXTERNAL_SNAT),
             snat_ports: reader.parsed(&table::RANDOMIZE_SNAT, snat_ports).unwrap_or(SnatPorts::Prng),
             exclude_snat_cidrs: reader.ranges(&table::EXCLUDE_SNAT_CIDRS),
+            external_service_cidrs: reader.ranges(&table::EXTERNAL_SERVICE_CIDRS).into_iter().collect(),
             connmark: reader.parsed(&table::CONNMARK, parse_mark).unwrap_or(0x80),
             node_port: reader.flag(&table::NODE_PORT),
             cluster_name: reader.text(&table::CLUSTER_NAME),
@@ -246,16 +249,17 @@ impl Config {
 
 /// Neither is what nobody can mean.
 fn families(reader: &mut Reader<'_>) -> Families {
-    let (ipv6, egress) = (reader.flag(&table::ENABLE_IPV6), reader.flag(&table::V4_EGRESS));
+    let (ipv6, v4_egress) = (reader.flag(&table::ENABLE_IPV6), reader.flag(&table::V4_EGRESS));
+    let v6_egress = reader.flag(&table::V6_EGRESS);
     let ipv4 = reader.flag(&table::ENABLE_IPV4) && (!ipv6 || reader.has(&table::ENABLE_IPV4));
     match (ipv4, ipv6) {
-        (true, false) => Families::V4,
+        (true, false) => Families::V4 { egress: v6_egress },
         (true, true) => Families::Dual,
-        (false, true) => Families::V6 { egress },
+        (false, true) => Families::V6 { egress: v4_egress },
         (false, false) => {
             let (setting, found) = (&table::ENABLE_IPV4, "false".to_owned());
             reader.errors.push(SettingError::Unfit { name: setting.name, found, doc: setting.doc });
-            Families::V4
+            Families::V4 { egress: false }
         }
     }
 }

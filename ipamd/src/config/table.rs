@@ -73,7 +73,7 @@ settings! {
     EXCLUDE_SNAT_CIDRS = "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS": Text, "", Lenient, "IPv4 ranges, with commas between, reached without translation.";
     CONNMARK = "AWS_VPC_K8S_CNI_CONNMARK": Text, "0x80", Lenient, "The bit marking connections that came in through the primary ENI; 1 to 4294967295.";
     NODE_PORT = "AWS_VPC_CNI_NODE_PORT_SUPPORT": Flag, "true", Lenient, "Answers to node ports leave through the primary ENI.";
-    EXTERNAL_SERVICE_CIDRS = "AWS_EXTERNAL_SERVICE_CIDRS": Text, "", Ignored, "Ranges routed by the main table.";
+    EXTERNAL_SERVICE_CIDRS = "AWS_EXTERNAL_SERVICE_CIDRS": Text, "", Lenient, "IPv4 ranges, with commas between, that the main table routes for pods of every ENI; which source address they see is not changed by it.";
     // The cloud.
     CLUSTER_NAME = "CLUSTER_NAME": Text, "", Lenient, "The cluster's name, written into tags of ENIs.";
     ADDITIONAL_ENI_TAGS = "ADDITIONAL_ENI_TAGS": Text, "{}", Lenient, "More tags for ENIs: a JSON object of texts.";
@@ -109,7 +109,7 @@ settings! {
     // Modes.
     ENABLE_IPV4 = "ENABLE_IPv4": Flag, "true", Lenient, "Pods get IPv4 addresses of the VPC. Where it is not set, they do unless ENABLE_IPv6 is.";
     ENABLE_IPV6 = "ENABLE_IPv6": Flag, "false", Lenient, "Pods get IPv6 addresses of the VPC; together with ENABLE_IPv4=true, both.";
-    V6_EGRESS = "ENABLE_V6_EGRESS": Flag, "false", Refused, "IPv4 pods reach IPv6.";
+    V6_EGRESS = "ENABLE_V6_EGRESS": Flag, "false", Lenient, "IPv4 pods reach IPv6, by the node's address; nobody outside reaches them by it.";
     V4_EGRESS = "ENABLE_V4_EGRESS": Flag, "true", Lenient, "IPv6 pods reach IPv4, by the node's address.";
     PREFIX_DELEGATION = "ENABLE_PREFIX_DELEGATION": Flag, "false", Lenient, "ENIs are given /28 prefixes instead of single addresses, where the instance type can hold them and the subnet has them.";
     POD_ENI = "ENABLE_POD_ENI": Flag, "false", Refused, "Security groups for pods.";

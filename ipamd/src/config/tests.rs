@@ -86,6 +86,7 @@ fn settings_mean_what_the_go_version_means_by_them() {
         ("AWS_VPC_K8S_CNI_CONNMARK", "0x100"),
         ("AWS_VPC_K8S_CNI_RANDOMIZESNAT", "hashrandom"),
         ("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", "10.1.2.3/16, fd00::/8,nonsense,192.168.0.0/24"),
+        ("AWS_EXTERNAL_SERVICE_CIDRS", "169.254.171.0/24,::/0"),
         ("ADDITIONAL_ENI_TAGS", r#"{"team":"net","x.k8s.amazonaws.com/y":"z"}"#),
         ("DISABLE_NETWORK_RESOURCE_PROVISIONING", "T"),
         ("AWS_VPC_K8S_CNI_LOG_FILE", "/var/log/x"),
@@ -97,10 +98,12 @@ fn settings_mean_what_the_go_version_means_by_them() {
     assert_eq!(config.snat_ports, SnatPorts::HashRandom);
     let ranges: Vec<_> = config.exclude_snat_cidrs.iter().map(ToString::to_string).collect();
     assert_eq!(ranges, ["10.1.0.0/16", "192.168.0.0/24"]);
+    let services: Vec<_> = config.external_service_cidrs.iter().map(ToString::to_string).collect();
+    assert_eq!(services, ["169.254.171.0/24"]);
     assert_eq!(config.eni_tags, BTreeMap::from([("team".to_owned(), "net".to_owned())]));
     assert!(!config.provisioning);
     assert_eq!((config.log_file, config.log_level), (Some("/var/log/x".into()), LevelFilter::WARN));
-    assert_eq!(config.warnings.len(), 3);
+    assert_eq!(config.warnings.len(), 4);
 }
 
 #[test]
@@ -168,7 +171,7 @@ fn each_mode_that_is_missing_stops_the_daemon_by_its_own_name() {
         assert_eq!(errors, [unsupported]);
         assert!(parse(&[(mode.name, mode.default)]).unwrap().warnings.is_empty(), "{}", mode.name);
     }
-    assert_eq!(modes.len(), 4);
+    assert_eq!(modes.len(), 3);
 }
 
 #[test]
@@ -201,7 +204,8 @@ fn settings_without_effect_and_names_almost_right_are_warned_of() {
 fn both_families_are_asked_for_by_name_and_none_by_mistake_only() {
     let families = |pairs: &[(&str, &str)]| parse(pairs).map(|config| config.families);
 
-    assert_eq!(families(&[]), Ok(Families::V4));
+    assert_eq!(families(&[]), Ok(Families::V4 { egress: false }));
+    assert_eq!(families(&[("ENABLE_V6_EGRESS", "true")]), Ok(Families::V4 { egress: true }));
     assert_eq!(families(&[("ENABLE_IPv6", "true")]), Ok(Families::V6 { egress: true }));
     let without = [("ENABLE_IPv6", "true"), ("ENABLE_IPv4", "false"), ("ENABLE_V4_EGRESS", "false")];
     assert_eq!(families(&without), Ok(Families::V6 { egress: false }));

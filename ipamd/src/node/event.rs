@@ -1,7 +1,7 @@
 //! Everything that can happen to a node, and everything it can want done.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use datapath::{NodeSpec, PodSpec};
@@ -39,6 +39,8 @@ pub struct Facts {
     pub subnet: SubnetId,
     /// The VPC's IPv4 CIDRs.
     pub vpc_cidrs: Vec<Ipv4Network>,
+    /// The node's own IPv6 address, if it has one.
+    pub ipv6: Option<Ipv6Addr>,
 }
 
 /// The node's ENIs as the cloud tells them.
@@ -191,6 +193,8 @@ pub enum Event {
     Stale,
     /// The VPC's IPv4 ranges have changed.
     Ranges(Vec<Ipv4Network>),
+    /// The node's own IPv6 address has changed, or there is one now.
+    NodeIpv6(Ipv6Addr),
     /// The API server has said something of the node object.
     Cluster(News),
     /// The daemon is about to end: nothing new is begun in EC2.
@@ -255,6 +259,8 @@ pub struct HostWish {
     pub no_snat: Vec<Ipv4Network>,
     /// Addresses that nobody outside may begin a connection to.
     pub local: Option<Ipv4Network>,
+    /// The address by which pods with IPv4 addresses of the VPC reach IPv6; `None`: they do not.
+    pub ipv6_egress: Option<Ipv6Addr>,
     /// Pods whose routes must be there; `None` leaves the pods' table alone.
     pub pods: Option<Vec<PodSpec>>,
     /// The node's own address.

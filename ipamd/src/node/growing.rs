@@ -297,7 +297,8 @@ impl Node {
             true => format!("{}: an operator holds back {}", Reason::OnHold, self.hold()),
             false => format!("{}: a setting allows no changes", Reason::OnHold),
         });
-        cloud.into_iter().chain(hold).chain(self.host.trouble.clone()).chain(self.host.fight()).collect()
+        let host = self.host.trouble.clone().into_iter().chain(self.host.fight());
+        cloud.into_iter().chain(hold).chain(self.ipv6_trouble()).chain(host).collect()
     }
 
     pub(super) fn cloud_wakeup(&self) -> Option<Moment> {

@@ -11,8 +11,8 @@ use ipnetwork::Ipv4Network;
 use pool::{ActionId, EniSeen, Given, Outcome};
 use types::{EniId, Mac, Moment, Prefix};
 
-use super::Node;
 use super::event::{Effect, Facts, HostWish, Picture};
+use super::{Node, Settings};
 
 /// How often to see whether the link of a new ENI has appeared.
 const LINK_POLL: Duration = Duration::from_millis(100);
@@ -36,7 +36,7 @@ pub(super) struct HostState {
     generation: u64,
     under_way: bool,
     /// Something has changed since the newest wish.
-    dirty: bool,
+    pub(super) dirty: bool,
     retry_at: Option<Moment>,
     /// When to see whether somebody else has changed something.
     repair_at: Moment,
@@ -238,12 +238,16 @@ impl Node {
         let no_snat = facts.vpc_cidrs.iter().chain(&self.settings.exclude_snat).copied();
         // An address of the node alone is translated wherever it goes.
         let no_snat = no_snat.filter(|_| families.has_ipv4_of_vpc()).collect();
-        let ipv6 = families.needs_prefix() || self.pool.owners().any(|(owner, _)| owner.ipv6.is_some());
+        let ipv6_egress = self.ipv6_egress(facts);
+        let has_ipv6 = || self.pool.owners().any(|(owner, _)| owner.ipv6.is_some());
+        let ipv6 = families.needs_prefix() || ipv6_egress.is_some() || has_ipv6();
         // Later, the wiring thread owns the pods' table: a wish made before a DEL must not bring its route back.
         let pods = (!self.cloud.pictured).then(|| self.wired_pods());
-        let node = NodeSpec { enis, marks: self.settings.marks, connmark: self.settings.connmark, ipv6 };
+        let Settings { marks, connmark, external_services, .. } = &self.settings;
+        let external_services = external_services.clone();
+        let node = NodeSpec { enis, marks: *marks, connmark: *connmark, ipv6, external_services };
         let (local, primary_address) = (families.local_range(), facts.primary_address);
-        HostWish { node, no_snat, local, pods, primary_address }
+        HostWish { node, no_snat, local, ipv6_egress, pods, primary_address }
     }
 
     fn wired_pods(&self) -> Vec<PodSpec> {

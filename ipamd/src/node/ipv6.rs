@@ -2,17 +2,19 @@
 //!
 //! One prefix is enough for ever, so there is nothing to plan: it is asked for when a picture shows none, and again should somebody
 //! take it away.
+//!
+//! Pods with IPv4 addresses of the VPC can reach IPv6 by the node's own address instead: then theirs mean something on the node only.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use pool::{EniSeen, PICTURE_LAG, Role};
-use types::{Ipv6Prefix, Moment};
+use types::{Ipv6Prefix, Moment, Reason};
 
 use super::Node;
-use super::event::Effect;
+use super::event::{Effect, Facts};
 use crate::cloud::{CloudError, CloudErrorKind};
-use crate::families::local_addresses;
+use crate::families::{is_local, local_addresses};
 
 /// What we know of the prefix.
 #[derive(Debug, Default)]
@@ -35,8 +37,35 @@ impl Node {
 
     /// The IPv6 address that goes with an address of the pool.
     pub(super) fn ipv6_beside(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
-        let prefix = self.ipv6.prefix.filter(|_| self.settings.families.needs_prefix());
+        let families = self.settings.families;
+        let node_has_ipv6 = self.facts.as_ref().is_some_and(|facts| facts.ipv6.is_some());
+        let local = (families.has_ipv6_egress() && node_has_ipv6).then_some(Ipv6Prefix::LOCAL);
+        let prefix = self.ipv6.prefix.filter(|_| families.needs_prefix()).or(local);
         prefix.map(|prefix| prefix.beside(address))
+    }
+
+    /// The address by which pods with IPv4 addresses of the VPC reach IPv6, where that is wanted or a pod was wired for it.
+    pub(super) fn ipv6_egress(&self, facts: &Facts) -> Option<Ipv6Addr> {
+        let wired = || self.pool.owners().any(|(owner, _)| owner.ipv6.is_some_and(is_local));
+        facts.ipv6.filter(|_| self.settings.families.has_ipv6_egress() || wired())
+    }
+
+    /// That pods get no IPv6 although it is wanted, in words.
+    pub(super) fn ipv6_trouble(&self) -> Option<String> {
+        let facts = self.facts.as_ref().filter(|_| self.settings.families.has_ipv6_egress())?;
+        let why = "the primary ENI has no IPv6 address that they could leave by";
+        facts.ipv6.is_none().then(|| format!("{}: new pods do not reach IPv6: {why}", Reason::NoIpv6))
+    }
+
+    /// The node has another IPv6 address, or has one now.
+    pub(super) fn node_ipv6(&mut self, address: Ipv6Addr) {
+        if let Some(facts) = &mut self.facts
+            && facts.ipv6 != Some(address)
+        {
+            tracing::info!(%address, "the node has this IPv6 address now");
+            facts.ipv6 = Some(address);
+            self.host.dirty = true;
+        }
     }
 
     /// Takes in which prefixes the primary ENI has.

@@ -7,7 +7,7 @@
 //! | `looking.rs` | EC2: when to look, what a picture means, chores |
 //! | `cluster.rs` | Kubernetes: what the node object changes |
 //! | `hosting.rs` | the host: what its kernel should hold |
-//! | `ipv6.rs` | the IPv6 prefix: when to ask for it |
+//! | `ipv6.rs` | the IPv6 prefix: when to ask for it; IPv6 by the node's address |
 //! | `report.rs` | what `ipamd status` shows |
 //! | `restore.rs` | the state after a restart, from the file and from the kernel |
 
@@ -23,7 +23,7 @@ mod restore;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use datapath::Marks;
@@ -66,6 +66,8 @@ pub struct Settings {
     pub connmark: bool,
     /// Destinations outside the VPC that keep their source address all the same.
     pub exclude_snat: Vec<Ipv4Network>,
+    /// Destinations that the main table routes, whichever ENI a pod is on.
+    pub external_services: BTreeSet<Ipv4Network>,
     /// Whether there is a cluster that could tell the node object.
     pub in_cluster: bool,
     /// Whether a cordoned node is treated as any other.
@@ -169,6 +171,7 @@ impl Node {
             Event::Stale => self.cloud.stale = true,
             Event::Cluster(news) => self.cluster_says(news, now),
             Event::Ranges(ranges) => self.ranges(ranges),
+            Event::NodeIpv6(address) => self.node_ipv6(address),
             Event::Stopping => self.stop(),
             Event::Converged { generation, result } => self.converged(generation, result, now),
             Event::Touched => self.host.touched(now),

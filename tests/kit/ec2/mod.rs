@@ -111,6 +111,14 @@ impl Ec2 {
         self.change(|model, _| model.add_vpc(cidrs))
     }
 
+    /// Somebody gives a VPC other ranges.
+    ///
+    /// # Errors
+    /// An unknown VPC.
+    pub fn set_ranges(&self, vpc: &VpcId, cidrs: &[Ipv4Network]) -> Result<(), ApiError> {
+        self.change(|model, _| model.set_ranges(vpc, cidrs))
+    }
+
     /// A subnet in a zone, for example `eu-lab-1a`.
     ///
     /// # Errors

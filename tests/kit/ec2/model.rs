@@ -90,6 +90,12 @@ impl Model {
         id
     }
 
+    pub(crate) fn set_ranges(&mut self, vpc: &VpcId, cidrs: &[Ipv4Network]) -> Result<(), ApiError> {
+        let unknown = || ApiError::new("InvalidVpcID.NotFound", vpc.to_string());
+        self.vpcs.get_mut(vpc).ok_or_else(unknown)?.cidrs = cidrs.to_vec();
+        Ok(())
+    }
+
     pub(crate) fn add_subnet(
         &mut self,
         vpc: &VpcId,

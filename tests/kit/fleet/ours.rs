@@ -1,6 +1,6 @@
 //! Our daemon: the real `Node`, with a disk and a kernel that obey at once and cloud tasks as the daemon's.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ impl Ours {
         now: Moment,
     ) -> Option<Self> {
         let settings = Settings {
-            families: Families::V4,
+            families: Families::V4 { egress: false },
             targets,
             prefix_delegation: prefixes,
             cooldown: COOLDOWN,
@@ -61,6 +61,7 @@ impl Ours {
             marks: Marks::default(),
             connmark: true,
             exclude_snat: Vec::new(),
+            external_services: BTreeSet::new(),
             in_cluster: false,
             manage_cordoned: false,
             provisioning: true,
@@ -72,6 +73,7 @@ impl Ours {
             primary_address: Ipv4Addr::new(10, 0, 0, 1),
             subnet: "subnet-1".parse().ok()?,
             vpc_cidrs: Vec::new(),
+            ipv6: None,
         };
         let node = Node::new(settings, Pool::new(COOLDOWN), seed, now);
         Some(Self { node, facts, ready: false, looked: false, adds: BTreeMap::new(), last_call: 0 })

@@ -105,7 +105,13 @@ fn node_spec(node: &Node) -> Result<NodeSpec, LabError> {
         })
     };
     let enis = node.enis().map(spec).collect::<Result<_, _>>()?;
-    Ok(NodeSpec { enis, marks: Marks::default(), connmark: true, ipv6: false })
+    Ok(NodeSpec {
+        enis,
+        marks: Marks::default(),
+        connmark: true,
+        ipv6: false,
+        external_services: BTreeSet::new(),
+    })
 }
 
 fn network(address: Ipv4Addr, prefix: u8) -> Result<Ipv4Network, LabError> {

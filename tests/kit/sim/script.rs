@@ -1,5 +1,6 @@
 //! What happens to a node in one history: made from a seed, so that it can be told again, and cut down when it fails.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use datapath::Marks;
@@ -153,7 +154,7 @@ impl Setup {
     /// The daemon's settings.
     pub(crate) fn settings(&self) -> Settings {
         Settings {
-            families: if self.dual { Families::Dual } else { Families::V4 },
+            families: if self.dual { Families::Dual } else { Families::V4 { egress: false } },
             targets: Targets {
                 warm_eni: self.warm_eni,
                 warm_ip: self.warm_ip,
@@ -170,6 +171,7 @@ impl Setup {
             marks: Marks::default(),
             connmark: true,
             exclude_snat: Vec::new(),
+            external_services: BTreeSet::new(),
             in_cluster: false,
             manage_cordoned: false,
             provisioning: true,

@@ -175,6 +175,10 @@ pub(super) fn of_rule(rule: &Rule) -> RuleMessage {
             message.header.src_len = 32;
             message.attributes.push(RuleAttribute::Source(IpAddr::V4(address)));
         }
+        Selector::To(range) => {
+            message.header.dst_len = range.prefix();
+            message.attributes.push(RuleAttribute::Destination(IpAddr::V4(range.network())));
+        }
     }
     message
 }
@@ -184,7 +188,7 @@ pub(super) fn of_rule(rule: &Rule) -> RuleMessage {
 pub(super) fn to_rule(message: &RuleMessage) -> Option<Rule> {
     let mut priority = None;
     let mut table = TableId(message.header.table.into());
-    let (mut value, mut mask, mut from, mut ours) = (None, None, None, false);
+    let (mut value, mut mask, mut from, mut to, mut ours) = (None, None, None, None, false);
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(number) => priority = RulePriority::from_number(*number),
@@ -192,6 +196,9 @@ pub(super) fn to_rule(message: &RuleMessage) -> Option<Rule> {
             RuleAttribute::FwMark(mark) => value = Some(*mark),
             RuleAttribute::FwMask(bits) => mask = Some(*bits),
             RuleAttribute::Source(IpAddr::V4(address)) => from = Some(*address),
+            RuleAttribute::Destination(IpAddr::V4(address)) => {
+                to = Some(Ipv4Network::new(*address, message.header.dst_len).ok()?);
+            }
             RuleAttribute::Protocol(protocol) => ours = *protocol == RouteProtocol::from(PROTOCOL),
             // The kernel always tells this one; all bits set means "not used".
             RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
@@ -203,11 +210,12 @@ pub(super) fn to_rule(message: &RuleMessage) -> Option<Rule> {
         && header.tos == 0
         && matches!(header.src_len, 0 | 32)
         && !header.flags.contains(RuleFlags::Invert);
-    let selector = match (value, mask, from) {
-        (Some(value), Some(mask), None) => Selector::Mark { value, mask },
-        (None, None | Some(0), Some(address)) => Selector::From(address),
-        (None, None | Some(0), None) => Selector::All,
-        (Some(_), _, _) | (None, Some(_), _) => return None,
+    let selector = match (value, mask, from, to) {
+        (Some(value), Some(mask), None, None) => Selector::Mark { value, mask },
+        (None, None | Some(0), Some(address), None) => Selector::From(address),
+        (None, None | Some(0), None, Some(range)) => Selector::To(range),
+        (None, None | Some(0), None, None) => Selector::All,
+        (Some(_), _, _, _) | (None, Some(_), _, _) | (None, None, Some(_), Some(_)) => return None,
     };
     let (family, priority) = (family_of(header.family)?, priority?);
     let does = ours || (priority, table) == (RulePriority::Main, TableId::MAIN);
@@ -253,7 +261,7 @@ pub(super) fn to_address(message: &AddressMessage) -> Option<Address> {
 mod tests {
     use super::*;
 
-    fn rules() -> [Rule; 5] {
+    fn rules() -> [Rule; 6] {
         let of =
             |family, priority, selector, table| Rule { family, priority, selector, table: TableId(table) };
         let rule = |priority, selector, table| of(Family::V4, priority, selector, table);
@@ -261,6 +269,7 @@ mod tests {
             rule(RulePriority::Pods, Selector::All, 51_200),
             of(Family::V6, RulePriority::Pods, Selector::All, 51_200),
             rule(RulePriority::Connmark, Selector::Mark { value: 0x80, mask: 0x80 }, 254),
+            rule(RulePriority::ExternalServices, Selector::To("203.0.113.0/24".parse().unwrap()), 254),
             rule(RulePriority::Steering, Selector::Mark { value: 0x100, mask: 0x3f00 }, 2),
             rule(RulePriority::FromEni, Selector::From([10, 0, 0, 1].into()), 10_101),
         ]

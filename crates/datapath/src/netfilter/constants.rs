@@ -18,6 +18,7 @@ pub(super) const NFNL_MSG_BATCH_END: u16 = 0x11;
 pub(super) const NFNL_SUBSYS_NFTABLES: u16 = 10;
 pub(super) const NFPROTO_UNSPEC: u8 = 0;
 pub(super) const NFPROTO_IPV4: u8 = 2;
+pub(super) const NFPROTO_IPV6: u8 = 10;
 
 pub(super) const NFT_MSG_NEWTABLE: u16 = 0;
 pub(super) const NFT_MSG_GETTABLE: u16 = 1;
@@ -135,6 +136,10 @@ pub(super) const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
 pub(super) const IPV4_SOURCE: u32 = 12;
 /// Where an IPv4 header has the destination address.
 pub(super) const IPV4_DESTINATION: u32 = 16;
+/// Where an IPv6 header has the source address.
+pub(super) const IPV6_SOURCE: u32 = 8;
+/// Where an IPv6 header has the destination address.
+pub(super) const IPV6_DESTINATION: u32 = 24;
 
 pub(super) const NFTA_LOOKUP_SET: u16 = 1;
 pub(super) const NFTA_LOOKUP_SREG: u16 = 2;

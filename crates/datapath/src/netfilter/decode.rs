@@ -79,7 +79,7 @@ mod tests {
     fn what_was_encoded_is_read_back() {
         let inner = Attributes::default().number(7, 0x0102_0304);
         let list = Attributes::default().text(1, "name").nest(2, &inner);
-        let bytes = request(3, 0, 9, &list);
+        let bytes = request(crate::model::Family::V4, 3, 0, 9, &list);
         let message = messages(&bytes).next().unwrap();
 
         assert_eq!((message.kind, message.sequence), (0x0a03, 9));

@@ -3,9 +3,10 @@
 //! Headers and lengths are in the host's byte order, nf_tables' own numbers in network order.
 
 use super::constants::{
-    NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_SUBSYS_NFTABLES, NFPROTO_IPV4, NFPROTO_UNSPEC,
-    NLA_F_NESTED, NLM_F_ACK, NLM_F_REQUEST,
+    NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_SUBSYS_NFTABLES, NFPROTO_IPV4, NFPROTO_IPV6,
+    NFPROTO_UNSPEC, NLA_F_NESTED, NLM_F_ACK, NLM_F_REQUEST,
 };
+use crate::model::Family;
 
 /// Length of `struct nlmsghdr` and `struct nfgenmsg` together.
 pub(super) const HEADER_BYTES: usize = 20;
@@ -58,15 +59,16 @@ fn length(bytes: usize) -> u16 {
 /// A transaction under construction. The message with sequence number `n` does what `steps[n - 1]` says.
 #[derive(Debug)]
 pub(super) struct Batch {
+    family: Family,
     bytes: Vec<u8>,
     steps: Vec<String>,
     last_at: usize,
 }
 
 impl Batch {
-    /// A transaction that does nothing.
-    pub(super) fn new() -> Self {
-        let mut batch = Self { bytes: Vec::new(), steps: Vec::new(), last_at: 0 };
+    /// A transaction that does nothing to a table of this family.
+    pub(super) fn new(family: Family) -> Self {
+        let mut batch = Self { family, bytes: Vec::new(), steps: Vec::new(), last_at: 0 };
         batch.bracket(NFNL_MSG_BATCH_BEGIN, 0);
         batch
     }
@@ -75,7 +77,7 @@ impl Batch {
     pub(super) fn step(&mut self, what: impl Into<String>, kind: u16, flags: u16, attributes: &Attributes) {
         self.steps.push(what.into());
         self.last_at = self.bytes.len();
-        self.bytes.extend(request(kind, flags, self.sequence(), attributes));
+        self.bytes.extend(request(self.family, kind, flags, self.sequence(), attributes));
     }
 
     /// The bytes to send, and what each step does. Refusals come unasked; only the last step asks to be
@@ -100,11 +102,25 @@ impl Batch {
     }
 }
 
-/// One nf_tables request of family `ip`.
-pub(super) fn request(kind: u16, flags: u16, sequence: u32, attributes: &Attributes) -> Vec<u8> {
+/// The kernel's number of a family.
+pub(super) const fn number_of(family: Family) -> u8 {
+    match family {
+        Family::V4 => NFPROTO_IPV4,
+        Family::V6 => NFPROTO_IPV6,
+    }
+}
+
+/// One nf_tables request.
+pub(super) fn request(
+    family: Family,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    attributes: &Attributes,
+) -> Vec<u8> {
     let bytes = HEADER_BYTES + attributes.0.len();
     let mut message = header(bytes, NFNL_SUBSYS_NFTABLES << 8 | kind, NLM_F_REQUEST | flags, sequence);
-    message.extend(generic(NFPROTO_IPV4, 0));
+    message.extend(generic(number_of(family), 0));
     message.extend(&attributes.0);
     message
 }

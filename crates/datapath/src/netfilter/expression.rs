@@ -2,15 +2,17 @@
 //!
 //! Every match loads register 1 and compares it; the machine stops at the first that fails.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
 
 use super::SnatPorts;
 use super::constants::{
-    CT_STATE_NEW, IPV4_DESTINATION, IPV4_SOURCE, NF_DROP, NF_NAT_RANGE_PROTO_RANDOM,
-    NF_NAT_RANGE_PROTO_RANDOM_FULLY, NFPROTO_IPV4, NFT_BITWISE_MASK_XOR, NFT_CMP_EQ, NFT_CMP_NEQ,
-    NFT_CT_MARK, NFT_CT_STATE, NFT_FIB_RESULT_ADDRTYPE, NFT_LOOKUP_F_INV, NFT_META_IIFNAME, NFT_META_MARK,
-    NFT_META_OIFNAME, NFT_NAT_SNAT, NFT_PAYLOAD_NETWORK_HEADER, NFT_REG_1, NFT_REG_VERDICT, NFT_RETURN,
-    NFTA_BITWISE_DREG, NFTA_BITWISE_LEN, NFTA_BITWISE_MASK, NFTA_BITWISE_OP, NFTA_BITWISE_SREG,
+    CT_STATE_NEW, IPV4_DESTINATION, IPV4_SOURCE, IPV6_DESTINATION, IPV6_SOURCE, NF_DROP,
+    NF_NAT_RANGE_PROTO_RANDOM, NF_NAT_RANGE_PROTO_RANDOM_FULLY, NFT_BITWISE_MASK_XOR, NFT_CMP_EQ,
+    NFT_CMP_NEQ, NFT_CT_MARK, NFT_CT_STATE, NFT_FIB_RESULT_ADDRTYPE, NFT_LOOKUP_F_INV, NFT_META_IIFNAME,
+    NFT_META_MARK, NFT_META_OIFNAME, NFT_NAT_SNAT, NFT_PAYLOAD_NETWORK_HEADER, NFT_REG_1, NFT_REG_VERDICT,
+    NFT_RETURN, NFTA_BITWISE_DREG, NFTA_BITWISE_LEN, NFTA_BITWISE_MASK, NFTA_BITWISE_OP, NFTA_BITWISE_SREG,
     NFTA_BITWISE_XOR, NFTA_CMP_DATA, NFTA_CMP_OP, NFTA_CMP_SREG, NFTA_CT_DREG, NFTA_CT_KEY, NFTA_CT_SREG,
     NFTA_DATA_VALUE, NFTA_DATA_VERDICT, NFTA_EXPR_DATA, NFTA_EXPR_NAME, NFTA_FIB_DREG, NFTA_FIB_F_DADDR,
     NFTA_FIB_F_IIF, NFTA_FIB_FLAGS, NFTA_FIB_RESULT, NFTA_IMMEDIATE_DATA, NFTA_IMMEDIATE_DREG,
@@ -19,8 +21,9 @@ use super::constants::{
     NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_DREG, NFTA_PAYLOAD_LEN, NFTA_PAYLOAD_OFFSET, NFTA_VERDICT_CODE,
     RTN_LOCAL,
 };
-use super::encode::Attributes;
+use super::encode::{Attributes, number_of};
 use super::ruleset::{Bits, Link, NO_SNAT, Term};
+use crate::model::Family;
 
 /// Length of an interface name in a register: `IFNAMSIZ`.
 const NAME_BYTES: usize = 16;
@@ -46,11 +49,8 @@ fn of_term(term: &Term) -> Vec<Attributes> {
         Term::DestinationOutsideNoSnat => {
             vec![payload_load(IPV4_DESTINATION), outside(NO_SNAT)]
         }
-        Term::DestinationIn(range) => {
-            let mask = Bits { keep: u32::from_ne_bytes(range.mask().octets()), set: 0 };
-            let network = compare(NFT_CMP_EQ, &range.network().octets());
-            vec![payload_load(IPV4_DESTINATION), bitwise(mask), network]
-        }
+        Term::SourceIn(range) => within(*range, IPV4_SOURCE, IPV6_SOURCE),
+        Term::DestinationIn(range) => within(*range, IPV4_DESTINATION, IPV6_DESTINATION),
         Term::DestinationOfArrivalLink => {
             vec![
                 address_type(NFTA_FIB_F_DADDR | NFTA_FIB_F_IIF),
@@ -69,7 +69,7 @@ fn of_term(term: &Term) -> Vec<Attributes> {
         Term::JumpBySource(map) => vec![payload_load(IPV4_SOURCE), jump_by(map)],
         Term::Return => vec![verdict(NFT_RETURN)],
         Term::Drop => vec![verdict(NF_DROP)],
-        Term::Snat { to, ports } => vec![immediate(*to), source_nat(*ports)],
+        Term::Snat { to, ports } => vec![immediate(*to), source_nat(Family::of(*to), *ports)],
     }
 }
 
@@ -124,22 +124,52 @@ fn compare_name(operator: u32, link: &Link) -> Attributes {
 /// register = register & keep & ~set ^ set, which is register & keep | set.
 fn bitwise(bits: Bits) -> Attributes {
     let Bits { keep, set } = bits;
+    mask_and_xor(&(keep & !set).to_ne_bytes(), &set.to_ne_bytes())
+}
+
+/// register = register & mask ^ xor, as long as the two.
+fn mask_and_xor(mask: &[u8], xor: &[u8]) -> Attributes {
     let data = Attributes::default()
         .number(NFTA_BITWISE_SREG, NFT_REG_1)
         .number(NFTA_BITWISE_DREG, NFT_REG_1)
         .number(NFTA_BITWISE_OP, NFT_BITWISE_MASK_XOR)
-        .number(NFTA_BITWISE_LEN, 4)
-        .nest(NFTA_BITWISE_MASK, &value(&(keep & !set).to_ne_bytes()))
-        .nest(NFTA_BITWISE_XOR, &value(&set.to_ne_bytes()));
+        .number(NFTA_BITWISE_LEN, bytes_of(mask))
+        .nest(NFTA_BITWISE_MASK, &value(mask))
+        .nest(NFTA_BITWISE_XOR, &value(xor));
     expression("bitwise", &data)
 }
 
+/// The address at one of two places, by its family, is in a range.
+fn within(range: IpNetwork, ipv4_at: u32, ipv6_at: u32) -> Vec<Attributes> {
+    let (network, mask) = (octets(range.network()), octets(range.mask()));
+    let offset = if range.is_ipv4() { ipv4_at } else { ipv6_at };
+    let nothing = vec![0; mask.len()];
+    let load = payload_load_of(offset, bytes_of(&mask));
+    vec![load, mask_and_xor(&mask, &nothing), compare(NFT_CMP_EQ, &network)]
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// The length of what fits a register.
+fn bytes_of(value: &[u8]) -> u32 {
+    u32::try_from(value.len()).unwrap_or(u32::MAX)
+}
+
 fn payload_load(offset: u32) -> Attributes {
+    payload_load_of(offset, 4)
+}
+
+fn payload_load_of(offset: u32, bytes: u32) -> Attributes {
     let data = Attributes::default()
         .number(NFTA_PAYLOAD_DREG, NFT_REG_1)
         .number(NFTA_PAYLOAD_BASE, NFT_PAYLOAD_NETWORK_HEADER)
         .number(NFTA_PAYLOAD_OFFSET, offset)
-        .number(NFTA_PAYLOAD_LEN, 4);
+        .number(NFTA_PAYLOAD_LEN, bytes);
     expression("payload", &data)
 }
 
@@ -175,17 +205,17 @@ fn verdict(code: u32) -> Attributes {
     expression("immediate", &data)
 }
 
-fn immediate(address: Ipv4Addr) -> Attributes {
+fn immediate(address: IpAddr) -> Attributes {
     let data = Attributes::default()
         .number(NFTA_IMMEDIATE_DREG, NFT_REG_1)
-        .nest(NFTA_IMMEDIATE_DATA, &value(&address.octets()));
+        .nest(NFTA_IMMEDIATE_DATA, &value(&octets(address)));
     expression("immediate", &data)
 }
 
-fn source_nat(ports: SnatPorts) -> Attributes {
+fn source_nat(family: Family, ports: SnatPorts) -> Attributes {
     let data = Attributes::default()
         .number(NFTA_NAT_TYPE, NFT_NAT_SNAT)
-        .number(NFTA_NAT_FAMILY, NFPROTO_IPV4.into())
+        .number(NFTA_NAT_FAMILY, number_of(family).into())
         .number(NFTA_NAT_REG_ADDR_MIN, NFT_REG_1);
     let data = match ports {
         SnatPorts::Prng => data.number(NFTA_NAT_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY),

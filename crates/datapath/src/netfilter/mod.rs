@@ -13,11 +13,14 @@
 //!   postrouting 110  leaving the VPC:                                               source := the node's address
 //! ```
 //!
+//! Where pods with IPv4 addresses of the VPC reach IPv6 by the node's address, there is a second table, of family `ip6` (`egress`).
+//!
 //! `ruleset` says what the table holds, `observe` and `decode` read what the kernel holds, `transaction`, `expression`
 //! and `encode` make bytes of the difference, `socket` sends them.
 
 mod constants;
 mod decode;
+mod egress;
 mod encode;
 mod expression;
 mod intervals;
@@ -33,14 +36,16 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
+pub use egress::{EgressSpec, egress_ruleset};
 pub(crate) use notice::touches_ours;
 pub use ruleset::{Ruleset, ruleset};
 
+use crate::model::Family;
 use observe::{Table, observe};
 use socket::Socket;
 use transaction::plan;
 
-/// Name of our table, family `ip`.
+/// Name of our tables, in the families `ip` and `ip6`.
 pub const TABLE: &str = "aws-vpc-cni";
 
 /// How the source port of a translated connection is chosen.
@@ -105,14 +110,14 @@ pub enum NetfilterError {
     Restless,
 }
 
-/// The table in the kernel, in the network namespace of the thread that first uses this.
+/// Our tables in the kernel, in the network namespace of the thread that first uses this.
 #[derive(Debug, Default)]
 pub struct Netfilter {
     socket: Option<Socket>,
 }
 
 impl Netfilter {
-    /// Brings the table in line: changes what differs and nothing else, so that packets never meet a table without
+    /// Brings the table of the ruleset's family in line: changes what differs and nothing else, so that packets never meet a table without
     /// what stays. Returns whether anything was changed.
     ///
     /// # Errors
@@ -120,7 +125,7 @@ impl Netfilter {
     /// one that was not may lack its chains until the next call.
     pub fn put(&mut self, ruleset: Ruleset) -> Result<bool, NetfilterError> {
         let socket = self.socket()?;
-        let transactions = plan(observe(socket)?.as_ref(), &Table::from(&ruleset), &ruleset);
+        let transactions = plan(observe(socket, ruleset.family)?.as_ref(), &Table::from(&ruleset), &ruleset);
         let changed = !transactions.is_empty();
         transactions.into_iter().try_for_each(|transaction| socket.commit(transaction))?;
         Ok(changed)
@@ -131,15 +136,20 @@ impl Netfilter {
     /// # Errors
     /// When the socket fails or the kernel refuses to tell.
     pub fn matches(&mut self, ruleset: &Ruleset) -> Result<bool, NetfilterError> {
-        Ok(observe(self.socket()?)?.is_some_and(|seen| seen == Table::from(ruleset)))
+        Ok(observe(self.socket()?, ruleset.family)?.is_some_and(|seen| seen == Table::from(ruleset)))
     }
 
-    /// Removes the table; fine when there is none.
+    /// Removes the table of a family. Returns whether there was one.
     ///
     /// # Errors
     /// As for [`Netfilter::put`].
-    pub fn remove(&mut self) -> Result<(), NetfilterError> {
-        self.socket()?.commit(transaction::removal())
+    pub fn remove(&mut self, family: Family) -> Result<bool, NetfilterError> {
+        let socket = self.socket()?;
+        let there = observe(socket, family)?.is_some();
+        if there {
+            socket.commit(transaction::removal(family))?;
+        }
+        Ok(there)
     }
 
     /// The port of its socket, which is opened for that: notices of our own changes carry it.

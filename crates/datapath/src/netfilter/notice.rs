@@ -26,7 +26,13 @@ mod tests {
     #[test]
     fn only_our_table_counts_and_only_when_others_change_it() {
         let notice = |table: &str| {
-            request(NFT_MSG_DELTABLE, 0, 1, &Attributes::default().text(NFTA_TABLE_NAME, table))
+            request(
+                crate::model::Family::V6,
+                NFT_MSG_DELTABLE,
+                0,
+                1,
+                &Attributes::default().text(NFTA_TABLE_NAME, table),
+            )
         };
 
         assert!(touches_ours(&notice(TABLE), &[7].into()));

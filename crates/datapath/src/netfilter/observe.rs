@@ -13,10 +13,13 @@ use super::constants::{
 use super::decode::{attribute, attributes, number, path, text};
 use super::encode::Attributes;
 use super::intervals::Interval;
-use super::ruleset::{Chain, ENI_OF, ENI_OF_RANGE, Hook, NO_SNAT, Ruleset, comment, steering_chain_mark};
+use super::ruleset::{
+    Chain, ENI_OF, ENI_OF_RANGE, Hook, NO_SNAT, Ruleset, SETS, WITH_SETS, comment, steering_chain_mark,
+};
 use super::socket::Socket;
 use super::transaction::user_data;
 use super::{NetfilterError, TABLE};
+use crate::model::Family;
 
 /// Our table in the kernel, or as a [`Ruleset`] would have it.
 #[derive(Debug, PartialEq, Eq)]
@@ -64,7 +67,7 @@ impl From<&Ruleset> for Table {
         };
         Self {
             flags: 0,
-            sets: 3,
+            sets: if ruleset.family == WITH_SETS { SETS } else { 0 },
             chains: ruleset.all_chains().into_iter().map(chain).collect(),
             no_snat: ruleset.no_snat.clone(),
             sources: ruleset.steering.clone(),
@@ -79,35 +82,39 @@ impl From<Hook> for HookState {
     }
 }
 
-/// The table in the kernel; `None` when there is none.
-pub(super) fn observe(socket: &mut Socket) -> Result<Option<Table>, NetfilterError> {
+/// The table of a family in the kernel; `None` when there is none.
+pub(super) fn observe(socket: &mut Socket, family: Family) -> Result<Option<Table>, NetfilterError> {
     let name = Attributes::default().text(NFTA_TABLE_NAME, TABLE);
-    let Some(table) = socket.ask(NFT_MSG_GETTABLE, 0, &name)?.pop() else { return Ok(None) };
-    let chains = chains(socket)?;
+    let Some(table) = socket.ask(family, NFT_MSG_GETTABLE, 0, &name)?.pop() else { return Ok(None) };
+    let chains = chains(socket, family)?;
     let number_of = |kind| attribute(&table, kind).and_then(number).unwrap_or_default();
     let chain_count = u32::try_from(chains.len()).unwrap_or(u32::MAX);
-    let mut sources = singles(socket, ENI_OF)?;
-    sources.extend(intervals(socket, ENI_OF_RANGE)?);
+    let (mut sources, mut no_snat) = (BTreeMap::new(), BTreeMap::new());
+    if family == WITH_SETS {
+        sources = singles(socket, ENI_OF)?;
+        sources.extend(intervals(socket, ENI_OF_RANGE)?);
+        no_snat = intervals(socket, NO_SNAT)?;
+    }
     let sources = sources.into_iter().map(|(i, mark)| (i, mark.unwrap_or_default())).collect();
     Ok(Some(Table {
         flags: number_of(NFTA_TABLE_FLAGS),
         sets: number_of(NFTA_TABLE_USE).saturating_sub(chain_count),
         chains,
-        no_snat: intervals(socket, NO_SNAT)?.into_keys().collect(),
+        no_snat: no_snat.into_keys().collect(),
         sources,
     }))
 }
 
-fn chains(socket: &mut Socket) -> Result<BTreeMap<String, ChainState>, NetfilterError> {
+fn chains(socket: &mut Socket, family: Family) -> Result<BTreeMap<String, ChainState>, NetfilterError> {
     let mut chains: BTreeMap<String, ChainState> = BTreeMap::new();
-    // The kernel tells the chains of every table.
-    for chain in socket.ask(NFT_MSG_GETCHAIN, NLM_F_DUMP, &Attributes::default())? {
+    // The kernel tells the chains of every table of the family.
+    for chain in socket.ask(family, NFT_MSG_GETCHAIN, NLM_F_DUMP, &Attributes::default())? {
         if let Some(name) = name_in(&chain, NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME) {
             chains.insert(name.to_owned(), ChainState { hook: hook(&chain), rules: Vec::new() });
         }
     }
     let of_table = Attributes::default().text(NFTA_RULE_TABLE, TABLE);
-    for rule in socket.ask(NFT_MSG_GETRULE, NLM_F_DUMP, &of_table)? {
+    for rule in socket.ask(family, NFT_MSG_GETRULE, NLM_F_DUMP, &of_table)? {
         if let Some(name) = name_in(&rule, NFTA_RULE_TABLE, NFTA_RULE_CHAIN) {
             let user_data = attribute(&rule, NFTA_RULE_USERDATA).unwrap_or_default().to_vec();
             chains.entry(name.to_owned()).or_default().rules.push(user_data);
@@ -149,7 +156,7 @@ fn singles(socket: &mut Socket, set: &str) -> Result<BTreeMap<Interval, Option<u
 fn elements(socket: &mut Socket, set: &str) -> Result<Elements, NetfilterError> {
     let of_set =
         Attributes::default().text(NFTA_SET_ELEM_LIST_TABLE, TABLE).text(NFTA_SET_ELEM_LIST_SET, set);
-    let answers = socket.ask(NFT_MSG_GETSETELEM, NLM_F_DUMP, &of_set)?;
+    let answers = socket.ask(WITH_SETS, NFT_MSG_GETSETELEM, NLM_F_DUMP, &of_set)?;
     let lists = answers.iter().filter_map(|answer| attribute(answer, NFTA_SET_ELEM_LIST_ELEMENTS));
     Ok(lists.flat_map(attributes).filter_map(|(_, element)| edge(element)).collect())
 }

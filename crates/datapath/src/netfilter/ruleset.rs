@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 
 use super::constants::{NF_INET_POST_ROUTING, NF_INET_PRE_ROUTING};
 use super::intervals::{Interval, most_specific, widest};
 use super::{NatSpec, SnatPorts, TABLE};
+use crate::model::Family;
 
 /// Name of the set of destinations that keep the pod's address.
 pub(super) const NO_SNAT: &str = "no_snat";
@@ -17,12 +18,18 @@ pub(super) const ENI_OF: &str = "eni_of";
 /// Name of the same map for ranges of addresses, among which the kernel has to search.
 pub(super) const ENI_OF_RANGE: &str = "eni_of_range";
 
+/// The family whose table has sets and maps.
+pub(super) const WITH_SETS: Family = Family::V4;
+/// How many.
+pub(super) const SETS: u32 = 3;
+
 /// Most elements of [`ENI_OF`]: with a bound the kernel takes a hash of fixed size, the fastest it has. Far more than any instance holds.
 pub(super) const SINGLES_MAX: u32 = 16_384;
 
 /// Our table with all it holds. Prints as text for `nft -f`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ruleset {
+    pub(super) family: Family,
     pub(super) no_snat: BTreeSet<Interval>,
     pub(super) steering: BTreeMap<Interval, u32>,
     pub(super) steering_mask: u32,
@@ -62,8 +69,10 @@ pub(super) enum Term {
     NewConnection,
     /// The destination is not in the set [`NO_SNAT`].
     DestinationOutsideNoSnat,
+    /// The source is in this range.
+    SourceIn(IpNetwork),
     /// The destination is in this range.
-    DestinationIn(Ipv4Network),
+    DestinationIn(IpNetwork),
     /// The destination is an address of the link by which the packet came.
     DestinationOfArrivalLink,
     /// The destination is no address of this host.
@@ -83,7 +92,7 @@ pub(super) enum Term {
     /// Translates the source.
     Snat {
         /// To this address.
-        to: Ipv4Addr,
+        to: IpAddr,
         /// With ports chosen like this.
         ports: SnatPorts,
     },
@@ -110,12 +119,17 @@ pub(super) struct Bits {
 pub fn ruleset(spec: &NatSpec) -> Ruleset {
     let mut chains = Vec::new();
     chains.extend(spec.node_port.then(|| node_port(spec)));
-    chains.extend(spec.local.map(to_local));
+    chains.extend(spec.local.map(IpNetwork::V4).map(to_local));
     let mut steering = most_specific(&spec.sources);
     steering.values_mut().for_each(|mark| *mark &= spec.steering_mask);
     chains.push(from_pods(spec, &steering));
     chains.extend(spec.snat.map(|ports| source_nat(spec, ports)));
-    Ruleset { no_snat: widest(&spec.no_snat), steering, steering_mask: spec.steering_mask, chains }
+    Ruleset {
+        no_snat: widest(&spec.no_snat),
+        steering,
+        steering_mask: spec.steering_mask,
+        ..Ruleset::without_sets(WITH_SETS, chains)
+    }
 }
 
 /// A connection that arrives by the primary ENI for one of that ENI's addresses may end at a pod of another ENI:
@@ -129,7 +143,8 @@ fn node_port(spec: &NatSpec) -> Chain {
     Chain { name: "node_port".to_owned(), hook: Some(Hook::BeforeDnat), rules: vec![rule] }
 }
 
-fn to_local(range: Ipv4Network) -> Chain {
+/// Nobody but its pod begins a connection with an address that means something on this node only.
+pub(super) fn to_local(range: IpNetwork) -> Chain {
     let rule = vec![Term::DestinationIn(range), Term::NewConnection, Term::Drop];
     Chain { name: "to_local".to_owned(), hook: Some(Hook::AfterDnat), rules: vec![rule] }
 }
@@ -159,12 +174,17 @@ fn source_nat(spec: &NatSpec, ports: SnatPorts) -> Chain {
         Term::NotTo(Link::Prefixed("vlan".to_owned())),
         Term::DestinationOutsideNoSnat,
         Term::DestinationNotLocal,
-        Term::Snat { to: spec.primary_address, ports },
+        Term::Snat { to: spec.primary_address.into(), ports },
     ];
     Chain { name: "source_nat".to_owned(), hook: Some(Hook::SourceNat), rules: vec![rule] }
 }
 
 impl Ruleset {
+    /// A table of chains alone.
+    pub(super) const fn without_sets(family: Family, chains: Vec<Chain>) -> Self {
+        Self { family, no_snat: BTreeSet::new(), steering: BTreeMap::new(), steering_mask: 0, chains }
+    }
+
     /// The marks that sources are steered by; each has a chain.
     pub(super) fn marks(&self) -> BTreeSet<u32> {
         self.steering.values().copied().collect()
@@ -255,7 +275,17 @@ impl Hook {
 
 impl fmt::Display for Ruleset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "table ip {TABLE} {{")?;
+        writeln!(f, "table {} {TABLE} {{", keyword(self.family))?;
+        if self.family == WITH_SETS {
+            self.write_sets(f)?;
+        }
+        self.chains.iter().try_for_each(|chain| write!(f, "{chain}"))?;
+        writeln!(f, "}}")
+    }
+}
+
+impl Ruleset {
+    fn write_sets(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "  set {NO_SNAT} {{\n    type ipv4_addr\n    flags interval")?;
         write_elements(f, self.no_snat.iter().map(ToString::to_string))?;
         writeln!(f, "  }}")?;
@@ -267,9 +297,15 @@ impl fmt::Display for Ruleset {
         write_elements(f, of(true).map(jump))?;
         writeln!(f, "  }}\n  map {ENI_OF_RANGE} {{\n    type ipv4_addr : verdict\n    flags interval")?;
         write_elements(f, of(false).map(jump))?;
-        writeln!(f, "  }}")?;
-        self.chains.iter().try_for_each(|chain| write!(f, "{chain}"))?;
-        writeln!(f, "}}")
+        writeln!(f, "  }}")
+    }
+}
+
+/// How `nft` calls a family.
+const fn keyword(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
     }
 }
 
@@ -303,7 +339,8 @@ impl fmt::Display for Term {
             Self::NotTo(link) => write!(f, "oifname != {link}"),
             Self::NewConnection => write!(f, "ct state new"),
             Self::DestinationOutsideNoSnat => write!(f, "ip daddr != @{NO_SNAT}"),
-            Self::DestinationIn(range) => write!(f, "ip daddr {range}"),
+            Self::SourceIn(range) => write!(f, "{} saddr {range}", keyword(Family::of(range.ip()))),
+            Self::DestinationIn(range) => write!(f, "{} daddr {range}", keyword(Family::of(range.ip()))),
             Self::DestinationOfArrivalLink => write!(f, "fib daddr . iif type local"),
             Self::DestinationNotLocal => write!(f, "fib daddr type != local"),
             Self::ConnectionHas(mark) => write!(f, "ct mark and {mark:#x} == {mark:#x}"),

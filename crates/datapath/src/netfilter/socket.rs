@@ -15,6 +15,7 @@ use super::constants::{
 };
 use super::decode::{Message, attribute, messages, native_u32, text};
 use super::encode::{Attributes, Batch, request};
+use crate::model::Family;
 
 /// A transaction is one datagram: room for thousands of sources. The kernel cuts this to its own maximum.
 const SEND_BYTES: usize = 1 << 20;
@@ -70,12 +71,13 @@ impl Socket {
     /// The attributes of everything that answers a question; nothing when what it asks about does not exist.
     pub(super) fn ask(
         &mut self,
+        family: Family,
         kind: u16,
         flags: u16,
         attributes: &Attributes,
     ) -> Result<Vec<Vec<u8>>, NetfilterError> {
         for _ in 0..DUMP_TRIES {
-            self.send(&request(kind, flags, 1, attributes))?;
+            self.send(&request(family, kind, flags, 1, attributes))?;
             if let Some(answers) = self.answers()? {
                 return Ok(answers);
             }

@@ -20,8 +20,9 @@ use super::expression::expressions;
 use super::intervals::Interval;
 use super::observe::Table;
 use super::ruleset::{
-    Chain, ENI_OF, ENI_OF_RANGE, Hook, NO_SNAT, Ruleset, SINGLES_MAX, comment, steering_chain_name,
+    Chain, ENI_OF, ENI_OF_RANGE, Hook, NO_SNAT, Ruleset, SINGLES_MAX, WITH_SETS, comment, steering_chain_name,
 };
+use crate::model::Family;
 
 /// Intervals in one message: an attribute holds 64 KiB, and an interval takes less than 100 bytes of it.
 const INTERVALS_MAX: usize = 500;
@@ -41,9 +42,11 @@ pub(super) fn plan(seen: Option<&Table>, wanted: &Table, ruleset: &Ruleset) -> V
 
 /// First what the rules look up, then, when that is in effect, the chains that packets enter.
 fn creation(ruleset: &Ruleset) -> Vec<Batch> {
-    let mut sets = removal();
+    let mut sets = removal(ruleset.family);
     sets.step(format!("add table {TABLE}"), NFT_MSG_NEWTABLE, NLM_F_CREATE, &table());
-    add_sets(&mut sets);
+    if ruleset.family == WITH_SETS {
+        add_sets(&mut sets);
+    }
     change_elements(&mut sets, Change::Add, NO_SNAT, &plain(&ruleset.no_snat));
     for mark in ruleset.marks() {
         let chain = ruleset.steering_chain(mark);
@@ -51,7 +54,7 @@ fn creation(ruleset: &Ruleset) -> Vec<Batch> {
         add_rules(&mut sets, &chain);
     }
     change_steering(&mut sets, Change::Add, &ruleset.steering);
-    let mut chains = Batch::new();
+    let mut chains = Batch::new(ruleset.family);
     for chain in &ruleset.chains {
         add_chain(&mut chains, chain);
         add_rules(&mut chains, chain);
@@ -60,7 +63,7 @@ fn creation(ruleset: &Ruleset) -> Vec<Batch> {
 }
 
 fn adjustment(seen: &Table, wanted: &Table, ruleset: &Ruleset) -> Batch {
-    let mut batch = Batch::new();
+    let mut batch = Batch::new(ruleset.family);
     for chain in ruleset.all_chains() {
         let rules = wanted.chains.get(&chain.name).map(|chain| &chain.rules);
         match seen.chains.get(&chain.name) {
@@ -87,8 +90,8 @@ fn adjustment(seen: &Table, wanted: &Table, ruleset: &Ruleset) -> Batch {
 }
 
 /// Leaves no table, whether there was one or not.
-pub(super) fn removal() -> Batch {
-    let mut batch = Batch::new();
+pub(super) fn removal(family: Family) -> Batch {
+    let mut batch = Batch::new(family);
     batch.step(format!("find or add table {TABLE}"), NFT_MSG_NEWTABLE, NLM_F_CREATE, &table());
     batch.step(format!("delete table {TABLE}"), NFT_MSG_DELTABLE, 0, &table());
     batch
@@ -294,7 +297,7 @@ mod tests {
     #[test]
     #[cfg(target_endian = "little")]
     fn a_transaction_begins_and_ends_as_those_of_nft() {
-        let (bytes, _) = removal().finish();
+        let (bytes, _) = removal(Family::V4).finish();
         let begin = [20, 0, 0, 0, 0x10, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10];
         let end = [20, 0, 0, 0, 0x11, 0, 1, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10];
 

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use datapath::Family;
 use datapath::netfilter::{NatSpec, Netfilter, NetfilterError, ruleset};
 use libtest_mimic::{Failed, Measurement, Trial};
 
@@ -13,7 +14,7 @@ type Work = fn(&mut Netfilter, &NatSpec) -> Result<(), NetfilterError>;
 /// What is measured, with a table in place that has all sources.
 const MEASURES: [(&str, Work); 3] = [
     ("create", |netfilter, spec| {
-        netfilter.remove()?;
+        netfilter.remove(Family::V4)?;
         netfilter.put(ruleset(spec)).map(drop)
     }),
     ("take_out_one_and_put_it_back", |netfilter, spec| {

@@ -4,17 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use datapath::netfilter::{NatSpec, Netfilter, NetfilterError, SnatPorts, TABLE, ruleset};
+use datapath::Family;
+use datapath::netfilter::{NatSpec, Netfilter, NetfilterError, SnatPorts, TABLE, egress_ruleset, ruleset};
 use libtest_mimic::Failed;
 use serde_json::Value;
 
 use crate::lab::Space;
-use crate::values::{crowded, networks, sourced, spec, wanted};
+use crate::values::{crowded, egress, networks, sourced, spec, wanted};
 use crate::{Outcome, Test, check};
 
-pub(crate) const TESTS: [Test; 7] = [
+pub(crate) const TESTS: [Test; 8] = [
     ("the_kernel_holds_what_the_text_says", same_as_text),
     ("what_was_put_matches_until_somebody_changes_it", drift),
+    ("the_ipv6_table_is_put_mended_and_removed_apart_from_the_other", ipv6_table),
     ("new_sources_change_only_elements", sources),
     ("touching_and_nested_sources_are_accepted", awkward_sources),
     ("more_sources_than_one_message_holds_are_put_and_seen", many_sources),
@@ -67,9 +69,41 @@ fn drift() -> Outcome {
         check(netfilter.put(wanted())?, format!("not mended: {change}"))?;
         check(netfilter.matches(&wanted())? && listing()? == whole, format!("badly mended: {change}"))?;
     }
-    netfilter.remove()?;
-    netfilter.remove()?;
+    check(netfilter.remove(Family::V4)?, "there was no table")?;
+    check(!netfilter.remove(Family::V4)?, "it is removed twice")?;
     check(!netfilter.matches(&wanted())? && listing().is_err(), "the table is still there")
+}
+
+fn ipv6_table() -> Outcome {
+    let mut netfilter = Netfilter::default();
+    check(!netfilter.remove(Family::V6)?, "there was a table")?;
+    netfilter.put(wanted())?;
+    let whole = listing()?;
+    let ipv6 = egress_ruleset(&egress());
+    check(netfilter.put(ipv6.clone())?, "the first put changes nothing")?;
+    check(!netfilter.put(ipv6.clone())?, "the second put changes something")?;
+    check(netfilter.matches(&wanted())? && listing()? == whole, "the other table has changed")?;
+    let text = nft_list("ip6")?;
+    for change in ["flush chain ip6 aws-vpc-cni to_local", "delete table ip6 aws-vpc-cni"] {
+        nft(change)?;
+        check(!netfilter.matches(&ipv6)?, format!("not noticed: {change}"))?;
+        check(netfilter.put(ipv6.clone())? && nft_list("ip6")? == text, format!("badly mended: {change}"))?;
+    }
+    let by_nft = Space::new()?.run(|| {
+        nft(&ipv6.to_string())?;
+        check(Netfilter::default().matches(&ipv6)?, "what nft wrote does not match")?;
+        nft_list("ip6")
+    })?;
+    check(by_nft == text, format!("{text}\n\nbut nft makes of the text:\n{by_nft}"))?;
+    check(netfilter.remove(Family::V6)? && nft_list("ip6").is_err(), "the table is still there")?;
+    check(netfilter.matches(&wanted())?, "the other table went with it")
+}
+
+/// Our table of a family as `nft` tells it.
+fn nft_list(family: &str) -> Result<String, Failed> {
+    let output = Command::new("nft").args(["list", "table", family, TABLE]).output()?;
+    check(output.status.success(), String::from_utf8_lossy(&output.stderr))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn sources() -> Outcome {
@@ -138,7 +172,7 @@ fn others() -> Outcome {
     netfilter.put(ruleset(&NatSpec { sources: BTreeMap::new(), ..spec() }))?;
     netfilter.put(wanted())?;
     check(not_ours()? == before, "a foreign table changed")?;
-    netfilter.remove()?;
+    netfilter.remove(Family::V4)?;
     check(nft_json(&["list", "ruleset"])? == before, "remove removed more than ours")
 }
 

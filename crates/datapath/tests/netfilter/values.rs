@@ -1,10 +1,10 @@
 //! What the tests ask for.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use datapath::netfilter::{NatSpec, Ruleset, SnatPorts, ruleset};
-use ipnetwork::Ipv4Network;
+use datapath::netfilter::{EgressSpec, NatSpec, Ruleset, SnatPorts, ruleset};
+use ipnetwork::{Ipv4Network, Ipv6Network};
 
 pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
 pub(crate) const IN_VPC: Ipv4Addr = Ipv4Addr::new(10, 0, 9, 9);
@@ -26,6 +26,12 @@ pub(crate) fn spec() -> NatSpec {
         steering_mask: 0x3f00,
         sources: BTreeMap::from([(SECOND.into(), 0x200)]),
     }
+}
+
+pub(crate) fn egress() -> EgressSpec {
+    let local = Ipv6Network::from(Ipv6Addr::new(0xfd00, 0, 0, 0, 0xac, 0, 0, 0));
+    let node_address = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10);
+    EgressSpec { local, node_address, ports: SnatPorts::Prng }
 }
 
 pub(crate) fn wanted() -> Ruleset {

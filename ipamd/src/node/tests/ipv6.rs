@@ -145,3 +145,40 @@ fn nothing_is_asked_for_where_nothing_may_be_changed() {
     assert!(!asked(&world.handle(Event::Tick)));
     assert_eq!(world.node.report(world.now).waiting[0].reason, Reason::OnHold);
 }
+
+/// A node whose pods have IPv4 addresses and leave by this IPv6 address.
+fn egress_world(address: &str) -> World {
+    let mut world = World::of(Families::V4 { egress: true }).made_ready(3);
+    world.handle(Event::NodeIpv6(address.parse().unwrap()));
+    world
+}
+
+#[test]
+fn a_pod_of_an_ipv4_node_with_egress_has_an_address_beside_its_own_and_hears_of_ipv4_alone() {
+    let mut world = egress_world("2001:db8::7");
+    let (id, effects) = world.add("web");
+
+    let [IpAddr::V4(ipv4), IpAddr::V6(ipv6)] = wired(&effects)[..] else { panic!("{effects:?}") };
+    assert_eq!(ipv6, Ipv6Prefix::LOCAL.beside(ipv4));
+    let batch = batch(&effects).expect("an append");
+    world.handle(Event::Wired { id, result: Ok(()) });
+    let effects = world.handle(Event::Written { batch, result: Ok(()) });
+    let Some(Reply::Added(added)) = reply(&effects) else { panic!("{effects:?}") };
+    assert_eq!((added.interfaces[0].address.ip(), added.interfaces[0].other), (IpAddr::V4(ipv4), None));
+    assert_eq!(world.node.report(world.now).pods[0].other, None);
+}
+
+#[test]
+fn without_an_ipv6_address_of_the_node_new_pods_have_none_and_the_status_says_why() {
+    let mut world = World::of(Families::V4 { egress: true }).made_ready(3);
+    let (_, effects) = world.add("web");
+
+    assert!(matches!(wired(&effects)[..], [IpAddr::V4(_)]), "{effects:?}");
+    let told = world.node.report(world.now).cloud;
+    assert!(told.iter().any(|line| line.starts_with(Reason::NoIpv6.word())), "{told:?}");
+
+    world.handle(Event::NodeIpv6("2001:db8::7".parse().unwrap()));
+    let (_, effects) = world.add("later");
+    assert!(matches!(wired(&effects)[..], [IpAddr::V4(_), IpAddr::V6(_)]), "{effects:?}");
+    assert_eq!(world.node.report(world.now).cloud, Vec::<String>::new());
+}

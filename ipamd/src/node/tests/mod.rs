@@ -34,7 +34,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        Self::of(Families::V4)
+        Self::of(Families::V4 { egress: false })
     }
 
     fn of(families: Families) -> Self {
@@ -49,6 +49,7 @@ impl World {
             marks: Marks::default(),
             connmark: true,
             exclude_snat: Vec::new(),
+            external_services: BTreeSet::new(),
             in_cluster: true,
             manage_cordoned: false,
             provisioning: true,
@@ -77,6 +78,7 @@ impl World {
             primary_address: Ipv4Addr::new(10, 0, 0, 4),
             subnet: "subnet-1".parse().unwrap(),
             vpc_cidrs: vec!["10.0.0.0/16".parse().unwrap()],
+            ipv6: None,
         };
         self.handle(Event::Identified(Box::new(facts)));
         let eni = EniSeen {

@@ -403,6 +403,7 @@ impl World {
             primary_address: instance.address,
             subnet: self.cloud.subnet().clone(),
             vpc_cidrs: Vec::new(),
+            ipv6: None,
         }
     }
 
