@@ -181,6 +181,7 @@ fn retry_mends(reason: Reason) -> bool {
         | Reason::AllCooling
         | Reason::NodeFull
         | Reason::NoSubnet
+        | Reason::NoEniConfig
         | Reason::OnHold
         | Reason::SubnetFull
         | Reason::NoPrefix
@@ -235,6 +236,7 @@ fn as_add(failure: Failure) -> Failure {
         | Reason::AllCooling
         | Reason::NodeFull
         | Reason::NoSubnet
+        | Reason::NoEniConfig
         | Reason::OnHold
         | Reason::SubnetFull
         | Reason::NoPrefix

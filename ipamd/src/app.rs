@@ -200,7 +200,7 @@ impl Owner {
             }
             Effect::Rewrite(snapshot) => drop(self.parts.writing.send(Writing::Rewrite(snapshot))),
             Effect::Look => self.parts.cloud.look(),
-            Effect::Act(id, action) => self.parts.cloud.act(id, action),
+            Effect::Act { id, action, groups } => self.parts.cloud.act(id, action, groups),
             Effect::AssignIpv6(eni) => self.parts.cloud.assign_ipv6(eni),
             Effect::Tidy(chores) => self.parts.cloud.tidy(chores),
             Effect::Converge { generation, host } => {

@@ -152,6 +152,7 @@ impl CloudTasks {
             manage_untagged: self.config.manage_untagged || self.config.imds_only,
             imds_only: self.config.imds_only,
             subnet_discovery: self.config.subnet_discovery,
+            custom_networking: self.config.custom_networking.is_some(),
         }
     }
 
@@ -161,7 +162,9 @@ impl CloudTasks {
         let mut ipv6 = None;
         while !self.events.is_closed() {
             tokio::time::sleep(WATCH_EVERY).await;
-            if let Ok(now) = self.groups().await
+            // With custom networking those of ENIs that are there stay as they are.
+            if self.config.custom_networking.is_none()
+                && let Ok(now) = self.groups().await
                 && groups != now
             {
                 groups = now;
@@ -296,72 +299,81 @@ impl CloudTasks {
     }
 
     /// Starts an action.
-    pub(crate) fn act(self: &Arc<Self>, id: ActionId, action: Action) {
+    pub(crate) fn act(self: &Arc<Self>, id: ActionId, action: Action, groups: Vec<SecurityGroupId>) {
         let this = Arc::clone(self);
         tokio::spawn(async move {
-            let result = this.carry_out(action).await;
+            let result = this.carry_out(action, groups).await;
             drop(this.events.send(Event::Acted { id, result }).await);
         });
     }
 
-    async fn carry_out(&self, action: Action) -> Result<Outcome, CloudError> {
+    async fn carry_out(&self, action: Action, groups: Vec<SecurityGroupId>) -> Result<Outcome, CloudError> {
         let known = self.known()?;
         let ec2 = known.ec2()?;
         match action {
             Action::Assign { eni, wanted } => ec2.assign(&eni, wanted).await.map(Outcome::Assigned),
             Action::Release { eni, given } => ec2.release(&eni, &given).await.map(|()| Outcome::Released),
-            Action::CreateEni { device, subnet, wanted } => self.create(known, device, subnet, wanted).await,
+            Action::CreateEni { device, subnet, wanted } => {
+                let want = self.wanted_eni(known, subnet, groups, wanted).await;
+                create(ec2, known, device, &want).await
+            }
             Action::DeleteEni { eni } => delete(ec2, known, &eni).await.map(|()| Outcome::Deleted),
         }
     }
 
-    /// Creates an ENI with its addresses and tags in one call, attaches it, and ties its life to the instance's.
-    async fn create(
+    /// An ENI as it is to be made; without groups of its own it gets the primary ENI's.
+    async fn wanted_eni(
         &self,
         known: &Known,
-        device: DeviceIndex,
         subnet: SubnetId,
+        groups: Vec<SecurityGroupId>,
         wanted: Wanted,
-    ) -> Result<Outcome, CloudError> {
+    ) -> NewEni {
         let Known { identity, estate, .. } = known;
-        let ec2 = known.ec2()?;
-        // As they are now; those of the start will do where the metadata service is away.
-        let groups = self.groups().await.unwrap_or_else(|_| identity.security_groups.clone());
-        let token = format!("{}-{}", identity.instance, self.tokens.fetch_add(1, Ordering::Relaxed));
-        let want = NewEni {
+        let security_groups = match groups.is_empty() {
+            // As they are now; those of the start will do where the metadata service is away.
+            true => self.groups().await.unwrap_or_else(|_| identity.security_groups.clone()),
+            false => groups,
+        };
+        NewEni {
             subnet,
-            security_groups: groups,
+            security_groups,
             // Before the first look at EC2 they are not known; that look makes up for it.
             tracking: *self.tracking.borrow(),
             description: estate.description(),
             tags: estate.tags_of_new(self.clock.now()),
             wanted,
-            token,
-        };
-        let record = create_once(ec2, &want).await?;
-        match ec2.attach(&record.id, &identity.instance, device, NetworkCard(0)).await {
-            // If this fails, the next look finds it and does it.
-            Ok(attachment) => {
-                if let Err(error) = ec2.set_delete_on_termination(&record.id, &attachment).await {
-                    tracing::warn!(eni = %record.id, error = chain(&error), "the ENI would outlive the instance");
-                }
-            }
-            // It may be attached, and then it is used: a look tells.
-            Err(error) if error.kind() == CloudErrorKind::Unclear => return Err(error),
-            Err(error) => {
-                tracing::warn!(eni = %record.id, error = chain(&error), "an ENI cannot be attached; deleting it");
-                delete_available(ec2, &record.id).await?;
-                return Err(error);
-            }
+            token: format!("{}-{}", identity.instance, self.tokens.fetch_add(1, Ordering::Relaxed)),
         }
-        let seen = EniSeen { device, role: Role::Secondary, ..seen(&record, estate) };
-        Ok(Outcome::Created(Box::new(seen)))
     }
 
     fn known(&self) -> Result<&Known, CloudError> {
         let unknown = "instance metadata has not answered yet";
         self.node.get().ok_or_else(|| CloudError::new(CloudErrorKind::Unreachable, "look", unknown))
     }
+}
+
+/// Creates an ENI with its addresses and tags in one call, attaches it, and ties its life to the instance's.
+async fn create(ec2: &Ec2, known: &Known, device: DeviceIndex, want: &NewEni) -> Result<Outcome, CloudError> {
+    let Known { identity, estate, .. } = known;
+    let record = create_once(ec2, want).await?;
+    match ec2.attach(&record.id, &identity.instance, device, NetworkCard(0)).await {
+        // If this fails, the next look finds it and does it.
+        Ok(attachment) => {
+            if let Err(error) = ec2.set_delete_on_termination(&record.id, &attachment).await {
+                tracing::warn!(eni = %record.id, error = chain(&error), "the ENI would outlive the instance");
+            }
+        }
+        // It may be attached, and then it is used: a look tells.
+        Err(error) if error.kind() == CloudErrorKind::Unclear => return Err(error),
+        Err(error) => {
+            tracing::warn!(eni = %record.id, error = chain(&error), "an ENI cannot be attached; deleting it");
+            delete_available(ec2, &record.id).await?;
+            return Err(error);
+        }
+    }
+    let seen = EniSeen { device, role: Role::Secondary, ..seen(&record, estate) };
+    Ok(Outcome::Created(Box::new(seen)))
 }
 
 /// Creates an ENI. Where EC2 does not answer, the same is asked again under the same token, so that none is made that

@@ -184,6 +184,7 @@ fn settings(config: &Config) -> Result<Settings, RunError> {
         families: config.families,
         targets,
         prefix_delegation: config.prefix_delegation,
+        custom_networking: config.custom_networking.is_some(),
         cooldown: config.cooldown,
         add_timeout: config.add_timeout,
         max_enis: config.max_enis,

@@ -42,6 +42,8 @@ pub(crate) struct Estate {
     pub(crate) imds_only: bool,
     /// `ENABLE_SUBNET_DISCOVERY`.
     pub(crate) subnet_discovery: bool,
+    /// `AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG`: an ENIConfig says subnet and security groups of ENIs for pods.
+    pub(crate) custom_networking: bool,
 }
 
 impl Estate {
@@ -105,7 +107,8 @@ impl Estate {
             chores.push(Chore::Tie { eni: record.id.clone(), attachment: attachment.clone() });
         }
         let theirs: BTreeSet<&SecurityGroupId> = record.security_groups.iter().collect();
-        if role == Role::Secondary && !groups.is_empty() && theirs != groups.iter().collect() {
+        let guarded = role == Role::Secondary && !self.custom_networking;
+        if guarded && !groups.is_empty() && theirs != groups.iter().collect() {
             chores.push(Chore::Guard { eni: record.id.clone(), groups: groups.to_vec() });
         }
         // What somebody has set on an ENI stays.
@@ -136,9 +139,14 @@ impl Estate {
         (chores, strays)
     }
 
-    /// Which subnets may be used, of all in the VPC and zone; `None` if they are not all there.
+    /// Which subnets may be used, of all in the VPC and zone; `None` if they are not all there. With custom networking any may be
+    /// the ENIConfig's, whatever its tags say.
     pub(crate) fn subnets(&self, found: &[SubnetRecord]) -> Option<Subnets> {
         found.iter().find(|subnet| subnet.id == self.subnet)?;
+        let free = |of: &SubnetRecord| (of.id.clone(), of.available);
+        if self.custom_networking {
+            return Some(Subnets { free: found.iter().map(free).collect(), ..Subnets::default() });
+        }
         let mut open: Vec<&SubnetRecord> = found
             .iter()
             .filter(|subnet| self.subnet_discovery || subnet.id == self.subnet)
@@ -150,7 +158,7 @@ impl Estate {
         open.sort_by_key(|subnet| (Reverse(subnet.available), &subnet.id));
         let excluded = found.iter().filter(|subnet| self.excludes(subnet));
         Some(Subnets {
-            free: open.iter().map(|subnet| (subnet.id.clone(), subnet.available)).collect(),
+            free: open.iter().copied().map(free).collect(),
             for_new: open.into_iter().map(|subnet| subnet.id.clone()).collect(),
             excluded: excluded.map(|subnet| subnet.id.clone()).collect(),
         })
@@ -193,6 +201,7 @@ mod tests {
             manage_untagged: true,
             imds_only: false,
             subnet_discovery: true,
+            custom_networking: false,
         }
     }
 
@@ -285,6 +294,18 @@ mod tests {
         // The primary ENI's groups are the measure, and its life is not ours to tie.
         let primary = EniRecord { delete_on_termination: Some(false), ..eni(0, &[(INSTANCE_TAG, "i-1")]) };
         assert_eq!(estate.duties(&primary, &wanted, UNSET), []);
+    }
+
+    #[test]
+    fn with_custom_networking_groups_are_left_alone_and_tags_of_subnets_mean_nothing() {
+        let estate = Estate { custom_networking: true, ..estate(None) };
+        let ours = eni(1, &[(INSTANCE_TAG, "i-1")]);
+        assert_eq!(estate.duties(&ours, &groups(&["sg-2"]), UNSET), []);
+
+        let found = [subnet(1, &[]), subnet(2, &[(SUBNET_TAG, "0")])];
+        let told = estate.subnets(&found).unwrap();
+        assert_eq!((told.for_new.len(), told.excluded.len(), told.free.len()), (0, 0, 2));
+        assert_eq!(estate.subnets(&found[1..]), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! An API server with one kind of object: nodes. It lists, watches and forgets its history as the real one does.
+//! An API server with two kinds of objects: nodes and ENIConfigs. It lists, watches and forgets its history as the real one does.
 //!
 //! A watch begins after a resource version and goes on until it times out or is cut. A version that is older than what is remembered
 //! is gone (410), in the middle of a stream as an event of type ERROR.
@@ -55,14 +55,40 @@ struct Desk {
 #[derive(Debug, Default)]
 struct Book {
     version: u64,
-    nodes: BTreeMap<String, Value>,
+    objects: BTreeMap<(Kind, String), Value>,
     /// What has happened, with the version that it led to.
-    history: Vec<(u64, &'static str, Value)>,
+    history: Vec<(u64, Kind, &'static str, Value)>,
     /// Versions up to this one are forgotten.
     forgotten: u64,
     weather: ApiWeather,
     lists: u64,
     watches: u64,
+}
+
+/// A kind of object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Node,
+    EniConfig,
+}
+
+impl Kind {
+    /// Its version and name.
+    const fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Node => ("v1", "Node"),
+            Self::EniConfig => ("crd.k8s.amazonaws.com/v1alpha1", "ENIConfig"),
+        }
+    }
+
+    /// The kind that is served at a path.
+    fn at(path: &str) -> Option<Self> {
+        match path {
+            "/api/v1/nodes" => Some(Self::Node),
+            "/apis/crd.k8s.amazonaws.com/v1alpha1/eniconfigs" => Some(Self::EniConfig),
+            _ => None,
+        }
+    }
 }
 
 impl KubeApi {
@@ -85,25 +111,41 @@ impl KubeApi {
 
     /// Makes or changes a node: its `metadata.annotations`, `spec` and `status`.
     pub fn put_node(&self, name: &str, annotations: &Value, spec: &Value, status: &Value) {
-        self.change(|book| {
-            book.version += 1;
-            let version = book.version.to_string();
-            let node = json!({
-                "apiVersion": "v1", "kind": "Node",
-                "metadata": {"name": name, "uid": "1", "resourceVersion": version, "annotations": annotations},
-                "spec": spec, "status": status,
-            });
-            let known = book.nodes.insert(name.to_owned(), node.clone()).is_some();
-            book.history.push((book.version, if known { "MODIFIED" } else { "ADDED" }, node));
-        });
+        let metadata = json!({"name": name, "annotations": annotations});
+        self.put(Kind::Node, name, json!({"metadata": metadata, "spec": spec, "status": status}));
     }
 
     /// Deletes a node.
     pub fn delete_node(&self, name: &str) {
+        self.delete(Kind::Node, name);
+    }
+
+    /// Makes or changes an ENIConfig; nothing checks its `spec`, as with the resource's definition.
+    pub fn put_eni_config(&self, name: &str, spec: &Value) {
+        self.put(Kind::EniConfig, name, json!({"metadata": {"name": name}, "spec": spec}));
+    }
+
+    /// Deletes an ENIConfig.
+    pub fn delete_eni_config(&self, name: &str) {
+        self.delete(Kind::EniConfig, name);
+    }
+
+    fn put(&self, kind: Kind, name: &str, mut object: Value) {
         self.change(|book| {
             book.version += 1;
-            if let Some(node) = book.nodes.remove(name) {
-                book.history.push((book.version, "DELETED", node));
+            (object["apiVersion"], object["kind"]) = (kind.words().0.into(), kind.words().1.into());
+            object["metadata"]["uid"] = "1".into();
+            object["metadata"]["resourceVersion"] = book.version.to_string().into();
+            let known = book.objects.insert((kind, name.to_owned()), object.clone()).is_some();
+            book.history.push((book.version, kind, if known { "MODIFIED" } else { "ADDED" }, object));
+        });
+    }
+
+    fn delete(&self, kind: Kind, name: &str) {
+        self.change(|book| {
+            book.version += 1;
+            if let Some(object) = book.objects.remove(&(kind, name.to_owned())) {
+                book.history.push((book.version, kind, "DELETED", object));
             }
         });
     }
@@ -145,7 +187,7 @@ impl Desk {
     }
 
     /// What a watch hears next, and the version it has then seen; `None` when it ends.
-    fn news(&self, seen: u64, name: Option<&str>) -> Option<(Vec<Value>, u64)> {
+    fn news(&self, seen: u64, kind: Kind, name: Option<&str>) -> Option<(Vec<Value>, u64)> {
         let book = self.book();
         match &book.weather {
             ApiWeather::Away => return None,
@@ -158,14 +200,17 @@ impl Desk {
             let gone = json!({"type": "ERROR", "object": status(410, "Expired", "too old resource version")});
             return Some((vec![gone], book.version));
         }
-        let newer = book.history.iter().filter(|(version, _, node)| *version > seen && is_named(node, name));
-        let events = newer.map(|(_, kind, node)| json!({"type": kind, "object": node})).collect();
+        let newer = book
+            .history
+            .iter()
+            .filter(|(version, of, _, object)| *version > seen && *of == kind && is_named(object, name));
+        let events = newer.map(|(.., what, object)| json!({"type": what, "object": object})).collect();
         Some((events, book.version))
     }
 }
 
-fn is_named(node: &Value, name: Option<&str>) -> bool {
-    name.is_none_or(|name| node["metadata"]["name"] == name)
+fn is_named(object: &Value, name: Option<&str>) -> bool {
+    name.is_none_or(|name| object["metadata"]["name"] == name)
 }
 
 fn status(code: u16, reason: &str, message: &str) -> Value {
@@ -190,22 +235,29 @@ async fn answer(
         ApiWeather::Garbage(text) => return text.into_response(),
         ApiWeather::Slow(pause) => tokio::time::sleep(pause).await,
     }
-    if uri.path() != "/api/v1/nodes" {
+    let Some(kind) = Kind::at(uri.path()) else {
         return refused(StatusCode::NOT_FOUND, "NotFound", uri.path());
-    }
+    };
     let name = query.get("fieldSelector").and_then(|selector| selector.strip_prefix("metadata.name="));
     if query.get("watch").is_some_and(|word| word == "true" || word == "1") {
-        return watching(&desk, name.map(str::to_owned), &query);
+        return watching(&desk, kind, name.map(str::to_owned), &query);
     }
     let mut book = desk.book();
     book.lists += 1;
-    let items: Vec<&Value> = book.nodes.values().filter(|node| is_named(node, name)).collect();
-    let list = json!({"kind": "NodeList", "apiVersion": "v1", "items": items,
+    let of = book.objects.iter().filter(|((of, _), object)| *of == kind && is_named(object, name));
+    let items: Vec<&Value> = of.map(|(_, object)| object).collect();
+    let (version, word) = kind.words();
+    let list = json!({"kind": format!("{word}List"), "apiVersion": version, "items": items,
                       "metadata": {"resourceVersion": book.version.to_string()}});
     ([(header::CONTENT_TYPE, "application/json")], list.to_string()).into_response()
 }
 
-fn watching(desk: &Arc<Desk>, name: Option<String>, query: &BTreeMap<String, String>) -> Response {
+fn watching(
+    desk: &Arc<Desk>,
+    kind: Kind,
+    name: Option<String>,
+    query: &BTreeMap<String, String>,
+) -> Response {
     let number = |key: &str| query.get(key).and_then(|text| text.parse::<u64>().ok());
     let from = number("resourceVersion").unwrap_or(0);
     {
@@ -217,20 +269,20 @@ fn watching(desk: &Arc<Desk>, name: Option<String>, query: &BTreeMap<String, Str
         }
     }
     let until = tokio::time::sleep(Duration::from_secs(number("timeoutSeconds").unwrap_or(300)));
-    let body = Body::from_stream(events(Arc::clone(desk), name, from).take_until(until));
+    let body = Body::from_stream(events(Arc::clone(desk), kind, name, from).take_until(until));
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 type Lines = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
 /// A line of JSON for each event after a version, for ever.
-fn events(desk: Arc<Desk>, name: Option<String>, from: u64) -> Lines {
+fn events(desk: Arc<Desk>, kind: Kind, name: Option<String>, from: u64) -> Lines {
     let bell = desk.bell.subscribe();
-    let lines = stream::unfold((desk, name, from, bell), |(desk, name, seen, mut bell)| async move {
+    let lines = stream::unfold((desk, name, from, bell), move |(desk, name, seen, mut bell)| async move {
         loop {
             // Read before the book, so that what happens meanwhile rings again.
             bell.borrow_and_update();
-            let (events, now) = desk.news(seen, name.as_deref())?;
+            let (events, now) = desk.news(seen, kind, name.as_deref())?;
             if !events.is_empty() {
                 let text: String = events.iter().map(|event| format!("{event}\n")).collect();
                 return Some((Ok(Bytes::from(text)), (desk, name, now, bell)));

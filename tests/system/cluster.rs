@@ -16,30 +16,53 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_watch_whose_place_is_gone_lists_again_and_garbage_changes_nothing", gone_and_garbage),
 ];
 
-const NAME: &str = "ip-10-0-0-4.lab.internal";
+pub(crate) const NAME: &str = "ip-10-0-0-4.lab.internal";
 
 /// A node, an API server, and the daemon with these settings beside those that lead to it.
-struct Stage {
+pub(crate) struct Stage {
     // Before what it is part of.
-    api: KubeApi,
-    setting: Setting,
+    pub(crate) api: KubeApi,
+    pub(crate) setting: Setting,
+    settings: Vec<(String, String)>,
 }
 
 impl Stage {
     fn set(settings: &[(&str, &str)], before: impl FnOnce(&KubeApi)) -> Result<Self, LabError> {
+        let stage = Self::begin(settings, |api, _| {
+            before(api);
+            Ok(())
+        })?;
+        stage.node().wait_ready()?;
+        Ok(stage)
+    }
+
+    /// The same without waiting until pods could be served; `before` runs beside a daemon that knows no cluster.
+    pub(crate) fn begin(
+        settings: &[(&str, &str)],
+        before: impl FnOnce(&KubeApi, &Setting) -> Outcome,
+    ) -> Result<Self, LabError> {
         let setting = Setting::start(&[])?;
-        setting.node.stop_daemon()?;
         let (api, kubeconfig) = setting.node.kube_api()?;
-        before(&api);
+        before(&api, &setting)?;
         let kubeconfig = kubeconfig.display().to_string();
         let own =
             [("IPAMD_KUBECONFIG", kubeconfig.as_str()), ("MY_NODE_NAME", NAME), ("WARM_IP_TARGET", "2")];
-        setting.node.start_daemon(&[&own, settings].concat())?;
-        setting.node.wait_ready()?;
-        Ok(Self { api, setting })
+        let settings = own.iter().chain(settings);
+        let settings = settings.map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+        let stage = Self { api, setting, settings };
+        stage.restart()?;
+        Ok(stage)
     }
 
-    fn node(&self) -> &Node {
+    /// Ends the daemon, and starts it with the settings.
+    pub(crate) fn restart(&self) -> Outcome {
+        self.node().stop_daemon()?;
+        let settings = self.settings.iter().map(|(name, text)| (name.as_str(), text.as_str()));
+        self.node().start_daemon(&settings.collect::<Vec<_>>())?;
+        self.node().wait_listening()
+    }
+
+    pub(crate) fn node(&self) -> &Node {
         &self.setting.node
     }
 
@@ -48,7 +71,7 @@ impl Stage {
     }
 
     /// Waits until the status says this of the cluster.
-    fn hears(&self, words: &str) -> Outcome {
+    pub(crate) fn hears(&self, words: &str) -> Outcome {
         let says = |line: &String| line.contains(words);
         self.node().wait_for(words, |report| report.cluster.iter().any(says)).map(drop)
     }

@@ -4,15 +4,14 @@ use std::process::Command;
 
 use lab::LabError;
 use lab::ec2::{Action, AddressWish, Ec2, Fault, Tracking};
-use lab::fabric::{Fabric, INTERNET_HOST, SECOND_CIDR_HOST};
+use lab::fabric::Fabric;
 use lab::netns::Netns;
 use lab::node::{Node, binary};
-use lab::probe::{Echo, ask};
 use lab::runtime::Pod;
 use types::{SecurityGroupId, SubnetId};
 use wire::Report;
 
-use crate::support::{Outcome, Setting, Test, ensure};
+use crate::support::{Outcome, Setting, Test, ensure, reach};
 
 pub(crate) const TESTS: &[Test] = &[
     ("new_enis_go_into_the_tagged_subnet_with_most_room", discovery),
@@ -46,18 +45,6 @@ fn restart(node: &Node, settings: &[(&str, &str)]) -> Outcome {
     node.stop_daemon()?;
     node.start_daemon(settings)?;
     node.wait_ready()
-}
-
-/// Every pod reaches both far sides with the right source.
-fn reach(setting: &Setting, pods: &[Pod]) -> Outcome {
-    let _echoes = [Echo::start(setting.fabric.internet())?, Echo::start(setting.fabric.second())?];
-    for pod in pods {
-        let (vpc, internet) = (ask(&pod.netns, SECOND_CIDR_HOST)?, ask(&pod.netns, INTERNET_HOST)?);
-        ensure!(vpc == pod.address, "{}: the VPC saw {vpc:?}", pod.name);
-        let node = Some(setting.node.instance().address);
-        ensure!(internet == node, "{}: the internet saw {internet:?}", pod.name);
-    }
-    setting.fabric.troubles()
 }
 
 fn discovery() -> Outcome {

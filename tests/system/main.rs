@@ -10,6 +10,7 @@ mod bad_input;
 mod causes;
 mod cluster;
 mod containerd;
+mod custom_networking;
 mod estate;
 mod ipv6;
 mod kube_proxy;
@@ -37,6 +38,7 @@ fn main() -> std::process::ExitCode {
         bad_input::TESTS,
         causes::TESTS,
         cluster::TESTS,
+        custom_networking::TESTS,
         privilege::TESTS,
         packet::TESTS,
         routing::TESTS,

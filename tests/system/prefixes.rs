@@ -3,13 +3,10 @@
 use std::net::Ipv4Addr;
 
 use lab::ec2::Action;
-use lab::fabric::{INTERNET_HOST, SECOND_CIDR_HOST};
-use lab::probe::{Echo, ask};
-use lab::runtime::Pod;
 use types::Prefix;
 use wire::Report;
 
-use crate::support::{Outcome, Setting, Test, ensure};
+use crate::support::{Outcome, Setting, Test, ensure, reach};
 
 pub(crate) const TESTS: &[Test] = &[
     ("pods_of_prefixes_on_both_enis_reach_everything_with_the_right_source", packets),
@@ -19,21 +16,6 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 const PREFIXES: (&str, &str) = ("ENABLE_PREFIX_DELEGATION", "true");
-
-/// Asks from every pod and compares what the far sides saw.
-fn reach(setting: &Setting, pods: &[Pod]) -> Outcome {
-    let _echoes = [Echo::start(setting.fabric.internet())?, Echo::start(setting.fabric.second())?];
-    for pod in pods {
-        let (vpc, internet) = (ask(&pod.netns, SECOND_CIDR_HOST)?, ask(&pod.netns, INTERNET_HOST)?);
-        ensure!(vpc == pod.address, "{}: the VPC saw {vpc:?}", pod.name);
-        ensure!(
-            internet == Some(setting.node.instance().address),
-            "{}: the internet saw {internet:?}",
-            pod.name
-        );
-    }
-    setting.fabric.troubles()
-}
 
 fn prefixes(report: &Report) -> u32 {
     report.enis.iter().map(|eni| eni.prefixes).sum()

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use lab::LabError;
 use lab::ec2::Config;
-use lab::fabric::{Fabric, ipv6};
+use lab::fabric::{Fabric, INTERNET_HOST, SECOND_CIDR_HOST, ipv6};
 use lab::netns::Netns;
 use lab::node::{Node, binary};
+use lab::probe::{Echo, ask};
 use lab::runtime::Pod;
 use libtest_mimic::Failed;
 use wire::Report;
@@ -54,6 +55,18 @@ pub(crate) fn launch(fabric: &Fabric, name: &str, instance_type: &str) -> Result
     // A state of before belongs to another test.
     let _gone = std::fs::remove_dir_all(format!("/run/lab/{name}"));
     Node::launch(fabric, name, instance_type)
+}
+
+/// Every pod reaches both far sides with the right source: the VPC sees the pod, the internet the node.
+pub(crate) fn reach(setting: &Setting, pods: &[Pod]) -> Outcome {
+    let _echoes = [Echo::start(setting.fabric.internet())?, Echo::start(setting.fabric.second())?];
+    for pod in pods {
+        let (vpc, internet) = (ask(&pod.netns, SECOND_CIDR_HOST)?, ask(&pod.netns, INTERNET_HOST)?);
+        ensure!(vpc == pod.address, "{}: the VPC saw {vpc:?}", pod.name);
+        let node = Some(setting.node.instance().address);
+        ensure!(internet == node, "{}: the internet saw {internet:?}", pod.name);
+    }
+    setting.fabric.troubles()
 }
 
 /// A VPC with one node whose daemon is ready. Drops the node first.

@@ -34,8 +34,8 @@ mod snapshot;
 pub use books::Violation;
 pub use cloud::PICTURE_LAG;
 pub use model::{
-    Action, ActionId, Counts, EniSeen, Given, Grant, Leaving, Limits, Mode, Note, Outcome, Owner, Place,
-    Role, Shortage, Targets, Wanted,
+    Action, ActionId, Counts, EniSeen, Exclusion, Given, Grant, Leaving, Limits, Mode, Note, Outcome, Owner,
+    Place, Role, Shortage, Targets, Wanted,
 };
 pub use plan::{KeptReason, Plan, Planned, Why};
 pub use pool::Pool;

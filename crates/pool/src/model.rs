@@ -61,6 +61,24 @@ impl Role {
     }
 }
 
+/// Why pods get nothing more of an ENI that is for pods: those that are there stay, and what is idle goes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exclusion {
+    /// Its subnet is excluded.
+    Subnet,
+    /// It is the primary one, and pods are to be on others.
+    Primary,
+}
+
+impl fmt::Display for Exclusion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Subnet => "its subnet is excluded",
+            Self::Primary => "with custom networking the primary ENI has no pods",
+        })
+    }
+}
+
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

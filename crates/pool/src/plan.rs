@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use types::{DeviceIndex, EniId, Moment, NetworkCard, Prefix};
 
 use crate::aim::{Aim, Need, Stock};
-use crate::model::{Action, Given, Limits, Mode, Role, Targets, Wanted};
+use crate::model::{Action, Exclusion, Given, Limits, Mode, Role, Targets, Wanted};
 use crate::pool::{Eni, Pool};
 
 /// What to do now. Grows or shrinks, never both; at most one action per ENI.
@@ -71,8 +71,8 @@ pub enum Why {
     Over(u32),
     /// They are in the form of a mode that is no longer wanted.
     OtherForm,
-    /// The ENI's subnet is excluded.
-    Excluded,
+    /// Pods get nothing more of the ENI.
+    Excluded(Exclusion),
     /// No pod uses the ENI, and the targets hold without it.
     Unneeded,
 }
@@ -84,8 +84,8 @@ pub enum KeptReason {
     Role(Role),
     /// It is on a network card that this plan is not about.
     OtherCard(NetworkCard),
-    /// More addresses are wanted, but its subnet is excluded.
-    Excluded,
+    /// More addresses are wanted, but pods get nothing more of it.
+    Excluded(Exclusion),
     /// A call to EC2 is under way.
     Busy,
     /// More addresses are wanted, but it holds as many as it can.
@@ -130,7 +130,7 @@ impl fmt::Display for Why {
                 write!(f, "short of {target} warm prefixes by {by} addresses")
             }
             Self::OtherForm => f.write_str("they are in the form of a mode that is no longer wanted"),
-            Self::Excluded => f.write_str("its subnet is excluded"),
+            Self::Excluded(why) => why.fmt(f),
             Self::Over(n) => write!(f, "{n} more than the targets ask for"),
             Self::Unneeded => f.write_str("no pod uses it and the targets hold without it"),
         }
@@ -142,7 +142,7 @@ impl fmt::Display for KeptReason {
         match self {
             Self::Role(role) => write!(f, "it is {role}"),
             Self::OtherCard(card) => write!(f, "it is on network card {card}"),
-            Self::Excluded => f.write_str("its subnet is excluded"),
+            Self::Excluded(why) => why.fmt(f),
             Self::Busy => f.write_str("a call to EC2 is under way"),
             Self::Full => f.write_str("it is full"),
             Self::NotNeededYet => f.write_str("other ENIs have room for what is missing"),
@@ -331,8 +331,8 @@ impl Pool {
         let mut actions = Vec::new();
         for eni in enis {
             let other_form = self.idle_in_other_form(eni, now);
-            let (given, why) = if self.is_excluded(&eni.seen.subnet) {
-                (idle(eni, now), Why::Excluded)
+            let (given, why) = if let Some(exclusion) = self.exclusion(&eni.seen) {
+                (idle(eni, now), Why::Excluded(exclusion))
             } else if other_form.is_empty() {
                 (self.spare(eni, &mut left, now), Why::Over(over))
             } else {
@@ -363,7 +363,7 @@ impl Pool {
         let Situation { targets, limits, aim, stock, now } = situation;
         let (free, cooling) = eni.idle(now);
         let held = as_count(eni.held());
-        let excluded = self.is_excluded(&eni.seen.subnet);
+        let excluded = self.exclusion(&eni.seen).is_some();
         let without = Stock {
             total: stock.total.saturating_sub(held + free + cooling),
             available: stock.available - i64::from(free),
@@ -403,12 +403,12 @@ impl Pool {
     }
 
     fn why_not_grown(&self, eni: &Eni, limits: &Limits) -> KeptReason {
-        match () {
-            () if eni.seen.card != limits.card => KeptReason::OtherCard(eni.seen.card),
-            () if self.is_excluded(&eni.seen.subnet) => KeptReason::Excluded,
-            () if self.is_busy(&eni.seen.id) => KeptReason::Busy,
-            () if self.room(eni, limits) == 0 => KeptReason::Full,
-            () => KeptReason::NotNeededYet,
+        match self.exclusion(&eni.seen) {
+            _ if eni.seen.card != limits.card => KeptReason::OtherCard(eni.seen.card),
+            Some(exclusion) => KeptReason::Excluded(exclusion),
+            None if self.is_busy(&eni.seen.id) => KeptReason::Busy,
+            None if self.room(eni, limits) == 0 => KeptReason::Full,
+            None => KeptReason::NotNeededYet,
         }
     }
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use types::{DeviceIndex, EniId, HostVeth, Moment, NetworkCard, Prefix, Reason, SandboxKey, SubnetId};
 
 use crate::model::{
-    Action, ActionId, Counts, EniSeen, Given, Grant, Leaving, Limits, Mode, Owner, Place, Shortage,
+    Action, ActionId, Counts, EniSeen, Exclusion, Given, Grant, Leaving, Limits, Mode, Owner, Place, Role,
+    Shortage,
 };
 use crate::scarcity::Scarcity;
 
@@ -26,6 +27,8 @@ pub struct Pool {
     pub(crate) subnets: Vec<SubnetId>,
     /// ENIs in these get no more pods.
     excluded: BTreeSet<SubnetId>,
+    /// Nor does the primary one.
+    spares_primary: bool,
     pub(crate) scarcity: Scarcity,
     pub(crate) enis: BTreeMap<EniId, Eni>,
     pub(crate) held: BTreeMap<SandboxKey, Held>,
@@ -117,6 +120,7 @@ impl Pool {
             mode: Mode::default(),
             subnets: Vec::new(),
             excluded: BTreeSet::new(),
+            spares_primary: false,
             scarcity: Scarcity::default(),
             enis: BTreeMap::new(),
             held: BTreeMap::new(),
@@ -149,10 +153,17 @@ impl Pool {
         self.excluded = excluded;
     }
 
-    /// Whether pods get nothing more of an ENI because of its subnet.
+    /// Says that the primary ENI gets no more pods: custom networking. Pods that are there stay; what is idle there goes back.
+    pub const fn spare_primary(&mut self) {
+        self.spares_primary = true;
+    }
+
+    /// Why pods get nothing more of an ENI, if they do not.
     #[must_use]
-    pub fn is_excluded(&self, subnet: &SubnetId) -> bool {
-        self.excluded.contains(subnet)
+    pub fn exclusion(&self, eni: &EniSeen) -> Option<Exclusion> {
+        let spared = self.spares_primary && eni.role == Role::Primary;
+        let excluded = self.excluded.contains(&eni.subnet);
+        spared.then_some(Exclusion::Primary).or(excluded.then_some(Exclusion::Subnet))
     }
 
     /// Reserves an address for a sandbox; one that has an address already gets the same again.
@@ -378,7 +389,7 @@ impl Pool {
 
     /// ENIs whose free addresses pods may get.
     pub(crate) fn usable(&self) -> impl Iterator<Item = &Eni> {
-        self.ours().filter(|eni| !self.is_excluded(&eni.seen.subnet))
+        self.ours().filter(|eni| self.exclusion(&eni.seen).is_none())
     }
 
     /// ENIs for pods that are not on their way out.

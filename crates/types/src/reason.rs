@@ -104,6 +104,8 @@ reasons! {
     NodeFull = "node-full", TRY_AGAIN;
     /// The tags of the subnets allow no new ENI in any of them.
     NoSubnet = "no-subnet", TRY_AGAIN;
+    /// Custom networking: the node's ENIConfig is not known, so nobody knows where new ENIs go.
+    NoEniConfig = "no-eni-config", TRY_AGAIN;
     /// Nothing may be changed in EC2: a setting or an operator's hold forbids it.
     OnHold = "on-hold", TRY_AGAIN;
     // The cloud.
@@ -136,6 +138,7 @@ impl Reason {
             | Self::AllCooling
             | Self::NodeFull
             | Self::NoSubnet
+            | Self::NoEniConfig
             | Self::OnHold
             | Self::SubnetFull
             | Self::NoPrefix

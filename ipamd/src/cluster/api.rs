@@ -1,23 +1,25 @@
 //! The API server; the only file that names its client.
 //!
-//! One watch of one object: the node's own. The client lists and watches from there on. After a failure, and when its place in the
+//! Two watches of one object each: the node's own, and with custom networking the ENIConfig that it names. The client lists and watches from there on. After a failure, and when its place in the
 //! history is gone, it begins anew after a pause: the list then tells that all is well again, which a watch that goes on does only
 //! with the next change.
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
+use std::fmt::Debug;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::Node;
-use kube::api::Api;
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::utils::Backoff as _;
 use kube::runtime::watcher;
-use kube::{Client, ResourceExt as _};
-use tokio::sync::mpsc;
+use kube::{Client, Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
+use tokio::sync::{mpsc, watch as latest};
 
-use super::{News, NodeObject, WarmOverrides};
+use super::{EniConfigName, EniConfigNews, NameKeys, News, NodeObject, WarmOverrides};
 use crate::config::{Cluster, Config};
 use crate::node::Event;
 use crate::server::chain;
@@ -31,40 +33,120 @@ const GONE: u16 = 410;
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// Tells what the node object says, until nobody listens. Without a cluster it ends at once.
+/// Tells what the node object and its ENIConfig say, until nobody listens. Without a cluster it ends at once.
 pub(crate) async fn watch(config: Config, events: mpsc::Sender<Event>) {
     let (Some(cluster), Some(name)) = (&config.cluster, &config.node_name) else { return };
+    let (sender, names) = latest::channel(None);
+    let post = Post { events, names: sender };
     let client = loop {
         match client(cluster).await {
             Ok(client) => break client,
             Err(error) => {
                 let trouble = format!("there is no client for the API server: {}", chain(&*error));
-                if events.send(Event::Cluster(News::Trouble(trouble))).await.is_err() {
+                if !post.tell(News::Trouble(trouble)).await {
                     return;
                 }
             }
         }
         tokio::time::sleep(CLIENT_AGAIN).await;
     };
+    let keys = config.custom_networking.as_ref();
+    let read =
+        |node: Option<&Node>| node.map_or(News::NoNode, |node| News::Node(Box::new(object(node, keys))));
+    let nodes = Api::<Node>::all(client.clone());
+    tokio::select! {
+        () = keep_following(nodes, name, read, News::Trouble, &post) => {}
+        () = follow_eni_config(&client, names, &post) => {}
+    }
+}
+
+/// Where news go.
+struct Post {
+    events: mpsc::Sender<Event>,
+    /// Name of the ENIConfig to watch.
+    names: latest::Sender<Option<String>>,
+}
+
+impl Post {
+    /// Tells something; false when nobody listens any more.
+    async fn tell(&self, news: News) -> bool {
+        let name = match &news {
+            News::Node(object) => object.eni_config.as_ref().map(|named| {
+                // What no object can be called would mean something else in a selector.
+                named.is_possible().then(|| named.name.clone())
+            }),
+            News::NoNode | News::Trouble(_) | News::EniConfig(..) => None,
+        };
+        if self.events.send(Event::Cluster(news)).await.is_err() {
+            return false;
+        }
+        // Only now: what is said of an ENIConfig is heard once the node object has named it.
+        if let Some(name) = name {
+            self.names.send_if_modified(|before| {
+                let changed = *before != name;
+                *before = name;
+                changed
+            });
+        }
+        true
+    }
+}
+
+/// Tells what the ENIConfig says that the node object names, whichever that is at the time.
+async fn follow_eni_config(client: &Client, mut names: latest::Receiver<Option<String>>, post: &Post) {
+    let kind = GroupVersionKind::gvk("crd.k8s.amazonaws.com", "v1alpha1", "ENIConfig");
+    let kind = ApiResource::from_gvk_with_plural(&kind, "eniconfigs");
+    loop {
+        let name = names.borrow_and_update().clone();
+        let following = async {
+            let Some(name) = name else { return std::future::pending().await };
+            let news = |says| News::EniConfig(name.clone(), says);
+            let read = |object: Option<&DynamicObject>| {
+                news(object.map_or(EniConfigNews::Absent, |object| EniConfigNews::of(&object.data)))
+            };
+            let trouble = |failure| news(EniConfigNews::Trouble(failure));
+            let objects = Api::<DynamicObject>::all_with(client.clone(), &kind);
+            keep_following(objects, &name, read, trouble, post).await;
+        };
+        tokio::select! {
+            () = following => return,
+            changed = names.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Tells what an object says, until nobody listens: `read` what it says now, or that it is not there; `trouble` why that is not known.
+async fn keep_following<K>(
+    objects: Api<K>,
+    name: &str,
+    read: impl Fn(Option<&K>) -> News,
+    trouble: impl Fn(String) -> News,
+    post: &Post,
+) where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
     let own = watcher::Config::default().fields(&format!("metadata.name={name}")).any_semantic();
     let mut backoff = watcher::DefaultBackoff::default();
-    while !events.is_closed() {
-        let nodes = Api::<Node>::all(client.clone());
-        if let Some(failure) = follow(nodes, own.clone(), &mut backoff, &events).await {
-            drop(events.send(Event::Cluster(News::Trouble(failure))).await);
+    while !post.events.is_closed() {
+        if let Some(failure) = follow(objects.clone(), own.clone(), &mut backoff, &read, post).await {
+            post.tell(trouble(failure)).await;
         }
         tokio::time::sleep(backoff.next().unwrap_or(CLIENT_AGAIN)).await;
     }
 }
 
-/// Tells what the node object says until something goes wrong; what, unless it is nothing but a place in the history that is gone.
-async fn follow(
-    nodes: Api<Node>,
+/// Tells what an object says until something goes wrong; what, unless it is nothing but a place in the history that is gone.
+async fn follow<K>(
+    objects: Api<K>,
     own: watcher::Config,
     backoff: &mut watcher::DefaultBackoff,
-    events: &mpsc::Sender<Event>,
-) -> Option<String> {
-    let mut stream = watcher(nodes, own).boxed();
+    read: &impl Fn(Option<&K>) -> News,
+    post: &Post,
+) -> Option<String>
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let mut stream = watcher(objects, own).boxed();
     // Said by the list that is being read.
     let mut listed = None;
     while let Some(told) = stream.next().await {
@@ -73,21 +155,19 @@ async fn follow(
                 listed = None;
                 continue;
             }
-            Ok(watcher::Event::InitApply(node)) => {
-                listed = Some(object(&node));
+            Ok(watcher::Event::InitApply(object)) => {
+                listed = Some(object);
                 continue;
             }
-            Ok(watcher::Event::InitDone) => {
-                listed.take().map_or(News::NoNode, |object| News::Node(Box::new(object)))
-            }
-            Ok(watcher::Event::Apply(node)) => {
+            Ok(watcher::Event::InitDone) => read(listed.take().as_ref()),
+            Ok(watcher::Event::Apply(object)) => {
                 backoff.reset();
-                News::Node(Box::new(object(&node)))
+                read(Some(&object))
             }
-            Ok(watcher::Event::Delete(_)) => News::NoNode,
+            Ok(watcher::Event::Delete(_)) => read(None),
             Err(error) => return (!is_gone(&error)).then(|| words(&error)),
         };
-        if events.send(Event::Cluster(news)).await.is_err() {
+        if !post.tell(news).await {
             break;
         }
     }
@@ -111,7 +191,7 @@ async fn client(cluster: &Cluster) -> Result<Client, Box<dyn std::error::Error +
     Ok(Client::try_from(config)?)
 }
 
-fn object(node: &Node) -> NodeObject {
+fn object(node: &Node, keys: Option<&NameKeys>) -> NodeObject {
     let spec = node.spec.clone().unwrap_or_default();
     let tainted = spec.taints.iter().flatten().any(|taint| taint.key == CORDONED);
     let of = |pods: Option<&BTreeMap<_, k8s_openapi::apimachinery::pkg::api::resource::Quantity>>| {
@@ -123,6 +203,7 @@ fn object(node: &Node) -> NodeObject {
         unschedulable: tainted || spec.unschedulable == Some(true),
         max_pods: max_pods.or_else(|| of(status.and_then(|status| status.capacity.as_ref()))),
         warm: WarmOverrides::of(node.labels(), node.annotations()),
+        eni_config: keys.map(|keys| EniConfigName::of(node.labels(), node.annotations(), keys)),
     }
 }
 

@@ -1,12 +1,14 @@
 //! Kubernetes, as far as this node is concerned. Whatever it says comes as events; nothing waits for it.
 
 mod api;
+mod eni_config;
 
 use std::collections::BTreeMap;
 
 use pool::Targets;
 
 pub(crate) use api::watch;
+pub use eni_config::{EniConfig, EniConfigName, EniConfigNews, NameKeys};
 
 /// What the node object says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -17,6 +19,8 @@ pub struct NodeObject {
     pub max_pods: Option<u32>,
     /// Warm targets for this node alone.
     pub warm: WarmOverrides,
+    /// With custom networking, which ENIConfig is the node's.
+    pub eni_config: Option<EniConfigName>,
 }
 
 /// What the API server has to say.
@@ -26,8 +30,10 @@ pub enum News {
     Node(Box<NodeObject>),
     /// There is no such node object (any more).
     NoNode,
-    /// It cannot be asked, or answers nonsense; what was known stays true.
+    /// It cannot be asked for the node object, or answers nonsense; what was known stays true.
     Trouble(String),
+    /// Something about the ENIConfig of this name.
+    EniConfig(String, EniConfigNews),
 }
 
 /// Warm targets that a node's annotations or labels set, in place of the environment's.

@@ -16,6 +16,7 @@ use ipnetwork::Ipv4Network;
 use tracing::level_filters::LevelFilter;
 use types::VethPrefix;
 
+use crate::cluster::NameKeys;
 use crate::families::Families;
 
 pub use read::Environment;
@@ -71,6 +72,8 @@ pub struct Config {
     pub manage_untagged: bool,
     /// Whether ENIs may go into other subnets than the primary one's.
     pub subnet_discovery: bool,
+    /// With custom networking, where the node object names its ENIConfig.
+    pub custom_networking: Option<NameKeys>,
     /// Whether ENIs that other instances left behind are deleted.
     pub leak_collection: bool,
     /// EC2 is never asked.
@@ -148,6 +151,14 @@ pub enum SettingError {
         /// What it is for.
         doc: &'static str,
     },
+    /// It cannot be together with another one.
+    #[error("{name} cannot be set together with {other}")]
+    Together {
+        /// The variable.
+        name: &'static str,
+        /// The other one.
+        other: &'static str,
+    },
 }
 
 /// Reads the process's environment.
@@ -203,8 +214,9 @@ impl Config {
     }
 
     fn read(reader: &mut Reader<'_>) -> Self {
+        let families = families(reader);
         Self {
-            families: families(reader),
+            families,
             warm_eni_target: reader.number(&table::WARM_ENI_TARGET).unwrap_or(1),
             automatic: TARGETS.iter().all(|target| !reader.is_set(target)),
             warm_prefix_target: reader.number(&table::WARM_PREFIX_TARGET).unwrap_or(1),
@@ -227,6 +239,7 @@ impl Config {
             provisioning: !reader.flag(&table::DISABLE_PROVISIONING),
             manage_untagged: reader.flag(&table::MANAGE_UNTAGGED_ENI),
             subnet_discovery: reader.flag(&table::SUBNET_DISCOVERY),
+            custom_networking: custom_networking(reader, families),
             leak_collection: !reader.flag(&table::LEAKED_CLEANUP),
             imds_only: reader.flag(&table::IMDS_ONLY),
             ec2_endpoint: reader.parsed(&table::EC2_ENDPOINT, url),
@@ -262,6 +275,18 @@ fn families(reader: &mut Reader<'_>) -> Families {
             Families::V4 { egress: false }
         }
     }
+}
+
+/// IPv6 prefixes are the primary ENI's, which has no pods here; the Go version refuses the two together as well.
+fn custom_networking(reader: &mut Reader<'_>, families: Families) -> Option<NameKeys> {
+    let wanted = reader.flag(&table::CUSTOM_NETWORK);
+    let annotation = reader.text(&table::ENI_CONFIG_ANNOTATION).unwrap_or_default();
+    let label = reader.text(&table::ENI_CONFIG_LABEL).unwrap_or_default();
+    if wanted && families.needs_prefix() {
+        let (name, other) = (table::CUSTOM_NETWORK.name, table::ENABLE_IPV6.name);
+        reader.errors.push(SettingError::Together { name, other });
+    }
+    wanted.then_some(NameKeys { annotation, label })
 }
 
 fn cluster(reader: &mut Reader<'_>) -> Option<Cluster> {

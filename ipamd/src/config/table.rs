@@ -114,9 +114,9 @@ settings! {
     PREFIX_DELEGATION = "ENABLE_PREFIX_DELEGATION": Flag, "false", Lenient, "ENIs are given /28 prefixes instead of single addresses, where the instance type can hold them and the subnet has them.";
     POD_ENI = "ENABLE_POD_ENI": Flag, "false", Refused, "Security groups for pods.";
     MULTI_NIC = "ENABLE_MULTI_NIC": Flag, "false", Refused, "ENIs of all network cards are used.";
-    CUSTOM_NETWORK = "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG": Flag, "false", Refused, "ENIConfig objects say where ENIs go.";
-    ENI_CONFIG_ANNOTATION = "ENI_CONFIG_ANNOTATION_DEF": Text, "", Elsewhere, "Annotation naming an ENIConfig; with custom networking only.";
-    ENI_CONFIG_LABEL = "ENI_CONFIG_LABEL_DEF": Text, "", Elsewhere, "Label naming an ENIConfig; with custom networking only.";
+    CUSTOM_NETWORK = "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG": Flag, "false", Lenient, "Custom networking: the node's ENIConfig object says subnet and security groups of new ENIs, and pods get no address of the primary ENI. Not with IPv6.";
+    ENI_CONFIG_ANNOTATION = "ENI_CONFIG_ANNOTATION_DEF": Text, "k8s.amazonaws.com/eniConfig", Lenient, "Annotation of the node object that names its ENIConfig, with custom networking; goes before the label.";
+    ENI_CONFIG_LABEL = "ENI_CONFIG_LABEL_DEF": Text, "k8s.amazonaws.com/eniConfig", Lenient, "Label of the node object that names its ENIConfig, with custom networking. Without either, the one named default is it.";
     POD_SG_MODE = "POD_SECURITY_GROUP_ENFORCING_MODE": Text, "strict", Elsewhere, "How security groups for pods are enforced.";
     POLICY_MODE = "NETWORK_POLICY_ENFORCING_MODE": Text, "", Strict, "none, standard or strict; strict is not in this version.";
     // The installer's.

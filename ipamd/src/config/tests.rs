@@ -171,7 +171,7 @@ fn each_mode_that_is_missing_stops_the_daemon_by_its_own_name() {
         assert_eq!(errors, [unsupported]);
         assert!(parse(&[(mode.name, mode.default)]).unwrap().warnings.is_empty(), "{}", mode.name);
     }
-    assert_eq!(modes.len(), 3);
+    assert_eq!(modes.len(), 2);
 }
 
 #[test]
@@ -198,6 +198,24 @@ fn settings_without_effect_and_names_almost_right_are_warned_of() {
 
     assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
     assert!(config.warnings.iter().any(|w| w.contains("is AWS_VPC_K8S_CNI_CONNMARK meant")));
+}
+
+#[test]
+fn custom_networking_has_its_keys_and_no_ipv6() {
+    const ON: (&str, &str) = ("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", "true");
+    let keys = |pairs: &[(&str, &str)]| {
+        parse(pairs).map(|config| config.custom_networking.map(|keys| [keys.annotation, keys.label]))
+    };
+    let both = |annotation: &str, label: &str| Ok(Some([annotation.to_owned(), label.to_owned()]));
+
+    assert_eq!(keys(&[("ENI_CONFIG_LABEL_DEF", "zone")]), Ok(None));
+    assert_eq!(keys(&[ON]), both("k8s.amazonaws.com/eniConfig", "k8s.amazonaws.com/eniConfig"));
+    let moved = [ON, ("ENI_CONFIG_LABEL_DEF", "zone"), ("ENI_CONFIG_ANNOTATION_DEF", "")];
+    assert_eq!(keys(&moved), both("k8s.amazonaws.com/eniConfig", "zone"));
+    let together = SettingError::Together { name: ON.0, other: "ENABLE_IPv6" };
+    for more in [&[][..], &[("ENABLE_IPv4", "true")]] {
+        assert_eq!(keys(&[&[ON, ("ENABLE_IPv6", "true")], more].concat()), Err(vec![together.clone()]));
+    }
 }
 
 #[test]

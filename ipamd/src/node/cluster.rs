@@ -21,6 +21,7 @@ impl Node {
         let before = std::mem::take(&mut self.cluster);
         self.cluster = match news {
             News::Node(object) => {
+                self.eni_config_named(object.eni_config.clone());
                 if before.object.as_ref() != Some(&object) {
                     tracing::info!(
                         cordoned = object.unschedulable,
@@ -44,6 +45,10 @@ impl Node {
                     );
                 }
                 ClusterState { trouble: Some(trouble), ..before }
+            }
+            News::EniConfig(name, says) => {
+                self.cluster = before;
+                return self.eni_config_says(&name, says);
             }
         };
     }
@@ -92,6 +97,6 @@ impl Node {
         };
         let wrong = self.cluster.object.iter().flat_map(|object| object.warm.wrong.clone());
         let trouble = self.cluster.trouble.clone();
-        std::iter::once(object).chain(wrong).chain(trouble).collect()
+        std::iter::once(object).chain(wrong).chain(trouble).chain(self.eni_config_lines()).collect()
     }
 }

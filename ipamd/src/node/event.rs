@@ -195,7 +195,7 @@ pub enum Event {
     Ranges(Vec<Ipv4Network>),
     /// The node's own IPv6 address has changed, or there is one now.
     NodeIpv6(Ipv6Addr),
-    /// The API server has said something of the node object.
+    /// The API server has said something of the node object or its ENIConfig.
     Cluster(News),
     /// The daemon is about to end: nothing new is begun in EC2.
     Stopping,
@@ -236,7 +236,14 @@ pub enum Effect {
     /// Look at the ENIs.
     Look,
     /// Call EC2.
-    Act(ActionId, Action),
+    Act {
+        /// The call's name.
+        id: ActionId,
+        /// What is asked.
+        action: Action,
+        /// Security groups of a new ENI; none: the primary ENI's.
+        groups: Vec<SecurityGroupId>,
+    },
     /// Ask EC2 for an IPv6 prefix for the primary ENI, which is this one.
     AssignIpv6(EniId),
     /// Do chores, in order; one lot at a time.

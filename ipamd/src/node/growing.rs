@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pool::{ActionId, Limits, Mode, Outcome, Plan, Targets};
+use pool::{Action, ActionId, Limits, Mode, Outcome, Plan, Targets};
 use types::{Capacity, Layout, Moment, NetworkCard, Reason};
 
 use super::Node;
@@ -119,7 +119,12 @@ impl Node {
         }
         let prefixes = self.settings.prefix_delegation && can && self.settings.families.has_ipv4_of_vpc();
         self.pool.set_mode(if prefixes { Mode::Prefixes } else { Mode::Addresses });
-        self.pool.set_subnets(vec![facts.subnet.clone()]);
+        if self.settings.custom_networking {
+            self.pool.spare_primary();
+            self.place_enis();
+        } else {
+            self.pool.set_subnets(vec![facts.subnet.clone()]);
+        }
         self.facts = Some(facts);
         self.cloud.worked();
         self.cloud.look_at = now;
@@ -161,7 +166,7 @@ impl Node {
             tracing::info!(why = %planned.why, "{}", planned.action);
             let id = self.pool.begin(&planned.action);
             let Some(leaving) = planned.action.leaving() else {
-                self.effects.push(Effect::Act(id, planned.action));
+                self.act(id, planned.action);
                 continue;
             };
             let batch = self.next_batch();
@@ -175,9 +180,14 @@ impl Node {
         let Some((id, action)) = self.intents.remove(&batch) else { return };
         // Somebody may have put the brake on meanwhile.
         match result {
-            Ok(()) if self.may(action.leaving().is_some()) => self.effects.push(Effect::Act(id, action)),
+            Ok(()) if self.may(action.leaving().is_some()) => self.act(id, action),
             Ok(()) | Err(_) => self.pool.finish(id, Outcome::Failed, now),
         }
+    }
+
+    fn act(&mut self, id: ActionId, action: Action) {
+        let groups = self.groups_of_new();
+        self.effects.push(Effect::Act { id, action, groups });
     }
 
     pub(super) fn held(&mut self, hold: Hold) {
@@ -221,6 +231,7 @@ impl Node {
         }
         facts.limits.capacity(&Layout {
             prefixes: self.settings.prefix_delegation,
+            custom_networking: self.settings.custom_networking,
             max_enis: self.settings.max_enis,
             ..Layout::default()
         })
@@ -252,6 +263,7 @@ impl Node {
                     false => Reason::OnHold,
                 }
             }
+            None if self.lacks_place() => Reason::NoEniConfig,
             None => Reason::Starting,
             Some(reason) => reason,
         }
@@ -264,6 +276,7 @@ impl Node {
             (Some(Reason::PoolEmpty), _) if !self.may(false) => Reason::OnHold,
             // What the pool could ask for it would ask EC2 for.
             (Some(Reason::PoolEmpty) | None, Some((kind, _))) => kind.reason(),
+            (Some(Reason::NoSubnet), _) if self.settings.custom_networking => Reason::NoEniConfig,
             (Some(reason), _) => reason,
             (None, None) => Reason::Starting,
         }
@@ -285,7 +298,8 @@ impl Node {
         if self.cloud.hold_until > now {
             parts.push(format!("EC2 is asked again in {} s", seconds(self.cloud.hold_until)));
         }
-        parts.extend(self.free_in_subnets.iter().map(|(subnet, free)| format!("{subnet} had {free} free")));
+        let subnets = self.free_in_subnets.iter().filter(|(subnet, _)| self.is_place(subnet));
+        parts.extend(subnets.map(|(subnet, free)| format!("{subnet} had {free} free")));
         parts.extend(self.troubles());
         parts.join("; ")
     }
@@ -298,7 +312,8 @@ impl Node {
             false => format!("{}: a setting allows no changes", Reason::OnHold),
         });
         let host = self.host.trouble.clone().into_iter().chain(self.host.fight());
-        cloud.into_iter().chain(hold).chain(self.ipv6_trouble()).chain(host).collect()
+        let cluster = self.eni_config_trouble();
+        cloud.into_iter().chain(hold).chain(cluster).chain(self.ipv6_trouble()).chain(host).collect()
     }
 
     pub(super) fn cloud_wakeup(&self) -> Option<Moment> {

@@ -14,6 +14,8 @@ use crate::cloud::{CloudError, CloudErrorKind};
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// Pause before another look when only instance metadata has answered.
 const EC2_AGAIN: Duration = Duration::from_secs(300);
+/// Pause before another look when EC2 has not told the subnets, among which the ENIConfig's may be.
+const SUBNETS_AGAIN: Duration = Duration::from_secs(60);
 /// Pause before another look when chores could not be done.
 const TIDY_AGAIN: Duration = Duration::from_secs(300);
 /// Tags are put right only by a daemon that has run for this long: when many nodes start at once, pods go first.
@@ -82,10 +84,19 @@ impl Node {
         self.cloud.pictured = true;
         self.ipv6_pictured(&picture.ipv6_prefixes, picture.as_of);
         self.pool.occupy(picture.occupied);
+        let listed = picture.choice.is_some();
         if let Some(Subnets { for_new, excluded, free }) = picture.choice {
             self.free_in_subnets = free;
-            self.pool.set_subnets(for_new);
-            self.pool.set_excluded(excluded);
+            // Where an ENIConfig says which subnet it is, the tags of subnets mean nothing.
+            if !self.settings.custom_networking {
+                self.pool.set_subnets(for_new);
+                self.pool.set_excluded(excluded);
+            }
+        }
+        self.place_enis();
+        if self.unlisted().is_some() {
+            let again = now.plus(self.cloud.jitter(if listed { EC2_AGAIN } else { SUBNETS_AGAIN }));
+            self.cloud.look_at = self.cloud.look_at.min(again);
         }
         for note in self.pool.observe(&picture.enis, picture.as_of, now) {
             tracing::info!("{note}");

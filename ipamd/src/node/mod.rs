@@ -6,6 +6,7 @@
 //! | `growing.rs` | EC2: what to ask for, when to hold off |
 //! | `looking.rs` | EC2: when to look, what a picture means, chores |
 //! | `cluster.rs` | Kubernetes: what the node object changes |
+//! | `custom.rs` | Kubernetes: where new ENIs go, with custom networking |
 //! | `hosting.rs` | the host: what its kernel should hold |
 //! | `ipv6.rs` | the IPv6 prefix: when to ask for it; IPv6 by the node's address |
 //! | `report.rs` | what `ipamd status` shows |
@@ -13,6 +14,7 @@
 
 mod adding;
 mod cluster;
+mod custom;
 mod event;
 mod growing;
 mod hosting;
@@ -39,6 +41,7 @@ use crate::families::Families;
 use crate::hold::Hold;
 use adding::Pending;
 use cluster::ClusterState;
+use custom::CustomState;
 use growing::CloudState;
 use hosting::HostState;
 use ipv6::Ipv6State;
@@ -52,6 +55,8 @@ pub struct Settings {
     pub targets: Targets,
     /// Whether prefixes are asked for, where the instance can hold them.
     pub prefix_delegation: bool,
+    /// Custom networking: an ENIConfig says where new ENIs go, and the primary ENI has no pods.
+    pub custom_networking: bool,
     /// How long a released address rests.
     pub cooldown: Duration,
     /// The longest an ADD is held, in time.
@@ -107,6 +112,7 @@ pub struct Node {
     cloud: CloudState,
     ipv6: Ipv6State,
     cluster: ClusterState,
+    custom: CustomState,
     /// What an operator holds back.
     hold: Hold,
     stopping: bool,
@@ -141,6 +147,7 @@ impl Node {
             cloud: CloudState::new(seed),
             ipv6: Ipv6State::default(),
             cluster: ClusterState::default(),
+            custom: CustomState::default(),
             hold: Hold::Nothing,
             stopping: false,
             strays: BTreeMap::new(),
@@ -210,6 +217,7 @@ impl Node {
             (self.facts.is_none(), "who this instance is and what its type can hold"),
             (!self.cloud.pictured, "the first look at the ENIs, the host's routes, rules and nftables"),
             (self.lacks_ipv6(), "an IPv6 prefix of the primary ENI"),
+            (self.lacks_place(), "an ENIConfig that says where ENIs for pods go"),
         ];
         latches.into_iter().filter_map(|(missing, what)| missing.then_some(what)).collect()
     }

@@ -46,9 +46,7 @@ impl Node {
                 addresses: count(self.pool.counts_of(&eni.id, now)),
                 table: TableId::of_eni(eni.card, eni.device),
                 excluded: match eni.role {
-                    Role::Primary | Role::Secondary => {
-                        self.pool.is_excluded(&eni.subnet).then(|| "its subnet is excluded".to_owned())
-                    }
+                    Role::Primary | Role::Secondary => self.pool.exclusion(&eni).map(|why| why.to_string()),
                     Role::Trunk | Role::Unmanaged => Some(eni.role.to_string()),
                 },
                 id: eni.id,

@@ -54,6 +54,7 @@ impl Ours {
             families: Families::V4 { egress: false },
             targets,
             prefix_delegation: prefixes,
+            custom_networking: false,
             cooldown: COOLDOWN,
             add_timeout: ADD_TIMEOUT,
             max_enis: None,
@@ -153,7 +154,7 @@ impl Ours {
                 let steps = if fresh { vec![subnets] } else { vec![look(), look(), subnets] };
                 wants.push(Want::Run(Errand::new(Purpose::Look(now), None, steps)));
             }
-            Effect::Act(id, action) => wants.push(Want::Run(errand(id, action))),
+            Effect::Act { id, action, .. } => wants.push(Want::Run(errand(id, action))),
             Effect::Tidy(chores) => wants.push(Want::Run(tidy(chores))),
             Effect::Check(..)
             | Effect::Survey(_)

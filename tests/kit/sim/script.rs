@@ -51,6 +51,8 @@ pub(crate) struct Setup {
     pub(crate) tagged_only: bool,
     /// Pods have IPv6 addresses too.
     pub(crate) dual: bool,
+    /// An ENIConfig says where ENIs for pods go: into the second subnet, if there is one.
+    pub(crate) custom: bool,
 }
 
 /// One thing that happens.
@@ -164,6 +166,7 @@ impl Setup {
                 ..Targets::default()
             },
             prefix_delegation: self.prefixes,
+            custom_networking: self.custom,
             cooldown: self.cooldown,
             add_timeout: Duration::from_secs(80),
             max_enis: None,
@@ -172,7 +175,7 @@ impl Setup {
             connmark: true,
             exclude_snat: Vec::new(),
             external_services: BTreeSet::new(),
-            in_cluster: false,
+            in_cluster: self.custom,
             manage_cordoned: false,
             provisioning: true,
             audit_every: self.audit,
@@ -184,7 +187,7 @@ impl Setup {
         let instance_type = rng.pick(TYPES).unwrap_or("m5.large");
         let can_ipv6 =
             InstanceTable::builtin().get(instance_type).is_some_and(|limits| limits.prefix_delegation);
-        Self {
+        let setup = Self {
             instance_type,
             prefixes: rng.percent(40),
             warm_eni: rng.small(3),
@@ -203,9 +206,12 @@ impl Setup {
             subnets: if rng.percent(40) { 2 + u8::from(rng.percent(50)) } else { 1 },
             metadata: rng.percent(60),
             tagged_only: rng.percent(20),
-            // Not drawn: the other histories stay as they are.
+            // Neither is drawn: the other histories stay as they are.
             dual: can_ipv6 && rng.clone().percent(30),
-        }
+            custom: rng.clone().below(1000) >= 850,
+        };
+        // The two are refused together.
+        Self { custom: setup.custom && !setup.dual, ..setup }
     }
 }
 

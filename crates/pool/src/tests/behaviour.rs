@@ -10,7 +10,7 @@ use super::kit::{
     COOLDOWN, actions, address, assign, at, create, eni, eni_id, limits, owner, pool, sandbox, subnet,
     warm_enis, warm_ips,
 };
-use crate::{Action, Counts, EniSeen, Given, Note, Outcome, Pool, Role, Snapshot, Wanted};
+use crate::{Action, Counts, EniSeen, Exclusion, Given, Note, Outcome, Pool, Role, Snapshot, Wanted};
 
 fn all_of(eni: &EniSeen) -> BTreeSet<Ipv4Addr> {
     eni.addresses.clone()
@@ -489,6 +489,29 @@ fn an_excluded_subnet_keeps_its_pods_and_gives_back_the_rest() {
         pool.release(&sandbox(n), at(100));
     }
     assert_eq!(actions(&pool, &targets, &limits, 0, at(300)), ["delete eni-001"]);
+}
+
+#[test]
+fn a_primary_eni_that_is_spared_keeps_its_pods_and_gives_back_the_rest() {
+    let mut pool = pool(&[eni(0, Role::Primary, 4), eni(1, Role::Secondary, 2)]);
+    assign(&mut pool, 0..2, at(1));
+    assert_eq!(place_of(&pool, 0), Some(eni_id(0)));
+
+    pool.spare_primary();
+    let (targets, two) = (warm_ips(2, 0), limits(2, 4));
+    assert_eq!(actions(&pool, &targets, &two, 0, at(2)), ["release 2 addresses of eni-000"]);
+    assign(&mut pool, 2..4, at(2));
+    assert!((2..4).all(|n| place_of(&pool, n) == Some(eni_id(1))));
+    // Its empty slots are no room.
+    assert_eq!(actions(&pool, &targets, &two, 1, at(3)), ["assign 2 addresses to eni-001"]);
+    assert_eq!(pool.shortage_reason(&limits(2, 2), at(3)), Reason::NodeFull);
+
+    pool.release(&sandbox(0), at(3));
+    // It cools on the primary ENI and is nobody's any more.
+    assert!(pool.reserve_early(owner(4), at(4)).is_err());
+    let why = pool.plan(&targets, &limits(1, 2), 0, at(40)).to_string();
+    assert!(why.contains("primary ENI has no pods"), "{why}");
+    assert_eq!(pool.exclusion(&pool.enis()[0]), Some(Exclusion::Primary));
 }
 
 #[test]

@@ -46,6 +46,8 @@ pub(super) enum Step {
     Mode(Mode),
     /// The subnet has so many prefixes left.
     Prefixes(u32),
+    /// From now on the primary ENI gets no more pods.
+    SparePrimary,
 }
 
 /// How a call ends.
@@ -77,6 +79,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Restart),
         1 => prop_oneof![Just(Mode::Addresses), Just(Mode::Prefixes)].prop_map(Step::Mode),
         1 => (0..4_u32).prop_map(Step::Prefixes),
+        1 => Just(Step::SparePrimary),
     ]
 }
 
@@ -119,6 +122,7 @@ pub(super) struct World {
     pub(super) targets: Targets,
     pub(super) limits: Limits,
     pub(super) mode: Mode,
+    pub(super) spares_primary: bool,
     pub(super) now: Moment,
     has: BTreeMap<u16, Has>,
     cooling: BTreeMap<Ipv4Addr, Moment>,
@@ -136,6 +140,7 @@ impl World {
             targets,
             limits,
             mode: Mode::default(),
+            spares_primary: false,
             now: at(0),
             has: BTreeMap::new(),
             cooling: BTreeMap::new(),
@@ -177,6 +182,10 @@ impl World {
                 self.pool.set_mode(*mode);
             }
             Step::Prefixes(left) => self.ec2.prefixes_left = *left,
+            Step::SparePrimary => {
+                self.spares_primary = true;
+                self.pool.spare_primary();
+            }
         }
     }
 
@@ -266,6 +275,9 @@ impl World {
         self.pool = Pool::restore(serde_json::from_str(&text).unwrap(), COOLDOWN, self.now);
         self.pool.set_subnets(vec![subnet()]);
         self.pool.set_mode(self.mode);
+        if self.spares_primary {
+            self.pool.spare_primary();
+        }
         self.has.values_mut().for_each(|has| has.committed = true);
         self.begun.clear();
         self.pictures.clear();
@@ -280,8 +292,9 @@ impl World {
         let leaving = |eni: &EniSeen| {
             self.begun.iter().any(|call| call.action == Action::DeleteEni { eni: eni.id.clone() })
         };
+        let spared = |eni: &EniSeen| self.spares_primary && eni.role == Role::Primary;
         enis.into_iter()
-            .filter(|eni| eni.role.is_for_pods() && !leaving(eni))
+            .filter(|eni| eni.role.is_for_pods() && !leaving(eni) && !spared(eni))
             .flat_map(|eni| eni.given().all().collect::<Vec<_>>())
             .collect()
     }

@@ -18,7 +18,7 @@ fn annotated(key: &str, value: &str) -> NodeObject {
 
 fn asks_for(effects: &[Effect]) -> Option<&Action> {
     effects.iter().find_map(|effect| match effect {
-        Effect::Act(_, action) => Some(action),
+        Effect::Act { action, .. } => Some(action),
         _ => None,
     })
 }

@@ -12,7 +12,7 @@ fn chores(effects: &[Effect]) -> Vec<Chore> {
 }
 
 /// What follows from a look at what is there already, changed by `change`.
-fn look(world: &mut World, change: impl FnOnce(&mut Picture)) -> Vec<Effect> {
+pub(super) fn look(world: &mut World, change: impl FnOnce(&mut Picture)) -> Vec<Effect> {
     let mut picture = Picture { as_of: world.now, enis: world.node.pool.enis(), ..Picture::default() };
     change(&mut picture);
     let effects = world.handle(Event::Looked(Ok(picture)));

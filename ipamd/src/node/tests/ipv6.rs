@@ -119,7 +119,7 @@ fn a_pod_of_an_ipv6_node_hears_of_its_ipv6_address_alone() {
 fn an_ipv6_node_asks_ec2_for_nothing_but_the_prefix_and_translates_all_that_is_ipv4() {
     let mut world = World::of(Families::V6 { egress: true }).made_ready(3);
     let effects = world.handle(Event::Ipv6Assigned(Ok(prefix())));
-    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Act(..))), "{effects:?}");
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Act { .. })), "{effects:?}");
 
     world.now = world.now.plus(Duration::from_secs(60));
     let effects = world.handle(Event::Tick);

@@ -20,6 +20,7 @@ use crate::families::Families;
 use crate::store::{Loaded, Record};
 
 mod cluster;
+mod custom;
 mod estate;
 mod ipv6;
 mod reasons;
@@ -42,6 +43,7 @@ impl World {
             families,
             targets: Targets { warm_ip: Some(1), minimum_ip: Some(3), ..Targets::default() },
             prefix_delegation: false,
+            custom_networking: false,
             cooldown: Duration::from_secs(30),
             add_timeout: Duration::from_secs(60),
             max_enis: None,
@@ -241,7 +243,7 @@ fn batch(effects: &[Effect]) -> Option<BatchId> {
 
 fn action(effects: &[Effect]) -> Option<(ActionId, &Action)> {
     effects.iter().find_map(|effect| match effect {
-        Effect::Act(id, action) => Some((*id, action)),
+        Effect::Act { id, action, .. } => Some((*id, action)),
         _ => None,
     })
 }

@@ -115,6 +115,11 @@ fn no_subnet() -> Reason {
     walk(&mut world, Reason::NoSubnet, "1 of 3 ENIs")
 }
 
+fn no_eni_config() -> Reason {
+    let details = "no-eni-config: the node object, which names the ENIConfig, is not known";
+    walk(&mut custom::custom(3), Reason::NoEniConfig, details)
+}
+
 /// An answer that comes at once.
 fn at_once(effects: &[Effect], reason: Reason) -> Reason {
     let failure = failure(effects).expect("a failure");
@@ -201,6 +206,7 @@ fn every_reason_is_walked() {
         node_full(),
         all_cooling(),
         no_subnet(),
+        no_eni_config(),
         name_in_use(),
         superseded(),
         busy(),

@@ -36,6 +36,12 @@ impl World {
         Ok(())
     }
 
+    /// With custom networking, whether an address is the primary ENI's.
+    pub(super) fn is_spared(&self, address: Ipv4Addr) -> bool {
+        let primary = self.cloud.model.eni(&self.cloud.instance.primary_eni);
+        self.script.setup.custom && primary.is_ok_and(|eni| eni.sources().contains(&address))
+    }
+
     /// From here on nothing bad happens.
     pub(super) fn rest(&mut self) {
         self.say(|| "rest".to_owned());

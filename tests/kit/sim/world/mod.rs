@@ -391,6 +391,9 @@ impl World {
         let facts = Box::new(self.facts());
         let pause = self.rng.millis(1, 500);
         self.at(pause, Due::Hear(self.epoch, Box::new(Event::Identified(facts))));
+        if self.script.setup.custom {
+            self.name_eni_config();
+        }
         Ok(())
     }
 
@@ -471,7 +474,7 @@ impl World {
             Effect::Look => self.ask(Task::Look(self.clock(), None)),
             Effect::AssignIpv6(eni) => self.ask(Task::Ipv6(eni)),
             Effect::Tidy(chores) => self.ask(Task::Tidy(chores.into())),
-            Effect::Act(id, action) => {
+            Effect::Act { id, action, .. } => {
                 self.say(|| action.to_string());
                 let task = self.cloud.task(id, action);
                 self.ask(task);
@@ -649,6 +652,7 @@ impl World {
         let other = self.live.iter().find(|(key, (_, theirs))| **key != sandbox && *theirs == address);
         hold!(other.is_none(), "I4: {address} is given to {sandbox} and is {other:?}'s");
         self.check_cooling(address)?;
+        hold!(!self.is_spared(address), "{address} of the primary ENI is given with custom networking");
         self.links.insert(pod.host_if.clone(), Link { sandbox, address, addresses });
         Ok(Ok(()))
     }

@@ -1,8 +1,10 @@
 //! The steps of a script: what the runtime, the cloud and bad luck do.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use ipamd::cluster::{EniConfig, EniConfigName, EniConfigNews, NameKeys, News, NodeObject};
 use ipamd::node::{CallId, Event};
 use types::{SandboxKey, VethPrefix};
 use wire::{Attachment, Detachment, Kept, PROTOCOL, Request, Verb};
@@ -59,6 +61,20 @@ impl World {
         }
         self.cloud.advance(self.now);
         Ok(())
+    }
+
+    /// The API server tells the node object and then its ENIConfig; now and then late.
+    pub(super) fn name_eni_config(&mut self) {
+        let keys = NameKeys { annotation: String::new(), label: String::new() };
+        let named = EniConfigName::of(&BTreeMap::new(), &BTreeMap::new(), &keys);
+        let name = named.name.clone();
+        let object = NodeObject { eni_config: Some(named), ..NodeObject::default() };
+        let subnet = self.cloud.subnets.get(1).unwrap_or_else(|| self.cloud.subnet()).clone();
+        let says = EniConfigNews::Is(EniConfig { subnet, groups: Vec::new() });
+        let pause = if self.rng.percent(20) { self.rng.millis(0, 60_000) } else { self.rng.millis(0, 500) };
+        let node = Event::Cluster(News::Node(Box::new(object)));
+        self.hear_later(pause, node);
+        self.hear_later(pause + Duration::from_millis(5), Event::Cluster(News::EniConfig(name, says)));
     }
 
     pub(super) fn sandbox(&self, pod: u32) -> SandboxKey {

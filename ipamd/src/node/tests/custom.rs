@@ -1,0 +1,185 @@
+//! Custom networking: where new ENIs go, and what holds while nobody says so.
+
+use types::SecurityGroupId;
+
+use super::estate::look;
+use super::*;
+use crate::cluster::{EniConfig, EniConfigName, EniConfigNews, NameKeys, News, NodeObject};
+use crate::hold::Hold;
+
+const KEY: &str = "k8s.amazonaws.com/eniConfig";
+
+/// A node whose primary ENI has so many addresses.
+pub(super) fn custom(addresses: u8) -> World {
+    let mut world = World::new();
+    world.node.settings.custom_networking = true;
+    world.made_ready(addresses)
+}
+
+/// The node object names an ENIConfig; an empty name is no name.
+fn name(world: &mut World, name: &str) -> Vec<Effect> {
+    let labels = (!name.is_empty()).then(|| (KEY.to_owned(), name.to_owned()));
+    let keys = NameKeys { annotation: KEY.to_owned(), label: KEY.to_owned() };
+    let named = EniConfigName::of(&labels.into_iter().collect(), &BTreeMap::new(), &keys);
+    let object = NodeObject { eni_config: Some(named), ..NodeObject::default() };
+    world.handle(Event::Cluster(News::Node(Box::new(object))))
+}
+
+fn groups(of: &[&str]) -> Vec<SecurityGroupId> {
+    of.iter().map(|id| id.parse().unwrap()).collect()
+}
+
+fn says(world: &mut World, of: &str, news: EniConfigNews) -> Vec<Effect> {
+    world.handle(Event::Cluster(News::EniConfig(of.to_owned(), news)))
+}
+
+fn is(subnet: &str, of: &[&str]) -> EniConfigNews {
+    EniConfigNews::Is(EniConfig { subnet: subnet.parse().unwrap(), groups: groups(of) })
+}
+
+/// A look that tells these subnets.
+fn listed(world: &mut World, subnets: &[&str]) -> Vec<Effect> {
+    look(world, |picture| {
+        let range = |(n, id): (u8, &&str)| (id.parse().unwrap(), format!("100.64.{n}.0/24").parse().unwrap());
+        picture.subnets = (0..).zip(subnets).map(range).collect();
+        picture.choice = Some(Subnets::default());
+    })
+}
+
+/// The ENI that is being made.
+fn made(effects: &[Effect]) -> Option<(String, Vec<SecurityGroupId>)> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Act { action: Action::CreateEni { subnet, .. }, groups, .. } => {
+            Some((subnet.to_string(), groups.clone()))
+        }
+        _ => None,
+    })
+}
+
+fn line(world: &World) -> String {
+    world.node.report(world.now).cloud.join("\n")
+}
+
+fn waits_for(world: &World) -> Option<Reason> {
+    world.node.report(world.now).waiting.first().map(|waiting| waiting.reason)
+}
+
+/// A secondary ENI with so many addresses.
+fn secondary(world: &World, addresses: u8) -> EniSeen {
+    EniSeen {
+        id: "eni-1".parse().unwrap(),
+        mac: Mac([2, 0, 0, 0, 0, 1]),
+        device: DeviceIndex(1),
+        primary_address: Ipv4Addr::new(10, 0, 1, 4),
+        addresses: (10..10 + addresses).map(|n| Ipv4Addr::new(10, 0, 1, n)).collect(),
+        role: Role::Secondary,
+        ..world.node.pool.enis()[0].clone()
+    }
+}
+
+#[test]
+fn a_new_eni_goes_where_the_eni_config_says_once_the_way_there_is_known() {
+    let mut world = custom(4);
+    let (_, effects) = world.add("a");
+    assert!(batch(&effects).is_none(), "an address of the primary ENI is given");
+    assert_eq!((made(&effects), waits_for(&world)), (None, Some(Reason::NoEniConfig)));
+
+    name(&mut world, "zone-a");
+    assert!(line(&world).contains("ENIConfig \"zone-a\""), "{}", line(&world));
+    let effects = says(&mut world, "zone-a", is("subnet-2", &["sg-2", "sg-3"]));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Look)), "{effects:?}");
+    assert_eq!(made(&effects), None);
+    assert!(line(&world).contains("EC2 does not list"), "{}", line(&world));
+
+    let effects = listed(&mut world, &["subnet-2"]);
+    assert_eq!(made(&effects), Some(("subnet-2".to_owned(), groups(&["sg-2", "sg-3"]))));
+    assert_eq!(line(&world), "");
+    assert_eq!(waits_for(&world), Some(Reason::PoolEmpty));
+}
+
+#[test]
+fn what_the_primary_eni_has_goes_back_and_it_holds_no_pods() {
+    let mut world = custom(4);
+    let eni = secondary(&world, 3);
+
+    let effects = look(&mut world, |picture| picture.enis.push(eni));
+
+    let records = effects.iter().find_map(|effect| match effect {
+        Effect::Append(_, records) => Some(records.clone()),
+        _ => None,
+    });
+    let leaving = match records.as_deref() {
+        Some([Record::Leaving { leaving }]) => leaving.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((leaving.eni.as_str(), leaving.given.unwrap().addresses.len()), ("eni-0", 4));
+    let report = world.node.report(world.now);
+    assert!(report.enis[0].excluded.is_some() && report.enis[1].excluded.is_none());
+    assert_eq!(report.capacity, 18);
+    world.added("a");
+    assert_eq!(world.node.report(world.now).pods[0].eni, Some("eni-1".parse().unwrap()));
+}
+
+#[test]
+fn enis_that_are_there_serve_pods_while_nothing_is_heard_of_an_eni_config() {
+    let mut world = custom(0);
+    assert_eq!(world.node.report(world.now).not_ready.len(), 1);
+    let (_, effects) = world.ask(Verb::Status, 1);
+    assert_eq!(failure(&effects).map(|failure| failure.reason), Some(Reason::NoEniConfig));
+    world.node.settings.targets.minimum_ip = Some(9);
+    let eni = secondary(&world, 9);
+    look(&mut world, |picture| picture.enis.push(eni));
+
+    assert_eq!(world.node.report(world.now).not_ready, Vec::<String>::new());
+    (0..9).for_each(|n| world.added(&format!("pod-{n}")));
+    world.add("one-more");
+    assert_eq!(waits_for(&world), Some(Reason::NoEniConfig));
+    assert!(line(&world).contains("the node object, which names the ENIConfig, is not known"));
+}
+
+#[test]
+fn what_was_known_outlives_nonsense_and_silence_but_not_the_object_nor_its_name() {
+    let mut world = custom(0);
+    name(&mut world, "zone-a");
+    says(&mut world, "zone-a", is("subnet-1", &[]));
+    assert_eq!(line(&world), "");
+
+    let wrong = EniConfigNews::Wrong("it has no spec.subnet".to_owned());
+    says(&mut world, "zone-a", wrong);
+    let told = world.node.report(world.now).cluster.join("\n");
+    assert!(told.contains("cannot be used: it has no spec.subnet"), "{told}");
+    says(&mut world, "zone-a", EniConfigNews::Trouble("connection refused".to_owned()));
+    // The node object comes again, and something late of another object.
+    name(&mut world, "zone-a");
+    says(&mut world, "zone-b", EniConfigNews::Absent);
+    assert_eq!(line(&world), "");
+
+    says(&mut world, "zone-a", EniConfigNews::Absent);
+    assert!(line(&world).ends_with("names, does not exist"), "{}", line(&world));
+    says(&mut world, "zone-a", is("subnet-1", &[]));
+    name(&mut world, "zone-b");
+    assert!(
+        line(&world).contains("\"zone-b\"") && line(&world).contains("not been told"),
+        "{}",
+        line(&world)
+    );
+    name(&mut world, "Zone B");
+    assert!(line(&world).contains("no object can have that name"), "{}", line(&world));
+}
+
+#[test]
+fn a_changed_eni_config_is_for_new_enis_only() {
+    let mut world = custom(0);
+    world.handle(Event::Held(Hold::Changes));
+    name(&mut world, "");
+    says(&mut world, "default", is("subnet-1", &["sg-2"]));
+    let eni = secondary(&world, 9);
+    look(&mut world, |picture| picture.enis.push(eni));
+    (0..9).for_each(|n| world.added(&format!("pod-{n}")));
+
+    says(&mut world, "default", is("subnet-3", &["sg-3"]));
+    listed(&mut world, &["subnet-3"]);
+    let effects = world.handle(Event::Held(Hold::Nothing));
+
+    assert_eq!(made(&effects), Some(("subnet-3".to_owned(), groups(&["sg-3"]))));
+}
