@@ -177,6 +177,8 @@ fn retry_mends(reason: Reason) -> bool {
         | Reason::DeadlineExceeded
         | Reason::StateNotWritable
         | Reason::KernelRefused
+        | Reason::PolicyAgentUnreachable
+        | Reason::PolicyRefused
         | Reason::PoolEmpty
         | Reason::AllCooling
         | Reason::NodeFull
@@ -219,6 +221,7 @@ fn done(reply: Reply) -> Result<Answer, Failure> {
 fn as_add(failure: Failure) -> Failure {
     let words = match failure.reason {
         Reason::KernelRefused | Reason::BadNetns => "add command: failed to setup network",
+        Reason::PolicyAgentUnreachable | Reason::PolicyRefused => "add cmd: failed to setup network policy",
         Reason::DaemonUnreachable => "add cmd: failed to connect to backend server",
         Reason::BadEnvironment
         | Reason::BadInput
@@ -284,6 +287,7 @@ mod tests {
 
         assert_eq!(message(Reason::SubnetFull), "add cmd: failed to assign an IP address to container: why");
         assert_eq!(message(Reason::KernelRefused), "add command: failed to setup network: why");
+        assert_eq!(message(Reason::PolicyRefused), "add cmd: failed to setup network policy: why");
         assert_eq!(message(Reason::DaemonUnreachable), "add cmd: failed to connect to backend server: why");
     }
 

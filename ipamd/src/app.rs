@@ -8,7 +8,9 @@
 //! | watching threads | the kernel's notices | `Touched` |
 //! | writing thread | records | `Written`, `FileLong` |
 //! | host keeper | wishes for the host's kernel | `Converged` |
-//! | web | HTTP | readers |
+//! | web | HTTP: metrics, introspection | readers |
+//! | gRPC | health probes, the policy agent's configuration, a Go plugin's DELs | requests to the owner, readers |
+//! | policy agent | pods to enforce policies for, or to forget | `Enforced` |
 //! | cluster watch | | `Cluster` |
 //! | cloud tasks, one per call | actions, chores | `Acted`, `Looked`, `Identified`, `Tidied` |
 //!
@@ -27,13 +29,15 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use types::{Moment, Reason};
 use wire::queue::QueuedDel;
-use wire::{Failure, PROTOCOL, Reply, Report, Request, Verb};
+use wire::{Failure, PROTOCOL, Reply, Request, Verb};
 
 use crate::clock::Clock;
 use crate::cloud_tasks::CloudTasks;
+use crate::grpc::agent::PolicyAgent;
 use crate::metrics::{Asked, Metrics};
 use crate::node::{CallId, Effect, Event, HostWish, Node};
 use crate::queue::LockedQueue;
+use crate::readers::Reader;
 use crate::server::{self, Call, FromSocket, ServerError};
 use crate::workers::{Wiring, Writing};
 
@@ -78,6 +82,8 @@ pub(crate) struct Parts {
     pub(crate) writing: std::sync::mpsc::Sender<Writing>,
     pub(crate) wishes: mpsc::Sender<(u64, Box<HostWish>)>,
     pub(crate) cloud: Arc<CloudTasks>,
+    /// Where network policies are enforced.
+    pub(crate) agent: Option<PolicyAgent>,
 }
 
 /// A channel for events.
@@ -113,7 +119,7 @@ impl Owner {
         mut self,
         mut events: mpsc::Receiver<Event>,
         mut calls: mpsc::Receiver<FromSocket>,
-        mut readers: mpsc::Receiver<oneshot::Sender<Report>>,
+        mut readers: mpsc::Receiver<Reader>,
         mut stop: oneshot::Receiver<()>,
     ) {
         loop {
@@ -125,8 +131,7 @@ impl Owner {
                 Some(event) = events.recv() => event,
                 Some(call) = calls.recv() => self.take_in(call),
                 Some(reader) = readers.recv() => {
-                    // A reader that has gone wants nothing any more.
-                    drop(reader.send(self.node.report(now)));
+                    self.show(reader, now);
                     continue;
                 }
                 () = tokio::time::sleep(pause) => Event::Tick,
@@ -143,6 +148,14 @@ impl Owner {
         });
         if drained.await.is_err() {
             tracing::warn!(unanswered = self.callers.len(), "stopping with requests unanswered");
+        }
+    }
+
+    /// A reader that has gone wants nothing any more.
+    fn show(&self, reader: Reader, now: Moment) {
+        match reader {
+            Reader::Report(reply) => drop(reply.send(self.node.report(now))),
+            Reader::Pool(reply) => drop(reply.send(self.node.pool().snapshot())),
         }
     }
 
@@ -180,6 +193,16 @@ impl Owner {
             Effect::Wire(id, pod) => {
                 let job = self.descriptors(id).map(|fds| Wiring::Add(id, pod, fds));
                 self.wire_or_fail(job, |result| Event::Wired { id, result });
+            }
+            Effect::Enforce { id, pod, patience } => match &mut self.parts.agent {
+                Some(agent) => agent.enforce(id, pod, patience),
+                // Not asked for without one.
+                None => self.step(Event::Enforced { id, result: Ok(()) }),
+            },
+            Effect::Forget(pod) => {
+                if let Some(agent) = &mut self.parts.agent {
+                    agent.forget(pod);
+                }
             }
             Effect::Check(id, pod) => {
                 let job = self.descriptors(id).map(|fds| Wiring::Check(id, pod, fds));
@@ -254,7 +277,7 @@ pub(crate) async fn replay_and_bind(
             tracing::warn!(%error, file = %entry.path.display(), "cannot remove a replayed DEL");
         }
     }
-    let listener = server::bind(&socket)?;
+    let listener = server::bind(&socket, server::PRIVATE)?;
     drop(queue);
     Ok(listener)
 }

@@ -142,6 +142,11 @@ impl CloudTasks {
         }
     }
 
+    /// Who we are, once that is known.
+    pub(crate) fn identity(&self) -> Option<&Identity> {
+        self.node.get().map(|known| &known.identity)
+    }
+
     fn estate(&self, identity: &Identity) -> Estate {
         Estate {
             instance: identity.instance.clone(),

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use datapath::netfilter::{Netfilter, SnatPorts};
@@ -17,20 +18,24 @@ use crate::cloud_tasks::CloudTasks;
 use crate::cluster;
 use crate::config::{self, Config};
 use crate::families::Families;
+use crate::grpc;
+use crate::grpc::agent::PolicyAgent;
+use crate::grpc::backend::Backend;
 use crate::hold::{self, Hold};
 use crate::host::{HostKeeper, NatSettings};
 use crate::metrics::Metrics;
 use crate::node::{Event, Node, PodInKernel, Restored, Settings, restore};
 use crate::queue::LockedQueue;
-use crate::server::chain;
+use crate::readers::{Readers, readers};
+use crate::server::{self, FromSocket, chain};
 use crate::store::Store;
-use crate::web::serve_metrics;
+use crate::web::{Introspection, serve_introspection, serve_metrics};
 use crate::workers;
 
 /// Requests that may wait for the owner.
 const CALLS_MAX: usize = 256;
-/// Readers of the state that may wait for the owner.
-const READERS_MAX: usize = 4;
+/// Mode of the gRPC socket: the Go version's.
+const GRPC_MODE: u32 = 0o660;
 
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
@@ -75,10 +80,8 @@ async fn daemon(config: Config) -> Result<(), RunError> {
     tokio::spawn(hold::watch(hold_files, held, sender.clone()));
     let imds = Imds::connect(&config);
     let metrics = Metrics::default();
-    let (readers, read) = mpsc::channel(READERS_MAX);
-    if config.metrics {
-        tokio::spawn(serve_metrics(config.metrics_bind, metrics.clone(), readers));
-    }
+    let (readers, read) = readers();
+    serve_http(&config, &metrics, &readers);
     let host = Host::open().map_err(RunError::local("reach the kernel"))?;
     let nat = NatSettings {
         pod_if_prefix: config.veth_prefix.as_str().to_owned(),
@@ -104,13 +107,15 @@ async fn daemon(config: Config) -> Result<(), RunError> {
         writing: workers::writing(store, dir.join("state"), sender.clone())
             .map_err(start("start the writing thread"))?,
         wishes,
-        cloud: CloudTasks::new(config, clock, imds, metrics.clone(), ran_before, sender.clone()),
+        cloud: CloudTasks::new(config.clone(), clock, imds, metrics.clone(), ran_before, sender.clone()),
+        agent: policy_agent(&config, &metrics, &sender),
     };
     let cloud = parts.cloud.clone();
     let (calls, called) = mpsc::channel(CALLS_MAX);
     let (stop, stopped) = oneshot::channel();
     let owner = tokio::spawn(Owner::new(node, clock, parts, metrics).run(inbox, called, read, stopped));
     let listener = replay_and_bind(queue, wire::socket_in(&dir), &calls).await?;
+    serve_grpc(&config, cloud.clone(), readers, calls.clone());
     tokio::spawn(serve(listener, calls));
     tokio::spawn(cloud.identify());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), run_dir = %dir.display(), "serving");
@@ -121,6 +126,33 @@ async fn daemon(config: Config) -> Result<(), RunError> {
         owner.await.map_err(RunError::local("finish the requests at work"))?;
     }
     Ok(())
+}
+
+/// Serves what is read over HTTP.
+fn serve_http(config: &Config, metrics: &Metrics, readers: &Readers) {
+    if config.metrics {
+        tokio::spawn(serve_metrics(config.metrics_bind, metrics.clone(), readers.clone()));
+    }
+    if let Some(at) = config.introspection.clone() {
+        tokio::spawn(serve_introspection(at, Introspection::new(config, readers.clone())));
+    }
+}
+
+/// The network policy agent, where it has a say.
+fn policy_agent(config: &Config, metrics: &Metrics, events: &mpsc::Sender<Event>) -> Option<PolicyAgent> {
+    let (socket, mode) = (grpc::agent_in(&config.run_dir), config.policy_mode.clone()?);
+    Some(PolicyAgent::new(socket, mode, metrics.clone(), events.clone()))
+}
+
+/// Serves gRPC. That it cannot be had is no reason not to serve pods.
+fn serve_grpc(config: &Config, cloud: Arc<CloudTasks>, readers: Readers, calls: mpsc::Sender<FromSocket>) {
+    let policy_mode = config.policy_mode.clone().unwrap_or_default();
+    let veth_prefix = config.veth_prefix.clone();
+    let backend = Backend { policy_mode, veth_prefix, cloud, readers, calls, served: 0.into() };
+    match server::bind(&grpc::socket_in(&config.run_dir), GRPC_MODE) {
+        Ok(listener) => drop(tokio::spawn(grpc::server::serve(listener, Arc::new(backend)))),
+        Err(error) => tracing::warn!(error = chain(&error), "gRPC is not served"),
+    }
 }
 
 /// Says that a daemon runs here, and tells whether one did since the node started: the directory goes with the node, as the state
@@ -196,6 +228,7 @@ fn settings(config: &Config) -> Result<Settings, RunError> {
         in_cluster: config.cluster.is_some(),
         manage_cordoned: config.manage_cordoned,
         provisioning: config.provisioning && !config.imds_only,
+        policies: config.policy_mode.is_some(),
         // Instance metadata is local, and whoever adds addresses there expects them to be used.
         audit_every: Duration::from_secs(if config.imds_only { 60 } else { 3600 }),
     })

@@ -148,6 +148,8 @@ pub struct Metrics {
     calls: Family<CallLabels, Counter>,
     call_times: Times<CallLabels>,
     repairs: Family<WhatLabel, Counter>,
+    agent_calls: Family<CallLabels, Counter>,
+    agent_times: Times<CallLabels>,
     go_adds: Unsuffixed,
     go_dels: Family<ReasonLabel, Unsuffixed>,
     go_without_address: Unsuffixed,
@@ -165,6 +167,8 @@ impl Default for Metrics {
             calls: Family::default(),
             call_times: times(),
             repairs: Family::default(),
+            agent_calls: Family::default(),
+            agent_times: times(),
             go_adds: Unsuffixed::default(),
             go_dels: Family::default(),
             go_without_address: Unsuffixed::default(),
@@ -213,6 +217,17 @@ impl Metrics {
             "Changes by others that were undone, by what they changed",
             self.repairs.clone(),
         );
+        all.register(
+            "ipamd_policy_agent_calls",
+            "Calls to the network policy agent by action and reason",
+            self.agent_calls.clone(),
+        );
+        all.register_with_unit(
+            "ipamd_policy_agent_call_duration",
+            "Time from a call to the network policy agent to its answer",
+            seconds(),
+            self.agent_times.clone(),
+        );
         all.register("awscni_add_ip_req_count", "ADDs", self.go_adds.clone());
         all.register("awscni_del_ip_req_count", "DELs", self.go_dels.clone());
         all.register(
@@ -257,6 +272,14 @@ impl Metrics {
         if failure.is_some() {
             self.go_call_errors.get_or_create(&FnLabel { r#fn: action }).0.inc();
         }
+    }
+
+    /// The network policy agent was told something: why it failed, if it did, and how long it took.
+    pub(crate) fn told_agent(&self, method: &'static str, failure: Option<Reason>, took: Duration) {
+        let action = method.rsplit('/').next().unwrap_or(method);
+        let labels = CallLabels { action, reason: failure.map_or(NONE, Reason::word) };
+        self.agent_times.get_or_create(&labels).observe(took.as_secs_f64());
+        self.agent_calls.get_or_create(&labels).inc();
     }
 
     /// Something that others had changed was put back.

@@ -65,11 +65,14 @@ pub enum ServerError {
     },
 }
 
-/// Binds the socket: a stale file is removed, the new one is the owner's alone (mode 0600).
+/// Mode of our own socket: its owner's alone.
+pub const PRIVATE: u32 = 0o600;
+
+/// Binds a socket with this mode; a stale file is removed.
 ///
 /// # Errors
 /// When the file system refuses.
-pub fn bind(path: &Path) -> Result<UnixListener, ServerError> {
+pub fn bind(path: &Path, mode: u32) -> Result<UnixListener, ServerError> {
     let listen = || -> io::Result<UnixListener> {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
@@ -82,7 +85,7 @@ pub fn bind(path: &Path) -> Result<UnixListener, ServerError> {
         let staged = path.with_extension("sock.new");
         drop(std::fs::remove_file(&staged));
         let listener = UnixListener::bind(&staged)?;
-        std::fs::set_permissions(&staged, std::fs::Permissions::from_mode(0o600))?;
+        std::fs::set_permissions(&staged, std::fs::Permissions::from_mode(mode))?;
         std::fs::rename(&staged, path)?;
         Ok(listener)
     };
@@ -204,7 +207,7 @@ impl ReadWithin for tokio::io::Take<&mut UnixStream> {
 }
 
 /// Root, or whoever runs the daemon, may ask.
-fn allowed(stream: &UnixStream) -> Result<(), Failure> {
+pub(crate) fn allowed(stream: &UnixStream) -> Result<(), Failure> {
     let own = rustix::process::geteuid().as_raw();
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == 0 || peer.uid() == own => Ok(()),

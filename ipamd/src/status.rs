@@ -202,6 +202,7 @@ pub fn blank(now: Moment) -> Report {
         waiting: Vec::new(),
         plan: Vec::new(),
         cloud: Vec::new(),
+        eni_config: None,
         cluster: Vec::new(),
     }
 }

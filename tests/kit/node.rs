@@ -27,6 +27,8 @@ const EC2_PORT: u16 = 8500;
 const KUBE_PORT: u16 = 8600;
 /// Where the daemon serves its metrics.
 const METRICS_PORT: u16 = 61678;
+/// Where it serves introspection.
+const INTROSPECTION_PORT: u16 = 61679;
 /// How long what happens at once may take on a busy machine.
 const SOON: Duration = Duration::from_secs(10);
 /// How long the daemon may take until it is ready.
@@ -109,6 +111,11 @@ impl Node {
     #[must_use]
     pub fn netns(&self) -> &Netns {
         &self.netns
+    }
+
+    /// The same, to be kept.
+    pub(crate) fn shared_netns(&self) -> Arc<Netns> {
+        Arc::clone(&self.netns)
     }
 
     /// Its instance.
@@ -306,15 +313,24 @@ impl Node {
     /// # Errors
     /// When it does not serve them.
     pub fn metrics(&self) -> Result<String, LabError> {
-        let scraped = self.netns.run(|| -> std::io::Result<String> {
-            let mut stream = TcpStream::connect(("127.0.0.1", METRICS_PORT))?;
+        self.get(METRICS_PORT, "/metrics").map(|(_, text)| text)
+    }
+
+    /// What the daemon's introspection answers to a path: HTTP status and body.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn introspect(&self, path: &str) -> Result<(u16, String), LabError> {
+        self.get(INTROSPECTION_PORT, path)
+    }
+
+    fn get(&self, port: u16, path: &str) -> Result<(u16, String), LabError> {
+        let got = self.netns.run(|| {
+            let stream = TcpStream::connect(("127.0.0.1", port))?;
             stream.set_read_timeout(Some(SOON))?;
-            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
+            get_over(stream, path)
         })?;
-        scraped.map_err(LabError::doing("scrape the metrics"))
+        got.map_err(LabError::doing(format!("get {path}")))
     }
 
     /// Waits until the daemon's state is as wanted.
@@ -378,6 +394,20 @@ impl Node {
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
+}
+
+/// Asks one thing over HTTP: status and body of the answer.
+///
+/// # Errors
+/// When there is none.
+pub fn get_over(mut stream: impl Read + Write, path: &str) -> std::io::Result<(u16, String)> {
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let status = answer.split(' ').nth(1).and_then(|word| word.parse().ok());
+    let parts = status.zip(answer.split_once("\r\n\r\n"));
+    let (status, (_, body)) = parts.ok_or_else(|| std::io::Error::other(format!("no answer: {answer}")))?;
+    Ok((status, body.to_owned()))
 }
 
 fn listen(netns: &Netns, address: &str) -> Result<TcpListener, LabError> {

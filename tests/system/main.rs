@@ -12,11 +12,13 @@ mod cluster;
 mod containerd;
 mod custom_networking;
 mod estate;
+mod introspection;
 mod ipv6;
 mod kube_proxy;
 mod life;
 mod moto;
 mod packet;
+mod policy;
 mod prefixes;
 mod privilege;
 mod routing;
@@ -39,6 +41,8 @@ fn main() -> std::process::ExitCode {
         causes::TESTS,
         cluster::TESTS,
         custom_networking::TESTS,
+        policy::TESTS,
+        introspection::TESTS,
         privilege::TESTS,
         packet::TESTS,
         routing::TESTS,

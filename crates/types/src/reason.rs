@@ -95,6 +95,10 @@ reasons! {
     KernelRefused = "kernel-refused", INTERNAL;
     /// CHECK found the pod's kernel state different from what it should be.
     Drifted = "drifted", CHECK_FAILED;
+    /// The network policy agent does not answer, so the pod would run without its policies.
+    PolicyAgentUnreachable = "policy-agent-unreachable", TRY_AGAIN;
+    /// The network policy agent answers that it cannot enforce the pod's policies.
+    PolicyRefused = "policy-refused", TRY_AGAIN;
     // The pool.
     /// Nothing is free and the allocation that this caused is still running.
     PoolEmpty = "pool-empty", TRY_AGAIN;
@@ -163,6 +167,8 @@ impl Reason {
             | Self::StateNotWritable
             | Self::KernelRefused
             | Self::Drifted
+            | Self::PolicyAgentUnreachable
+            | Self::PolicyRefused
             | Self::Internal => false,
         }
     }

@@ -47,6 +47,9 @@ pub struct Report {
     pub plan: Vec<String>,
     /// Trouble with EC2 that holds now.
     pub cloud: Vec<String>,
+    /// Name of the node's ENIConfig; none while custom networking is on and the node object is not known.
+    #[serde(default)]
+    pub eni_config: Option<String>,
     /// What Kubernetes says of the node, or why it does not.
     #[serde(default)]
     pub cluster: Vec<String>,

@@ -63,6 +63,7 @@ impl Imds {
             subnet: self.one(&of_eni("subnet-id")).await?,
             vpc_id: self.one(&of_eni("vpc-id")).await?,
             primary_address: self.one("local-ipv4").await?,
+            ipv6: self.ipv6(mac).await?,
             vpc_cidrs: self.vpc_cidrs(mac).await?,
             security_groups: self.security_groups(mac).await?,
         })

@@ -12,7 +12,7 @@ mod tests;
 pub(crate) mod time;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::Ipv4Network;
 use pool::Wanted;
@@ -154,6 +154,8 @@ pub struct Identity {
     pub vpc_id: String,
     /// The node's own address.
     pub primary_address: Ipv4Addr,
+    /// Its IPv6 address, if it has one.
+    pub ipv6: Option<Ipv6Addr>,
     /// The VPC's IPv4 ranges.
     pub vpc_cidrs: Vec<Ipv4Network>,
     /// The primary ENI's security groups.

@@ -84,6 +84,10 @@ pub struct Config {
     pub imds_endpoint: Option<String>,
     /// How long one HTTP request to AWS may take.
     pub http_timeout: Duration,
+    /// Where introspection is served over HTTP; `None` if it is not.
+    pub introspection: Option<IntrospectionBind>,
+    /// `standard` or `strict`, as it is written: a network policy agent has a say in each pod.
+    pub policy_mode: Option<String>,
     /// Whether metrics are served over HTTP.
     pub metrics: bool,
     /// Where; unset: everywhere, at the Go version's port.
@@ -115,6 +119,17 @@ pub struct Cluster {
     pub endpoint: Option<String>,
     /// A kubeconfig in place of the pod's service account.
     pub kubeconfig: Option<PathBuf>,
+}
+
+/// Where introspection listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IntrospectionBind {
+    /// At an address and port.
+    Address(SocketAddr),
+    /// At a port of all addresses.
+    Everywhere(u16),
+    /// On a Unix socket.
+    Socket(PathBuf),
 }
 
 /// How source ports are picked when addresses are translated.
@@ -205,7 +220,6 @@ impl Config {
         let mut reader = Reader::new(environment);
         let mut config = Self::read(&mut reader);
         reader.check_the_rest();
-        policy_mode(&mut reader);
         if !reader.errors.is_empty() {
             return Err(reader.errors);
         }
@@ -245,6 +259,8 @@ impl Config {
             ec2_endpoint: reader.parsed(&table::EC2_ENDPOINT, url),
             imds_endpoint: reader.parsed(&table::IMDS_ENDPOINT, url),
             http_timeout: seconds(reader.number(&table::HTTP_TIMEOUT)),
+            introspection: introspection(reader),
+            policy_mode: reader.parsed(&table::POLICY_MODE, policy_mode).flatten(),
             metrics: !reader.flag(&table::DISABLE_METRICS),
             metrics_bind: reader.parsed(&table::METRICS_BIND, |text| text.parse().ok()),
             cluster: cluster(reader),
@@ -338,19 +354,32 @@ fn log_file(text: &str) -> Option<Option<PathBuf>> {
     }
 }
 
-/// In strict mode pods start closed until their policies are known; leaving them open instead would be a silent breach.
-fn policy_mode(reader: &mut Reader<'_>) {
-    let setting = &table::POLICY_MODE;
-    let known = |text: &str| {
-        let word = text.to_ascii_lowercase();
-        matches!(word.as_str(), "none" | "standard" | "strict").then_some(word)
-    };
-    let mode = reader.parsed(setting, known);
-    if mode.as_deref() == Some("standard") {
-        reader.warnings.push(format!("{}: network policies are not enforced by this version", setting.name));
+/// As it is written, for the agent reads it too; `none` is nobody to ask.
+fn policy_mode(text: &str) -> Option<Option<String>> {
+    match text.to_ascii_lowercase().as_str() {
+        "none" => Some(None),
+        "standard" | "strict" => Some(Some(text.to_owned())),
+        _ => None,
     }
-    if mode.as_deref() == Some("strict") {
-        let found = "strict".to_owned();
-        reader.errors.push(SettingError::Unsupported { name: setting.name, found, doc: setting.doc });
+}
+
+fn introspection(reader: &mut Reader<'_>) -> Option<IntrospectionBind> {
+    let at = reader.parsed(&table::INTROSPECTION_BIND, introspection_bind);
+    let disabled = reader.flag(&table::DISABLE_INTROSPECTION);
+    at.filter(|_| !disabled)
+}
+
+/// The forms that the Go version takes, without asking for names: nothing is known of those at start.
+fn introspection_bind(text: &str) -> Option<IntrospectionBind> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return path.starts_with('/').then(|| IntrospectionBind::Socket(path.into()));
     }
+    let port = |text: Option<&str>| text?.parse().ok();
+    if let Some(port) = port(text.strip_prefix(':')) {
+        return Some(IntrospectionBind::Everywhere(port));
+    }
+    if let Some(port) = port(text.strip_prefix("localhost:")) {
+        return Some(IntrospectionBind::Address((std::net::Ipv4Addr::LOCALHOST, port).into()));
+    }
+    text.parse().ok().map(IntrospectionBind::Address)
 }

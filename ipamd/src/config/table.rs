@@ -93,8 +93,8 @@ settings! {
     LOG_LEVEL = "AWS_VPC_K8S_CNI_LOGLEVEL": Word(&["debug", "info", "warn", "error", "fatal"]), "debug", Lenient, "The least important level that is logged.";
     LOG_FILE = "AWS_VPC_K8S_CNI_LOG_FILE": Text, "stderr", Lenient, "A file for the log, or stdout or stderr, which both mean stderr.";
     BACKING_STORE = "AWS_VPC_K8S_CNI_BACKING_STORE": Text, "/var/run/aws-node/ipam.json", Ignored, "The state's file; it is in IPAMD_RUN_DIR.";
-    DISABLE_INTROSPECTION = "DISABLE_INTROSPECTION": Flag, "false", Ignored, "No introspection over HTTP; there is none in this version.";
-    INTROSPECTION_BIND = "INTROSPECTION_BIND_ADDRESS": Text, "127.0.0.1:61679", Ignored, "Where introspection listens; there is none in this version.";
+    DISABLE_INTROSPECTION = "DISABLE_INTROSPECTION": Flag, "false", Lenient, "No introspection over HTTP.";
+    INTROSPECTION_BIND = "INTROSPECTION_BIND_ADDRESS": Text, "127.0.0.1:61679", Lenient, "Where introspection listens: address and port, or unix: and a path.";
     DISABLE_METRICS = "DISABLE_METRICS": Flag, "false", Lenient, "No metrics over HTTP.";
     METRICS_BIND = "IPAMD_METRICS_BIND_ADDRESS": Text, "", Strict, "Address and port of the metrics; unset: port 61678 of all addresses.";
     ANNOTATE_POD_IP = "ANNOTATE_POD_IP": Flag, "false", Ignored, "Pods are annotated with their addresses.";
@@ -118,7 +118,7 @@ settings! {
     ENI_CONFIG_ANNOTATION = "ENI_CONFIG_ANNOTATION_DEF": Text, "k8s.amazonaws.com/eniConfig", Lenient, "Annotation of the node object that names its ENIConfig, with custom networking; goes before the label.";
     ENI_CONFIG_LABEL = "ENI_CONFIG_LABEL_DEF": Text, "k8s.amazonaws.com/eniConfig", Lenient, "Label of the node object that names its ENIConfig, with custom networking. Without either, the one named default is it.";
     POD_SG_MODE = "POD_SECURITY_GROUP_ENFORCING_MODE": Text, "strict", Elsewhere, "How security groups for pods are enforced.";
-    POLICY_MODE = "NETWORK_POLICY_ENFORCING_MODE": Text, "", Strict, "none, standard or strict; strict is not in this version.";
+    POLICY_MODE = "NETWORK_POLICY_ENFORCING_MODE": Word(&["none", "standard", "strict"]), "", Strict, "Whether the network policy agent is asked to enforce policies before a pod starts: none or unset, standard or strict.";
     // The installer's.
     DISABLE_POD_V6 = "DISABLE_POD_V6": Flag, "false", Elsewhere, "Pods have IPv6 switched off.";
     EARLY_DEMUX = "DISABLE_TCP_EARLY_DEMUX": Flag, "false", Elsewhere, "The kernel's early demultiplexing of TCP is switched off.";

@@ -151,12 +151,37 @@ fn everything_that_stops_the_daemon_is_told_at_once() {
         ("IP_COOLDOWN_PERIOD", "soon"),
         ("ENABLE_IPv4", "false"),
         ("ENABLE_POD_ENI", "true"),
-        ("NETWORK_POLICY_ENFORCING_MODE", "Strict"),
+        ("NETWORK_POLICY_ENFORCING_MODE", "Strictly"),
     ])
     .unwrap_err();
 
     assert_eq!(errors.len(), 6, "{errors:?}");
-    assert!(parse(&[("NETWORK_POLICY_ENFORCING_MODE", "standard")]).is_ok());
+}
+
+#[test]
+fn the_policy_mode_goes_to_the_agent_as_it_is_written() {
+    let mode = |text| parse(&[("NETWORK_POLICY_ENFORCING_MODE", text)]).unwrap().policy_mode;
+
+    assert_eq!((mode("Strict"), mode("standard")), (Some("Strict".to_owned()), Some("standard".to_owned())));
+    assert_eq!((mode("None"), mode("")), (None, None));
+}
+
+#[test]
+fn introspection_listens_where_the_go_version_would() {
+    let at = |text| parse(&[("INTROSPECTION_BIND_ADDRESS", text)]).unwrap().introspection.unwrap();
+    let address = |text: &str| IntrospectionBind::Address(text.parse().unwrap());
+
+    assert_eq!(at(""), address("127.0.0.1:61679"));
+    assert_eq!(at("[::1]:7"), address("[::1]:7"));
+    assert_eq!(at("localhost:7"), address("127.0.0.1:7"));
+    assert_eq!(at(":7"), IntrospectionBind::Everywhere(7));
+    assert_eq!(at("unix:/run/x.sock"), IntrospectionBind::Socket("/run/x.sock".into()));
+    for wrong in ["unix:x.sock", "somewhere:7", "127.0.0.1", "7"] {
+        let config = parse(&[("INTROSPECTION_BIND_ADDRESS", wrong)]).unwrap();
+        assert_eq!(config.introspection, Some(address("127.0.0.1:61679")), "{wrong}");
+        assert_eq!(config.warnings.len(), 1, "{wrong}");
+    }
+    assert_eq!(parse(&[("DISABLE_INTROSPECTION", "true")]).unwrap().introspection, None);
 }
 
 #[test]
@@ -188,13 +213,7 @@ fn text_that_is_not_utf_8_is_told_and_never_half_used() {
 
 #[test]
 fn settings_without_effect_and_names_almost_right_are_warned_of() {
-    let config = parse(&[
-        ("DISABLE_INTROSPECTION", "true"),
-        ("ANNOTATE_POD_IP", "f"),
-        ("AWS_VPC_K8S_CNI_CONMARK", "1"),
-        ("HOME", "/"),
-    ])
-    .unwrap();
+    let config = parse(&[("ANNOTATE_POD_IP", "t"), ("AWS_VPC_K8S_CNI_CONMARK", "1"), ("HOME", "/")]).unwrap();
 
     assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
     assert!(config.warnings.iter().any(|w| w.contains("is AWS_VPC_K8S_CNI_CONNMARK meant")));

@@ -9,7 +9,7 @@ use types::{DeviceIndex, HostVeth, Moment, NetworkCard, PodName, Reason, Sandbox
 use wire::{Added, Attachment, Detachment, Failure, Interface, Kept, Reply, Request, Verb};
 
 use super::event::{BatchId, CallId, Effect};
-use super::{Node, restore};
+use super::{Node, Settings, restore};
 use crate::families::ipv6_among;
 use crate::store::Record;
 
@@ -21,6 +21,9 @@ const MARGIN: Duration = Duration::from_millis(500);
 const PRESSED: Duration = Duration::from_secs(2);
 /// Pause between two questions to the kernel about holders whose DEL may never come.
 const SURVEY_EVERY: Duration = Duration::from_secs(5);
+/// How long the network policy agent may take for a pod; it loads programs into the kernel. At least the first of the two, whatever
+/// is left of the caller's patience.
+const ENFORCING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// MTU when the caller names one that cannot be; what the Go version falls back to.
 pub(super) const MTU_DEFAULT: u32 = 9001;
 
@@ -67,6 +70,8 @@ pub(super) struct Work {
     pod: PodSpec,
     batch: BatchId,
     wired: Option<Result<(), Failure>>,
+    /// What the network policy agent says; nothing, where there is none to ask.
+    enforced: Option<Result<(), Failure>>,
     written: Option<Result<(), String>>,
     /// DELs of this sandbox that came meanwhile.
     deleters: Vec<CallId>,
@@ -256,11 +261,13 @@ impl Node {
         owner.ipv6 = self.pool.note_ipv6(&owner.sandbox, self.ipv6_beside(grant.address));
         let Some(Pending::Add(add)) = self.pending.get_mut(&id) else { return };
         let pod = self.settings.families.pod_spec(&owner, grant.address, mtu_of(add.attachment.mtu));
+        let asks_agent = has_policies(&self.settings, &owner.pod);
         let work = Work {
             grant: grant.clone(),
             pod: pod.clone(),
             batch,
             wired: None,
+            enforced: (!asks_agent).then_some(Ok(())),
             written: None,
             deleters: Vec::new(),
         };
@@ -270,9 +277,35 @@ impl Node {
     }
 
     pub(super) fn wired(&mut self, id: CallId, result: Result<(), Failure>, now: Moment) {
+        let Some(Pending::Add(add)) = self.pending.get_mut(&id) else { return };
+        let Phase::Working(work) = &mut add.phase else { return };
+        // The agent attaches to the host's end of the pair, so that must be there; the disk may still be at work.
+        match (&result, &work.enforced) {
+            (Ok(()), None) => {
+                let (least, most) = ENFORCING;
+                let patience = add.deadline.since(now).clamp(least, most);
+                self.effects.push(Effect::Enforce { id, pod: add.attachment.pod.clone(), patience });
+            }
+            (Ok(()), Some(_)) => {}
+            // Nothing to enforce anything on.
+            (Err(_), _) => work.enforced = Some(Ok(())),
+        }
+        work.wired = Some(result);
+        self.finish(id, now);
+    }
+
+    /// The network policy agent has answered, or does not.
+    pub(super) fn enforced(&mut self, id: CallId, result: Result<(), Failure>, now: Moment) {
         if let Some(work) = self.work(id) {
-            work.wired = Some(result);
+            work.enforced = Some(result);
             self.finish(id, now);
+        }
+    }
+
+    /// Has the network policy agent forget a pod.
+    fn forget_policies(&mut self, pod: &PodName) {
+        if has_policies(&self.settings, pod) {
+            self.effects.push(Effect::Forget(pod.clone()));
         }
     }
 
@@ -305,14 +338,18 @@ impl Node {
         }
     }
 
-    /// Ends an ADD once both kernel and disk have answered.
+    /// Ends an ADD once kernel, disk and network policy agent have answered; one that is deleted does not wait for the last.
     fn finish(&mut self, id: CallId, now: Moment) {
         let Some(work) = self.work(id) else { return };
         let (Some(wired), Some(written)) = (work.wired.clone(), work.written.clone()) else { return };
+        if work.enforced.is_none() && work.deleters.is_empty() {
+            return;
+        }
+        let enforced = work.enforced.clone().unwrap_or(Ok(()));
         let (grant, pod, deleters) =
             (work.grant.clone(), work.pod.clone(), std::mem::take(&mut work.deleters));
         let Some(Pending::Add(add)) = self.pending.remove(&id) else { return };
-        let sandbox = add.attachment.sandbox;
+        let Attachment { sandbox, pod: name, .. } = add.attachment;
         self.adding.remove(&sandbox);
         let was_wired = wired.is_ok();
         let failure = match (wired, &written) {
@@ -325,7 +362,7 @@ impl Node {
                 let message = format!("sandbox {sandbox} was deleted while it was being added");
                 Some(Failure::new(Reason::Superseded, message))
             }
-            (Ok(()), Ok(())) => None,
+            (Ok(()), Ok(())) => enforced.err(),
         };
         let Some(failure) = failure else {
             self.pool.commit(&sandbox);
@@ -333,6 +370,7 @@ impl Node {
             return self.effects.push(Effect::Reply(id, Reply::Added(Added { interfaces })));
         };
         if was_wired {
+            self.forget_policies(&name);
             self.effects.push(Effect::Unwire(pod));
             self.pool.release(&sandbox, now);
         } else {
@@ -352,7 +390,7 @@ impl Node {
         let sandbox = &detachment.sandbox;
         self.remember_release(sandbox, started_ns, now);
         if let Some(add) = self.adding.get(sandbox).copied() {
-            return self.supersede(add, id);
+            return self.supersede(add, id, now);
         }
         let host_if = host_if_of(sandbox, &detachment.pod, &detachment.veth_prefix);
         let rebuilt = restore::placeholder(&host_if);
@@ -368,6 +406,7 @@ impl Node {
     fn release(&mut self, sandbox: &SandboxKey, now: Moment) -> Option<Record> {
         let (owner, grant) = self.pool.release(sandbox, now)?;
         let pod = self.settings.families.pod_spec(&owner, grant.address, MTU_DEFAULT);
+        self.forget_policies(&owner.pod);
         self.effects.push(Effect::Unwire(pod));
         Some(Record::Released { sandbox: sandbox.clone(), at: now })
     }
@@ -392,9 +431,10 @@ impl Node {
 
     /// The DEL of a sandbox came while its ADD was under way. If that is at work, the DEL is answered once it is undone on
     /// disk too: until then a restart would find the pod.
-    fn supersede(&mut self, add: CallId, del: CallId) {
+    fn supersede(&mut self, add: CallId, del: CallId, now: Moment) {
         if let Some(work) = self.work(add) {
-            return work.deleters.push(del);
+            work.deleters.push(del);
+            return self.finish(add, now);
         }
         self.leave_queue(add);
         self.fail(add, Failure::new(Reason::Superseded, "the sandbox was deleted while its ADD waited"));
@@ -553,6 +593,11 @@ impl Add {
             Phase::Working(_) => Reason::DeadlineExceeded,
         }
     }
+}
+
+/// Whether the network policy agent has a say in this pod: it knows pods by name.
+const fn has_policies(settings: &Settings, pod: &PodName) -> bool {
+    settings.policies && !pod.name.is_empty()
 }
 
 fn host_if_of(sandbox: &SandboxKey, pod: &PodName, veth_prefix: &VethPrefix) -> HostVeth {

@@ -123,6 +123,14 @@ impl Node {
         }
     }
 
+    /// Name of the node's ENIConfig, as far as it is known; without custom networking it is `default`, and means nothing.
+    pub(super) fn eni_config_name(&self) -> Option<String> {
+        match self.settings.custom_networking {
+            true => self.custom.name.as_ref().map(|name| name.name.clone()),
+            false => Some("default".to_owned()),
+        }
+    }
+
     /// What is known of the ENIConfig, for people.
     pub(super) fn eni_config_lines(&self) -> Vec<String> {
         let Some(name) = &self.custom.name else { return Vec::new() };

@@ -8,8 +8,8 @@ use datapath::{NodeSpec, PodSpec};
 use ipnetwork::Ipv4Network;
 use pool::{Action, ActionId, EniSeen, Outcome, Snapshot};
 use types::{
-    DeviceIndex, EniId, HostVeth, InstanceId, InstanceLimits, Ipv6Prefix, Mac, Moment, NetworkCard, Reason,
-    SandboxKey, SecurityGroupId, SubnetId,
+    DeviceIndex, EniId, HostVeth, InstanceId, InstanceLimits, Ipv6Prefix, Mac, Moment, NetworkCard, PodName,
+    Reason, SandboxKey, SecurityGroupId, SubnetId,
 };
 use wire::{Failure, Reply, Request};
 
@@ -152,6 +152,13 @@ pub enum Event {
         /// How it went.
         result: Result<(), Failure>,
     },
+    /// The network policy agent has answered for a pod that was wired, or does not.
+    Enforced {
+        /// For whom.
+        id: CallId,
+        /// How it went.
+        result: Result<(), Failure>,
+    },
     /// The host links of these sandboxes are gone.
     Dead(Vec<SandboxKey>),
     /// A pod was compared with what it should be.
@@ -221,6 +228,17 @@ pub enum Effect {
     Waited(Reason, Duration),
     /// Wire a pod with the caller's descriptors.
     Wire(CallId, PodSpec),
+    /// Have the network policy agent enforce the policies of a pod that was wired.
+    Enforce {
+        /// For whom.
+        id: CallId,
+        /// The pod.
+        pod: PodName,
+        /// How long the caller can wait for it.
+        patience: Duration,
+    },
+    /// Tell the network policy agent that a pod is gone; nobody waits for it.
+    Forget(PodName),
     /// Compare a pod with what it should be.
     Check(CallId, PodSpec),
     /// Take a pod's wiring away; nobody waits for it.

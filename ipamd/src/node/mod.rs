@@ -79,6 +79,8 @@ pub struct Settings {
     pub manage_cordoned: bool,
     /// False stops every change in EC2.
     pub provisioning: bool,
+    /// Whether a network policy agent has a say in each pod.
+    pub policies: bool,
     /// How often the ENIs are looked at although nothing happened.
     pub audit_every: Duration,
 }
@@ -164,6 +166,7 @@ impl Node {
             Event::Call { id, request, descriptors } => self.call(id, request, descriptors, now),
             Event::Gone(id) => self.gone(id),
             Event::Wired { id, result } => self.wired(id, result, now),
+            Event::Enforced { id, result } => self.enforced(id, result, now),
             Event::Dead(sandboxes) => self.dead(&sandboxes, now),
             Event::Checked { id, result } => self.checked(id, result),
             Event::Written { batch, result } => self.written(batch, result, now),

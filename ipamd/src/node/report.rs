@@ -31,6 +31,7 @@ impl Node {
         report.pods = self.pod_reports();
         report.waiting = self.waiting();
         report.cloud = self.troubles();
+        report.eni_config = self.eni_config_name();
         report.cluster = self.cluster_lines(now);
         let plan = self.plan(now).map(|plan| plan.to_string()).unwrap_or_default();
         report.plan = plan.lines().map(str::to_owned).collect();

@@ -12,18 +12,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
-use tokio::runtime::Runtime;
-use tonic::client::Grpc;
-use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::{Channel, Endpoint, Uri};
-use tonic_prost::ProstCodec;
-
 use api::{
     Empty, LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata, PodSandboxRequest,
     PodSandboxStatusResponse, RunPodSandboxRequest, RunPodSandboxResponse, VersionRequest, VersionResponse,
 };
+
+use crate::grpc::Client;
 
 /// How long containerd may take to answer its first call.
 const START: Duration = Duration::from_secs(20);
@@ -49,8 +43,7 @@ pub enum CriError {
 pub struct Containerd {
     directory: PathBuf,
     child: Child,
-    runtime: Runtime,
-    channel: Channel,
+    client: Client,
 }
 
 /// Which programs are missing to run it; empty when it can run.
@@ -86,13 +79,9 @@ impl Containerd {
         let mut command = Command::new("containerd");
         command.arg("--config").arg(&config).stdin(Stdio::null()).stdout(log).stderr(errors);
         let child = spawn(command).map_err(|e| CriError::Io("start containerd", e))?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .map_err(|e| CriError::Io("start a runtime", e))?;
-        let channel = runtime.block_on(async { channel(directory.join("containerd.sock")) });
-        let mut this = Self { directory: directory.to_owned(), child, runtime, channel };
+        let client = Client::new(directory.join("containerd.sock"));
+        let client = client.map_err(|e| CriError::Io("start a runtime", e))?;
+        let mut this = Self { directory: directory.to_owned(), child, client };
         this.wait_until_up()?;
         image::import(directory)?;
         Ok(this)
@@ -175,18 +164,9 @@ impl Containerd {
         Q: prost::Message + Send + Sync + 'static,
         R: prost::Message + Default + Send + Sync + 'static,
     {
-        let path = PathAndQuery::try_from(format!("/runtime.v1.RuntimeService/{method}"))
-            .map_err(|e| CriError::Refused(e.to_string()))?;
-        let mut client = Grpc::new(self.channel.clone());
-        self.runtime.block_on(async move {
-            client.ready().await.map_err(|e| CriError::Refused(e.to_string()))?;
-            let mut request = tonic::Request::new(request);
-            request.set_timeout(CALL);
-            let reply = client.unary(request, path, ProstCodec::<Q, R>::default()).await;
-            reply
-                .map(tonic::Response::into_inner)
-                .map_err(|status| CriError::Refused(status.message().to_owned()))
-        })
+        let path = format!("/runtime.v1.RuntimeService/{method}");
+        let reply = self.client.call(&path, request, CALL);
+        reply.map_err(|status| CriError::Refused(status.message().to_owned()))
     }
 }
 
@@ -196,14 +176,6 @@ impl Drop for Containerd {
         drop(self.child.kill());
         drop(self.child.wait());
     }
-}
-
-fn channel(socket: PathBuf) -> Channel {
-    let connector = tower::service_fn(move |_: Uri| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    });
-    Endpoint::from_static("http://containerd").connect_with_connector_lazy(connector)
 }
 
 fn configuration(directory: &Path, conf_dir: &Path, bin_dir: &Path) -> String {

@@ -66,6 +66,7 @@ impl Ours {
             in_cluster: false,
             manage_cordoned: false,
             provisioning: true,
+            policies: false,
             audit_every: AUDIT_EVERY,
         };
         let facts = Facts {
@@ -157,6 +158,8 @@ impl Ours {
             Effect::Act { id, action, .. } => wants.push(Want::Run(errand(id, action))),
             Effect::Tidy(chores) => wants.push(Want::Run(tidy(chores))),
             Effect::Check(..)
+            | Effect::Enforce { .. }
+            | Effect::Forget(_)
             | Effect::Survey(_)
             | Effect::Mend(_)
             | Effect::Unwire(_)

@@ -53,6 +53,8 @@ pub(crate) struct Setup {
     pub(crate) dual: bool,
     /// An ENIConfig says where ENIs for pods go: into the second subnet, if there is one.
     pub(crate) custom: bool,
+    /// A network policy agent has a say in each pod.
+    pub(crate) policies: bool,
 }
 
 /// One thing that happens.
@@ -178,6 +180,7 @@ impl Setup {
             in_cluster: self.custom,
             manage_cordoned: false,
             provisioning: true,
+            policies: self.policies,
             audit_every: self.audit,
         }
     }
@@ -209,6 +212,7 @@ impl Setup {
             // Neither is drawn: the other histories stay as they are.
             dual: can_ipv6 && rng.clone().percent(30),
             custom: rng.clone().below(1000) >= 850,
+            policies: rng.clone().below(4) == 0,
         };
         // The two are refused together.
         Self { custom: setup.custom && !setup.dual, ..setup }

@@ -23,6 +23,7 @@ mod cluster;
 mod custom;
 mod estate;
 mod ipv6;
+mod policies;
 mod reasons;
 mod repair;
 
@@ -55,6 +56,7 @@ impl World {
             in_cluster: true,
             manage_cordoned: false,
             provisioning: true,
+            policies: false,
             audit_every: Duration::from_secs(3600),
         };
         let now = Moment(1_000_000);

@@ -214,6 +214,8 @@ fn every_reason_is_walked() {
         state_not_writable(),
         of_wiring(Reason::KernelRefused),
         of_wiring(Reason::Internal),
+        policies::refused(Reason::PolicyAgentUnreachable),
+        policies::refused(Reason::PolicyRefused),
         unknown_sandbox(),
     ]);
     walked.extend(OF_EC2.map(|(_, reason)| reason));

@@ -457,7 +457,8 @@ impl World {
             Effect::Wire(call, pod) => self.wiring(Job::Add(call, pod)),
             Effect::Check(call, _) => self.wiring(Job::Check(call)),
             // Nobody takes a pod's route here.
-            Effect::Mend(_) | Effect::Waited(..) => {}
+            Effect::Mend(_) | Effect::Waited(..) | Effect::Forget(_) => {}
+            Effect::Enforce { id, patience, .. } => self.enforcing(id, patience),
             Effect::Survey(holders) => self.wiring(Job::Survey(holders)),
             Effect::Unwire(pod) => self.wiring(Job::Remove(pod)),
             Effect::Append(batch, records) => {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use ipamd::cluster::{EniConfig, EniConfigName, EniConfigNews, NameKeys, News, NodeObject};
 use ipamd::node::{CallId, Event};
-use types::{SandboxKey, VethPrefix};
-use wire::{Attachment, Detachment, Kept, PROTOCOL, Request, Verb};
+use types::{Reason, SandboxKey, VethPrefix};
+use wire::{Attachment, Detachment, Failure, Kept, PROTOCOL, Request, Verb};
 
 use super::super::script::Step;
 use super::{Due, Held, NETWORK, PATIENCE, Pending, Phase, World, name, sandbox};
@@ -211,5 +211,13 @@ impl World {
             }
             index = index.saturating_sub(eni.prefixes.len());
         }
+    }
+
+    /// The network policy agent refuses some pods, and is late for others.
+    pub(super) fn enforcing(&mut self, id: CallId, patience: Duration) {
+        let refused = || Err(Failure::new(Reason::PolicyRefused, "the agent refuses"));
+        let result = if self.rng.percent(10) { refused() } else { Ok(()) };
+        let pause = if self.rng.percent(20) { patience } else { self.rng.millis(0, 200) };
+        self.hear_later(pause, Event::Enforced { id, result });
     }
 }
