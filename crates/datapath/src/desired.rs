@@ -11,6 +11,7 @@ use crate::model::{
     Address, EniSpec, Family, IfIndex, KernelState, LinkSeen, LinkState, NodeSpec, PodSpec, Route, Rule,
     RulePriority, Selector, Sysctl,
 };
+use crate::seen::HostSeen;
 
 /// The host part: links, addresses, tables and rules, for the ENIs whose link is there.
 ///
@@ -96,6 +97,19 @@ pub fn pod_routes(pod: &PodSpec, link: IfIndex) -> impl Iterator<Item = Route> {
     })
 }
 
+/// The host part and the routes of the pods whose link is there.
+///
+/// # Errors
+/// When an ENI's mark does not fit the mask.
+pub fn host(spec: &NodeSpec, pods: &[PodSpec], seen: &HostSeen) -> Result<KernelState, MarkError> {
+    let mut state = node(spec, &seen.by_mac())?;
+    let by_name: BTreeMap<&str, IfIndex> =
+        seen.links.iter().map(|link| (link.name.as_str(), link.index)).collect();
+    let linked = pods.iter().filter_map(|pod| Some((pod, by_name.get(pod.host_if.as_str())?)));
+    state.routes.extend(linked.flat_map(|(pod, link)| pod_routes(pod, *link)));
+    Ok(state)
+}
+
 /// Kernel settings: forwarding on, and loose reverse path checks on ENIs.
 ///
 /// With IPv6, router advertisements go on being taken on the primary ENI: they bring the node's default route, and a kernel that
@@ -120,7 +134,8 @@ pub fn sysctls(spec: &NodeSpec, links: &BTreeMap<Mac, LinkSeen>) -> Vec<Sysctl> 
 }
 
 /// The VPC router: the first address of a subnet after its network address (Amazon VPC user guide, subnet sizing).
-fn gateway(subnet: Ipv4Network) -> Ipv4Addr {
+#[must_use]
+pub fn gateway(subnet: Ipv4Network) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(subnet.network()).saturating_add(1))
 }
 
@@ -199,10 +214,10 @@ ip link set ens1 mtu 9001 up
 ip link set ens2 mtu 9001 up
 ip addr add 10.0.17.5/20 dev ens1 noprefixroute
 ip addr add 10.0.18.6/20 dev ens2 noprefixroute
-ip route replace 10.0.16.1/32 dev ens1 scope link table 2
-ip route replace 10.0.16.1/32 dev ens2 scope link table 10102
-ip route replace 0.0.0.0/0 via 10.0.16.1 dev ens1 table 2
-ip route replace 0.0.0.0/0 via 10.0.16.1 dev ens2 table 10102
+ip route replace 10.0.16.1/32 dev ens1 scope link table 2 proto 86
+ip route replace 10.0.16.1/32 dev ens2 scope link table 10102 proto 86
+ip route replace 0.0.0.0/0 via 10.0.16.1 dev ens1 table 2 proto 86
+ip route replace 0.0.0.0/0 via 10.0.16.1 dev ens2 table 10102 proto 86
 ip rule add pref 512 from all lookup 51200 protocol 86
 ip rule add pref 1024 fwmark 0x80/0x80 lookup main protocol 86
 ip rule add pref 1536 fwmark 0x100/0x3f00 lookup 2 protocol 86

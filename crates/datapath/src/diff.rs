@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::PROTOCOL;
-use crate::model::{Address, Family, IfIndex, KernelState, LinkState, Route, Rule, RulePriority};
+use crate::model::{Address, IfIndex, KernelState, LinkState, Route, Rule, RulePriority};
 
 /// One change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,18 +45,11 @@ impl Op {
             Self::SetLink { link, mtu } => format!("ip link set {} mtu {mtu} up", dev(link)),
             Self::AddAddress(a) => format!("ip addr add {} dev {} noprefixroute", a.address, dev(&a.link)),
             Self::DelAddress(a) => format!("ip addr del {} dev {}", a.address, dev(&a.link)),
-            Self::AddRoute(it) => format!("ip route replace {}", route(it)),
+            Self::AddRoute(it) => format!("ip route replace {} proto {PROTOCOL}", route(it)),
             Self::DelRoute(it) => format!("ip route del {}", route(it)),
-            Self::AddRule(rule) => format!("{} add {rule} protocol {PROTOCOL}", of_rules(rule.family)),
-            Self::DelRule(rule) => format!("{} del {rule} protocol {PROTOCOL}", of_rules(rule.family)),
+            Self::AddRule(rule) => format!("ip{} rule add {rule} protocol {PROTOCOL}", rule.family.option()),
+            Self::DelRule(rule) => format!("ip{} rule del {rule} protocol {PROTOCOL}", rule.family.option()),
         }
-    }
-}
-
-const fn of_rules(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "ip rule",
-        Family::V6 => "ip -6 rule",
     }
 }
 
@@ -105,7 +98,7 @@ mod tests {
     use types::TableId;
 
     use super::*;
-    use crate::model::Selector;
+    use crate::model::{Family, Selector};
 
     fn rule() -> impl Strategy<Value = Rule> {
         (0..4_u32, 0..3_u32, any::<bool>()).prop_map(|(value, table, v6)| Rule {

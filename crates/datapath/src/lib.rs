@@ -5,7 +5,7 @@
 //!                     the kernel's --observe-->
 //! ```
 //!
-//! `model`, `desired`, `diff` and `mark` are pure; `kernel` and `netfilter` talk to the kernel, `watch` hears what
+//! `model`, `desired`, `diff`, `seen` and `mark` are pure; `kernel` and `netfilter` talk to the kernel, `watch` hears what
 //! others change. Teardown is the difference against nothing, repair the difference after a change.
 //!
 //! | priority | rule | looks up | how many |
@@ -25,15 +25,19 @@ mod kernel;
 mod mark;
 mod model;
 pub mod netfilter;
+mod seen;
 mod watch;
 
 pub use diff::{Op, diff};
-pub use kernel::{Converged, Host, KernelError, Mended, PodSeen, Refusal, WireError, Wirer};
+pub use kernel::{
+    Converged, Host, KernelError, Mended, PodSeen, Refusal, TRASH_GROUP, WireError, Wirer, read_sysctl,
+};
 pub use mark::{MarkError, Marks};
 pub use model::{
     Address, EniSpec, Family, IfIndex, KernelState, LinkSeen, LinkState, NodeSpec, PodSpec, Route, Rule,
     RulePriority, Selector, Sysctl,
 };
+pub use seen::{HostSeen, Maker, RouteSeen, RuleSeen};
 pub use watch::{Ours, Watch};
 
 /// Number by which routes and rules of ours can be told (`rtm_protocol`, `FRA_PROTOCOL`).

@@ -1,11 +1,12 @@
 //! Packet marks: which bits are ours and what they say.
 
+use serde::{Deserialize, Serialize};
 use types::{DeviceIndex, NetworkCard};
 
 /// The bits of packet and connection marks that we use. We change no others.
 ///
 /// Others' bits: kube-proxy 0x4000 and 0x8000, Calico 0xffff0000 by default.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marks {
     /// Bits of the packet mark that say by which ENI a pod's packet leaves.
     pub steering_mask: u32,

@@ -5,12 +5,13 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network};
+use serde::{Deserialize, Serialize};
 use types::{DeviceIndex, HostVeth, Mac, NetworkCard, TableId};
 
 use crate::Marks;
 
 /// One of the two sets of tables that the kernel keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Family {
     /// IPv4.
     V4,
@@ -21,6 +22,15 @@ pub enum Family {
 impl Family {
     /// Both.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The option of `ip` for it, with the blank before.
+    #[must_use]
+    pub const fn option(self) -> &'static str {
+        match self {
+            Self::V4 => "",
+            Self::V6 => " -6",
+        }
+    }
 
     /// That of an address.
     #[must_use]
@@ -33,11 +43,11 @@ impl Family {
 }
 
 /// A link's number in its network namespace; the kernel never gives one twice while the namespace lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct IfIndex(pub u32);
 
 /// A link of the host, as the kernel tells it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkSeen {
     /// Its number.
     pub index: IfIndex,
@@ -56,7 +66,7 @@ pub struct LinkSeen {
 }
 
 /// An ENI as the kernel should have it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EniSpec {
     /// Finds its link.
     pub mac: Mac,
@@ -89,7 +99,7 @@ impl EniSpec {
 }
 
 /// The host part of a node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeSpec {
     /// Its ENIs.
     pub enis: Vec<EniSpec>,
@@ -117,7 +127,7 @@ pub struct PodSpec {
 }
 
 /// Where a rule of ours stands in the policy database. The whole list, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum RulePriority {
     /// All packets: is it for a pod of this node?
     Pods,
@@ -158,7 +168,7 @@ impl RulePriority {
 }
 
 /// What a rule matches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Selector {
     /// Everything.
     All,
@@ -176,7 +186,7 @@ pub enum Selector {
 }
 
 /// A policy rule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Rule {
     /// Whose packets it is for.
     pub family: Family,
@@ -202,7 +212,7 @@ impl fmt::Display for Rule {
 }
 
 /// A route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Route {
     /// Its table.
     pub table: TableId,
@@ -226,7 +236,7 @@ impl Route {
 }
 
 /// An address on a link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Address {
     /// The link.
     pub link: IfIndex,

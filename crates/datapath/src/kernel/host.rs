@@ -1,27 +1,26 @@
 //! The host part: links, addresses, routes and rules, over rtnetlink. Never on the path of an ADD or DEL.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use futures_util::StreamExt;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::AddressMessage;
-use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::route::{RouteMessage, RouteType};
 use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::AsyncSocket;
 use rtnetlink::Handle;
-use types::{Mac, TableId};
+use types::Mac;
 
 use super::answer::{Answer, be_strict};
-use super::message::{Maker, number_of};
+use super::message::number_of;
 use super::{KernelError, Refusal, message, sysctl};
 use crate::desired;
 use crate::diff::{Op, diff};
-use crate::model::{
-    Address, Family, IfIndex, KernelState, LinkSeen, LinkState, NodeSpec, PodSpec, Route, Rule, RulePriority,
-};
+use crate::model::{Address, Family, IfIndex, LinkSeen, NodeSpec, PodSpec};
+use crate::seen::{HostSeen, RouteSeen, RuleSeen};
 
 /// What the kernel answers about a family that it lacks.
 const EAFNOSUPPORT: i32 = 97;
@@ -48,13 +47,6 @@ pub struct Host {
     handle: Handle,
     port: u32,
     _connection: tokio::task::JoinHandle<()>,
-}
-
-/// The links of the host.
-#[derive(Debug)]
-struct Links {
-    by_mac: BTreeMap<Mac, LinkSeen>,
-    names: BTreeMap<IfIndex, String>,
 }
 
 impl Host {
@@ -91,12 +83,12 @@ impl Host {
         let mut refused = Vec::new();
         let mut last = Vec::new();
         for _ in 0..ROUNDS_MAX {
-            let links = self.links().await?;
-            let want = wanted(spec, pods, &links)?;
-            let have = self.observe(spec, &links.by_mac, pods.is_some()).await?;
-            last = self.make(&diff(&want, &have), &links.names, &mut refused).await?;
+            let seen = self.look().await?;
+            let want = desired::host(spec, pods.unwrap_or_default(), &seen)?;
+            let have = seen.ours(spec, pods.is_some());
+            last = self.make(&diff(&want, &have), &seen.names(), &mut refused).await?;
             done.changes.extend(last.iter().cloned());
-            done.links = links.by_mac;
+            done.links = seen.by_mac();
             if last.is_empty() || !refused.is_empty() {
                 break;
             }
@@ -131,85 +123,48 @@ impl Host {
         Ok(made)
     }
 
-    async fn links(&mut self) -> Result<Links, KernelError> {
+    /// Everything that concerns us. Changes nothing.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read.
+    pub async fn look(&mut self) -> Result<HostSeen, KernelError> {
         let dump = self.dump("links", RouteNetlinkMessage::GetLink(message::any_link())).await?;
-        let seen = dump.iter().filter_map(|message| match message {
+        let links = dump.iter().filter_map(|message| match message {
             RouteNetlinkMessage::NewLink(message) => Some(message::to_link(message)),
             _ => None,
         });
-        let mut links = Links { by_mac: BTreeMap::new(), names: BTreeMap::new() };
-        for link in seen {
-            links.names.insert(link.index, link.name.clone());
-            // What is stacked on an ENI (a VLAN, a macvlan, a bridge) has its MAC too, and was made after it.
-            if let Some(mac) = link.mac
-                && links.by_mac.get(&mac).is_none_or(|other| link.index < other.index)
-            {
-                links.by_mac.insert(mac, link);
-            }
-        }
-        Ok(links)
+        Ok(HostSeen {
+            links: links.collect(),
+            rules: self.rules().await?,
+            routes: self.routes().await?,
+            addresses: self.addresses().await?,
+        })
     }
 
-    /// What the kernel holds of what we own.
-    async fn observe(
-        &mut self,
-        spec: &NodeSpec,
-        links: &BTreeMap<Mac, LinkSeen>,
-        pods: bool,
-    ) -> Result<KernelState, KernelError> {
-        let mut state = KernelState::default();
-        let mut secondary = BTreeSet::new();
-        for eni in &spec.enis {
-            let Some(link) = links.get(&eni.mac) else { continue };
-            state.links.insert(link.index, LinkState { mtu: link.mtu, up: link.up });
-            if !eni.is_primary() {
-                secondary.insert(link.index);
-            }
-        }
-        self.observe_rules(&mut state).await?;
-        // The kernel's own rule of a family that is not ours is there, and nothing to us.
-        let is_ours =
-            |rule: &Rule| rule.priority != RulePriority::Main || rule.family == Family::V4 || spec.ipv6;
-        state.rules.retain(|rule, _| is_ours(rule));
-        let routes = self.routes().await?.into_iter().filter(|(maker, route)| match maker {
-            Maker::We => pods || route.table != TableId::PODS,
-            // An address that somebody else added draws the node's own traffic for its subnet to that ENI.
-            Maker::Kernel => {
-                route.family() == Family::V4
-                    && route.table == TableId::MAIN
-                    && secondary.contains(&route.link)
-            }
-            Maker::Other => false,
-        });
-        state.routes = routes.map(|(_, route)| route).collect();
-        let addresses = self.addresses().await?.into_iter();
-        state.addresses = addresses.filter(|address| secondary.contains(&address.link)).collect();
-        Ok(state)
-    }
-
-    async fn observe_rules(&mut self, state: &mut KernelState) -> Result<(), KernelError> {
+    async fn rules(&mut self) -> Result<Vec<RuleSeen>, KernelError> {
+        let mut rules = Vec::new();
         for family in Family::ALL {
             let mut ask = RuleMessage::default();
             ask.header.family = number_of(family);
-            for message in self.dump_of(family, "rules", RouteNetlinkMessage::GetRule(ask)).await? {
-                if let RouteNetlinkMessage::NewRule(message) = message
-                    && let Some(rule) = message::to_rule(&message)
-                {
-                    *state.rules.entry(rule).or_default() += 1;
-                }
-            }
+            let dump = self.dump_of(family, "rules", RouteNetlinkMessage::GetRule(ask)).await?;
+            rules.extend(dump.iter().filter_map(|message| match message {
+                RouteNetlinkMessage::NewRule(message) => message::any_rule(message),
+                _ => None,
+            }));
         }
-        Ok(())
+        Ok(rules)
     }
 
-    async fn routes(&mut self) -> Result<Vec<(Maker, Route)>, KernelError> {
+    async fn routes(&mut self) -> Result<Vec<RouteSeen>, KernelError> {
         let mut routes = Vec::new();
         for family in Family::ALL {
             let mut ask = RouteMessage::default();
             ask.header.address_family = number_of(family);
             let dump = self.dump_of(family, "routes", RouteNetlinkMessage::GetRoute(ask)).await?;
             routes.extend(dump.iter().filter_map(|message| match message {
-                RouteNetlinkMessage::NewRoute(message) => message::to_route(message),
+                RouteNetlinkMessage::NewRoute(message) if message.header.kind == RouteType::Unicast => {
+                    message::to_route(message).map(|(maker, route)| RouteSeen { maker, route })
+                }
                 _ => None,
             }));
         }
@@ -288,17 +243,6 @@ impl Host {
         }
         Ok(refusal)
     }
-}
-
-/// The node's state, with the routes of the pods whose link is there.
-fn wanted(spec: &NodeSpec, pods: Option<&[PodSpec]>, links: &Links) -> Result<KernelState, KernelError> {
-    let mut want = desired::node(spec, &links.by_mac)?;
-    let by_name: BTreeMap<&str, IfIndex> =
-        links.names.iter().map(|(index, name)| (name.as_str(), *index)).collect();
-    let linked =
-        pods.unwrap_or_default().iter().filter_map(|pod| Some((pod, by_name.get(pod.host_if.as_str())?)));
-    want.routes.extend(linked.flat_map(|(pod, link)| desired::pod_routes(pod, *link)));
-    Ok(want)
 }
 
 /// Kernel settings.

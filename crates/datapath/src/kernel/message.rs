@@ -20,6 +20,7 @@ use crate::PROTOCOL;
 use crate::desired::everywhere;
 use crate::diff::Op;
 use crate::model::{Address, Family, IfIndex, LinkSeen, Route, Rule, RulePriority, Selector};
+use crate::seen::{Maker, RuleSeen};
 
 /// Flags for adding what must not exist. The only way to add a rule: the kernel keeps a second copy otherwise, even
 /// with REPLACE.
@@ -109,17 +110,6 @@ pub(super) fn of_route(route: &Route) -> RouteMessage {
     message.attributes.push(RouteAttribute::Oif(route.link.0));
     message.attributes.push(RouteAttribute::Table(route.table.0));
     message
-}
-
-/// Who made a route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Maker {
-    /// We did.
-    We,
-    /// The kernel, for an address.
-    Kernel,
-    /// Somebody else.
-    Other,
 }
 
 /// A route that the kernel told, and who made it.
@@ -220,6 +210,45 @@ pub(super) fn to_rule(message: &RuleMessage) -> Option<Rule> {
     let (family, priority) = (family_of(header.family)?, priority?);
     let does = ours || (priority, table) == (RulePriority::Main, TableId::MAIN);
     (does && plain).then_some(Rule { family, priority, selector, table })
+}
+
+/// A rule that the kernel told, whoever made it, in the words of `ip rule`.
+pub(super) fn any_rule(message: &RuleMessage) -> Option<RuleSeen> {
+    let (mut priority, mut table) = (0, TableId(message.header.table.into()));
+    let (mut from, mut to) = ("all".to_owned(), None);
+    let (mut mark, mut mask, mut more) = (None, u32::MAX, Vec::new());
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Priority(number) => priority = *number,
+            RuleAttribute::Table(number) => table = TableId(*number),
+            RuleAttribute::FwMark(value) => mark = Some(*value),
+            RuleAttribute::FwMask(bits) => mask = *bits,
+            RuleAttribute::Source(address) => from = with_length(*address, message.header.src_len),
+            RuleAttribute::Destination(address) => to = Some(with_length(*address, message.header.dst_len)),
+            RuleAttribute::Iifname(name) => more.push(format!("iif {name}")),
+            RuleAttribute::Oifname(name) => more.push(format!("oif {name}")),
+            _ => {}
+        }
+    }
+    let not = if message.header.flags.contains(RuleFlags::Invert) { "not " } else { "" };
+    let mut words = vec![format!("{not}from {from}")];
+    words.extend(to.map(|to| format!("to {to}")));
+    words.extend(mark.map(|mark| format!("fwmark {mark:#x}/{mask:#x}")));
+    words.extend(more);
+    words.push(match message.header.action {
+        RuleAction::ToTable => format!("lookup {table}"),
+        other => format!("{other:?}").to_lowercase(),
+    });
+    let family = family_of(message.header.family)?;
+    Some(RuleSeen { family, priority, text: words.join(" "), ours: to_rule(message) })
+}
+
+/// An address as rules show it: whole, or with the length of its prefix.
+fn with_length(address: IpAddr, length: u8) -> String {
+    match (address, length) {
+        (IpAddr::V4(_), 32) | (IpAddr::V6(_), 128) => address.to_string(),
+        _ => format!("{address}/{length}"),
+    }
 }
 
 /// A question about links, without their counters: the kernel would sum those up over all processors.

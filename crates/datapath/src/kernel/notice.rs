@@ -7,10 +7,11 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use types::{HostVeth, Mac, TableId};
 
-use super::message::{Maker, any_link, to_link, to_route, to_rule};
+use super::message::{any_link, to_link, to_route, to_rule};
 use super::pod::{self, TRASH_GROUP};
 use super::socket::{Socket, messages};
 use crate::model::{IfIndex, LinkSeen};
+use crate::seen::Maker;
 use crate::watch::Ours;
 
 /// Tells notices of what others change of ours from all the rest.

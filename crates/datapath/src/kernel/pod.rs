@@ -27,10 +27,18 @@ pub(super) const fn gateway_of(family: Family) -> IpAddr {
 }
 
 /// Link group of host ends whose pod is gone, until the next sweep.
-pub(super) const TRASH_GROUP: u32 = 0x5652_4153;
+pub const TRASH_GROUP: u32 = 0x5652_4153;
 /// Link group of host ends that were made with the MAC address that their name gives ([`types::HostVeth::mac`]). Others have any: the
 /// Go version's are random.
 pub(super) const NAMED_MAC_GROUP: u32 = 0x5652_4154;
+
+impl LinkSeen {
+    /// Whether it is the host end of a pod that is gone, which the next sweep deletes.
+    #[must_use]
+    pub const fn is_set_aside(&self) -> bool {
+        self.group == TRASH_GROUP
+    }
+}
 
 /// The pair in one message: the host end up, with its MAC; the other end in the pod's namespace.
 ///

@@ -17,13 +17,20 @@ fn root() -> &'static Path {
     if mounted.join("net").exists() { mounted } else { Path::new(OWN) }
 }
 
+/// What a setting says, by its path below `/proc/sys`.
+///
+/// # Errors
+/// When there is none or it cannot be read.
+pub fn read(path: &str) -> io::Result<String> {
+    Ok(fs::read_to_string(root().join(path))?.trim().to_owned())
+}
+
 /// Sets it if it says something else. Returns whether it was written.
 pub(super) fn put(sysctl: &Sysctl) -> io::Result<bool> {
-    let path = root().join(&sysctl.path);
-    if fs::read_to_string(&path)?.trim() == sysctl.value {
+    if read(&sysctl.path)? == sysctl.value {
         return Ok(false);
     }
-    fs::write(&path, sysctl.value)?;
+    fs::write(root().join(&sysctl.path), sysctl.value)?;
     Ok(true)
 }
 

@@ -9,11 +9,12 @@ use netlink_packet_route::RouteNetlinkMessage;
 use types::{HostVeth, Mac, TableId};
 
 use super::check;
-use super::message::{Maker, to_route};
+use super::message::to_route;
 use super::pod;
 use super::socket::{Ask, Socket, SocketError};
 use super::sysctl;
 use crate::model::{Family, IfIndex, LinkSeen, PodSpec, Route};
+use crate::seen::Maker;
 
 const ENOENT: i32 = 2;
 const ESRCH: i32 = 3;

@@ -35,6 +35,7 @@ use std::io;
 use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
+use serde::{Deserialize, Serialize};
 
 pub use egress::{EgressSpec, egress_ruleset};
 pub(crate) use notice::touches_ours;
@@ -49,7 +50,7 @@ use transaction::plan;
 pub const TABLE: &str = "aws-vpc-cni";
 
 /// How the source port of a translated connection is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SnatPorts {
     /// At random (`--random-fully`).
     Prng,
@@ -131,12 +132,39 @@ impl Netfilter {
         Ok(changed)
     }
 
+    /// What it would take to make the table what was written, each step in words; none when it is, by its chains, its
+    /// elements, and its rules' comments. Changes nothing.
+    ///
+    /// # Errors
+    /// When the socket fails or the kernel refuses to tell.
+    pub fn differences(&mut self, ruleset: &Ruleset) -> Result<Vec<String>, NetfilterError> {
+        let transactions =
+            plan(observe(self.socket()?, ruleset.family)?.as_ref(), &Table::from(ruleset), ruleset);
+        Ok(transactions.into_iter().flat_map(|transaction| transaction.finish().1).collect())
+    }
+
+    /// The IPv4 table in words; `None` when there is none.
+    ///
+    /// # Errors
+    /// When the socket fails or the kernel refuses to tell.
+    pub fn told(&mut self) -> Result<Option<String>, NetfilterError> {
+        Ok(observe(self.socket()?, Family::V4)?.map(|table| table.to_string()))
+    }
+
+    /// The chains of all IPv4 tables, others' too: table and name.
+    ///
+    /// # Errors
+    /// When the socket fails or the kernel refuses to tell.
+    pub fn chains(&mut self) -> Result<BTreeSet<(String, String)>, NetfilterError> {
+        observe::all_chains(self.socket()?)
+    }
+
     /// Whether the table is there as it was written: its chains, its elements, and its rules by their comments.
     ///
     /// # Errors
     /// When the socket fails or the kernel refuses to tell.
     pub fn matches(&mut self, ruleset: &Ruleset) -> Result<bool, NetfilterError> {
-        Ok(observe(self.socket()?, ruleset.family)?.is_some_and(|seen| seen == Table::from(ruleset)))
+        Ok(self.differences(ruleset)?.is_empty())
     }
 
     /// Removes the table of a family. Returns whether there was one.

@@ -1,6 +1,7 @@
 //! What of our table the kernel holds.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use super::constants::{
     NF_ACCEPT, NFT_MSG_GETCHAIN, NFT_MSG_GETRULE, NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE,
@@ -82,6 +83,26 @@ impl From<Hook> for HookState {
     }
 }
 
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "table ip {TABLE} flags {:#x} with {} sets", self.flags, self.sets)?;
+        for (name, chain) in &self.chains {
+            write!(f, "chain {name}")?;
+            if let Some(HookState { kind, number, priority, policy }) = &chain.hook {
+                write!(f, ": type {kind} hook {number} priority {priority} policy {policy}")?;
+            }
+            writeln!(f)?;
+            for rule in &chain.rules {
+                // Kind and length come before the comment, a NUL after it.
+                let comment = rule.get(2..).and_then(text).unwrap_or("a rule without a comment of ours");
+                writeln!(f, "  {comment}")?;
+            }
+        }
+        self.no_snat.iter().try_for_each(|range| writeln!(f, "{NO_SNAT}: {range}"))?;
+        self.sources.iter().try_for_each(|(source, mark)| writeln!(f, "{source}: mark {mark:#x}"))
+    }
+}
+
 /// The table of a family in the kernel; `None` when there is none.
 pub(super) fn observe(socket: &mut Socket, family: Family) -> Result<Option<Table>, NetfilterError> {
     let name = Attributes::default().text(NFTA_TABLE_NAME, TABLE);
@@ -121,6 +142,14 @@ fn chains(socket: &mut Socket, family: Family) -> Result<BTreeMap<String, ChainS
         }
     }
     Ok(chains)
+}
+
+/// The chains of all IPv4 tables: table and name.
+pub(super) fn all_chains(socket: &mut Socket) -> Result<BTreeSet<(String, String)>, NetfilterError> {
+    let name = |chain: &[u8], kind| attribute(chain, kind).and_then(text).map(str::to_owned);
+    let chains = socket.ask(Family::V4, NFT_MSG_GETCHAIN, NLM_F_DUMP, &Attributes::default())?;
+    let both = |chain: &Vec<u8>| Some((name(chain, NFTA_CHAIN_TABLE)?, name(chain, NFTA_CHAIN_NAME)?));
+    Ok(chains.iter().filter_map(both).collect())
 }
 
 /// The name of something that is in our table.
