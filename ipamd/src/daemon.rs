@@ -99,7 +99,8 @@ async fn daemon(config: Config) -> Result<(), RunError> {
     let pod_if_prefix = config.veth_prefix.as_str().to_owned();
     watch(Ours { ports: ports.into(), pod_if_prefix, mtu: settings.eni_mtu }, &sender);
     tokio::spawn(cluster::watch(config.clone(), sender.clone()));
-    tokio::spawn(HostKeeper::new(host, netfilter, nat, metrics.clone()).run(wished, sender.clone()));
+    let keeper = HostKeeper::new(host, netfilter, nat, metrics.clone(), config.families, &dir);
+    tokio::spawn(keeper.run(wished, sender.clone()));
     let start = RunError::local::<io::Error>;
     let parts = Parts {
         wiring: workers::wiring(wirer, metrics.clone(), sender.clone())

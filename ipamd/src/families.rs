@@ -15,10 +15,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use datapath::PodSpec;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use pool::Owner;
+use serde::{Deserialize, Serialize};
 use types::Ipv6Prefix;
 
 /// Which addresses pods get.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Families {
     /// IPv4 of the VPC.
     V4 {

@@ -1,28 +1,62 @@
 //! The host's kernel: brings it in line with what the node wishes, one wish at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 
 use datapath::netfilter::{EgressSpec, NatSpec, Netfilter, SnatPorts, egress_ruleset, ruleset};
 use datapath::{Converged, Family, Host, LinkSeen, MarkError, desired};
 use ipnetwork::Ipv6Network;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use types::{Ipv6Prefix, Mac};
 
+use crate::families::Families;
 use crate::metrics::Metrics;
 use crate::node::{Event, HostWish};
 use crate::server::chain;
 
 /// What the SNAT rules need besides the wish.
-#[derive(Debug, Clone)]
-pub(crate) struct NatSettings {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NatSettings {
     /// First characters of host veths.
-    pub(crate) pod_if_prefix: String,
+    pub pod_if_prefix: String,
     /// How source ports are chosen; `None` when SNAT is done elsewhere.
-    pub(crate) snat: Option<SnatPorts>,
+    pub snat: Option<SnatPorts>,
     /// How source ports of IPv6 are chosen, which no gateway translates.
-    pub(crate) ipv6_ports: SnatPorts,
+    pub ipv6_ports: SnatPorts,
     /// Whether connections to node ports are bound to the primary ENI.
-    pub(crate) node_port: bool,
+    pub node_port: bool,
+}
+
+/// What the daemon wants the host's kernel to hold, as it is kept in the run directory for those who look at the node
+/// without it: [`crate::tools`]. The daemon itself never reads it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostRecord {
+    /// Which addresses pods get.
+    pub families: Families,
+    /// ENIs, tables, rules.
+    pub wish: HostWish,
+    /// Source NAT.
+    pub nat: NatSettings,
+}
+
+impl HostRecord {
+    /// The nftables table's content; `None` while the primary ENI's link is not there.
+    ///
+    /// # Errors
+    /// When an ENI's mark does not fit the mask.
+    pub fn nat_spec(&self, links: &BTreeMap<Mac, LinkSeen>) -> Result<Option<NatSpec>, MarkError> {
+        nat_spec(&self.wish, &self.nat, links)
+    }
+}
+
+/// Where the record is.
+#[must_use]
+pub fn record_file(run_dir: &Path) -> PathBuf {
+    run_dir.join("host.json")
 }
 
 /// The owner of the host's kernel objects other than pods.
@@ -34,16 +68,23 @@ pub(crate) struct HostKeeper {
     metrics: Metrics,
     /// What was wished and made last: whatever the same wish changes again, others have changed meanwhile.
     made: Option<HostWish>,
+    /// What the wishes come from, where they are written down, and what was written last.
+    families: Families,
+    record: PathBuf,
+    recorded: Option<HostRecord>,
 }
 
 impl HostKeeper {
-    pub(crate) const fn new(
+    pub(crate) fn new(
         host: Host,
         netfilter: Netfilter,
         settings: NatSettings,
         metrics: Metrics,
+        families: Families,
+        run_dir: &Path,
     ) -> Self {
-        Self { host, netfilter, settings, metrics, made: None }
+        let record = record_file(run_dir);
+        Self { host, netfilter, settings, metrics, made: None, families, record, recorded: None }
     }
 
     /// Serves wishes until nobody wishes any more.
@@ -53,10 +94,33 @@ impl HostKeeper {
         events: mpsc::Sender<Event>,
     ) {
         while let Some((generation, wish)) = wishes.recv().await {
+            self.write_down(&wish);
             let result = self.fulfil(&wish).await;
             self.made = result.as_ref().is_ok_and(Vec::is_empty).then_some(*wish);
             if events.send(Event::Converged { generation, result }).await.is_err() {
                 return;
+            }
+        }
+    }
+
+    /// Nothing depends on it: what cannot be written is told, and tried again with the next wish.
+    fn write_down(&mut self, wish: &HostWish) {
+        let wish = HostWish { pods: None, ..wish.clone() };
+        let record = HostRecord { families: self.families, wish, nat: self.settings.clone() };
+        if self.recorded.as_ref() == Some(&record) {
+            return;
+        }
+        let staged = self.record.with_extension("new");
+        let write = || -> std::io::Result<()> {
+            let mut file =
+                OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&staged)?;
+            file.write_all(&serde_json::to_vec(&record)?)?;
+            std::fs::rename(&staged, &self.record)
+        };
+        match write() {
+            Ok(()) => self.recorded = Some(record),
+            Err(error) => {
+                tracing::warn!(%error, file = %self.record.display(), "cannot write down what the host should hold");
             }
         }
     }
@@ -69,7 +133,7 @@ impl HostKeeper {
         for change in changes {
             self.tell(repair, &change);
         }
-        let nat = self.nat(wish, &links).map_err(|error| chain(&error))?;
+        let nat = nat_spec(wish, &self.settings, &links).map_err(|error| chain(&error))?;
         if let Some(nat) = nat
             && self.netfilter.put(ruleset(&nat)).map_err(|error| chain(&error))?
         {
@@ -108,22 +172,26 @@ impl HostKeeper {
             tracing::info!(change, "host");
         }
     }
+}
 
-    /// The table's content; `None` while the primary ENI's link is not there.
-    fn nat(&self, wish: &HostWish, links: &BTreeMap<Mac, LinkSeen>) -> Result<Option<NatSpec>, MarkError> {
-        let primary = wish.node.enis.iter().find(|eni| eni.is_primary());
-        let Some(link) = primary.and_then(|eni| links.get(&eni.mac)) else { return Ok(None) };
-        Ok(Some(NatSpec {
-            pod_if_prefix: self.settings.pod_if_prefix.clone(),
-            primary_if: link.name.clone(),
-            primary_address: wish.primary_address,
-            local: wish.local,
-            no_snat: wish.no_snat.iter().copied().collect::<BTreeSet<_>>(),
-            snat: self.settings.snat,
-            connmark: wish.node.marks.connmark,
-            node_port: self.settings.node_port,
-            steering_mask: wish.node.marks.steering_mask,
-            sources: desired::sources(&wish.node, links)?,
-        }))
-    }
+/// The table's content; `None` while the primary ENI's link is not there.
+fn nat_spec(
+    wish: &HostWish,
+    settings: &NatSettings,
+    links: &BTreeMap<Mac, LinkSeen>,
+) -> Result<Option<NatSpec>, MarkError> {
+    let primary = wish.node.enis.iter().find(|eni| eni.is_primary());
+    let Some(link) = primary.and_then(|eni| links.get(&eni.mac)) else { return Ok(None) };
+    Ok(Some(NatSpec {
+        pod_if_prefix: settings.pod_if_prefix.clone(),
+        primary_if: link.name.clone(),
+        primary_address: wish.primary_address,
+        local: wish.local,
+        no_snat: wish.no_snat.iter().copied().collect::<BTreeSet<_>>(),
+        snat: settings.snat,
+        connmark: wish.node.marks.connmark,
+        node_port: settings.node_port,
+        steering_mask: wish.node.marks.steering_mask,
+        sources: desired::sources(&wish.node, links)?,
+    }))
 }

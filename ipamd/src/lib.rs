@@ -17,11 +17,12 @@ pub mod server;
 pub mod status;
 pub mod store;
 pub mod telemetry;
+pub mod tools;
 
 mod app;
 mod cloud_tasks;
 mod estate;
-mod host;
+pub mod host;
 mod queue;
 mod readers;
 mod web;

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use ipamd::config::DEFAULT_RUN_DIR;
 use ipamd::hold::Hold;
+use ipamd::tools::{self, Tool};
 
 /// Exit code for settings that cannot be (`EX_USAGE`).
 const BAD_SETTINGS: u8 = 64;
@@ -39,6 +40,8 @@ enum Command {
         #[arg(long, env = "IPAMD_RUN_DIR", default_value = DEFAULT_RUN_DIR)]
         run_dir: PathBuf,
     },
+    #[command(flatten)]
+    Tool(Tool),
     /// List every setting: variable, default, what becomes of it in this version, what it means.
     Settings,
     /// Print how many pods instance types can hold, for the kubelet's maxPods; asks nobody.
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Run => run(),
         Command::Status { run_dir, json } => status(&run_dir, json),
         Command::Hold { hold, run_dir } => put_hold(&run_dir, hold),
+        Command::Tool(tool) => tools::run(&tool, Arguments::command()),
         Command::Settings => {
             say(&mut std::io::stdout(), ipamd::config::listed().trim_end());
             ExitCode::SUCCESS
@@ -138,4 +142,14 @@ fn max_pods(types: &[String], max_enis: Option<u8>, json: bool) -> ExitCode {
 /// Prints a line; a reader that has gone away is no reason to fail.
 fn say(out: &mut impl std::io::Write, text: &str) {
     drop(writeln!(out, "{text}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_one_that_can_be() {
+        Arguments::command().debug_assert();
+    }
 }

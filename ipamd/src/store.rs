@@ -20,7 +20,7 @@ pub const VERSION: u32 = 1;
 /// The file is rewritten when it is longer than this: about 10,000 changes.
 const BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// A state file longer than this is not ours.
-const READ_BYTES_MAX: u64 = 64 * 1024 * 1024;
+pub const READ_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// One line of the file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -63,6 +63,15 @@ pub struct Loaded {
     pub damage: Option<String>,
 }
 
+impl Loaded {
+    /// What these bytes of a state file hold.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Self {
+        let (records, damage) = parse(bytes);
+        Self { records, damage }
+    }
+}
+
 /// Why the state cannot be kept.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -100,7 +109,7 @@ impl Store {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Loaded::default()),
             Err(e) => return Err(fail("open", e)),
         };
-        let (records, damage) = parse(&bytes);
+        let Loaded { records, damage } = Loaded::parse(&bytes);
         let Some(damage) = damage else { return Ok(Loaded { records, damage: None }) };
         let aside = path.with_extension(format!("damaged-{}", now.0));
         std::fs::copy(path, &aside).map_err(|e| fail("set aside", e))?;
@@ -160,7 +169,8 @@ impl Store {
     }
 }
 
-fn line(record: &Record) -> io::Result<Vec<u8>> {
+/// A record as a line of the file.
+pub(crate) fn line(record: &Record) -> io::Result<Vec<u8>> {
     let json = serde_json::to_vec(record)?;
     let mut line = format!("{:016x} ", checksum(&json)).into_bytes();
     line.extend_from_slice(&json);

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -187,7 +187,15 @@ impl Node {
                 command
             }
         };
-        let own: BTreeMap<&str, String> = BTreeMap::from([
+        command.arg("run").env_clear().envs(self.environment()).envs(settings.iter().copied());
+        command.stdin(Stdio::null()).stdout(log).stderr(errors);
+        *self.daemon() = Some(self.netns.spawn(command).map_err(LabError::doing("start ipamd"))?);
+        Ok(())
+    }
+
+    /// The daemon's environment.
+    fn environment(&self) -> BTreeMap<&'static str, String> {
+        BTreeMap::from([
             ("AWS_EC2_ENDPOINT", format!("http://127.0.0.1:{EC2_PORT}")),
             ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254".to_owned()),
             ("AWS_ACCESS_KEY_ID", "LABKEY".to_owned()),
@@ -198,11 +206,37 @@ impl Node {
             ("CLUSTER_NAME", "lab".to_owned()),
             ("IPAMD_RUN_DIR", self.run_dir.display().to_string()),
             ("PATH", std::env::var("PATH").unwrap_or_default()),
-        ]);
-        command.arg("run").env_clear().envs(own).envs(settings.iter().copied());
-        command.stdin(Stdio::null()).stdout(log).stderr(errors);
-        *self.daemon() = Some(self.netns.spawn(command).map_err(LabError::doing("start ipamd"))?);
-        Ok(())
+        ])
+    }
+
+    /// Runs a tool beside the daemon: `ipamd` with these words, in the node's namespace and with the daemon's environment.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn tool(&self, words: &[&str], settings: &[(&str, &str)]) -> Result<Output, LabError> {
+        let mut command = Command::new(binary("IPAMD_BIN", "ipamd")?);
+        command.args(words).env_clear().envs(self.environment()).envs(settings.iter().copied());
+        let ran = self.netns.run(|| command.stdin(Stdio::null()).output())?;
+        ran.map_err(LabError::doing("run a tool"))
+    }
+
+    /// Runs a shell command in the node's namespace, as an operator would: `ipamd` is in its path.
+    ///
+    /// # Errors
+    /// What it says when it fails.
+    pub fn shell(&self, line: &str) -> Result<String, LabError> {
+        let ipamd = binary("IPAMD_BIN", "ipamd")?;
+        let beside = ipamd.parent().unwrap_or(Path::new("/")).display().to_string();
+        let mut command = Command::new("sh");
+        command.args(["-euc", line]).env_clear().envs(self.environment());
+        command.env("PATH", format!("{beside}:{}", std::env::var("PATH").unwrap_or_default()));
+        let ran = self.netns.run(|| command.stdin(Stdio::null()).output())?;
+        let output = ran.map_err(LabError::doing("run a shell"))?;
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        match output.status.success() {
+            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            false => Err(LabError::Program { program: line.to_owned(), said }),
+        }
     }
 
     /// The daemon's process id, while it runs.

@@ -20,6 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("containerd_may_remove_a_sandbox_twice", removed_twice),
     ("containerd_lives_through_a_killed_daemon", killed),
     ("containerd_lives_through_a_daemon_killed_among_its_calls", killed_among),
+    ("doctor_compares_the_state_with_what_containerd_was_told", compared),
 ];
 
 /// The reference loopback plugin, where Debian puts it.
@@ -87,6 +88,29 @@ fn parallel() -> Outcome {
         cri(containerd.remove(id))?;
     }
     ensure!(pods_held(&setting.node)? == 0, "addresses stay held");
+    Ok(())
+}
+
+fn compared() -> Outcome {
+    let setting = Setting::start(&[])?;
+    let node = &setting.node;
+    // What killed ones have left.
+    let _gone = std::fs::remove_dir_all("/var/lib/cni/results");
+    let containerd = start(node)?;
+    let run = |n: u32| cri(containerd.run("default", &format!("d-{n}"), &format!("uid-{n}")));
+    let ids = (0..3).map(run).collect::<Result<Vec<_>, _>>()?;
+
+    let output = node.tool(&["doctor"], &[])?;
+
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "not well: {said}");
+    ensure!(said.contains("the runtime, which knows 3 sandboxes of ours"), "not compared: {said}");
+    for id in &ids {
+        cri(containerd.stop(id))?;
+        cri(containerd.remove(id))?;
+    }
+    let output = node.tool(&["doctor"], &[])?;
+    ensure!(output.status.success(), "not well: {}", String::from_utf8_lossy(&output.stdout));
     Ok(())
 }
 

@@ -11,6 +11,7 @@ mod causes;
 mod cluster;
 mod containerd;
 mod custom_networking;
+mod doctor;
 mod estate;
 mod introspection;
 mod ipv6;
@@ -39,6 +40,7 @@ fn main() -> std::process::ExitCode {
         storms::TESTS,
         bad_input::TESTS,
         causes::TESTS,
+        doctor::TESTS,
         cluster::TESTS,
         custom_networking::TESTS,
         policy::TESTS,

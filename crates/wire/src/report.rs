@@ -72,7 +72,7 @@ impl AddressCount {
     /// All of them.
     #[must_use]
     pub const fn total(&self) -> u32 {
-        self.free + self.reserved + self.assigned + self.cooling
+        self.free.saturating_add(self.reserved).saturating_add(self.assigned).saturating_add(self.cooling)
     }
 }
 

@@ -20,6 +20,7 @@ use crate::cluster::NameKeys;
 use crate::families::Families;
 
 pub use read::Environment;
+pub(crate) use read::distance;
 use read::{Reader, parse_mark};
 pub use table::{Kind, SETTINGS, Setting, Support};
 

@@ -202,7 +202,7 @@ fn parse_range(text: &str) -> Option<Ipv4Network> {
 }
 
 /// How many letters must be put in, left out or changed to make one word of the other (Levenshtein).
-fn distance(one: &str, other: &str) -> usize {
+pub(crate) fn distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();
     for (i, a) in one.chars().enumerate() {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use datapath::{NodeSpec, PodSpec};
 use ipnetwork::Ipv4Network;
 use pool::{Action, ActionId, EniSeen, Outcome, Snapshot};
+use serde::{Deserialize, Serialize};
 use types::{
     DeviceIndex, EniId, HostVeth, InstanceId, InstanceLimits, Ipv6Prefix, Mac, Moment, NetworkCard, PodName,
     Reason, SandboxKey, SecurityGroupId, SubnetId,
@@ -276,7 +277,7 @@ pub enum Effect {
 }
 
 /// What the host's kernel should hold.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostWish {
     /// ENIs, tables, rules.
     pub node: NodeSpec,
@@ -287,7 +288,10 @@ pub struct HostWish {
     /// The address by which pods with IPv4 addresses of the VPC reach IPv6; `None`: they do not.
     pub ipv6_egress: Option<Ipv6Addr>,
     /// Pods whose routes must be there; `None` leaves the pods' table alone.
+    #[serde(skip)]
     pub pods: Option<Vec<PodSpec>>,
     /// The node's own address.
     pub primary_address: Ipv4Addr,
+    /// Which ENIs these are, for people.
+    pub ids: BTreeMap<Mac, EniId>,
 }

@@ -3,7 +3,7 @@
 //! What EC2 gives joins the pool only when the host's kernel is ready for it: an address on a secondary ENI must be
 //! in the steering map before a pod has it. So every gain waits in `settling` for the next convergence.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use datapath::{EniSpec, NodeSpec, PodSpec};
@@ -221,6 +221,7 @@ impl Node {
         let known = self.pool.enis();
         let coming = self.host.settling.iter().flat_map(|s| s.gain.enis()).cloned();
         let mut enis: Vec<EniSpec> = Vec::new();
+        let mut ids = BTreeMap::new();
         for seen in known.into_iter().chain(coming).filter(|eni| eni.role.is_for_pods()) {
             let Some(subnet) = self.subnets.get(&seen.subnet).copied() else { continue };
             let mut sources: BTreeSet<Ipv4Network> = networks(&seen.given()).collect();
@@ -229,7 +230,8 @@ impl Node {
                 same.sources.extend(sources);
                 continue;
             }
-            let EniSeen { mac, card, device, primary_address, .. } = seen;
+            let EniSeen { id, mac, card, device, primary_address, .. } = seen;
+            ids.insert(mac, id);
             let mtu = self.settings.eni_mtu;
             enis.push(EniSpec { mac, card, device, primary_address, subnet, mtu, sources });
         }
@@ -247,7 +249,7 @@ impl Node {
         let external_services = external_services.clone();
         let node = NodeSpec { enis, marks: *marks, connmark: *connmark, ipv6, external_services };
         let (local, primary_address) = (families.local_range(), facts.primary_address);
-        HostWish { node, no_snat, local, ipv6_egress, pods, primary_address }
+        HostWish { node, no_snat, local, ipv6_egress, pods, primary_address, ids }
     }
 
     fn wired_pods(&self) -> Vec<PodSpec> {

@@ -36,6 +36,7 @@ use types::{EniId, Moment, SandboxKey, SubnetId};
 pub use adding::RELEASED_KEPT;
 pub use event::{BatchId, CallId, Chore, Effect, Event, Facts, HostWish, Picture, Stray, Subnets};
 pub use restore::{PodInKernel, Restored, restore};
+pub(crate) use restore::{is_placeholder, replay};
 
 use crate::families::Families;
 use crate::hold::Hold;

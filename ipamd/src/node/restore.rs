@@ -46,7 +46,7 @@ pub(super) fn placeholder(host_if: &HostVeth) -> Option<SandboxKey> {
 }
 
 /// Whether a sandbox is a pod that only the kernel knows.
-pub(super) fn is_placeholder(sandbox: &SandboxKey) -> bool {
+pub(crate) fn is_placeholder(sandbox: &SandboxKey) -> bool {
     sandbox.network_name() == REBUILT
 }
 
@@ -59,6 +59,36 @@ pub struct Restored {
     pub leftovers: Vec<PodSpec>,
     /// For the log.
     pub remarks: Vec<String>,
+}
+
+/// What a state file says.
+#[derive(Debug)]
+pub(crate) struct Replayed {
+    /// The addresses.
+    pub(crate) pool: Pool,
+    /// Those whose last word is a release: who, and what was theirs.
+    pub(crate) released: BTreeMap<HostVeth, (SandboxKey, Ipv4Addr)>,
+}
+
+/// Goes through the lines of a state file.
+pub(crate) fn replay(records: Vec<Record>, cooldown: Duration, now: Moment) -> Replayed {
+    let mut pool = Pool::new(cooldown);
+    let mut released: BTreeMap<HostVeth, (SandboxKey, Ipv4Addr)> = BTreeMap::new();
+    for record in records {
+        match record {
+            Record::Snapshot { pool: snapshot, .. } => pool = Pool::restore(*snapshot, cooldown, now),
+            Record::Assigned { owner, address } => {
+                released.remove(&owner.host_if);
+                pool.adopt(owner, address);
+            }
+            Record::Leaving { leaving } => pool.doubt(leaving, now.plus(PICTURE_LAG)),
+            Record::Released { sandbox, at } => {
+                let gone = pool.release(&sandbox, at.min(now));
+                released.extend(gone.map(|(owner, grant)| (owner.host_if, (owner.sandbox, grant.address))));
+            }
+        }
+    }
+    Replayed { pool, released }
 }
 
 /// Rebuilds the state.
@@ -76,22 +106,7 @@ pub fn restore(
     let mut remarks: Vec<String> = loaded.damage.iter().map(|d| format!("state file: {d}")).collect();
     let lost = loaded.records.is_empty() && (ran_before || !kernel.is_empty());
     let distrust = lost || loaded.damage.is_some();
-    let mut pool = Pool::new(cooldown);
-    let mut released: BTreeMap<HostVeth, (SandboxKey, Ipv4Addr)> = BTreeMap::new();
-    for record in loaded.records {
-        match record {
-            Record::Snapshot { pool: snapshot, .. } => pool = Pool::restore(*snapshot, cooldown, now),
-            Record::Assigned { owner, address } => {
-                released.remove(&owner.host_if);
-                pool.adopt(owner, address);
-            }
-            Record::Leaving { leaving } => pool.doubt(leaving, now.plus(PICTURE_LAG)),
-            Record::Released { sandbox, at } => {
-                let gone = pool.release(&sandbox, at.min(now));
-                released.extend(gone.map(|(owner, grant)| (owner.host_if, (owner.sandbox, grant.address))));
-            }
-        }
-    }
+    let Replayed { mut pool, mut released } = replay(loaded.records, cooldown, now);
     if distrust {
         pool.distrust(now.plus(PICTURE_LAG));
     }

@@ -1,0 +1,64 @@
+//! The state beside EC2.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use datapath::EniSpec;
+use types::Mac;
+
+use super::super::evidence::{CloudEni, Evidence};
+use super::super::finding::{Code, Finding, Verdict};
+use super::super::words::delete_pod;
+
+/// When what differs will be seen to.
+const NEXT_LOOK: &str = "the daemon looks at EC2 once an hour, and when it starts";
+
+pub(super) fn judge(evidence: &Evidence, verdict: &mut Verdict) {
+    let Some(enis) = super::seen(verdict, "EC2", &evidence.live.cloud) else { return };
+    let Some(record) = &evidence.saved.record else { return };
+    let by_mac: BTreeMap<Mac, &CloudEni> = enis.iter().map(|eni| (eni.mac, eni)).collect();
+    verdict.compared.push(format!("EC2, with {} ENIs attached", enis.len()));
+    for eni in enis.iter().filter(|eni| eni.ours && !record.wish.ids.contains_key(&eni.mac)) {
+        let what = format!("{} is attached and has our tag, and the daemon does not use it", eni.id);
+        let finding = Finding::new(Code::EniUnknown, what).seen(format!("EC2: MAC address {}", eni.mac));
+        verdict.findings.push(finding.seen(NEXT_LOOK));
+    }
+    for spec in &record.wish.node.enis {
+        match by_mac.get(&spec.mac) {
+            Some(eni) if record.families.has_ipv4_of_vpc() => addresses(evidence, spec, eni, verdict),
+            Some(_) => {}
+            None => {
+                let id = record.wish.ids.get(&spec.mac).map(ToString::to_string).unwrap_or_default();
+                let own = spec.primary_address;
+                let what =
+                    format!("{id} with {own}, which the daemon uses, is not attached to this instance");
+                let seen = format!("EC2: no attached ENI has the MAC address {}", spec.mac);
+                verdict.findings.push(Finding::new(Code::EniNotInEc2, what).seen(seen));
+            }
+        }
+    }
+}
+
+/// What the daemon believes to have of an ENI, beside what it has.
+fn addresses(evidence: &Evidence, spec: &EniSpec, eni: &CloudEni, verdict: &mut Verdict) {
+    let id = &eni.id;
+    let is_here = |address: Ipv4Addr| spec.sources.iter().any(|source| source.contains(address));
+    let in_ec2 = |address: Ipv4Addr| eni.sources.iter().any(|source| source.contains(address));
+    let owners = evidence.saved.owners.iter();
+    for (owner, address) in owners.filter(|(_, address)| is_here(*address) && !in_ec2(*address)) {
+        let what = format!("{address} of {} is not on {id} in EC2: nothing reaches the pod", owner.pod);
+        let seen = format!("EC2: {id} has {} other addresses and prefixes", eni.sources.len());
+        let finding = Finding::new(Code::AddressNotInEc2, what).seen(seen);
+        verdict.findings.push(finding.repair(delete_pod(&owner.pod)));
+    }
+    let gone = spec.sources.difference(&eni.sources);
+    let free = gone.filter(|gone| !evidence.saved.owners.iter().any(|(_, address)| gone.contains(*address)));
+    let free: Vec<String> = free.map(ToString::to_string).collect();
+    if !free.is_empty() {
+        let lost = free.len();
+        let what =
+            format!("{id} has lost {lost} free addresses or prefixes that the daemon believes to have");
+        let finding = Finding::new(Code::FreeNotInEc2, what).seen(format!("EC2 lacks {}", free.join(" ")));
+        verdict.findings.push(finding.seen(NEXT_LOOK));
+    }
+}

@@ -1,0 +1,324 @@
+//! What the host's kernel holds, beside what the daemon wants it to hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use datapath::netfilter::TABLE;
+use datapath::{
+    HostSeen, IfIndex, KernelState, LinkState, Maker, Op, PodSpec, Route, RouteSeen, Rule, RuleSeen, Sysctl,
+    desired, diff,
+};
+use types::{HostVeth, TableId};
+
+use super::super::evidence::{Evidence, Nftables};
+use super::super::finding::{Code, Finding, Verdict};
+use super::super::words::word;
+use crate::host::HostRecord;
+
+/// Most steps of nftables that are told.
+const STEPS_MAX: usize = 12;
+/// Routes and rules by others where ours are.
+const OUR_PRIORITIES: [u32; 3] = [512, 1024, 1536];
+
+pub(super) fn judge(evidence: &Evidence, verdict: &mut Verdict) {
+    let Some(host) = super::seen(verdict, "the kernel", &evidence.live.host) else { return };
+    others(evidence, host, verdict);
+    let nftables = super::seen(verdict, "nftables", &evidence.live.nftables);
+    if let Some(nftables) = nftables {
+        go_chains(nftables, verdict);
+    }
+    let Some(record) = &evidence.saved.record else {
+        let why = "what the daemon wants is not known: it has not been ready here yet";
+        verdict.skipped.push(format!("the kernel's routes and rules: {why}"));
+        return;
+    };
+    let pods = pod_specs(evidence, record);
+    let want = match desired::host(&record.wish.node, &pods, host) {
+        Ok(want) => want,
+        Err(error) => return verdict.failed.push(format!("what the daemon wants: {error}")),
+    };
+    let have = host.ours(&record.wish.node, true);
+    verdict.compared.push(format!(
+        "the kernel: {} routes and {} rules of ours on {} links",
+        have.routes.len(),
+        have.rules.len(),
+        host.links.len()
+    ));
+    let names = host.names().into_iter().map(|(index, name)| (index, word(&name))).collect();
+    let missing = Difference { evidence, names, want: &want, have: &have }.tell(verdict);
+    foreign_pod_routes(host, &missing, verdict);
+    eni_links(record, host, verdict);
+    sysctls(evidence, record, host, verdict);
+    if let Some(nftables) = nftables {
+        table(evidence, nftables, verdict);
+    }
+}
+
+/// What the state's pods should have in the kernel.
+pub(in super::super) fn pod_specs(evidence: &Evidence, record: &HostRecord) -> Vec<PodSpec> {
+    let owners = evidence.saved.owners.iter();
+    // The MTU of a pod's link is no matter here.
+    owners.map(|(owner, address)| record.families.pod_spec(owner, *address, 0)).collect()
+}
+
+/// What is wanted beside what is there.
+#[derive(Debug)]
+struct Difference<'a> {
+    evidence: &'a Evidence,
+    names: BTreeMap<IfIndex, String>,
+    want: &'a KernelState,
+    have: &'a KernelState,
+}
+
+impl Difference<'_> {
+    /// Tells what it would take; returns where routes of pods are missing.
+    fn tell(&self, verdict: &mut Verdict) -> BTreeSet<IpAddr> {
+        let mut missing = BTreeSet::new();
+        for op in diff(self.want, self.have) {
+            if let Op::AddRoute(route) = &op
+                && route.table == TableId::PODS
+            {
+                missing.insert(route.destination.ip());
+            }
+            verdict.findings.push(self.finding(&op).repair(op.command(&self.names)));
+        }
+        missing
+    }
+
+    fn name(&self, link: IfIndex) -> String {
+        self.names.get(&link).cloned().unwrap_or_else(|| format!("if{}", link.0))
+    }
+
+    fn finding(&self, op: &Op) -> Finding {
+        match op {
+            Op::SetLink { link, mtu } => {
+                let name = self.name(*link);
+                let LinkState { mtu: now, up } =
+                    self.have.links.get(link).copied().unwrap_or(LinkState { mtu: 0, up: false });
+                let state = if up { "up" } else { "down" };
+                let what = format!("{name} is {state} with MTU {now}, and should be up with {mtu}");
+                Finding::new(Code::EniLinkOff, what).seen(format!("ip link show {name}"))
+            }
+            Op::AddAddress(address) => {
+                let name = self.name(address.link);
+                let what = format!("{} is not on {name}", address.address);
+                Finding::new(Code::EniAddressMissing, what).seen(format!("ip addr show {name}"))
+            }
+            Op::DelAddress(address) => {
+                let name = self.name(address.link);
+                let what = format!("{} is on {name}, whose own it is not", address.address);
+                Finding::new(Code::EniAddressExtra, what).seen(format!("ip addr show {name}"))
+            }
+            Op::AddRoute(route) => self.missing_route(route),
+            Op::DelRoute(route) => extra_route(route, &self.name(route.link)),
+            Op::AddRule(rule) => {
+                let what = format!("there is no rule `{rule}`");
+                Finding::new(Code::RuleMissing, what).seen(shown_rule(rule))
+            }
+            Op::DelRule(rule) => {
+                let copies = self.have.rules.get(rule).copied().unwrap_or_default();
+                let what = match self.want.rules.contains_key(rule) {
+                    true => format!("the rule `{rule}` is there {copies} times"),
+                    false => format!("the rule `{rule}` is of ours, and the daemon does not want it"),
+                };
+                Finding::new(Code::RuleExtra, what).seen(shown_rule(rule))
+            }
+        }
+    }
+
+    fn missing_route(&self, route: &Route) -> Finding {
+        let link = self.name(route.link);
+        if route.table != TableId::PODS {
+            let what = format!("table {} has no route to {} by {link}", route.table, route.destination);
+            return Finding::new(Code::RouteMissing, what).seen(shown(route));
+        }
+        let address = route.destination.ip();
+        let holder = self.evidence.holder(address);
+        let pod = holder.map_or_else(|| "a pod".to_owned(), |owner| owner.pod.to_string());
+        let what = format!("{address} of {pod} is not routed to {link}: nothing reaches the pod");
+        let seen = format!("{}: no such route of ours", shown(route));
+        let finding = Finding::new(Code::PodRouteMissing, what).seen(seen);
+        match holder {
+            Some(owner) => finding.seen(format!("the state: sandbox {} holds it", owner.sandbox)),
+            None => finding,
+        }
+    }
+}
+
+fn shown_rule(rule: &Rule) -> String {
+    format!("ip{} rule show pref {}", rule.family.option(), rule.priority.number())
+}
+
+fn shown(route: &Route) -> String {
+    let family = route.family().option();
+    format!("ip{family} route show table {} {}", route.table, route.destination)
+}
+
+fn extra_route(route: &Route, link: &str) -> Finding {
+    match route.table {
+        TableId::PODS => {
+            let what = format!("{} is routed to {link}, of which nobody holds it", route.destination.ip());
+            Finding::new(Code::PodRouteExtra, what).seen(shown(route))
+        }
+        TableId::MAIN => {
+            let what = format!(
+                "the main table leads to {} by {link}, so the node answers from a wrong ENI",
+                route.destination
+            );
+            Finding::new(Code::RouteExtra, what).seen(shown(route))
+        }
+        table => {
+            let what = format!(
+                "table {table} has a route of ours to {} by {link} that should not be there",
+                route.destination
+            );
+            Finding::new(Code::RouteExtra, what).seen(shown(route))
+        }
+    }
+}
+
+fn foreign_pod_routes(host: &HostSeen, missing: &BTreeSet<IpAddr>, verdict: &mut Verdict) {
+    let names = host.names();
+    for RouteSeen { maker, route } in &host.routes {
+        // One that stands in the place of ours goes when that is put back.
+        if route.table != TableId::PODS || *maker == Maker::We || missing.contains(&route.destination.ip()) {
+            continue;
+        }
+        let link = names.get(&route.link).map_or_else(|| "none".to_owned(), |name| word(name));
+        let (table, family) = (route.table, route.family().option());
+        let what =
+            format!("somebody has put a route to {} by {link} into the pods' table", route.destination);
+        let command = format!("ip{family} route del {} dev {link} table {table}", route.destination);
+        verdict.findings.push(Finding::new(Code::PodRouteForeign, what).seen(shown(route)).repair(command));
+    }
+}
+
+fn eni_links(record: &HostRecord, host: &HostSeen, verdict: &mut Verdict) {
+    let links = host.by_mac();
+    for eni in record.wish.node.enis.iter().filter(|eni| !links.contains_key(&eni.mac)) {
+        let id = record.wish.ids.get(&eni.mac).map(ToString::to_string).unwrap_or_default();
+        let what = format!("ENI {id} at card {}, device {} has no link", eni.card, eni.device);
+        let finding = Finding::new(Code::EniLinkMissing, what);
+        verdict.findings.push(finding.seen(format!("no link has its MAC address {}", eni.mac)));
+    }
+}
+
+fn sysctls(evidence: &Evidence, record: &HostRecord, host: &HostSeen, verdict: &mut Verdict) {
+    let value = |path: &str| evidence.live.sysctls.get(path).map(String::as_str);
+    for Sysctl { path, value: want } in desired::sysctls(&record.wish.node, &host.by_mac()) {
+        let Some(have) = value(&path).filter(|have| *have != want) else { continue };
+        let (code, what) = match path.as_str() {
+            "net/ipv4/ip_forward" => {
+                (Code::IpForwardOff, "the kernel does not forward: no pod reaches anything".to_owned())
+            }
+            path if path.ends_with("/rp_filter") => {
+                // The kernel takes the larger of the two.
+                let strictest = value("net/ipv4/conf/all/rp_filter").into_iter().chain([have]).max();
+                if strictest != Some("1") {
+                    continue;
+                }
+                let link = path.split('/').nth(3).unwrap_or_default();
+                (
+                    Code::RpFilterStrict,
+                    format!("the reverse path check of {link} is strict: it drops what comes for pods"),
+                )
+            }
+            path => (Code::SysctlDiffers, format!("{path} is {have}, not {want}")),
+        };
+        let command = format!("sysctl -w {}", word(&format!("{path}={want}")));
+        verdict.findings.push(Finding::new(code, what).seen(format!("{path} is {have}")).repair(command));
+    }
+}
+
+fn table(evidence: &Evidence, nftables: &Nftables, verdict: &mut Verdict) {
+    let Some(steps) = &nftables.differences else { return };
+    verdict.compared.push(format!("nftables: table ip {TABLE}"));
+    if steps.is_empty() {
+        return;
+    }
+    let mut finding = match &nftables.table {
+        None => {
+            let what = format!(
+                "the nftables table {TABLE} is not there: pods of secondary ENIs leave by the wrong one, and nothing is translated"
+            );
+            Finding::new(Code::NftablesMissing, what).seen(format!("nft list table ip {TABLE}"))
+        }
+        Some(_) => {
+            let what = format!("the nftables table {TABLE} is not what was written");
+            let told = steps.iter().take(STEPS_MAX).cloned();
+            told.fold(Finding::new(Code::NftablesDiffers, what), |finding, step| {
+                finding.seen(format!("it takes: {step}"))
+            })
+        }
+    };
+    if steps.len() > STEPS_MAX && nftables.table.is_some() {
+        finding = finding.seen(format!("and {} more steps", steps.len() - STEPS_MAX));
+    }
+    let command = format!("ipamd explain nftables{} | nft -f -", evidence.run_dir_option());
+    verdict.findings.push(finding.repair(command));
+}
+
+/// Rules and routes that the Go version makes, and others' rules among ours.
+fn others(evidence: &Evidence, host: &HostSeen, verdict: &mut Verdict) {
+    for RuleSeen { family, priority, text, ours } in &host.rules {
+        if ours.is_some() || !OUR_PRIORITIES.contains(priority) {
+            continue;
+        }
+        let (code, what) = if is_go_rule(*priority, text) {
+            (Code::GoLeftover, format!("a rule of the Go version: `pref {priority} {text}`"))
+        } else {
+            (Code::RuleForeign, format!("somebody's rule stands among ours: `pref {priority} {text}`"))
+        };
+        let ip = format!("ip{} rule", family.option());
+        let finding = Finding::new(code, what).seen(format!("{ip} show pref {priority}"));
+        verdict.findings.push(finding.repair(format!("{ip} del pref {priority} {text}")));
+    }
+    let pod_links: BTreeMap<IfIndex, &str> = host
+        .links
+        .iter()
+        .filter(|link| is_pod_link(evidence, &link.name))
+        .map(|link| (link.index, link.name.as_str()))
+        .collect();
+    // The kernel makes routes of its own for the links' IPv6 addresses.
+    let by_others = |seen: &&RouteSeen| seen.route.table == TableId::MAIN && seen.maker == Maker::Other;
+    for RouteSeen { route, .. } in host.routes.iter().filter(by_others) {
+        let Some(link) = pod_links.get(&route.link) else { continue };
+        let what = format!("a route of the Go version: {} by {link} in the main table", route.destination);
+        let command =
+            format!("ip{} route del {} dev {}", route.family().option(), route.destination, word(link));
+        verdict.findings.push(Finding::new(Code::GoLeftover, what).seen(shown(route)).repair(command));
+    }
+}
+
+/// The forms of rules that the Go version makes: to a pod, of marked connections, from a pod.
+fn is_go_rule(priority: u32, text: &str) -> bool {
+    match priority {
+        512 => text.starts_with("from all to ") && text.ends_with(" lookup main"),
+        1024 => text.starts_with("from all fwmark ") && text.ends_with(" lookup main"),
+        _ => text.starts_with("from ") && !text.starts_with("from all") && text.contains(" lookup "),
+    }
+}
+
+/// Whether a link has a name that only host ends of pods have.
+pub(super) fn is_pod_link(evidence: &Evidence, name: &str) -> bool {
+    let prefix = evidence.saved.record.as_ref().map_or("eni", |record| record.nat.pod_if_prefix.as_str());
+    let rest = name.strip_prefix(prefix).filter(|_| HostVeth::found(name).is_some());
+    rest.is_some_and(|rest| rest.len() == 11 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+fn go_chains(nftables: &Nftables, verdict: &mut Verdict) {
+    for (table, chain) in &nftables.chains {
+        if chain.starts_with("AWS-SNAT-CHAIN") || chain.starts_with("AWS-CONNMARK-CHAIN") {
+            let what =
+                format!("a chain of the Go version: {chain}; its translation and marks come beside ours");
+            let finding = Finding::new(Code::GoLeftover, what);
+            verdict.findings.push(finding.seen(format!("nft list chain ip {} {}", word(table), word(chain))));
+        }
+    }
+    if nftables.chains.iter().any(|(table, _)| table == "aws-cni") {
+        let finding = Finding::new(Code::GoLeftover, "the Go version's nftables table aws-cni");
+        verdict
+            .findings
+            .push(finding.seen("nft list table ip aws-cni").repair("nft delete table ip aws-cni"));
+    }
+}

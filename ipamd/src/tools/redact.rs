@@ -1,0 +1,175 @@
+//! Takes secrets out of text before it leaves the node. Pure.
+//!
+//! It rather takes too much: a line is cut where something that may be a secret begins.
+
+use wire::Report;
+
+use crate::config::{Environment, Kind, SETTINGS, Setting};
+
+/// What stands in the place of what was taken.
+const TAKEN: &str = "[left out]";
+/// Words after which a secret may follow, in lower case.
+const BEFORE_SECRETS: [&str; 12] = [
+    "secret",
+    "token",
+    "password",
+    "passwd",
+    "authorization",
+    "credential",
+    "signature",
+    "cookie",
+    "bearer",
+    "private",
+    "api_key",
+    "apikey",
+];
+/// Beginnings of words that are secrets, or lead to some: AWS access key ids and JSON web tokens.
+const SECRETS_BEGIN: [&str; 3] = ["AKIA", "ASIA", "eyJ"];
+/// A longer line is cut: no line of ours is.
+const LINE_CHARS_MAX: usize = 2000;
+/// Settings of any text whose value is no secret. URLs are among them, without what may stand before the host and after the path.
+const HARMLESS_TEXTS: [&str; 12] = [
+    "MAX_ENI",
+    "AWS_VPC_K8S_CNI_VETHPREFIX",
+    "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS",
+    "AWS_VPC_K8S_CNI_CONNMARK",
+    "CLUSTER_NAME",
+    "ADDITIONAL_ENI_TAGS",
+    "AWS_EC2_ENDPOINT",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+    "CLUSTER_ENDPOINT",
+    "MY_NODE_NAME",
+    "IPAMD_RUN_DIR",
+    "AWS_VPC_K8S_CNI_LOG_FILE",
+];
+
+/// A log without what may be secret.
+pub(super) fn log(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut in_key = false;
+    for line in text.lines() {
+        // A key is armoured over many lines.
+        in_key |= line.contains("-----BEGIN");
+        match in_key {
+            true => out.push_str(TAKEN),
+            false => out.push_str(&of_line(line)),
+        }
+        in_key &= !line.contains("-----END");
+        out.push('\n');
+    }
+    out
+}
+
+fn of_line(line: &str) -> String {
+    let lower = line.to_ascii_lowercase();
+    let words = BEFORE_SECRETS.iter().filter_map(|word| Some(lower.find(word)? + word.len()));
+    let begins = SECRETS_BEGIN.iter().filter_map(|begin| line.find(begin));
+    let userinfo = userinfo(line);
+    let cut = words.chain(begins).chain(userinfo).min();
+    let kept = cut.map_or(line, |cut| line.get(..cut).unwrap_or_default());
+    let mut short: String = kept.chars().take(LINE_CHARS_MAX).collect();
+    if cut.is_some() || short.len() < kept.len() {
+        short.push_str(TAKEN);
+    }
+    short
+}
+
+/// Where a URL's name and password begin.
+fn userinfo(line: &str) -> Option<usize> {
+    line.match_indices("://").map(|(at, mark)| at + mark.len()).find(|start| {
+        let rest = line.get(*start..).unwrap_or_default();
+        let authority = rest.split(['/', ' ', '"', '?']).next().unwrap_or_default();
+        authority.contains('@')
+    })
+}
+
+/// What others' words in a report may hold: EC2's and the API server's errors.
+pub(super) fn report(report: &mut Report) {
+    let lines = report.cloud.iter_mut().chain(&mut report.cluster).chain(&mut report.plan);
+    lines.for_each(|line| *line = of_line(line));
+}
+
+/// The settings that are set, a line each. Variables that are no settings of ours are not even named.
+pub(super) fn settings(environment: &Environment) -> String {
+    let line = |setting: &Setting| {
+        let text = environment.get(std::ffi::OsStr::new(setting.name))?.to_string_lossy();
+        let text = text.trim();
+        (!text.is_empty()).then(|| format!("{}={}\n", setting.name, value(setting, text)))
+    };
+    SETTINGS.iter().filter_map(line).collect()
+}
+
+fn value(setting: &Setting, text: &str) -> String {
+    let harmless = match setting.kind {
+        Kind::Flag => matches!(text.to_ascii_lowercase().as_str(), "1" | "t" | "true" | "0" | "f" | "false"),
+        Kind::Number(..) => text.len() <= 20 && text.bytes().all(|b| b.is_ascii_digit()),
+        Kind::Word(words) => words.iter().any(|word| word.eq_ignore_ascii_case(text)),
+        Kind::Text => HARMLESS_TEXTS.contains(&setting.name),
+    };
+    match harmless {
+        true if setting.name == "ADDITIONAL_ENI_TAGS" => text.to_owned(),
+        true => of_line(text.split('?').next().unwrap_or_default()),
+        false => "(set, and left out)".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_cut_where_a_secret_may_begin() {
+        for line in [
+            "aws_secret_access_key=hunter2",
+            "x-amz-security-token: hunter2",
+            "Authorization: AWS4-HMAC-SHA256 hunter2",
+            "key AKIAhunter2",
+            "jwt eyJhunter2",
+            "http://user:hunter2@host/",
+        ] {
+            let text = log(line);
+            assert!(!text.contains("hunter2") && text.contains(TAKEN), "{text}");
+        }
+        assert_eq!(log("pod default/web got 10.0.0.9\n"), "pod default/web got 10.0.0.9\n");
+    }
+
+    #[test]
+    fn a_key_of_many_lines_is_taken_whole() {
+        let text = log("before\n-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\nafter\n");
+
+        assert_eq!(text, format!("before\n{TAKEN}\n{TAKEN}\n{TAKEN}\nafter\n"));
+    }
+
+    #[test]
+    fn long_lines_and_letters_of_all_kinds_are_no_trouble() {
+        assert!(log(&"é".repeat(10_000)).len() < 5000);
+        assert!(log("İsecret hunter2").contains(TAKEN));
+    }
+
+    #[test]
+    fn settings_are_told_with_values_that_they_can_have() {
+        let set = |name: &str, text: &str| (name.into(), text.into());
+        let environment = Environment::from([
+            set("WARM_IP_TARGET", "5"),
+            set("MINIMUM_IP_TARGET", "hunter2"),
+            set("AWS_EC2_ENDPOINT", "http://user:hunter2@host/"),
+            set("IPAMD_KUBECONFIG", "/hunter2"),
+            set("ADDITIONAL_ENI_TAGS", r#"{"team":"net"}"#),
+            set("AWS_SECRET_ACCESS_KEY", "hunter2"),
+        ]);
+
+        let text = settings(&environment);
+
+        assert!(!text.contains("hunter2") && !text.contains("AWS_SECRET"), "{text}");
+        assert!(text.contains("WARM_IP_TARGET=5\n"), "{text}");
+        assert!(text.contains(r#"ADDITIONAL_ENI_TAGS={"team":"net"}"#), "{text}");
+        assert!(text.contains("MINIMUM_IP_TARGET=(set, and left out)"), "{text}");
+    }
+
+    #[test]
+    fn harmless_settings_are_settings() {
+        for name in HARMLESS_TEXTS {
+            assert!(SETTINGS.iter().any(|setting| setting.name == name), "{name}");
+        }
+    }
+}
