@@ -17,6 +17,7 @@ use crate::support::{Outcome, Setting, Test, ensure};
 pub(crate) const TESTS: &[Test] = &[
     ("doctor_finds_nothing_on_a_node_that_is_well", well),
     ("doctor_names_what_is_broken_and_its_commands_mend_it", broken),
+    ("doctor_names_what_is_missing_altogether", missing),
     ("doctor_compares_the_state_with_the_runtime_and_its_command_mends_it", runtime),
     ("doctor_compares_the_state_with_ec2", ec2),
     ("explain_tells_the_way_that_packets_take", explained),
@@ -112,63 +113,69 @@ fn host_link(pod: &Pod) -> String {
     name.unwrap_or_default().to_owned()
 }
 
-fn broken() -> Outcome {
-    let (setting, pods) = start(12)?;
-    let node = &setting.node;
-    // It would put things back within a second.
-    node.kill_daemon();
-    let address = |pod: &Pod| pod.address.unwrap_or(Ipv4Addr::UNSPECIFIED);
-    let (links, run_dir) = (pods.iter().map(host_link).collect::<Vec<_>>(), node.run_dir().to_owned());
+/// Breaks one thing of each kind that does not take others along.
+fn break_all(node: &Node, pods: &[Pod]) -> Outcome {
+    let address = pods[0].address.unwrap_or(Ipv4Addr::UNSPECIFIED);
+    let link = host_link(&pods[1]);
     node.netns().ip(&format!(
         "rule del pref 512\n\
          rule add pref 1536 fwmark 0x3f00/0x3f00 lookup 99 protocol 86\n\
          rule add pref 512 to 10.0.0.77 lookup main\n\
          rule add pref 1024 iif lo lookup 98\n\
-         route del {}/32 table 51200\n\
+         route del {address}/32 table 51200\n\
          route add 10.9.9.9/32 dev ens5 table 51200 proto 86\n\
          route add 10.9.9.8/32 dev ens5 table 51200\n\
          route del default table 2\n\
          addr add 10.0.9.9/32 dev ens6\n\
          link set ens6 mtu 1400\n\
-         link set {} down\n\
-         link add eni0123456789a type veth peer name stray\n",
-        address(&pods[0]),
-        links[1],
+         link set {link} down\n\
+         link add eni0123456789a type veth peer name stray\n"
     ))?;
     node.netns()
         .nft("flush chain ip aws-vpc-cni source_nat\nadd table ip aws-cni\nadd chain ip aws-cni c\n")?;
     node.shell("sysctl -qw net/ipv4/ip_forward=0 net/ipv4/conf/ens6/rp_filter=1")?;
     let open = std::fs::Permissions::from_mode(0o644);
-    std::fs::set_permissions(run_dir.join("state"), open).map_err(io("open the state file"))?;
+    std::fs::set_permissions(node.run_dir().join("state"), open).map_err(io("open the state file"))?;
     for junk in ["delete-queue/junk.delete", "state.damaged-7"] {
-        std::fs::write(run_dir.join(junk), "junk").map_err(io("write junk"))?;
+        std::fs::write(node.run_dir().join(junk), "junk").map_err(io("write junk"))?;
     }
+    Ok(())
+}
+
+/// What that is found as, with a daemon that does not run.
+const ALL_BROKEN: [&str; 19] = [
+    "daemon-down",
+    "eni-address-extra",
+    "eni-link-off",
+    "go-leftover",
+    "ip-forward-off",
+    "link-without-owner",
+    "nftables-differs",
+    "open-permissions",
+    "pod-link-down",
+    "pod-route-extra",
+    "pod-route-foreign",
+    "pod-route-missing",
+    "queue-foreign",
+    "route-missing",
+    "rp-filter-strict",
+    "rule-extra",
+    "rule-foreign",
+    "rule-missing",
+    "state-set-aside",
+];
+
+fn broken() -> Outcome {
+    let (setting, pods) = start(12)?;
+    let node = &setting.node;
+    // It would put things back within a second.
+    node.kill_daemon();
+    break_all(node, &pods)?;
 
     let (code, verdict) = doctor(node, &[])?;
 
-    let want = [
-        "daemon-down",
-        "rule-missing",
-        "rule-extra",
-        "go-leftover",
-        "rule-foreign",
-        "pod-route-missing",
-        "pod-route-extra",
-        "pod-route-foreign",
-        "route-missing",
-        "eni-address-extra",
-        "eni-link-off",
-        "pod-link-down",
-        "link-without-owner",
-        "nftables-differs",
-        "ip-forward-off",
-        "rp-filter-strict",
-        "open-permissions",
-        "queue-foreign",
-        "state-set-aside",
-    ];
     ensure!(code == Some(1), "exit code {code:?}");
-    ensure!(codes(&verdict) == BTreeSet::from(want), "found {:?}: {verdict:#}", codes(&verdict));
+    ensure!(codes(&verdict) == BTreeSet::from(ALL_BROKEN), "found {:?}: {verdict:#}", codes(&verdict));
     ensure!(
         findings(&verdict).all(|finding| finding["evidence"] != json!([])),
         "without evidence: {verdict:#}"
@@ -176,30 +183,37 @@ fn broken() -> Outcome {
     mend(node, &verdict)?;
     let (_, verdict) = doctor(node, &[])?;
     ensure!(codes(&verdict) == BTreeSet::from(["daemon-down"]), "not mended: {verdict:#}");
+    let _echo = Echo::start(setting.fabric.internet())?;
+    for pod in [&pods[0], &pods[1], &pods[11]] {
+        let seen = ask(&pod.netns, INTERNET_HOST)?;
+        ensure!(seen == Some(node.instance().address), "{}: the internet saw {seen:?}", pod.name);
+    }
+    Ok(())
+}
 
-    // What takes others along.
+/// What takes others along.
+fn missing() -> Outcome {
+    let (setting, pods) = start(12)?;
+    let node = &setting.node;
+    node.kill_daemon();
     node.netns().nft("delete table ip aws-vpc-cni\n")?;
-    node.netns().ip(&format!("addr flush dev ens6\nlink del {}\n", links[2]))?;
+    node.netns().ip(&format!("addr flush dev ens6\nlink del {}\n", host_link(&pods[2])))?;
+
     let (_, verdict) = doctor(node, &[])?;
+
     let found = codes(&verdict);
     for code in ["nftables-missing", "eni-address-missing", "pod-link-missing"] {
         ensure!(found.contains(code), "no {code} in {found:?}");
     }
     mend(node, &verdict)?;
     let (_, verdict) = doctor(node, &[])?;
-    ensure!(
-        codes(&verdict) == BTreeSet::from(["daemon-down", "pod-link-missing"]),
-        "not mended: {verdict:#}"
-    );
+    let left = BTreeSet::from(["daemon-down", "pod-link-missing"]);
+    ensure!(codes(&verdict) == left, "not mended: {verdict:#}");
+    // A pod without a link is the daemon's to release.
     node.start_daemon(&[])?;
     node.wait_ready()?;
     let (code, verdict) = doctor(node, &[])?;
     ensure!(code == Some(0), "not well after the start: {verdict:#}");
-    let _echo = Echo::start(setting.fabric.internet())?;
-    for pod in [&pods[0], &pods[1], &pods[11]] {
-        let seen = ask(&pod.netns, INTERNET_HOST)?;
-        ensure!(seen == Some(node.instance().address), "{}: the internet saw {seen:?}", pod.name);
-    }
     Ok(())
 }
 

@@ -22,6 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_node_without_ipv6_says_that_its_pods_do_not_reach_it", no_egress),
     ("ipv6_is_switched_on_in_a_pod_where_a_runtime_has_switched_it_off", switched_off),
     ("without_ipv6_in_the_subnet_a_dual_stack_pod_is_told_so", no_ipv6),
+    ("doctor_finds_nothing_on_nodes_with_ipv6_that_are_well", well),
 ];
 
 const DUAL: &[(&str, &str)] = &[("ENABLE_IPv4", "true"), ("ENABLE_IPv6", "true")];
@@ -39,6 +40,24 @@ fn add(node: &Node, pod: &mut Pod) -> Result<Ipv6Addr, LabError> {
 
 fn seen(pod: &Pod, by: Ipv6Addr) -> Result<Option<IpAddr>, LabError> {
     ask_at(&pod.netns, IpAddr::V6(by))
+}
+
+fn well() -> Outcome {
+    for (settings, enis) in [(DUAL, 2), (ONLY, 1)] {
+        let setting = Setting::start(settings)?;
+        let node = &setting.node;
+        let mut pod = Pod::create("web", "sandbox")?;
+        let ipv6 = add(node, &mut pod)?;
+        node.wait_for("the ENIs of one pod", |report| report.enis.len() == enis)?;
+
+        let output = node.tool(&["doctor"], &[])?;
+
+        ensure!(output.status.success(), "{settings:?}: {}", String::from_utf8_lossy(&output.stdout));
+        let output = node.tool(&["explain", "pod", "web"], &[])?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(said.contains(&ipv6.to_string()) && !said.contains("MISSING"), "{settings:?}: {said}");
+    }
+    Ok(())
 }
 
 /// Enough pods that some are on a secondary ENI.

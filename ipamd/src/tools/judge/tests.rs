@@ -97,8 +97,8 @@ fn link(index: u32, name: &str, mac: Option<Mac>, mtu: u32, peer: Option<u32>) -
 
 /// The kernel of a node that is well: what is wanted of it.
 fn host(record: &HostRecord, owners: &[(Owner, Ipv4Addr)]) -> HostSeen {
-    let mut host = HostSeen::default();
-    host.links = vec![link(2, "ens5", Some(mac(0)), 9001, None), link(3, "ens6", Some(mac(1)), 9001, None)];
+    let enis = vec![link(2, "ens5", Some(mac(0)), 9001, None), link(3, "ens6", Some(mac(1)), 9001, None)];
+    let mut host = HostSeen { links: enis, ..HostSeen::default() };
     for (index, (owner, _)) in (10..).zip(owners) {
         host.links.push(link(index, owner.host_if.as_str(), None, 9001, Some(2)));
     }
