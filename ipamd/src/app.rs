@@ -7,6 +7,7 @@
 //! | wiring thread | pods to wire, compare, mend, take away | `Wired`, `Checked` |
 //! | watching threads | the kernel's notices | `Touched` |
 //! | writing thread | records | `Written`, `FileLong` |
+//! | checkpointing thread | records, once they are written | |
 //! | host keeper | wishes for the host's kernel | `Converged` |
 //! | web | HTTP: metrics, introspection | readers |
 //! | gRPC | health probes, the policy agent's configuration, a Go plugin's DELs | requests to the owner, readers |
@@ -17,7 +18,8 @@
 //! Order of start: lock the delete queue, read the state, ask the kernel which pods there are, replay the queue, serve, unlock
 //! the queue. Everything remote comes after that and alone: a DEL is served while EC2 and IMDS are away.
 //!
-//! Order of stop: take no new requests, answer those that are at work, leave EC2 and the kernel as they are.
+//! Order of stop: take no new requests, answer those that are at work, leave behind what the Go version needs to go on; EC2 and
+//! the kernel stay as they are otherwise.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -114,14 +116,14 @@ impl Owner {
         Self { node, clock, parts, metrics, callers: BTreeMap::new() }
     }
 
-    /// Runs until `stop` says so and the requests at work are answered.
+    /// Runs until `stop` says so and the requests at work are answered. Returns the state it leaves.
     pub(crate) async fn run(
         mut self,
         mut events: mpsc::Receiver<Event>,
         mut calls: mpsc::Receiver<FromSocket>,
         mut readers: mpsc::Receiver<Reader>,
         mut stop: oneshot::Receiver<()>,
-    ) {
+    ) -> Node {
         loop {
             let now = self.clock.now();
             let pause = self.node.next_wakeup(now).since(now);
@@ -149,6 +151,7 @@ impl Owner {
         if drained.await.is_err() {
             tracing::warn!(unanswered = self.callers.len(), "stopping with requests unanswered");
         }
+        self.node
     }
 
     /// A reader that has gone wants nothing any more.

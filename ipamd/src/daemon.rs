@@ -22,13 +22,13 @@ use crate::grpc;
 use crate::grpc::agent::PolicyAgent;
 use crate::grpc::backend::Backend;
 use crate::hold::{self, Hold};
-use crate::host::{HostKeeper, NatSettings};
+use crate::host::{HostKeeper, NatSettings, Recording};
 use crate::metrics::Metrics;
-use crate::node::{Event, Node, PodInKernel, Restored, Settings, restore};
+use crate::node::{Event, Settings};
 use crate::queue::LockedQueue;
 use crate::readers::{Readers, readers};
 use crate::server::{self, FromSocket, chain};
-use crate::store::Store;
+use crate::start::{self, Started};
 use crate::web::{Introspection, serve_introspection, serve_metrics};
 use crate::workers;
 
@@ -69,7 +69,8 @@ async fn daemon(config: Config) -> Result<(), RunError> {
         LockedQueue::lock(&dir.join("delete-queue")).map_err(RunError::local("lock the delete queue"))?;
     let settings = settings(&config)?;
     let mut wirer = Wirer::open().map_err(RunError::local("reach the kernel"))?;
-    let (node, store) = restored(&settings, &dir.join("state"), ran_before, &mut wirer, clock)?;
+    let Started { node, store, former, news, checkpointing } =
+        start::restored(&config, &settings, ran_before, &mut wirer, clock)?;
     let (sender, inbox) = events();
     let hold_files = vec![hold::file(&dir), config.hold_file.clone()];
     let held = hold::now(&hold_files);
@@ -83,12 +84,7 @@ async fn daemon(config: Config) -> Result<(), RunError> {
     let (readers, read) = readers();
     serve_http(&config, &metrics, &readers);
     let host = Host::open().map_err(RunError::local("reach the kernel"))?;
-    let nat = NatSettings {
-        pod_if_prefix: config.veth_prefix.as_str().to_owned(),
-        snat: translates(&config).then_some(ports(config.snat_ports)),
-        ipv6_ports: ports(config.snat_ports),
-        node_port: config.node_port,
-    };
+    let nat = nat_settings(&config);
     let (wishes, wished) = mpsc::channel(1);
     let mut netfilter = Netfilter::default();
     let ports = [
@@ -99,14 +95,15 @@ async fn daemon(config: Config) -> Result<(), RunError> {
     let pod_if_prefix = config.veth_prefix.as_str().to_owned();
     watch(Ours { ports: ports.into(), pod_if_prefix, mtu: settings.eni_mtu }, &sender);
     tokio::spawn(cluster::watch(config.clone(), sender.clone()));
-    let keeper = HostKeeper::new(host, netfilter, nat, metrics.clone(), config.families, &dir);
+    let record = Recording::new(&dir, config.families);
+    let keeper = HostKeeper::new(host, netfilter, nat, metrics.clone(), record, former);
     tokio::spawn(keeper.run(wished, sender.clone()));
-    let start = RunError::local::<io::Error>;
+    let failed = RunError::local::<io::Error>;
     let parts = Parts {
         wiring: workers::wiring(wirer, metrics.clone(), sender.clone())
-            .map_err(start("start the wiring thread"))?,
-        writing: workers::writing(store, dir.join("state"), sender.clone())
-            .map_err(start("start the writing thread"))?,
+            .map_err(failed("start the wiring thread"))?,
+        writing: workers::writing(store, dir.join("state"), sender.clone(), news)
+            .map_err(failed("start the writing thread"))?,
         wishes,
         cloud: CloudTasks::new(config.clone(), clock, imds, metrics.clone(), ran_before, sender.clone()),
         agent: policy_agent(&config, &metrics, &sender),
@@ -120,11 +117,12 @@ async fn daemon(config: Config) -> Result<(), RunError> {
     tokio::spawn(serve(listener, calls));
     tokio::spawn(cloud.identify());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), run_dir = %dir.display(), "serving");
-    told_to_stop().await.map_err(start("listen to signals"))?;
+    told_to_stop().await.map_err(failed("listen to signals"))?;
     tracing::info!("stopping");
     // An owner that does not listen has ended already: there is nothing to drain.
     if stop.send(()).is_ok() {
-        owner.await.map_err(RunError::local("finish the requests at work"))?;
+        let node = owner.await.map_err(RunError::local("finish the requests at work"))?;
+        start::leave(&node, checkpointing);
     }
     Ok(())
 }
@@ -167,42 +165,6 @@ fn mark_run(dir: &Path) -> io::Result<bool> {
     }
 }
 
-/// The node with the state of before, and the file in which it goes on.
-fn restored(
-    settings: &Settings,
-    path: &Path,
-    ran_before: bool,
-    wirer: &mut Wirer,
-    clock: Clock,
-) -> Result<(Node, Store), RunError> {
-    let now = clock.now();
-    let loaded = Store::load(path, now).map_err(RunError::local("read the state"))?;
-    // What the process before this one had set aside.
-    wirer.sweep().map_err(RunError::local("sweep old links away"))?;
-    let kernel = wirer.pods().map_err(RunError::local("ask the kernel for pods"))?;
-    let kernel: Vec<PodInKernel> = kernel
-        .into_iter()
-        .filter_map(|pod| {
-            Some(PodInKernel { host_if: types::HostVeth::found(&pod.host_if)?, addresses: pod.addresses })
-        })
-        .collect();
-    // A link that cannot be looked for is taken to be there: an address is rather held for too long than given twice.
-    let mut has_link = |host_if: &types::HostVeth| wirer.has_link(host_if.as_str()).unwrap_or(true);
-    let Restored { pool, leftovers, remarks } =
-        restore(settings.cooldown, loaded, &kernel, &mut has_link, ran_before, now);
-    for pod in leftovers {
-        if let Err(error) = wirer.remove(&pod) {
-            tracing::warn!(host_if = %pod.host_if, error = chain(&error), "a deleted pod's wiring stays");
-        }
-    }
-    for remark in remarks {
-        tracing::warn!("{remark}");
-    }
-    let store = Store::create(path, &pool.snapshot()).map_err(RunError::local("write the state"))?;
-    let seed = now.0 ^ u64::from(std::process::id());
-    Ok((Node::new(settings.clone(), pool, seed, now), store))
-}
-
 fn settings(config: &Config) -> Result<Settings, RunError> {
     let targets = Targets {
         warm_eni: config.warm_eni_target,
@@ -233,6 +195,15 @@ fn settings(config: &Config) -> Result<Settings, RunError> {
         // Instance metadata is local, and whoever adds addresses there expects them to be used.
         audit_every: Duration::from_secs(if config.imds_only { 60 } else { 3600 }),
     })
+}
+
+fn nat_settings(config: &Config) -> NatSettings {
+    NatSettings {
+        pod_if_prefix: config.veth_prefix.as_str().to_owned(),
+        snat: translates(config).then_some(ports(config.snat_ports)),
+        ipv6_ports: ports(config.snat_ports),
+        node_port: config.node_port,
+    }
 }
 
 /// Whether the node translates addresses. Those that mean something on the node alone it always does.

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use datapath::netfilter::{EgressSpec, NatSpec, Netfilter, SnatPorts, egress_ruleset, ruleset};
-use datapath::{Converged, Family, Host, LinkSeen, MarkError, desired};
+use datapath::{Converged, Family, Former, Host, LinkSeen, MarkError, desired};
 use ipnetwork::Ipv6Network;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -59,6 +59,21 @@ pub fn record_file(run_dir: &Path) -> PathBuf {
     run_dir.join("host.json")
 }
 
+/// Where wishes are written down.
+#[derive(Debug)]
+pub(crate) struct Recording {
+    path: PathBuf,
+    families: Families,
+    /// What was written last.
+    last: Option<HostRecord>,
+}
+
+impl Recording {
+    pub(crate) fn new(run_dir: &Path, families: Families) -> Self {
+        Self { path: record_file(run_dir), families, last: None }
+    }
+}
+
 /// The owner of the host's kernel objects other than pods.
 #[derive(Debug)]
 pub(crate) struct HostKeeper {
@@ -68,10 +83,9 @@ pub(crate) struct HostKeeper {
     metrics: Metrics,
     /// What was wished and made last: whatever the same wish changes again, others have changed meanwhile.
     made: Option<HostWish>,
-    /// What the wishes come from, where they are written down, and what was written last.
-    families: Families,
-    record: PathBuf,
-    recorded: Option<HostRecord>,
+    record: Recording,
+    /// Whose leftovers of the Go version are to be removed; `None` once that is done.
+    former: Option<Former>,
 }
 
 impl HostKeeper {
@@ -80,11 +94,10 @@ impl HostKeeper {
         netfilter: Netfilter,
         settings: NatSettings,
         metrics: Metrics,
-        families: Families,
-        run_dir: &Path,
+        record: Recording,
+        former: Former,
     ) -> Self {
-        let record = record_file(run_dir);
-        Self { host, netfilter, settings, metrics, made: None, families, record, recorded: None }
+        Self { host, netfilter, settings, metrics, made: None, record, former: Some(former) }
     }
 
     /// Serves wishes until nobody wishes any more.
@@ -106,21 +119,21 @@ impl HostKeeper {
     /// Nothing depends on it: what cannot be written is told, and tried again with the next wish.
     fn write_down(&mut self, wish: &HostWish) {
         let wish = HostWish { pods: None, ..wish.clone() };
-        let record = HostRecord { families: self.families, wish, nat: self.settings.clone() };
-        if self.recorded.as_ref() == Some(&record) {
+        let record = HostRecord { families: self.record.families, wish, nat: self.settings.clone() };
+        if self.record.last.as_ref() == Some(&record) {
             return;
         }
-        let staged = self.record.with_extension("new");
+        let staged = self.record.path.with_extension("new");
         let write = || -> std::io::Result<()> {
             let mut file =
                 OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&staged)?;
             file.write_all(&serde_json::to_vec(&record)?)?;
-            std::fs::rename(&staged, &self.record)
+            std::fs::rename(&staged, &self.record.path)
         };
         match write() {
-            Ok(()) => self.recorded = Some(record),
+            Ok(()) => self.record.last = Some(record),
             Err(error) => {
-                tracing::warn!(%error, file = %self.record.display(), "cannot write down what the host should hold");
+                tracing::warn!(%error, file = %self.record.path.display(), "cannot write down what the host should hold");
             }
         }
     }
@@ -144,6 +157,9 @@ impl HostKeeper {
             );
         }
         self.egress(wish, repair)?;
+        if missing.is_empty() {
+            self.take_over(wish).await;
+        }
         Ok(missing)
     }
 
@@ -162,6 +178,43 @@ impl HostKeeper {
             self.tell(repair, &format!("nftables table for IPv6 of pods with IPv4 addresses: {by}"));
         }
         Ok(())
+    }
+
+    /// Removes what the Go version has left, once after the start, when all that stands for it is in place. A packet's way changes
+    /// from its rules to ours: first its netfilter rules, one of which takes our marks away, then its policy rules.
+    ///
+    /// What cannot be removed is superfluous and does no harm: the next round tries again.
+    async fn take_over(&mut self, wish: &HostWish) {
+        let Some(former) = self.former.take() else { return };
+        let removed = match self.netfilter.take_over() {
+            Ok(removed) => self
+                .host
+                .take_over(&wish.node, &former)
+                .await
+                .map(|more| (removed, more))
+                .map_err(|error| chain(&error)),
+            Err(error) => Err(chain(&error)),
+        };
+        match removed {
+            Ok((netfilter, routes)) => {
+                for change in netfilter.iter().chain(&routes) {
+                    tracing::debug!(change, "left by the Go version, removed");
+                }
+                let (netfilter, routes) = (netfilter.len(), routes.len());
+                if netfilter + routes > 0 {
+                    tracing::info!(netfilter, routes, "what the Go version left is removed");
+                    if Netfilter::has_legacy_tables() {
+                        tracing::warn!(
+                            "chains of the Go version in iptables-legacy, if there are any, stay; see MIGRATION.md"
+                        );
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::warn!(error, "what the Go version left cannot be removed yet");
+                self.former = Some(former);
+            }
+        }
     }
 
     fn tell(&self, repair: bool, change: &str) {

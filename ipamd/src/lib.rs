@@ -2,6 +2,7 @@
 //!
 //! `node` decides (events in, effects out, synchronous); everything else does what it says, or tells it what happened.
 
+pub mod checkpoint;
 pub mod clock;
 pub mod cloud;
 pub mod cluster;
@@ -20,10 +21,12 @@ pub mod telemetry;
 pub mod tools;
 
 mod app;
+mod checkpointing;
 mod cloud_tasks;
 mod estate;
 pub mod host;
 mod queue;
 mod readers;
+mod start;
 mod web;
 mod workers;

@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 use types::{Moment, SandboxKey};
 
+use crate::checkpoint::Checkpoint;
+
 /// Version of the file's form. A newer one is set aside, not guessed at.
 pub const VERSION: u32 = 1;
 /// The file is rewritten when it is longer than this: about 10,000 changes.
@@ -54,13 +56,15 @@ pub enum Record {
     },
 }
 
-/// What a state file held.
+/// What the files held.
 #[derive(Debug, Default)]
 pub struct Loaded {
     /// Lines in order; a snapshot first, if there was one.
     pub records: Vec<Record>,
     /// What was wrong with the file, in words, and where it was set aside.
     pub damage: Option<String>,
+    /// The Go version's checkpoint, which is another file.
+    pub checkpoint: Option<Checkpoint>,
 }
 
 impl Loaded {
@@ -68,7 +72,7 @@ impl Loaded {
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Self {
         let (records, damage) = parse(bytes);
-        Self { records, damage }
+        Self { records, damage, checkpoint: None }
     }
 }
 
@@ -109,12 +113,12 @@ impl Store {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Loaded::default()),
             Err(e) => return Err(fail("open", e)),
         };
-        let Loaded { records, damage } = Loaded::parse(&bytes);
-        let Some(damage) = damage else { return Ok(Loaded { records, damage: None }) };
+        let loaded = Loaded::parse(&bytes);
+        let Some(damage) = loaded.damage else { return Ok(loaded) };
         let aside = path.with_extension(format!("damaged-{}", now.0));
         std::fs::copy(path, &aside).map_err(|e| fail("set aside", e))?;
         let damage = format!("{damage}; kept as {}", aside.display());
-        Ok(Loaded { records, damage: Some(damage) })
+        Ok(Loaded { damage: Some(damage), ..loaded })
     }
 
     /// Starts a new file with this snapshot and moves it into place.

@@ -1,4 +1,4 @@
-//! The threads that block so that the rest need not: one wires pods, one writes the state file, two listen to what others
+//! The threads that block so that the rest need not: one wires pods, one writes the state file (and tells `checkpointing`), two listen to what others
 //! change in the kernel.
 
 use std::collections::BTreeMap;
@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use types::{HostVeth, Reason, SandboxKey};
 use wire::Failure;
 
+use crate::checkpointing::News;
 use crate::metrics::Metrics;
 use crate::node::{BatchId, CallId, Event};
 use crate::server::chain;
@@ -159,9 +160,10 @@ pub(crate) fn writing(
     store: Store,
     path: PathBuf,
     events: mpsc::Sender<Event>,
+    news: Sender<News>,
 ) -> std::io::Result<Sender<Writing>> {
     let (jobs, inbox) = channel();
-    let writer = Writer { store: Some(store), path, events, asked_for_new: false };
+    let writer = Writer { store: Some(store), path, events, news, asked_for_new: false };
     std::thread::Builder::new().name("writing".to_owned()).spawn(move || writer.run(&inbox))?;
     Ok(jobs)
 }
@@ -171,6 +173,8 @@ struct Writer {
     store: Option<Store>,
     path: PathBuf,
     events: mpsc::Sender<Event>,
+    /// Who keeps the checkpoint; nobody waits for it, and it may have ended.
+    news: Sender<News>,
     asked_for_new: bool,
 }
 
@@ -213,12 +217,16 @@ impl Writer {
         let renew = self.store.as_ref().is_none_or(Store::is_long) && !self.asked_for_new;
         self.asked_for_new |= renew;
         let written = appends.into_keys().map(|batch| Event::Written { batch, result: result.clone() });
-        let news = written.chain(renew.then_some(Event::FileLong));
-        news.into_iter().all(|event| self.events.blocking_send(event).is_ok())
+        let listened = written
+            .chain(renew.then_some(Event::FileLong))
+            .all(|event| self.events.blocking_send(event).is_ok());
+        drop(self.news.send(News::Changed(records)));
+        listened
     }
 
     fn rewrite(&mut self, snapshot: &Snapshot) {
         self.asked_for_new = false;
+        drop(self.news.send(News::All(Box::new(snapshot.clone()))));
         match Store::create(&self.path, snapshot) {
             Ok(store) => self.store = Some(store),
             Err(error) => self.complain(&error),

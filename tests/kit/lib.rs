@@ -11,6 +11,8 @@ pub mod demo;
 pub mod ec2;
 pub mod fabric;
 pub mod fleet;
+pub mod flows;
+pub mod go_node;
 pub mod grpc;
 pub mod imds;
 mod keeper;

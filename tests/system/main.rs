@@ -25,6 +25,7 @@ mod privilege;
 mod routing;
 mod storms;
 mod support;
+mod takeover;
 
 use libtest_mimic::{Arguments, Trial};
 use support::{Test, run, tell_skips};
@@ -55,6 +56,7 @@ fn main() -> std::process::ExitCode {
     let lab = lab::netns::enter_lab().map_err(|error| error.to_string());
     let programs = support::missing_programs();
     let without_lab = lab.err().or(programs);
+    let without_iptables = without_lab.clone().or_else(takeover::missing);
     let hidden = || lab::netns::hide_cni_results().err().map(|error| error.to_string());
     let without_user = without_lab.clone().or_else(privilege::no_user_namespaces);
     let without_containerd = without_lab.clone().or(not_root).or_else(containerd::missing).or_else(hidden);
@@ -65,6 +67,7 @@ fn main() -> std::process::ExitCode {
     }
     let without_ipv6 = without_lab.or_else(|| (!lab::fabric::ipv6()).then(|| "no IPv6 here".to_owned()));
     trials.extend(self::trials(ipv6::TESTS, without_ipv6.as_deref()));
+    trials.extend(self::trials(takeover::TESTS, without_iptables.as_deref()));
     trials.extend(self::trials(containerd::TESTS, without_containerd.as_deref()));
     trials.extend(self::trials(moto::TESTS, without_moto.as_deref()));
     trials.extend(self::trials(privilege::AS_USER, without_user.as_deref()));

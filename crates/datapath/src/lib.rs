@@ -5,7 +5,7 @@
 //!                     the kernel's --observe-->
 //! ```
 //!
-//! `model`, `desired`, `diff`, `seen` and `mark` are pure; `kernel` and `netfilter` talk to the kernel, `watch` hears what
+//! `model`, `desired`, `diff`, `seen`, `leftovers` and `mark` are pure; `kernel` and `netfilter` talk to the kernel, `watch` hears what
 //! others change. Teardown is the difference against nothing, repair the difference after a change.
 //!
 //! | priority | rule | looks up | how many |
@@ -22,6 +22,7 @@
 pub mod desired;
 mod diff;
 mod kernel;
+mod leftovers;
 mod mark;
 mod model;
 pub mod netfilter;
@@ -32,6 +33,7 @@ pub use diff::{Op, diff};
 pub use kernel::{
     Converged, Host, KernelError, Mended, PodSeen, Refusal, TRASH_GROUP, WireError, Wirer, read_sysctl,
 };
+pub use leftovers::{Former, GoRule, Leftovers, Removal, removable};
 pub use mark::{MarkError, Marks};
 pub use model::{
     Address, EniSpec, Family, IfIndex, KernelState, LinkSeen, LinkState, NodeSpec, PodSpec, Route, Rule,

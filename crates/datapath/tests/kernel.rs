@@ -402,7 +402,7 @@ fn pod_life() -> Outcome {
         Ok(())
     })?;
     assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new());
-    assert_eq!(wirer.pods()?.len(), 1);
+    assert_eq!(wirer.pods("eni")?.len(), 1);
     let setting = format!("/proc/sys/net/ipv6/conf/{}/accept_ra", pod.spec.host_if);
     // No such file without IPv6 in the kernel.
     assert!(std::fs::read_to_string(setting).is_ok_and(|v| v.trim() == "0") || !ipv6());
@@ -441,7 +441,7 @@ fn dual_stack() -> Outcome {
 
     assert_eq!((&buffer[..got], from.to_string().as_str()), (&b"hello"[..], "[2001:db8:0:1::1]:7001"));
     assert_eq!(wirer.check(&one.spec, one.socket()?)?, Vec::<String>::new());
-    assert_eq!(wirer.pods()?[0].addresses, one.spec.addresses);
+    assert_eq!(wirer.pods("eni")?[0].addresses, one.spec.addresses);
     assert_eq!(json("-6 route show table 51200")?.len(), 2);
 
     ip(&format!("link set {} down", one.spec.host_if))?;
@@ -720,7 +720,7 @@ fn rules_constant() -> Outcome {
     }
 
     assert_eq!(ip("rule")?, before);
-    assert_eq!(wirer.pods()?.len(), 300);
+    assert_eq!(wirer.pods("eni")?.len(), 300);
     let specs: Vec<PodSpec> = pods.iter().map(|pod| pod.spec.clone()).collect();
     let started = Instant::now();
     assert_eq!(wirer.mend(&specs)?, Vec::new());
@@ -740,7 +740,7 @@ fn rules_constant() -> Outcome {
     eprintln!(
         "300 pods: add p50 {add:?}, remove p50 {remove:?}, one look at all {look:?}, one sweep {sweep:?}"
     );
-    assert_eq!(wirer.pods()?, []);
+    assert_eq!(wirer.pods("eni")?, []);
     let links = ip("link")?;
     assert!(!links.contains("eni") && !links.contains("gone"), "{links}");
     Ok(())

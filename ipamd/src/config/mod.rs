@@ -101,6 +101,8 @@ pub struct Config {
     pub manage_cordoned: bool,
     /// Directory of the socket and of the state.
     pub run_dir: PathBuf,
+    /// The Go version's checkpoint; unset: in `run_dir`.
+    pub checkpoint: Option<PathBuf>,
     /// A file that holds back changes in EC2, beside the one in `run_dir`.
     pub hold_file: PathBuf,
     /// How long an ADD may wait for an address.
@@ -268,6 +270,7 @@ impl Config {
             node_name: reader.text(&table::NODE_NAME),
             manage_cordoned: reader.flag(&table::NON_SCHEDULABLE),
             run_dir: reader.text(&table::RUN_DIR).unwrap_or_default().into(),
+            checkpoint: reader.text(&table::BACKING_STORE).map(PathBuf::from),
             hold_file: reader.text(&table::HOLD_FILE).unwrap_or_default().into(),
             add_timeout: seconds(reader.number(&table::ADD_TIMEOUT)),
             log_level: reader.parsed(&table::LOG_LEVEL, log_level).unwrap_or(LevelFilter::DEBUG),

@@ -195,8 +195,8 @@ impl Node {
         }
     }
 
-    /// Has the kernel asked whether those still live whose DEL may never come: a sandbox whose name another one waits for, and pods
-    /// that only the kernel knew.
+    /// Has the kernel asked whether those still live whose DEL may never come: a sandbox whose name another one waits for, pods
+    /// that only the kernel knew, and such that another daemon may have deleted.
     pub(super) fn survey(&mut self, now: Moment) {
         if self.surveying || self.survey_at > now {
             return;
@@ -230,6 +230,7 @@ impl Node {
         }
         let doubtful = |owner: &Owner| {
             restore::is_placeholder(&owner.sandbox)
+                || self.doubted.contains(&owner.sandbox)
                 || (wanted.contains(&owner.host_if) && !self.adding.contains_key(&owner.sandbox))
         };
         let owners = self.pool.owners().map(|(owner, _)| owner).filter(|owner| doubtful(owner));

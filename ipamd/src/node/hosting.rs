@@ -252,7 +252,8 @@ impl Node {
         HostWish { node, no_snat, local, ipv6_egress, pods, primary_address, ids }
     }
 
-    fn wired_pods(&self) -> Vec<PodSpec> {
+    /// What the kernel should hold of each pod.
+    pub(crate) fn wired_pods(&self) -> Vec<PodSpec> {
         let mtu = self.settings.eni_mtu;
         let families = self.settings.families;
         self.pool.owners().map(|(owner, grant)| families.pod_spec(owner, grant.address, mtu)).collect()

@@ -10,9 +10,11 @@
 //! | `hosting.rs` | the host: what its kernel should hold |
 //! | `ipv6.rs` | the IPv6 prefix: when to ask for it; IPv6 by the node's address |
 //! | `report.rs` | what `ipamd status` shows |
+//! | `adopt.rs` | what of the Go version's checkpoint is true |
 //! | `restore.rs` | the state after a restart, from the file and from the kernel |
 
 mod adding;
+mod adopt;
 mod cluster;
 mod custom;
 mod event;
@@ -104,6 +106,8 @@ pub struct Node {
     surveying: bool,
     /// There may be pods that only the kernel knew.
     placeholders: bool,
+    /// Sandboxes whose DEL another daemon may have served.
+    doubted: BTreeSet<SandboxKey>,
     survey_at: Moment,
     batches: BatchId,
     /// Calls that are made once their intent is on disk.
@@ -141,6 +145,7 @@ impl Node {
             released: BTreeMap::new(),
             surveying: false,
             placeholders: true,
+            doubted: BTreeSet::new(),
             survey_at: Moment(0),
             batches: BatchId::default(),
             intents: BTreeMap::new(),
@@ -158,6 +163,11 @@ impl Node {
             plan_again: None,
             effects: Vec::new(),
         }
+    }
+
+    /// Has the kernel asked about these sandboxes until their links are gone: nobody may ever tell.
+    pub fn doubt(&mut self, sandboxes: BTreeSet<SandboxKey>) {
+        self.doubted = sandboxes;
     }
 
     /// Takes in what happened; returns what to do about it, in order.

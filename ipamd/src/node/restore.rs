@@ -6,10 +6,11 @@
 //! - Where the file is lost or damaged, what such calls were is not known: then what is idle in the first pictures is not
 //!   given out; pods get what EC2 gives anew.
 //! - A pod in the kernel whose DEL the file knows is what the daemon before did not come to take away.
+//! - Where the Go version has run meanwhile, or the file is lost or damaged, the checkpoint counts (`adopt.rs`).
 //! - A pod in the kernel that the file does not know keeps its address under a placeholder, so that nobody else
 //!   gets it (a crash between wiring and writing, or a lost file). Its DEL finds it by the name of its host link.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -18,24 +19,28 @@ use pool::{Owner, PICTURE_LAG, Pool};
 use types::{HostVeth, Moment, PodName, SandboxKey};
 
 use super::adding::MTU_DEFAULT;
+use super::adopt::{Adopted, adopt};
+use crate::checkpoint::Checkpoint;
 use crate::families::{address_in_pool, ipv6_among};
 use crate::store::{Loaded, Record};
 
 /// Network name of sandboxes that were found in the kernel only.
 const REBUILT: &str = "rebuilt-from-kernel";
 
-/// A pod's route found in the kernel: our table, our protocol number, and a link that exists.
+/// A pod's route found in the kernel, and a link that exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodInKernel {
     /// Host end of the pair.
     pub host_if: HostVeth,
     /// The addresses routed to it.
     pub addresses: Vec<IpAddr>,
+    /// The route is in our table and has our protocol number; otherwise it is as the Go version makes it.
+    pub by_us: bool,
 }
 
 impl PodInKernel {
     /// The address as the pool knows it.
-    fn address(&self) -> Option<Ipv4Addr> {
+    pub(super) fn address(&self) -> Option<Ipv4Addr> {
         address_in_pool(&self.addresses)
     }
 }
@@ -57,6 +62,10 @@ pub struct Restored {
     pub pool: Pool,
     /// Pods whose DEL was served, and whose wiring the daemon did not live to take away.
     pub leftovers: Vec<PodSpec>,
+    /// Addresses of pods of the Go version that are gone.
+    pub gone: BTreeSet<Ipv4Addr>,
+    /// Sandboxes that the Go version does not know any more: they are looked after until their link is gone.
+    pub doubted: BTreeSet<SandboxKey>,
     /// For the log.
     pub remarks: Vec<String>,
 }
@@ -105,11 +114,54 @@ pub fn restore(
 ) -> Restored {
     let mut remarks: Vec<String> = loaded.damage.iter().map(|d| format!("state file: {d}")).collect();
     let lost = loaded.records.is_empty() && (ran_before || !kernel.is_empty());
-    let distrust = lost || loaded.damage.is_some();
+    // Our own checkpoint says nothing that our state does not, as long as that is whole.
+    let counts = |checkpoint: &Checkpoint| !checkpoint.ours || lost || loaded.damage.is_some();
+    let checkpoint = loaded.checkpoint.filter(counts);
+    let distrust = lost || loaded.damage.is_some() || checkpoint.is_some();
     let Replayed { mut pool, mut released } = replay(loaded.records, cooldown, now);
+    let adopted = checkpoint.map(|checkpoint| adopt(&mut pool, checkpoint, kernel, has_link, now));
+    let Adopted { gone, doubted, remarks: of_checkpoint } = adopted.unwrap_or_default();
+    remarks.extend(of_checkpoint);
     if distrust {
         pool.distrust(now.plus(PICTURE_LAG));
     }
+    release_dead(&mut pool, kernel, has_link, &mut remarks, now);
+    let mut leftovers = Vec::new();
+    for pod in kernel {
+        if pool.holder_of(&pod.host_if).is_some() {
+            continue;
+        }
+        let Some(address) = pod.address() else { continue };
+        let released = released.remove(&pod.host_if);
+        if let Some((sandbox, _)) = released.filter(|(_, released)| pod.by_us && *released == address) {
+            let (host_if, container_if) = (pod.host_if.clone(), sandbox.if_name().to_owned());
+            leftovers.push(PodSpec {
+                host_if,
+                container_if,
+                addresses: pod.addresses.clone(),
+                mtu: MTU_DEFAULT,
+            });
+            continue;
+        }
+        let Some(sandbox) = placeholder(&pod.host_if) else { continue };
+        remarks.push(format!("{address} is routed to {} but not in the state: kept for it", pod.host_if));
+        let (host_if, pod_name) = (pod.host_if.clone(), PodName::default());
+        pool.adopt(
+            Owner { sandbox, pod: pod_name, host_if, since: now, ipv6: ipv6_among(&pod.addresses) },
+            address,
+        );
+    }
+    Restored { pool, leftovers, gone, doubted, remarks }
+}
+
+/// Releases owners whose host end is gone or leads to another address.
+fn release_dead(
+    pool: &mut Pool,
+    kernel: &[PodInKernel],
+    has_link: &mut dyn FnMut(&HostVeth) -> bool,
+    remarks: &mut Vec<String>,
+    now: Moment,
+) {
     let there: BTreeMap<&HostVeth, Option<Ipv4Addr>> =
         kernel.iter().map(|pod| (&pod.host_if, pod.address())).collect();
     let dead: Vec<SandboxKey> = pool
@@ -129,30 +181,4 @@ pub fn restore(
             ));
         }
     }
-    let mut leftovers = Vec::new();
-    for pod in kernel {
-        if pool.holder_of(&pod.host_if).is_some() {
-            continue;
-        }
-        let Some(address) = pod.address() else { continue };
-        if let Some((sandbox, _)) = released.remove(&pod.host_if).filter(|(_, released)| *released == address)
-        {
-            let (host_if, container_if) = (pod.host_if.clone(), sandbox.if_name().to_owned());
-            leftovers.push(PodSpec {
-                host_if,
-                container_if,
-                addresses: pod.addresses.clone(),
-                mtu: MTU_DEFAULT,
-            });
-            continue;
-        }
-        let Some(sandbox) = placeholder(&pod.host_if) else { continue };
-        remarks.push(format!("{address} is routed to {} but not in the state: kept for it", pod.host_if));
-        let (host_if, pod_name) = (pod.host_if.clone(), PodName::default());
-        pool.adopt(
-            Owner { sandbox, pod: pod_name, host_if, since: now, ipv6: ipv6_among(&pod.addresses) },
-            address,
-        );
-    }
-    Restored { pool, leftovers, remarks }
 }

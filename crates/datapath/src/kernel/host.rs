@@ -12,15 +12,16 @@ use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::AsyncSocket;
 use rtnetlink::Handle;
-use types::Mac;
+use types::{Mac, TableId};
 
 use super::answer::{Answer, be_strict};
 use super::message::number_of;
-use super::{KernelError, Refusal, message, sysctl};
+use super::{KernelError, Refusal, leftovers, message, sysctl};
 use crate::desired;
 use crate::diff::{Op, diff};
+use crate::leftovers::{Former, Leftovers, removable};
 use crate::model::{Address, Family, IfIndex, LinkSeen, NodeSpec, PodSpec};
-use crate::seen::{HostSeen, RouteSeen, RuleSeen};
+use crate::seen::{HostSeen, Maker, RouteSeen, RuleSeen};
 
 /// What the kernel answers about a family that it lacks.
 const EAFNOSUPPORT: i32 = 97;
@@ -103,6 +104,58 @@ impl Host {
         let macs = spec.enis.iter().map(|eni| eni.mac);
         done.missing = macs.filter(|mac| !done.links.contains_key(mac)).collect();
         Ok(done)
+    }
+
+    /// Removes what the Go version has left and ours does too. Call it once all of ours is in place.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read or refused something.
+    pub async fn take_over(&mut self, spec: &NodeSpec, former: &Former) -> Result<Vec<String>, KernelError> {
+        let mut removed = Vec::new();
+        for _ in 0..ROUNDS_MAX {
+            let removals = removable(&self.leftovers().await?, spec, former);
+            if removals.is_empty() {
+                break;
+            }
+            for removal in removals {
+                let request = leftovers::of_removal(&removal);
+                match self.ask(request, 0).await? {
+                    None => removed.push(removal.command()),
+                    // Gone already: ENOENT, ESRCH.
+                    Some(answer) if matches!(answer.errno.raw_os_error(), Some(2 | 3)) => {}
+                    Some(answer) => {
+                        return Err(KernelError::Refused(vec![Refusal {
+                            command: removal.command(),
+                            answer,
+                        }]));
+                    }
+                }
+            }
+            // Of two rules that differ by their maker alone the kernel has removed the first, which may have been ours.
+            self.converge(spec, None).await?;
+        }
+        Ok(removed)
+    }
+
+    async fn leftovers(&mut self) -> Result<Leftovers, KernelError> {
+        let mut seen = Leftovers::default();
+        let mut ask = RuleMessage::default();
+        ask.header.family = number_of(Family::V4);
+        for message in self.dump("rules", RouteNetlinkMessage::GetRule(ask)).await? {
+            if let RouteNetlinkMessage::NewRule(message) = message {
+                seen.rules.extend(leftovers::to_rule(&message));
+            }
+        }
+        let mut ask = RouteMessage::default();
+        ask.header.address_family = number_of(Family::V4);
+        for message in self.dump("routes", RouteNetlinkMessage::GetRoute(ask)).await? {
+            let RouteNetlinkMessage::NewRoute(message) = message else { continue };
+            seen.routes.extend(leftovers::to_pod_route(&message));
+            let ours = message::to_route(&message)
+                .filter(|(maker, route)| *maker == Maker::We && route.table == TableId::PODS);
+            seen.ours.extend(ours.map(|(_, route)| (route.destination, route.link)));
+        }
+        Ok(seen)
     }
 
     /// Makes changes; returns the commands of those that changed something.
@@ -231,6 +284,10 @@ impl Host {
     /// Makes one change; the kernel's refusal, if there is one.
     async fn apply(&mut self, op: &Op) -> Result<Option<Answer>, KernelError> {
         let (message, flags) = message::of_op(op);
+        self.ask(message, flags).await
+    }
+
+    async fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<Option<Answer>, KernelError> {
         let mut message = NetlinkMessage::from(message);
         message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
         let failed = |source| KernelError::Read { what: "answers", source };

@@ -1,6 +1,6 @@
 //! Values to messages and back: the only place that knows both our model and the wire.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
@@ -173,43 +173,71 @@ pub(super) fn of_rule(rule: &Rule) -> RuleMessage {
     message
 }
 
-/// A rule that the kernel told, if it is one of ours: one that selects by more than we ever do is not. For the main table anybody's
-/// does, for the kernel has one of its own.
-pub(super) fn to_rule(message: &RuleMessage) -> Option<Rule> {
-    let mut priority = None;
-    let mut table = TableId(message.header.table.into());
-    let (mut value, mut mask, mut from, mut to, mut ours) = (None, None, None, None, false);
+/// A rule that the kernel told, if it selects by no more than we and the Go version ever do.
+#[derive(Debug)]
+pub(super) struct RuleParts {
+    family: Family,
+    pub(super) priority: u32,
+    pub(super) table: TableId,
+    pub(super) value: Option<u32>,
+    /// None for the empty one, which the kernel tells of rules that do not look at marks.
+    pub(super) mask: Option<u32>,
+    pub(super) from: Option<Ipv4Addr>,
+    pub(super) to: Option<Ipv4Network>,
+    pub(super) protocol: RouteProtocol,
+}
+
+/// Takes a rule apart.
+pub(super) fn rule_parts(message: &RuleMessage) -> Option<RuleParts> {
+    let header = &message.header;
+    let mut parts = RuleParts {
+        family: family_of(header.family)?,
+        priority: 0,
+        table: TableId(header.table.into()),
+        value: None,
+        mask: None,
+        from: None,
+        to: None,
+        protocol: RouteProtocol::Unspec,
+    };
     for attribute in &message.attributes {
         match attribute {
-            RuleAttribute::Priority(number) => priority = RulePriority::from_number(*number),
-            RuleAttribute::Table(number) => table = TableId(*number),
-            RuleAttribute::FwMark(mark) => value = Some(*mark),
-            RuleAttribute::FwMask(bits) => mask = Some(*bits),
-            RuleAttribute::Source(IpAddr::V4(address)) => from = Some(*address),
+            RuleAttribute::Priority(number) => parts.priority = *number,
+            RuleAttribute::Table(number) => parts.table = TableId(*number),
+            RuleAttribute::FwMark(mark) => parts.value = Some(*mark),
+            RuleAttribute::FwMask(bits) => parts.mask = Some(*bits).filter(|bits| *bits != 0),
+            RuleAttribute::Source(IpAddr::V4(address)) => parts.from = Some(*address),
             RuleAttribute::Destination(IpAddr::V4(address)) => {
-                to = Some(Ipv4Network::new(*address, message.header.dst_len).ok()?);
+                parts.to = Some(Ipv4Network::new(*address, header.dst_len).ok()?);
             }
-            RuleAttribute::Protocol(protocol) => ours = *protocol == RouteProtocol::from(PROTOCOL),
+            RuleAttribute::Protocol(protocol) => parts.protocol = *protocol,
             // The kernel always tells this one; all bits set means "not used".
             RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
             _ => return None,
         }
     }
-    let header = &message.header;
     let plain = header.action == RuleAction::ToTable
         && header.tos == 0
         && matches!(header.src_len, 0 | 32)
         && !header.flags.contains(RuleFlags::Invert);
-    let selector = match (value, mask, from, to) {
+    plain.then_some(parts)
+}
+
+/// A rule that the kernel told, if it is one of ours: one that selects by more than we ever do is not. For the main table anybody's
+/// does, for the kernel has one of its own.
+pub(super) fn to_rule(message: &RuleMessage) -> Option<Rule> {
+    let parts = rule_parts(message)?;
+    let selector = match (parts.value, parts.mask, parts.from, parts.to) {
         (Some(value), Some(mask), None, None) => Selector::Mark { value, mask },
-        (None, None | Some(0), Some(address), None) => Selector::From(address),
-        (None, None | Some(0), None, Some(range)) => Selector::To(range),
-        (None, None | Some(0), None, None) => Selector::All,
-        (Some(_), _, _, _) | (None, Some(_), _, _) | (None, None, Some(_), Some(_)) => return None,
+        (None, None, Some(address), None) => Selector::From(address),
+        (None, None, None, Some(range)) => Selector::To(range),
+        (None, None, None, None) => Selector::All,
+        (..) => return None,
     };
-    let (family, priority) = (family_of(header.family)?, priority?);
-    let does = ours || (priority, table) == (RulePriority::Main, TableId::MAIN);
-    (does && plain).then_some(Rule { family, priority, selector, table })
+    let priority = RulePriority::from_number(parts.priority)?;
+    let ours = parts.protocol == RouteProtocol::from(PROTOCOL);
+    let does = ours || (priority, parts.table) == (RulePriority::Main, TableId::MAIN);
+    does.then_some(Rule { family: parts.family, priority, selector, table: parts.table })
 }
 
 /// A rule that the kernel told, whoever made it, in the words of `ip rule`.

@@ -8,6 +8,7 @@
 mod answer;
 mod check;
 mod host;
+mod leftovers;
 mod message;
 mod notice;
 mod pod;

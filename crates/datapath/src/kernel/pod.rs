@@ -139,11 +139,11 @@ pub(super) fn find_route(address: IpAddr) -> Ask {
     (RouteNetlinkMessage::GetRoute(message), 0)
 }
 
-/// Asks for all routes of a family to pods.
-pub(super) fn list_routes(family: Family) -> RouteNetlinkMessage {
+/// Asks for all routes of a family in a table.
+pub(super) fn list_routes(family: Family, table: TableId) -> RouteNetlinkMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = number_of(family);
-    message.attributes = vec![RouteAttribute::Table(TableId::PODS.0)];
+    message.attributes = vec![RouteAttribute::Table(table.0)];
     RouteNetlinkMessage::GetRoute(message)
 }
 

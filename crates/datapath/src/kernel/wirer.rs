@@ -2,17 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::route::RouteMessage;
 use types::{HostVeth, Mac, TableId};
 
 use super::check;
-use super::message::to_route;
+use super::leftovers;
+use super::message::{ADD, to_route};
 use super::pod;
 use super::socket::{Ask, Socket, SocketError};
 use super::sysctl;
+use crate::leftovers::GoRule;
 use crate::model::{Family, IfIndex, LinkSeen, PodSpec, Route};
 use crate::seen::Maker;
 
@@ -25,6 +28,9 @@ const EAFNOSUPPORT: i32 = 97;
 /// How often a veth pair is tried: once, after its name was freed, after the old pair was deleted, and once more for
 /// each of the two that the kernel may have taken away just before.
 const ATTEMPTS: u32 = 5;
+
+/// Requests in one batch of many: their answers fit into a socket's buffer.
+const BATCH_MAX: usize = 64;
 
 /// Why a pod could not be wired, compared or taken away.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +69,8 @@ pub struct PodSeen {
     pub host_if: String,
     /// The addresses routed to it, IPv4 first.
     pub addresses: Vec<IpAddr>,
+    /// The routes are ours; otherwise they are as the Go version makes them.
+    pub by_us: bool,
 }
 
 /// A pod that others had taken something from, and what that was, in words.
@@ -267,21 +275,47 @@ impl Wirer {
         self.settle(pod::sweep(), "delete the links of released pods").map(|_existed| ())
     }
 
-    /// The pods that the kernel knows: routes in our table and the names of their links. For the start only.
+    /// The pods that the kernel knows: routes in our table, or as the Go version makes them to links whose names begin like this,
+    /// and the names of their links. For the start only.
     ///
     /// # Errors
     /// When the kernel cannot be read.
-    pub fn pods(&mut self) -> Result<Vec<PodSeen>, WireError> {
-        let mut by_link: BTreeMap<IfIndex, Vec<IpAddr>> = BTreeMap::new();
+    pub fn pods(&mut self, prefix: &str) -> Result<Vec<PodSeen>, WireError> {
+        let mut by_link: BTreeMap<IfIndex, (Vec<IpAddr>, bool)> = BTreeMap::new();
         for route in self.pod_routes()? {
-            by_link.entry(route.link).or_default().push(route.destination.ip());
+            by_link.entry(route.link).or_insert((Vec::new(), true)).0.push(route.destination.ip());
+        }
+        let main = self.routes(Family::V4, TableId::MAIN)?;
+        for route in main.iter().filter_map(leftovers::to_pod_route) {
+            by_link.entry(route.link).or_insert_with(|| (vec![route.destination.ip()], false));
         }
         let mut pods = Vec::new();
-        for (link, addresses) in by_link {
+        for (link, (addresses, by_us)) in by_link {
             let link = known(self.host.batch(vec![pod::get_link_at(link)]))?;
-            pods.extend(link.map(|link| PodSeen { host_if: link.name, addresses }));
+            let link = link.filter(|link| by_us || link.name.starts_with(prefix));
+            pods.extend(link.map(|link| PodSeen { host_if: link.name, addresses, by_us }));
         }
         Ok(pods)
+    }
+
+    /// Adds a rule for each of these pods that leads its packets to a table, as the Go version has them: it makes them for the pods
+    /// that it adds itself, and takes away our marks.
+    ///
+    /// # Errors
+    /// What the kernel refused first; the others are added nevertheless.
+    pub fn steer_each(&mut self, pods: &[(Ipv4Addr, TableId)]) -> Result<(), WireError> {
+        let rule = |(address, table): &(Ipv4Addr, TableId)| {
+            let rule = GoRule::FromPod { address: *address, table: *table };
+            (RouteNetlinkMessage::NewRule(leftovers::of_rule(&rule)), ADD)
+        };
+        for some in pods.chunks(BATCH_MAX) {
+            match self.host.batch(some.iter().map(rule).collect()) {
+                Ok(_) => {}
+                Err(error) if error.errno() == Some(EEXIST) => {}
+                Err(error) => return Err(step("add a pod's rule")(error)),
+            }
+        }
+        Ok(())
     }
 
     /// Whether the host has a link of this name.
@@ -297,21 +331,27 @@ impl Wirer {
     }
 
     fn pod_routes(&mut self) -> Result<Vec<Route>, WireError> {
-        let mut replies = Vec::new();
+        let mut told = Vec::new();
         for family in Family::ALL {
-            match self.host.dump(&pod::list_routes(family)) {
-                Ok(told) => replies.extend(told),
-                // A table without routes does not exist, nor does IPv6 everywhere.
-                Err(error) if matches!(error.errno(), Some(ENOENT | EAFNOSUPPORT)) => {}
-                Err(error) => return Err(step("read the pods' routes")(error)),
-            }
+            told.extend(self.routes(family, TableId::PODS)?);
         }
-        let ours = replies.iter().filter_map(|reply| match reply {
-            RouteNetlinkMessage::NewRoute(message) => to_route(message),
-            _ => None,
-        });
+        let ours = told.iter().filter_map(to_route);
         let ours = ours.filter(|(maker, route)| *maker == Maker::We && route.table == TableId::PODS);
         Ok(ours.map(|(_, route)| route).collect())
+    }
+
+    fn routes(&mut self, family: Family, table: TableId) -> Result<Vec<RouteMessage>, WireError> {
+        let told = match self.host.dump(&pod::list_routes(family, table)) {
+            Ok(told) => told,
+            // A table without routes does not exist, nor does IPv6 everywhere.
+            Err(error) if matches!(error.errno(), Some(ENOENT | EAFNOSUPPORT)) => Vec::new(),
+            Err(error) => return Err(step("read the pods' routes")(error)),
+        };
+        let routes = told.into_iter().filter_map(|reply| match reply {
+            RouteNetlinkMessage::NewRoute(message) => Some(message),
+            _ => None,
+        });
+        Ok(routes.collect())
     }
 
     /// A link of the host by its name.

@@ -15,7 +15,7 @@
 //!
 //! Where pods with IPv4 addresses of the VPC reach IPv6 by the node's address, there is a second table, of family `ip6` (`egress`).
 //!
-//! `ruleset` says what the table holds, `observe` and `decode` read what the kernel holds, `transaction`, `expression`
+//! `leftovers` knows what the Go version left. `ruleset` says what the table holds, `observe` and `decode` read what the kernel holds, `transaction`, `expression`
 //! and `encode` make bytes of the difference, `socket` sends them.
 
 mod constants;
@@ -24,6 +24,7 @@ mod egress;
 mod encode;
 mod expression;
 mod intervals;
+mod leftovers;
 mod notice;
 mod observe;
 mod ruleset;
@@ -178,6 +179,21 @@ impl Netfilter {
             socket.commit(transaction::removal(family))?;
         }
         Ok(there)
+    }
+
+    /// Removes what the Go version has left in nftables, in one transaction. Call it once all of ours is in place. Returns what was
+    /// removed, in words.
+    ///
+    /// # Errors
+    /// As for [`Netfilter::put`]; nothing is removed then.
+    pub fn take_over(&mut self) -> Result<Vec<String>, NetfilterError> {
+        leftovers::remove(self.socket()?)
+    }
+
+    /// Whether there are tables of `iptables-legacy` in this thread's network namespace, of which [`Netfilter::take_over`] knows nothing.
+    #[must_use]
+    pub fn has_legacy_tables() -> bool {
+        leftovers::has_legacy_tables()
     }
 
     /// The port of its socket, which is opened for that: notices of our own changes carry it.

@@ -414,7 +414,7 @@ fn a_node_that_is_not_ready_says_so_with_code_50() {
 fn a_del_finds_what_only_the_kernel_knows_also_without_a_pod_name() {
     let sandbox = SandboxKey::new("aws-cni", "plain", "eth0").unwrap();
     let host_if = HostVeth::of_sandbox(&VethPrefix::default(), &sandbox);
-    let in_kernel = PodInKernel { host_if, addresses: vec![[10, 0, 0, 10].into()] };
+    let in_kernel = PodInKernel { host_if, addresses: vec![[10, 0, 0, 10].into()], by_us: true };
     let mut world = World::new();
     let restored =
         restore(Duration::from_secs(30), Loaded::default(), &[in_kernel], &mut |_| true, true, world.now);
@@ -434,12 +434,13 @@ fn a_pod_whose_served_del_was_not_carried_out_is_taken_away_at_the_next_start() 
     let mut world = World::ready(3);
     world.added("a");
     let (owner, grant) = world.node.pool.owners().next().unwrap();
-    let in_kernel = PodInKernel { host_if: owner.host_if.clone(), addresses: vec![grant.address.into()] };
+    let (host_if, addresses) = (owner.host_if.clone(), vec![grant.address.into()]);
+    let in_kernel = PodInKernel { host_if, addresses, by_us: true };
     let records = vec![
         Record::Assigned { owner: owner.clone(), address: grant.address },
         Record::Released { sandbox: owner.sandbox.clone(), at: world.now },
     ];
-    let loaded = Loaded { records, damage: None };
+    let loaded = Loaded { records, ..Loaded::default() };
 
     let kernel = [in_kernel.clone()];
     let restored = restore(Duration::from_secs(30), loaded, &kernel, &mut |_| true, true, world.now);

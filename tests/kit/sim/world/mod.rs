@@ -350,6 +350,7 @@ impl World {
             .map(|(host_if, link)| PodInKernel {
                 host_if: host_if.clone(),
                 addresses: link.addresses.clone(),
+                by_us: true,
             })
             .collect();
         if self.disk.records.is_empty() {
@@ -364,7 +365,7 @@ impl World {
         }
         let Restored { pool, leftovers, .. } = restore(
             self.script.setup.cooldown,
-            Loaded { records, damage: None },
+            Loaded { records, ..Loaded::default() },
             &kernel,
             &mut |host_if| self.links.contains_key(host_if),
             self.epoch > 0,

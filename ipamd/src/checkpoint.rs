@@ -1,0 +1,316 @@
+//! The Go version's checkpoint: read because it may have run on this node before us, kept because it may run after us.
+//!
+//! What we write carries a field that the Go version skips when it reads and drops when it writes, which it does at every
+//! start. So a file with the field says no more than our own state does; in one without it the Go version has the last word.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use pool::Owner;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use types::{HostVeth, Moment, PodName, SandboxKey, VethPrefix};
+
+/// The only version there is.
+const VERSION: &str = "vpc-cni-ipam/1";
+/// What the field says that marks our files.
+const WRITER: &str = "ipamd";
+/// Network name in entries that an old Go version made of what the container runtime knew; the interface is then `unknown`.
+const MIGRATED: &str = "_migrated-from-cri";
+/// Under which network name the runtime asks for such a sandbox, as for every other.
+const NETWORK: &str = "aws-cni";
+/// And under which interface name.
+const INTERFACE: &str = "eth0";
+/// A file longer than this is no checkpoint: that is 100,000 pods.
+const READ_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// One address and who has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Who.
+    pub sandbox: SandboxKey,
+    /// Its pod; empty where the writer did not know it.
+    pub pod: PodName,
+    /// The host end that a pod of that name has.
+    pub host_if: Option<HostVeth>,
+    /// What.
+    pub address: Ipv4Addr,
+    /// Since when.
+    pub since: Moment,
+}
+
+/// What a checkpoint says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Checkpoint {
+    /// We wrote it.
+    pub ours: bool,
+    /// Its IPv4 addresses.
+    pub entries: Vec<Entry>,
+    /// Entries of IPv6 addresses, which are not taken over.
+    pub ipv6: usize,
+    /// Entries that cannot be read.
+    pub unreadable: usize,
+}
+
+/// The file's form. What this does not name is skipped.
+#[derive(Deserialize)]
+struct Found {
+    version: String,
+    #[serde(default)]
+    writer: String,
+    /// The Go version writes an empty list as `null`.
+    #[serde(default)]
+    allocations: Option<Vec<Value>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Allocation {
+    network_name: String,
+    #[serde(rename = "containerID")]
+    container_id: String,
+    if_name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ipv4: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ipv6: Option<String>,
+    /// In nanoseconds since the Unix epoch.
+    #[serde(default)]
+    allocation_timestamp: u64,
+    #[serde(default)]
+    metadata: Metadata,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct Metadata {
+    #[serde(rename = "k8sPodNamespace", default, skip_serializing_if = "String::is_empty")]
+    namespace: String,
+    #[serde(rename = "k8sPodName", default, skip_serializing_if = "String::is_empty")]
+    name: String,
+    /// Older versions do not write it, and mean 1.
+    #[serde(rename = "interfacesCount", default, skip_serializing_if = "Option::is_none")]
+    interfaces: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct Written<'a> {
+    version: &'a str,
+    writer: &'a str,
+    allocations: Vec<Allocation>,
+}
+
+/// Why a file is no checkpoint.
+#[derive(Debug, thiserror::Error)]
+enum ParseError {
+    #[error("it cannot be read as what it should be")]
+    Json(#[from] serde_json::Error),
+    #[error("its version is {0:?}")]
+    Version(String),
+}
+
+/// Reads a checkpoint. One that is damaged or of a version that nobody knows is set aside: the kernel tells most of what it said.
+/// Returns what it says, `None` if there is none, and what is worth telling.
+#[must_use]
+pub fn load(path: &Path, prefix: &VethPrefix, now: Moment) -> (Option<Checkpoint>, Vec<String>) {
+    let name = path.display();
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(READ_BYTES_MAX).read_to_end(&mut bytes));
+    match read {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return (None, Vec::new()),
+        Err(error) => return (None, vec![format!("cannot read the checkpoint {name}: {error}")]),
+    }
+    match parse(&bytes, prefix) {
+        Ok(checkpoint) => {
+            let Checkpoint { ipv6, unreadable, .. } = checkpoint;
+            let told = [(ipv6, "of IPv6, which is not taken over"), (unreadable, "that cannot be read")];
+            let told = told.into_iter().filter(|(count, _)| *count > 0);
+            (
+                Some(checkpoint),
+                told.map(|(count, which)| format!("{name} has {count} entries {which}")).collect(),
+            )
+        }
+        Err(error) => {
+            let why = crate::server::chain(&error);
+            let aside = path.with_extension(format!("damaged-{}", now.0));
+            let kept = match std::fs::copy(path, &aside) {
+                Ok(_) => format!("kept as {}", aside.display()),
+                Err(error) => format!("not kept: {error}"),
+            };
+            (None, vec![format!("{name} is no checkpoint: {why}; {kept}")])
+        }
+    }
+}
+
+fn parse(bytes: &[u8], prefix: &VethPrefix) -> Result<Checkpoint, ParseError> {
+    let found: Found = serde_json::from_slice(bytes)?;
+    if found.version != VERSION {
+        return Err(ParseError::Version(found.version.chars().take(64).collect()));
+    }
+    let mut checkpoint = Checkpoint { ours: found.writer == WRITER, ..Checkpoint::default() };
+    for value in found.allocations.unwrap_or_default() {
+        match entry(value, prefix) {
+            Some((IpAddr::V4(address), entry)) => checkpoint.entries.push(Entry { address, ..entry }),
+            Some((IpAddr::V6(_), _)) => checkpoint.ipv6 += 1,
+            None => checkpoint.unreadable += 1,
+        }
+    }
+    Ok(checkpoint)
+}
+
+fn entry(value: Value, prefix: &VethPrefix) -> Option<(IpAddr, Entry)> {
+    let allocation: Allocation = serde_json::from_value(value).ok()?;
+    let Allocation { network_name, container_id, if_name, ipv4, ipv6, .. } = &allocation;
+    let (network, interface) = match network_name == MIGRATED {
+        true => (NETWORK, INTERFACE),
+        false => (network_name.as_str(), if_name.as_str()),
+    };
+    let sandbox = SandboxKey::new(network, container_id, interface).ok()?;
+    let set = |text: &Option<String>| text.as_ref().filter(|text| !text.is_empty()).cloned();
+    let address: IpAddr = set(ipv4).or_else(|| set(ipv6))?.parse().ok()?;
+    let Metadata { namespace, name, .. } = allocation.metadata;
+    let known = !namespace.is_empty() && !name.is_empty();
+    let pod = if known { PodName { namespace, name } } else { PodName::default() };
+    let host_if = known.then(|| HostVeth::of_pod(prefix, &pod, 0));
+    let since = Moment(allocation.allocation_timestamp / 1_000_000);
+    Some((address, Entry { sandbox, pod, host_if, address: Ipv4Addr::UNSPECIFIED, since }))
+}
+
+/// The checkpoint of these owners, as the Go version reads it.
+#[must_use]
+pub fn render<'a, I: IntoIterator<Item = (&'a Owner, Ipv4Addr)>>(owners: I) -> Vec<u8> {
+    let allocation = |(owner, address): (&Owner, Ipv4Addr)| {
+        let PodName { namespace, name } = owner.pod.clone();
+        let since = Duration::from_millis(owner.since.0).as_nanos();
+        Allocation {
+            network_name: owner.sandbox.network_name().to_owned(),
+            container_id: owner.sandbox.container_id().to_owned(),
+            if_name: owner.sandbox.if_name().to_owned(),
+            ipv4: Some(address.to_string()),
+            ipv6: None,
+            allocation_timestamp: u64::try_from(since).unwrap_or(u64::MAX),
+            metadata: Metadata { namespace, name, interfaces: Some(1) },
+        }
+    };
+    let allocations = owners.into_iter().map(allocation).collect();
+    let file = Written { version: VERSION, writer: WRITER, allocations };
+    // Texts and numbers alone: there is nothing that JSON cannot say.
+    let mut bytes = serde_json::to_vec(&file).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes
+}
+
+/// Puts a checkpoint in place, whole or not at all.
+///
+/// # Errors
+/// When the file system refuses; the file is then as it was.
+pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let staged = path.with_extension("json.new");
+    let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&staged)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&staged, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Checkpoint, String> {
+        parse(text.as_bytes(), &VethPrefix::default()).map_err(|error| error.to_string())
+    }
+
+    fn of(allocations: &str) -> Checkpoint {
+        read(&format!(r#"{{"version":"vpc-cni-ipam/1","allocations":{allocations}}}"#)).unwrap()
+    }
+
+    #[test]
+    fn a_checkpoint_of_the_newest_version_is_read() {
+        let checkpoint =
+            of(r#"[{"networkName":"aws-cni","containerID":"9f3c","ifName":"eth0","ipv4":"10.0.1.23",
+            "allocationTimestamp":1754550000123456789,
+            "metadata":{"k8sPodNamespace":"default","k8sPodName":"sample-pod","interfacesCount":1}}]"#);
+
+        let [entry] = checkpoint.entries.as_slice() else { panic!("{checkpoint:?}") };
+        assert!(!checkpoint.ours);
+        assert_eq!(entry.sandbox, SandboxKey::new("aws-cni", "9f3c", "eth0").unwrap());
+        assert_eq!(entry.pod.to_string(), "default/sample-pod");
+        assert_eq!(entry.host_if.as_ref().map(HostVeth::as_str), Some("enicc21c2d7785"));
+        assert_eq!((entry.address, entry.since), ([10, 0, 1, 23].into(), Moment(1_754_550_000_123)));
+    }
+
+    #[test]
+    fn forms_of_older_versions_are_read_and_what_is_not_known_is_skipped() {
+        let checkpoint = of(r#"[
+            {"networkName":"_migrated-from-cri","containerID":"old","ifName":"unknown","ipv4":"10.0.0.1"},
+            {"networkName":"aws-cni","containerID":"b","ifName":"eth0","ipv4":"10.0.0.2","allocationTimestamp":0,"metadata":{}},
+            {"networkName":"aws-cni","containerID":"c","ifName":"eth0","ipv4":"10.0.0.3","new":[1],
+             "metadata":{"k8sPodNamespace":"default","k8sPodName":"c","new":true}}]"#);
+
+        let keys: Vec<_> =
+            checkpoint.entries.iter().map(|e| (e.sandbox.clone(), e.host_if.is_some())).collect();
+        let key = |id| SandboxKey::new("aws-cni", id, "eth0").unwrap();
+        assert_eq!(keys, [(key("old"), false), (key("b"), false), (key("c"), true)]);
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_read_or_is_of_ipv6_is_counted_and_costs_no_other() {
+        let checkpoint =
+            of(r#"[7, {}, {"networkName":"aws-cni","containerID":"../x","ifName":"eth0","ipv4":"10.0.0.1"},
+            {"networkName":"aws-cni","containerID":"a","ifName":"eth0","ipv4":"10.0.0.256"},
+            {"networkName":"aws-cni","containerID":"v6","ifName":"eth0","ipv6":"2001:db8::1"},
+            {"networkName":"aws-cni","containerID":"good","ifName":"eth0","ipv4":"10.0.0.9"}]"#);
+
+        assert_eq!((checkpoint.entries.len(), checkpoint.ipv6, checkpoint.unreadable), (1, 1, 4));
+        assert_eq!(of("null"), of("[]"));
+    }
+
+    #[test]
+    fn what_we_write_is_marked_as_ours_and_has_the_names_of_the_go_version() {
+        let pod = PodName { namespace: "default".to_owned(), name: "sample-pod".to_owned() };
+        let owner = Owner {
+            sandbox: SandboxKey::new("aws-cni", "9f3c", "eth0").unwrap(),
+            host_if: HostVeth::of_pod(&VethPrefix::default(), &pod, 0),
+            pod,
+            since: Moment(1_754_550_000_123),
+            ipv6: None,
+        };
+
+        let bytes = render([(&owner, [10, 0, 1, 23].into())]);
+
+        assert_eq!(
+            String::from_utf8(bytes.clone()).unwrap(),
+            concat!(
+                r#"{"version":"vpc-cni-ipam/1","writer":"ipamd","allocations":[{"networkName":"aws-cni","containerID":"9f3c","#,
+                r#""ifName":"eth0","ipv4":"10.0.1.23","allocationTimestamp":1754550000123000000,"#,
+                r#""metadata":{"k8sPodNamespace":"default","k8sPodName":"sample-pod","interfacesCount":1}}]}"#,
+                "\n"
+            )
+        );
+        let read = parse(&bytes, &VethPrefix::default()).unwrap();
+        assert!(read.ours);
+        assert_eq!(read.entries[0].sandbox, owner.sandbox);
+    }
+
+    #[test]
+    fn a_file_that_is_no_checkpoint_is_set_aside_and_no_file_is_nothing_to_tell() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ipam.json");
+        let load = || load(&path, &VethPrefix::default(), Moment(9));
+        assert_eq!(load(), (None, Vec::new()));
+        for text in ["", "{", "[]", "{\"version\":\"vpc-cni-ipam/2\",\"allocations\":[]}", "\u{fffd}"] {
+            std::fs::write(&path, text).unwrap();
+
+            let (checkpoint, remarks) = load();
+
+            assert_eq!((checkpoint, remarks.len()), (None, 1), "{text}");
+            assert_eq!(std::fs::read_to_string(directory.path().join("ipam.damaged-9")).unwrap(), text);
+        }
+        write(&path, &render([])).unwrap();
+        assert_eq!(load().0.map(|checkpoint| checkpoint.ours), Some(true));
+    }
+}

@@ -1,0 +1,149 @@
+//! Keeps the Go version's checkpoint beside our own state, on a thread of its own that no request waits for.
+//!
+//! Changes that come together are written together: the file lags by a fraction of a second, and is brought up to date when the daemon
+//! stops.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use pool::{Owner, Snapshot};
+use types::SandboxKey;
+
+use crate::checkpoint;
+use crate::store::Record;
+
+/// Pause after a change: those that come meanwhile share the next file.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// What has changed in our own state.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// These records were added.
+    Changed(Vec<Record>),
+    /// It was written anew.
+    All(Box<Snapshot>),
+}
+
+/// Who has what, as far as it is told.
+#[derive(Debug, Default)]
+struct Mirror(BTreeMap<SandboxKey, (Owner, Ipv4Addr)>);
+
+impl Mirror {
+    /// Takes news in; false if they change nothing that the checkpoint says.
+    fn take_in(&mut self, news: News) -> bool {
+        match news {
+            News::All(snapshot) => {
+                let all = snapshot.owners.into_iter();
+                self.0 = all.map(|(owner, address)| (owner.sandbox.clone(), (owner, address))).collect();
+                true
+            }
+            News::Changed(records) => {
+                let mut changed = false;
+                for record in records {
+                    changed |= self.record(record);
+                }
+                changed
+            }
+        }
+    }
+
+    fn record(&mut self, record: Record) -> bool {
+        match record {
+            Record::Assigned { owner, address } => {
+                self.0.insert(owner.sandbox.clone(), (owner, address));
+                true
+            }
+            Record::Released { sandbox, .. } => self.0.remove(&sandbox).is_some(),
+            Record::Snapshot { pool, .. } => self.take_in(News::All(pool)),
+            Record::Leaving { .. } => false,
+        }
+    }
+
+    fn render(&self) -> Vec<u8> {
+        checkpoint::render(self.0.values().map(|(owner, address)| (owner, *address)))
+    }
+}
+
+/// Writes the checkpoint of what is known at the start, and starts the thread that keeps it. It ends, with all it was told
+/// written, when nobody can tell it any more.
+///
+/// # Errors
+/// When there is no thread to be had.
+pub(crate) fn start(path: PathBuf, snapshot: Snapshot) -> std::io::Result<(Sender<News>, JoinHandle<()>)> {
+    let mut mirror = Mirror::default();
+    mirror.take_in(News::All(Box::new(snapshot)));
+    // Before anybody is served: from now on a checkpoint that is not ours means that the Go version has run.
+    put(&path, &mirror);
+    let (sender, inbox) = channel();
+    let thread = std::thread::Builder::new().name("checkpointing".to_owned());
+    Ok((sender, thread.spawn(move || keep(&path, &mut mirror, &inbox))?))
+}
+
+fn keep(path: &Path, mirror: &mut Mirror, inbox: &Receiver<News>) {
+    while let Ok(first) = inbox.recv() {
+        std::thread::sleep(PAUSE);
+        let mut changed = false;
+        for news in std::iter::once(first).chain(inbox.try_iter()) {
+            changed |= mirror.take_in(news);
+        }
+        if changed {
+            put(path, mirror);
+        }
+    }
+}
+
+fn put(path: &Path, mirror: &Mirror) {
+    if let Err(error) = checkpoint::write(path, &mirror.render()) {
+        tracing::warn!(%error, path = %path.display(), "cannot write the checkpoint for the Go version");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use types::{HostVeth, Moment, PodName, VethPrefix};
+
+    use super::*;
+
+    fn assigned(id: &str, last: u8) -> Record {
+        let pod = PodName { namespace: "default".to_owned(), name: id.to_owned() };
+        let sandbox = SandboxKey::new("aws-cni", id, "eth0").unwrap();
+        let host_if = HostVeth::of_pod(&VethPrefix::default(), &pod, 0);
+        let owner = Owner { sandbox, pod, host_if, since: Moment(1), ipv6: None };
+        Record::Assigned { owner, address: Ipv4Addr::new(10, 0, 0, last) }
+    }
+
+    fn released(id: &str) -> Record {
+        Record::Released { sandbox: SandboxKey::new("aws-cni", id, "eth0").unwrap(), at: Moment(2) }
+    }
+
+    #[test]
+    fn the_file_says_what_the_state_says_when_the_thread_has_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ipam.json");
+        let load = || checkpoint::load(&path, &VethPrefix::default(), Moment(1)).0.unwrap();
+
+        let (news, thread) = start(path.clone(), Snapshot::default()).unwrap();
+        assert!(load().ours && load().entries.is_empty());
+        news.send(News::Changed(vec![assigned("a", 1), assigned("b", 2)])).unwrap();
+        news.send(News::Changed(vec![released("a"), assigned("c", 3)])).unwrap();
+        drop(news);
+        thread.join().unwrap();
+
+        let held: Vec<String> = load().entries.iter().map(|entry| entry.address.to_string()).collect();
+        assert_eq!(held, ["10.0.0.2", "10.0.0.3"]);
+    }
+
+    #[test]
+    fn what_changes_nothing_writes_nothing() {
+        let mut mirror = Mirror::default();
+
+        assert!(!mirror.take_in(News::Changed(vec![released("never")])));
+        assert!(mirror.take_in(News::Changed(vec![assigned("a", 1), released("never")])));
+        assert!(mirror.take_in(News::All(Box::default())));
+        assert_eq!(mirror.render(), checkpoint::render([]));
+    }
+}

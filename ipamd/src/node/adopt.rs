@@ -1,0 +1,270 @@
+//! What the Go version's checkpoint says, taken into the pool. Pure.
+//!
+//! The kernel judges it: an address is the pod's to whose host end it is routed. An entry that no host end bears out is of a pod
+//! that died unnoticed; one that the kernel bears out is held, whether an ENI with that address is known or not.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use pool::{Owner, Pool};
+use types::{HostVeth, Moment, SandboxKey};
+
+use super::restore::PodInKernel;
+use crate::checkpoint::{Checkpoint, Entry};
+use crate::families::ipv6_among;
+
+/// Length of the part of a host end's name that says whose it is.
+const HASH: usize = 11;
+
+/// What came of a checkpoint.
+#[derive(Debug, Default)]
+pub(super) struct Adopted {
+    /// Addresses of entries whose pod is gone.
+    pub(super) gone: BTreeSet<Ipv4Addr>,
+    /// Who is in our own state alone.
+    pub(super) doubted: BTreeSet<SandboxKey>,
+    /// For the log.
+    pub(super) remarks: Vec<String>,
+}
+
+/// Takes the entries in, newest first. Whatever else the pool says of their sandboxes, names and addresses is older.
+pub(super) fn adopt(
+    pool: &mut Pool,
+    checkpoint: Checkpoint,
+    kernel: &[PodInKernel],
+    has_link: &mut dyn FnMut(&HostVeth) -> bool,
+    now: Moment,
+) -> Adopted {
+    let mut adopted = Adopted::default();
+    let routed: BTreeMap<Ipv4Addr, &HostVeth> =
+        kernel.iter().filter_map(|pod| Some((pod.address()?, &pod.host_if))).collect();
+    let mut entries = checkpoint.entries;
+    entries.sort_by_key(|entry| std::cmp::Reverse(entry.since));
+    let mut taken: BTreeSet<Ipv4Addr> = BTreeSet::new();
+    for entry in entries {
+        let address = entry.address;
+        if let Some(host_if) = host_end(&entry, &routed, has_link)
+            && taken.insert(address)
+        {
+            let wired = kernel.iter().find(|pod| pod.host_if == host_if);
+            let ipv6 = wired.and_then(|pod| ipv6_among(&pod.addresses));
+            let Entry { sandbox, pod, since, .. } = entry;
+            take_in(pool, Owner { sandbox, pod, host_if, since, ipv6 }, address, now);
+        } else {
+            let (sandbox, pod) = (&entry.sandbox, &entry.pod);
+            adopted
+                .remarks
+                .push(format!("{address} of {pod} ({sandbox}) in the checkpoint leads to no link: dropped"));
+            if !routed.contains_key(&address) {
+                adopted.gone.insert(address);
+            }
+        }
+    }
+    let ours_alone = pool.owners().filter(|(_, grant)| !taken.contains(&grant.address));
+    adopted.doubted = ours_alone.map(|(owner, _)| owner.sandbox.clone()).collect();
+    if !taken.is_empty() {
+        adopted.remarks.push(format!("{} pods of the Go version are taken over", taken.len()));
+    }
+    adopted
+}
+
+/// The host end that an entry's pod has; `None` when the pod is gone.
+fn host_end(
+    entry: &Entry,
+    routed: &BTreeMap<Ipv4Addr, &HostVeth>,
+    has_link: &mut dyn FnMut(&HostVeth) -> bool,
+) -> Option<HostVeth> {
+    let named = entry.host_if.as_ref();
+    if let Some(link) = routed.get(&entry.address) {
+        // Prefixes may have changed since; the hash of the name has not.
+        let its_own = named.is_none_or(|named| hash(named) == hash(link));
+        return its_own.then(|| (*link).clone());
+    }
+    // Somebody may have taken the route alone.
+    let elsewhere = |named: &HostVeth| routed.values().any(|link| *link == named);
+    named.filter(|named| has_link(named) && !elsewhere(named)).cloned()
+}
+
+fn hash(host_if: &HostVeth) -> &str {
+    let name = host_if.as_str();
+    name.get(name.len().saturating_sub(HASH)..).unwrap_or(name)
+}
+
+fn take_in(pool: &mut Pool, new: Owner, address: Ipv4Addr, now: Moment) {
+    let contradicts = |owner: &Owner, held: Ipv4Addr| match owner.sandbox == new.sandbox {
+        true => held != address,
+        false => held == address || owner.host_if == new.host_if,
+    };
+    let older: Vec<SandboxKey> = pool
+        .owners()
+        .filter(|(owner, grant)| contradicts(owner, grant.address))
+        .map(|(owner, _)| owner.sandbox.clone())
+        .collect();
+    for older in older {
+        // Nobody waits for what this returns: the address cools, or is the entry's now.
+        drop(pool.release(&older, now));
+    }
+    if pool.owner(&new.sandbox).is_none() {
+        pool.adopt(new, address);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use types::{PodName, VethPrefix};
+
+    use super::*;
+    use crate::node::{Restored, restore};
+    use crate::store::{Loaded, Record};
+
+    const NOW: Moment = Moment(1_000_000);
+
+    fn pod(name: &str) -> PodName {
+        PodName { namespace: "default".to_owned(), name: name.to_owned() }
+    }
+
+    fn link(name: &str) -> HostVeth {
+        HostVeth::of_pod(&VethPrefix::default(), &pod(name), 0)
+    }
+
+    fn key(id: &str) -> SandboxKey {
+        SandboxKey::new("aws-cni", id, "eth0").unwrap()
+    }
+
+    fn entry(id: &str, name: &str, last: u8, since: u64) -> Entry {
+        let address = Ipv4Addr::new(10, 0, 0, last);
+        Entry { sandbox: key(id), pod: pod(name), host_if: Some(link(name)), address, since: Moment(since) }
+    }
+
+    fn wired(name: &str, last: u8, by_us: bool) -> PodInKernel {
+        PodInKernel { host_if: link(name), addresses: vec![[10, 0, 0, last].into()], by_us }
+    }
+
+    fn assigned(id: &str, name: &str, last: u8) -> Record {
+        let owner =
+            Owner { sandbox: key(id), pod: pod(name), host_if: link(name), since: Moment(1), ipv6: None };
+        Record::Assigned { owner, address: Ipv4Addr::new(10, 0, 0, last) }
+    }
+
+    fn restored(records: Vec<Record>, checkpoint: Checkpoint, kernel: &[PodInKernel]) -> Restored {
+        let loaded = Loaded { records, checkpoint: Some(checkpoint), damage: None };
+        let links: Vec<HostVeth> = kernel.iter().map(|pod| pod.host_if.clone()).collect();
+        let restored =
+            restore(Duration::from_secs(30), loaded, kernel, &mut |link| links.contains(link), true, NOW);
+        restored.pool.check().unwrap();
+        restored
+    }
+
+    fn of(entries: Vec<Entry>) -> Checkpoint {
+        Checkpoint { entries, ..Checkpoint::default() }
+    }
+
+    /// Who holds what, as "container id: last byte".
+    fn held(restored: &Restored) -> Vec<String> {
+        let told = |(owner, grant): (&Owner, pool::Grant)| {
+            format!("{}: {}", owner.sandbox.container_id(), grant.address.octets()[3])
+        };
+        restored.pool.owners().map(told).collect()
+    }
+
+    #[test]
+    fn every_entry_with_a_link_is_taken_over_and_the_others_are_named() {
+        let mut nameless = entry("b", "b", 2, 2);
+        (nameless.pod, nameless.host_if) = (PodName::default(), None);
+        let entries = vec![entry("a", "a", 1, 1), nameless, entry("dead", "dead", 3, 3)];
+        let kernel = [wired("a", 1, false), wired("b", 2, false)];
+
+        let restored = restored(Vec::new(), of(entries), &kernel);
+
+        assert_eq!(held(&restored), ["a: 1", "b: 2"]);
+        assert_eq!(restored.pool.owner(&key("b")).unwrap().0.host_if, link("b"));
+        assert_eq!(restored.gone, [Ipv4Addr::new(10, 0, 0, 3)].into());
+    }
+
+    #[test]
+    fn a_pod_that_lost_its_route_alone_is_taken_over() {
+        let checkpoint = Some(of(vec![entry("a", "a", 1, 1)]));
+        let loaded = Loaded { checkpoint, ..Loaded::default() };
+
+        let restored =
+            restore(Duration::from_secs(30), loaded, &[], &mut |host_if| *host_if == link("a"), true, NOW);
+
+        assert_eq!(held(&restored), ["a: 1"]);
+    }
+
+    #[test]
+    fn of_two_sandboxes_of_one_name_the_one_whose_address_is_routed_lives() {
+        let entries = vec![entry("new", "web", 1, 2), entry("old", "web", 2, 1)];
+
+        let restored = restored(Vec::new(), of(entries), &[wired("web", 1, false)]);
+
+        assert_eq!(held(&restored), ["new: 1"]);
+        assert_eq!(restored.gone, [Ipv4Addr::new(10, 0, 0, 2)].into());
+    }
+
+    #[test]
+    fn an_address_that_two_entries_claim_is_the_newer_ones() {
+        let mut nameless = entry("new", "web", 1, 2);
+        (nameless.pod, nameless.host_if) = (PodName::default(), None);
+        let entries = vec![entry("old", "web", 1, 1), nameless];
+
+        let restored = restored(Vec::new(), of(entries), &[wired("web", 1, false)]);
+
+        assert_eq!(held(&restored), ["new: 1"]);
+        assert_eq!(restored.gone, BTreeSet::new());
+    }
+
+    #[test]
+    fn where_the_go_version_ran_in_between_its_word_counts() {
+        // It has deleted "gone", given its address to "reused", and added "web" anew.
+        let records =
+            vec![assigned("stays", "stays", 1), assigned("gone", "gone", 2), assigned("web-1", "web", 3)];
+        let entries =
+            vec![entry("stays", "stays", 1, 1), entry("reused", "reused", 2, 5), entry("web-2", "web", 4, 6)];
+        let kernel = [wired("stays", 1, true), wired("reused", 2, false), wired("web", 4, false)];
+
+        let restored = restored(records, of(entries), &kernel);
+
+        assert_eq!(held(&restored), ["reused: 2", "stays: 1", "web-2: 4"]);
+        assert!(restored.leftovers.is_empty());
+    }
+
+    #[test]
+    fn a_living_pod_of_ours_that_the_go_version_forgot_keeps_its_address() {
+        let kernel = [wired("a", 1, true)];
+
+        let restored = restored(vec![assigned("a", "a", 1)], of(Vec::new()), &kernel);
+
+        assert_eq!(held(&restored), ["a: 1"]);
+        // Or its DEL was served, and its link is about to go.
+        assert_eq!(restored.doubted, [key("a")].into());
+    }
+
+    #[test]
+    fn our_own_checkpoint_says_nothing_new_unless_the_state_is_lost() {
+        let ours = |entries| Checkpoint { ours: true, ..of(entries) };
+        let kernel = [wired("a", 1, true)];
+        let released = Record::Released { sandbox: key("a"), at: NOW };
+
+        let whole =
+            restored(vec![assigned("a", "a", 1), released], ours(vec![entry("a", "a", 1, 1)]), &kernel);
+        let lost = restored(Vec::new(), ours(vec![entry("a", "a", 1, 1)]), &kernel);
+
+        assert_eq!((held(&whole), whole.leftovers.len()), (Vec::new(), 1));
+        assert_eq!(held(&lost), ["a: 1"]);
+    }
+
+    #[test]
+    fn without_a_checkpoint_the_kernel_tells_the_pods_of_the_go_version() {
+        let released = vec![assigned("a", "a", 1), Record::Released { sandbox: key("a"), at: NOW }];
+        let loaded = Loaded { records: released, checkpoint: None, damage: None };
+
+        let restored =
+            restore(Duration::from_secs(30), loaded, &[wired("a", 1, false)], &mut |_| true, true, NOW);
+
+        // Not by us: it is no leftover of a DEL that we served.
+        assert_eq!((held(&restored), restored.leftovers.len()), (vec![format!("{}: 1", link("a"))], 0));
+    }
+}

@@ -1,0 +1,134 @@
+//! The state at the start, from files and kernel, and what is left behind at the end.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+
+use datapath::{Former, Wirer};
+use types::{HostVeth, TableId};
+
+use crate::app::RunError;
+use crate::checkpoint;
+use crate::checkpointing::{self, News};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::families::Families;
+use crate::node::{Node, PodInKernel, Restored, Settings, restore};
+use crate::server::chain;
+use crate::store::Store;
+
+/// What the daemon starts with.
+#[derive(Debug)]
+pub(crate) struct Started {
+    /// The node with the state of before.
+    pub(crate) node: Node,
+    /// The file in which it goes on.
+    pub(crate) store: Store,
+    /// Whose leftovers of the Go version are to be removed.
+    pub(crate) former: Former,
+    /// Whoever changes the state tells it here.
+    pub(crate) news: Sender<News>,
+    /// Keeps the checkpoint; ends when nobody can tell it any more.
+    pub(crate) checkpointing: Option<JoinHandle<()>>,
+}
+
+/// Brings the state back.
+///
+/// # Errors
+/// What is local and cannot be done without: the state file, the kernel.
+pub(crate) fn restored(
+    config: &Config,
+    settings: &Settings,
+    ran_before: bool,
+    wirer: &mut Wirer,
+    clock: Clock,
+) -> Result<Started, RunError> {
+    let (now, path) = (clock.now(), config.run_dir.join("state"));
+    let mut loaded = Store::load(&path, now).map_err(RunError::local("read the state"))?;
+    let (checkpoint, mut remarks) = checkpoint::load(&checkpoint_path(config), &config.veth_prefix, now);
+    loaded.checkpoint = checkpoint.filter(|_| is_kept(settings.families));
+    // What the process before this one had set aside.
+    wirer.sweep().map_err(RunError::local("sweep old links away"))?;
+    let kernel =
+        wirer.pods(config.veth_prefix.as_str()).map_err(RunError::local("ask the kernel for pods"))?;
+    let kernel: Vec<PodInKernel> = kernel
+        .into_iter()
+        .filter_map(|pod| {
+            let host_if = HostVeth::found(&pod.host_if)?;
+            Some(PodInKernel { host_if, addresses: pod.addresses, by_us: pod.by_us })
+        })
+        .collect();
+    // A link that cannot be looked for is taken to be there: an address is rather held for too long than given twice.
+    let mut has_link = |host_if: &HostVeth| wirer.has_link(host_if.as_str()).unwrap_or(true);
+    let restored = restore(settings.cooldown, loaded, &kernel, &mut has_link, ran_before, now);
+    let Restored { pool, leftovers, gone, doubted, remarks: more } = restored;
+    for pod in leftovers {
+        if let Err(error) = wirer.remove(&pod) {
+            tracing::warn!(host_if = %pod.host_if, error = chain(&error), "a deleted pod's wiring stays");
+        }
+    }
+    remarks.extend(more);
+    for remark in remarks {
+        tracing::warn!("{remark}");
+    }
+    let held = pool.owners().map(|(_, grant)| grant.address).collect();
+    let snapshot = pool.snapshot();
+    let store = Store::create(&path, &snapshot).map_err(RunError::local("write the state"))?;
+    let (news, checkpointing) = match is_kept(settings.families) {
+        true => checkpointing::start(checkpoint_path(config), snapshot)
+            .map(|(news, thread)| (news, Some(thread)))
+            .map_err(RunError::local("start the checkpointing thread"))?,
+        false => (channel().0, None),
+    };
+    let seed = now.0 ^ u64::from(std::process::id());
+    let mut node = Node::new(settings.clone(), pool, seed, now);
+    node.doubt(doubted);
+    lead_to_adopted(&node, &kernel, wirer);
+    Ok(Started { node, store, former: Former { held, gone }, news, checkpointing })
+}
+
+/// Pods of the Go version get their route in our table before anybody can ask us to take it away.
+fn lead_to_adopted(node: &Node, kernel: &[PodInKernel], wirer: &mut Wirer) {
+    let ours: BTreeSet<&HostVeth> = kernel.iter().filter(|pod| pod.by_us).map(|pod| &pod.host_if).collect();
+    let mut pods = node.wired_pods();
+    pods.retain(|pod| !ours.contains(&pod.host_if));
+    if let Err(error) = wirer.mend(&pods) {
+        tracing::warn!(
+            error = chain(&error),
+            "pods of the Go version keep its routes until the host is brought in line"
+        );
+    }
+}
+
+/// Leaves behind what the Go version needs to go on: a rule for each pod on a secondary ENI, as it takes our marks away, and the
+/// checkpoint. The next start of ours removes the rules again.
+pub(crate) fn leave(node: &Node, checkpointing: Option<JoinHandle<()>>) {
+    let steered: Vec<(Ipv4Addr, TableId)> = node
+        .pool()
+        .owners()
+        .filter_map(|(_, grant)| {
+            let place = grant.place?;
+            Some((grant.address, TableId::of_eni(place.card, place.device)))
+        })
+        .filter(|(_, table)| *table != TableId::MAIN)
+        .collect();
+    if checkpointing.is_some()
+        && let Err(error) = Wirer::open().and_then(|mut wirer| wirer.steer_each(&steered))
+    {
+        tracing::warn!(error = chain(&error), "the Go version would not lead some pods out by their ENI");
+    }
+    if checkpointing.is_some_and(|thread| thread.join().is_err()) {
+        tracing::error!("the checkpointing thread has ended early: the checkpoint may be old");
+    }
+}
+
+fn checkpoint_path(config: &Config) -> PathBuf {
+    config.checkpoint.clone().unwrap_or_else(|| config.run_dir.join("ipam.json"))
+}
+
+/// Whether pods' addresses are such as the checkpoint can have of us: those of IPv6 nodes it numbers otherwise.
+const fn is_kept(families: Families) -> bool {
+    families.has_ipv4_of_vpc()
+}

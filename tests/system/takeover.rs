@@ -1,0 +1,360 @@
+//! A node of the Go version is taken over with its pods, and given back.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::process::Command;
+use std::time::Duration;
+
+use lab::LabError;
+use lab::ec2::Config;
+use lab::fabric::{Fabric, INTERNET_HOST, SECOND_CIDR_HOST};
+use lab::flows::{Flow, Flows, Mirror, PACE, Tally};
+use lab::go_node::{GoNode, GoPod, GoVersion};
+use lab::node::Node;
+use lab::probe::{Echo, ask};
+use lab::runtime::Pod;
+use wire::Report;
+
+use crate::support::{Outcome, Test, ensure};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("a_hundred_pods_of_the_go_version_are_taken_over_while_they_talk", hundred_pods),
+    ("a_node_of_an_older_go_version_is_taken_over", older),
+    ("a_node_with_iptables_legacy_is_taken_over", legacy),
+    ("a_damaged_checkpoint_costs_no_pod_its_address", damaged),
+    ("an_address_that_ec2_does_not_know_is_held_with_its_way_out", unknown_address),
+    ("pods_live_on_when_the_node_is_given_back_and_taken_over_again", there_and_back),
+    ("a_killed_daemon_has_left_a_checkpoint_too", killed),
+];
+
+/// An address that somebody else has made rules for.
+const FOREIGN: &str = "192.0.2.7";
+/// The longest that a flow may be silent.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// Which program is missing to make a node of the Go version.
+pub(crate) fn missing() -> Option<String> {
+    let runs = |program: &str| Command::new(program).arg("--version").output().is_ok();
+    let program = ["iptables-nft", "iptables-legacy"].into_iter().find(|program| !runs(program));
+    program.map(|program| format!("no `{program}` program"))
+}
+
+/// A VPC with one node on which nothing has run yet. Drops the node first.
+struct Place {
+    node: Node,
+    fabric: Fabric,
+}
+
+impl Place {
+    fn new() -> Result<Self, LabError> {
+        let fabric = Fabric::create(Config::default())?;
+        // A state of before belongs to another test.
+        let _gone = std::fs::remove_dir_all("/run/lab/node1");
+        let node = Node::launch(&fabric, "node1", "m5.4xlarge")?;
+        Ok(Self { node, fabric })
+    }
+
+    fn pods_of(&self, version: GoVersion, count: usize) -> Result<GoNode<'_>, LabError> {
+        GoNode::with_pods(&self.node, &self.fabric, version, count)
+    }
+
+    /// Starts our daemon and waits until what the Go version left is gone.
+    fn take_over(&self) -> Result<Report, LabError> {
+        self.node.start_daemon(&[])?;
+        self.node.wait_ready()?;
+        let mut left = self.leftovers()?;
+        for _ in 0..200 {
+            if left.is_empty() {
+                return self.node.report();
+            }
+            std::thread::sleep(Duration::from_millis(50));
+            left = self.leftovers()?;
+        }
+        Err(LabError::Otherwise(format!("left behind:\n{}\n{}", left.join("\n"), self.node.log_tail())))
+    }
+
+    /// Rules and a route of somebody else that look like the Go version's, all about addresses that are nobody's here.
+    fn foreign(&self) -> Outcome {
+        let netns = self.node.netns();
+        netns.ip(
+            "rule add pref 512 to 192.0.2.7 lookup main\nrule add pref 1536 from 192.0.2.7 lookup 77\n\
+             rule add pref 32765 from 192.0.2.7 lookup 77\nroute add 192.0.2.7/32 dev ens5 scope link\n",
+        )?;
+        netns.read("iptables-nft -t nat -A POSTROUTING -s 192.0.2.7 -j ACCEPT").map(drop)
+    }
+
+    /// Checks that they are all there.
+    fn foreign_stays(&self) -> Outcome {
+        let netns = self.node.netns();
+        let all = netns.read("ip rule")? + &netns.read("ip route")? + &netns.read("iptables-nft-save")?;
+        let count = all.lines().filter(|line| line.contains(FOREIGN)).count();
+        ensure!(count == 5, "{count} of 5 things of somebody else are there:\n{all}");
+        Ok(())
+    }
+
+    /// What is there of the Go version's, line by line.
+    fn leftovers(&self) -> Result<Vec<String>, LabError> {
+        let netns = self.node.netns();
+        let rules = netns.read("ip -d rule")?;
+        let rules = rules.lines().filter(|line| line.ends_with("unspec"));
+        let routes = netns.read("ip route show table main")?;
+        let routes = routes.lines().filter(|line| line.contains("dev eni"));
+        let nft = netns.read("nft list ruleset")?;
+        let nft = nft.lines().filter(|line| line.contains("AWS") || line.contains("table ip aws-cni "));
+        let tables = netns.read("iptables-nft-save")?;
+        let tables = tables.lines().filter(|line| line.contains("AWS"));
+        let all = rules.chain(routes).chain(nft).chain(tables);
+        Ok(all.filter(|line| !line.contains(FOREIGN)).map(str::to_owned).collect())
+    }
+
+    /// Checks that the books have exactly these addresses.
+    fn holds(&self, want: impl IntoIterator<Item = Ipv4Addr>) -> Result<Report, LabError> {
+        let report = self.node.report()?;
+        let held = addresses(&report);
+        let want: BTreeSet<Ipv4Addr> = want.into_iter().collect();
+        ensure!(held == want, "the daemon holds {held:?}, the pods have {want:?}");
+        Ok(report)
+    }
+
+    /// Checks that pods reach both worlds as whom they should.
+    fn reach(&self, pods: &[&Pod]) -> Outcome {
+        let _echoes = [Echo::start(self.fabric.internet())?, Echo::start(self.fabric.second())?];
+        for pod in pods {
+            let second = ask(&pod.netns, SECOND_CIDR_HOST)?;
+            ensure!(second == pod.address, "{}: the VPC saw {second:?}", pod.name);
+            let internet = ask(&pod.netns, INTERNET_HOST)?;
+            let own = Some(self.node.instance().address);
+            ensure!(internet == own, "{}: the internet saw {internet:?}", pod.name);
+        }
+        Ok(())
+    }
+}
+
+fn addresses(report: &Report) -> BTreeSet<Ipv4Addr> {
+    report.pods.iter().filter_map(|pod| pod.address.to_string().parse().ok()).collect()
+}
+
+/// Flows from all pods to the VPC, from some to the internet, from the VPC to some, and among pods.
+fn talk(place: &Place, pods: &[GoPod]) -> Result<(Flows, Vec<Mirror>), LabError> {
+    let (vpc, internet) = (place.fabric.second(), place.fabric.internet());
+    let mut mirrors = vec![Mirror::start(vpc)?, Mirror::start(internet)?];
+    let mut flows = Vec::new();
+    for (number, GoPod { pod, address, .. }) in pods.iter().enumerate() {
+        flows.push(Flow::new(&format!("{address} to the VPC"), &pod.netns, SECOND_CIDR_HOST)?);
+        if number % 4 == 0 {
+            flows.push(Flow::new(&format!("{address} to the internet"), &pod.netns, INTERNET_HOST)?);
+        }
+        // Of each ENI one.
+        if number < 4 {
+            mirrors.push(Mirror::start(&pod.netns)?);
+            flows.push(Flow::new(&format!("the VPC to {address}"), vpc, *address)?);
+            let other = pods.last().map_or(&pod.netns, |last| &last.pod.netns);
+            flows.push(Flow::new(&format!("the last pod to {address}"), other, *address)?);
+        }
+    }
+    Ok((Flows::start(flows), mirrors))
+}
+
+fn never_silent(tallies: &[Tally]) -> Outcome {
+    let most = SILENCE.as_millis() / PACE.as_millis();
+    for Tally { name, sent, gap } in tallies {
+        ensure!(u128::from(*gap) <= most, "{name}: {gap} datagrams in a row of {sent} were lost");
+        ensure!(*sent > 20, "{name}: only {sent} datagrams were sent");
+    }
+    ensure!(!tallies.is_empty(), "no flow was counted");
+    Ok(())
+}
+
+fn while_they_talk(version: GoVersion, count: usize) -> Result<Place, LabError> {
+    let place = Place::new()?;
+    let mut go = place.pods_of(version, count)?;
+    ensure!(place.leftovers()?.len() > 2 * count, "there is nothing to take over");
+    place.foreign()?;
+    let (flows, _mirrors) = talk(&place, &go.pods)?;
+    std::thread::sleep(PACE * 20);
+
+    let report = place.take_over()?;
+
+    std::thread::sleep(PACE * 20);
+    never_silent(&flows.stop())?;
+    place.foreign_stays()?;
+    place.holds(go.pods.iter().map(|pod| pod.address))?;
+    let enis: BTreeSet<_> = report.pods.iter().map(|pod| pod.eni.clone()).collect();
+    ensure!(enis.len() > 1 && !enis.contains(&None), "pods are on {enis:?}");
+    let rules = place.node.netns().read("ip rule")?;
+    ensure!(rules.lines().count() <= 3 + 3 + 2 + 2 * enis.len(), "rules grow with pods:\n{rules}");
+    place.reach(&go.pods.iter().take(6).map(|pod| &pod.pod).collect::<Vec<_>>())?;
+    let mut pods = std::mem::take(&mut go.pods);
+    live_and_die(&place, &mut pods)?;
+    Ok(place)
+}
+
+/// CHECK, DEL and GC of pods that were taken over, and new pods beside them.
+fn live_and_die(place: &Place, pods: &mut Vec<GoPod>) -> Outcome {
+    let node = &place.node;
+    let held = |pods: &[GoPod]| -> Vec<Ipv4Addr> { pods.iter().map(|pod| pod.address).collect() };
+    for pod in pods.iter().take(2) {
+        let good = pod.pod.call(node, "CHECK")?;
+        ensure!(good.success, "CHECK of {}: {}", pod.address, good.stdout);
+    }
+    let mut gone = pods.remove(0);
+    gone.pod.del(node)?;
+    gone.pod.del(node)?;
+    place.holds(held(pods))?;
+    let collected = pods.remove(0);
+    let kept =
+        |pod: &GoPod| wire::Kept { container_id: pod.pod.container_id.clone(), if_name: "eth0".into() };
+    let valid = pods.iter().map(kept).collect();
+    let reply = node.ask(wire::Verb::Gc { network_name: "aws-cni".to_owned(), valid })?;
+    ensure!(reply == wire::Reply::Collected { released: 1 }, "GC answered {reply:?}");
+    place.holds(held(pods))?;
+    let mut all = held(pods);
+    let mut new = Vec::new();
+    for number in 0..4 {
+        let mut pod = Pod::create(&format!("new-{number}"), &format!("new{number}"))?;
+        let address = pod.add(node)?;
+        let taken = all.contains(&address) || [gone.address, collected.address].contains(&address);
+        ensure!(!taken, "{address} was given to a second pod");
+        all.push(address);
+        new.push(pod);
+    }
+    place.holds(all)?;
+    place.reach(&new.iter().collect::<Vec<_>>())
+}
+
+fn hundred_pods() -> Outcome {
+    while_they_talk(GoVersion::V23, 100).map(drop)
+}
+
+fn older() -> Outcome {
+    while_they_talk(GoVersion::V19, 12).map(drop)
+}
+
+/// Its old chains stay, which nobody but `iptables` can safely change, and do no harm beside ours.
+fn legacy() -> Outcome {
+    let place = while_they_talk(GoVersion::V19Legacy, 12)?;
+    let chains = place.node.netns().read("iptables-legacy-save")?;
+    ensure!(chains.contains("AWS-SNAT-CHAIN-0"), "the chains are gone; say so in MIGRATION.md:\n{chains}");
+    let log = place.node.log_tail();
+    ensure!(log.contains("iptables-legacy"), "the log does not say that they stay:\n{log}");
+    Ok(())
+}
+
+fn damaged() -> Outcome {
+    for (number, text) in
+        ["", "{\"version\":", "{\"version\":\"vpc-cni-ipam/2\",\"allocations\":[]}"].iter().enumerate()
+    {
+        let place = Place::new()?;
+        let mut go = place.pods_of(GoVersion::V23, 6)?;
+        std::fs::write(go.checkpoint(), text).map_err(LabError::doing("damage the checkpoint"))?;
+
+        place.take_over()?;
+
+        place.holds(go.pods.iter().map(|pod| pod.address))?;
+        let kept = std::fs::read_dir(place.node.run_dir()).map_err(LabError::doing("list the directory"))?;
+        let kept = kept.flatten().any(|file| file.file_name().to_string_lossy().contains("damaged"));
+        ensure!(kept, "file {number} was not set aside");
+        let mut gone = go.pods.remove(0);
+        gone.pod.del(&place.node)?;
+        place.holds(go.pods.iter().map(|pod| pod.address))?;
+    }
+    Ok(())
+}
+
+/// Its ENI has lost it in EC2's picture: the pod keeps it, and nobody else gets it.
+fn unknown_address() -> Outcome {
+    let place = Place::new()?;
+    let go = place.pods_of(GoVersion::V23, 4)?;
+    let Some(pod) = go.pods.iter().find(|pod| pod.device == 1) else {
+        return Err(LabError::Otherwise("no pod is on the second ENI".to_owned()));
+    };
+    let enis = place.fabric.ec2().enis_of(&place.node.instance().id);
+    let eni = enis.iter().find(|eni| eni.secondary.contains(&pod.address));
+    let eni = eni.ok_or_else(|| LabError::Otherwise("no ENI has the address".to_owned()))?;
+    let taken = place.fabric.ec2().unassign(&eni.id, &[pod.address], &[]);
+    taken.map_err(|error| LabError::Otherwise(format!("unassign: {error}")))?;
+
+    place.node.start_daemon(&[])?;
+    place.node.wait_ready()?;
+
+    place.holds(go.pods.iter().map(|pod| pod.address))?;
+    let rules = place.node.netns().read("ip rule")?;
+    let own = format!("from {} lookup 2", pod.address);
+    ensure!(rules.contains(&own), "its way out is gone:\n{rules}");
+    Ok(())
+}
+
+fn there_and_back() -> Outcome {
+    let place = Place::new()?;
+    place.node.start_daemon(&[("MAX_ENI", "2"), ("MINIMUM_IP_TARGET", "40")])?;
+    place.node.wait_ready()?;
+    place.node.wait_for("two ENIs", |report| report.enis.len() == 2)?;
+    let add = |number| -> Result<Pod, LabError> {
+        let mut pod = Pod::create(&format!("ours-{number}"), &format!("ours{number}"))?;
+        pod.add(&place.node)?;
+        Ok(pod)
+    };
+    let mut pods = (0..34).map(add).collect::<Result<Vec<_>, _>>()?;
+    place.node.stop_daemon()?;
+    place.reach(&pods.iter().collect::<Vec<_>>())?;
+
+    let (mut go, known) = GoNode::start(&place.node, &place.fabric, GoVersion::V23)?;
+
+    let want: BTreeSet<_> = pods.iter().filter_map(|pod| pod.address).collect();
+    ensure!(known.iter().copied().collect::<BTreeSet<_>>() == want, "it knows {known:?} of {want:?}");
+    place.reach(&pods.iter().collect::<Vec<_>>())?;
+
+    // What MIGRATION.md says to remove once it runs; pods do without.
+    for line in ["nft delete table ip aws-vpc-cni", "ip rule flush protocol 86 pref 1536"] {
+        place.node.netns().read(line)?;
+    }
+    place.reach(&pods.iter().collect::<Vec<_>>())?;
+    // It goes on as it does: deletes pods of ours, adds its own, one at an address that was one of ours.
+    let gone = [pods.remove(0), pods.remove(20)];
+    for pod in &gone {
+        go.del(pod)?;
+    }
+    let freed = gone[0].address.ok_or_else(|| LabError::Otherwise("no address".to_owned()))?;
+    let enis = place.fabric.ec2().enis_of(&place.node.instance().id);
+    let on_first = enis.iter().any(|eni| {
+        eni.secondary.contains(&freed) && eni.attachment.as_ref().is_some_and(|at| at.device.0 == 0)
+    });
+    drop(gone);
+    go.add("of-go", u8::from(!on_first), freed)?;
+
+    place.take_over()?;
+
+    // The links of pods that were deleted just before go when the kernel comes to it.
+    let lives = pods.len() + go.pods.len();
+    place.node.wait_for("those that were deleted are released", |report| report.pods.len() == lives)?;
+    let of_go = go.pods.iter().map(|pod| &pod.pod);
+    let all: Vec<&Pod> = pods.iter().chain(of_go).collect();
+    place.holds(all.iter().filter_map(|pod| pod.address))?;
+    place.reach(&all)?;
+    pods[0].del(&place.node)?;
+    go.pods[0].pod.del(&place.node)?;
+    place.holds(pods.iter().skip(1).filter_map(|pod| pod.address)).map(drop)
+}
+
+fn killed() -> Outcome {
+    let place = Place::new()?;
+    place.node.start_daemon(&[])?;
+    place.node.wait_ready()?;
+    let mut pod = Pod::create("ours", "ours")?;
+    let address = pod.add(&place.node)?;
+    let path = place.node.run_dir().join("ipam.json");
+    let written = || std::fs::read_to_string(&path).is_ok_and(|text| text.contains(&address.to_string()));
+    for _ in 0..200 {
+        if written() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    ensure!(written(), "the checkpoint does not have {address}");
+    place.node.kill_daemon();
+
+    let (_go, known) = GoNode::start(&place.node, &place.fabric, GoVersion::V23)?;
+
+    ensure!(known == [address], "the Go version knows {known:?}");
+    Ok(())
+}
