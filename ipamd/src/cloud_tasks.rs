@@ -270,6 +270,7 @@ impl CloudTasks {
             }
             Err(error) => {
                 tracing::warn!(error = chain(&error), "the subnets are not known; those of before are used");
+                picture.no_choice = Some((error.kind(), chain(&error)));
             }
         }
         Ok(())

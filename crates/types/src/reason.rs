@@ -106,7 +106,7 @@ reasons! {
     AllCooling = "all-cooling", TRY_AGAIN;
     /// The instance type, `MAX_ENI` or maxPods allows no more addresses.
     NodeFull = "node-full", TRY_AGAIN;
-    /// The tags of the subnets allow no new ENI in any of them.
+    /// No subnet for new ENIs: the tags of the subnets allow none in any of them, or EC2 knows no such subnet or security group.
     NoSubnet = "no-subnet", TRY_AGAIN;
     /// Custom networking: the node's ENIConfig is not known, so nobody knows where new ENIs go.
     NoEniConfig = "no-eni-config", TRY_AGAIN;

@@ -30,6 +30,8 @@ pub enum CloudErrorKind {
     AddressLimit,
     /// What the call is about does not exist (any more).
     Gone,
+    /// A new ENI is to have a subnet or a security group that does not exist: nothing was made.
+    NoPlace,
     /// We may not.
     Denied,
     /// There is no answer, and nothing has happened.
@@ -55,6 +57,7 @@ impl CloudErrorKind {
             Self::EniLimit => Reason::EniLimit,
             Self::AddressLimit => Reason::NodeFull,
             Self::Gone => Reason::CloudGone,
+            Self::NoPlace => Reason::NoSubnet,
             Self::Denied => Reason::Denied,
             Self::Unreachable | Self::InUse | Self::Unclear | Self::Garbage | Self::Other => {
                 Reason::CloudUnreachable
@@ -182,6 +185,12 @@ fn kind_of(effect: Effect, code: &str, message: &str) -> CloudErrorKind {
         "InvalidParameterValue" if message.contains("already has an interface") => CloudErrorKind::InUse,
         "InvalidParameterValue" if message.contains("not assigned") => CloudErrorKind::Gone,
         "InvalidInstanceType" => CloudErrorKind::Gone,
+        "InvalidSubnetID.NotFound"
+        | "InvalidSubnetID.Malformed"
+        | "InvalidSubnet"
+        | "InvalidGroup.NotFound"
+        | "InvalidGroupId.Malformed"
+        | "InvalidSecurityGroupID.NotFound" => CloudErrorKind::NoPlace,
         _ if code.ends_with(".NotFound") => CloudErrorKind::Gone,
         _ => CloudErrorKind::Other,
     }
@@ -203,6 +212,8 @@ mod tests {
         assert_eq!(of("PrivateIpAddressLimitExceeded", ""), Kind::AddressLimit);
         assert_eq!(of("InvalidNetworkInterfaceID.NotFound", ""), Kind::Gone);
         assert_eq!(of("InvalidAttachmentID.NotFound", ""), Kind::Gone);
+        assert_eq!(of("InvalidGroup.NotFound", ""), Kind::NoPlace);
+        assert_eq!(of("InvalidSubnetID.NotFound", ""), Kind::NoPlace);
         assert_eq!(of("UnauthorizedOperation", ""), Kind::Denied);
         assert_eq!(
             of("InvalidParameterValue", "Network interface 'eni-1' is currently in use."),

@@ -27,6 +27,17 @@ const ENFORCING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_
 /// MTU when the caller names one that cannot be; what the Go version falls back to.
 pub(super) const MTU_DEFAULT: u32 = 9001;
 
+/// Who gets addresses that still cool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Early {
+    /// Nobody.
+    Never,
+    /// Those whose own time is nearly up.
+    Pressed,
+    /// All: nothing else is to be had.
+    Always,
+}
+
 /// A request that has not been answered.
 #[derive(Debug)]
 pub(super) enum Pending {
@@ -118,23 +129,25 @@ impl Node {
 
     /// Gives addresses to those who wait, first come first served.
     pub(super) fn serve(&mut self, now: Moment) {
-        self.serve_with(now, false);
+        self.serve_with(now, Early::Never);
     }
 
-    /// The same with addresses that still cool, if nothing else can be had (I8).
+    /// The same with addresses that still cool, if nothing else can be had (I8). While more can be had, or is on its way, those who
+    /// wait can wait for it, or for an address to cool, but not beyond their time: EC2 may not answer at all.
     pub(super) fn serve_early(&mut self, now: Moment) {
-        if self.queue.is_empty() || self.growing() {
+        if self.queue.is_empty() {
             return;
         }
-        // While more can be had those who wait can wait for it, or for an address to cool, but not beyond their time.
-        let pressed = self.next_deadline().is_some_and(|deadline| deadline.since(now) <= PRESSED);
         let more = || self.limits().map(|limits| self.pool.shortage_reason(&limits, now));
-        if pressed || more() != Some(Reason::PoolEmpty) {
-            self.serve_with(now, true);
+        let more = self.growing() || more() == Some(Reason::PoolEmpty);
+        if !more {
+            self.serve_with(now, Early::Always);
+        } else if self.next_deadline().is_some_and(|deadline| deadline.since(now) <= PRESSED) {
+            self.serve_with(now, Early::Pressed);
         }
     }
 
-    fn serve_with(&mut self, now: Moment, early: bool) {
+    fn serve_with(&mut self, now: Moment, early: Early) {
         if self.queue.is_empty() {
             return;
         }
@@ -142,6 +155,10 @@ impl Node {
         let mut waiting = std::mem::take(&mut self.queue);
         let mut short = starting.then(|| self.why_starting());
         waiting.retain(|id| {
+            // Those with time wait on, also before others who have none.
+            if early == Early::Pressed && !self.is_pressed(*id, now) {
+                return true;
+            }
             let Some(reason) = self.serve_one(*id, short, early, now) else { return false };
             // One without an address means that none is left; one whose name is taken holds up nobody else.
             if reason != Reason::NameInUse {
@@ -152,18 +169,25 @@ impl Node {
         self.queue = waiting;
     }
 
+    /// Whether an ADD that waits has next to no time left.
+    fn is_pressed(&self, id: CallId, now: Moment) -> bool {
+        match self.pending.get(&id) {
+            Some(Pending::Add(add)) => add.deadline.since(now) <= PRESSED,
+            Some(Pending::Release { .. } | Pending::Check) | None => false,
+        }
+    }
+
     /// Starts one ADD, or says why it has to wait.
-    fn serve_one(&mut self, id: CallId, short: Option<Reason>, early: bool, now: Moment) -> Option<Reason> {
+    fn serve_one(&mut self, id: CallId, short: Option<Reason>, early: Early, now: Moment) -> Option<Reason> {
         let Some(Pending::Add(add)) = self.pending.get(&id) else { return None };
         let reason = short.or_else(|| self.name_taken(add).then_some(Reason::NameInUse));
         let grant = match reason {
             Some(reason) => Err(reason),
             None => {
                 let owner = add.owner(now);
-                let grant = if early {
-                    self.pool.reserve_early(owner.clone(), now)
-                } else {
-                    self.pool.reserve(owner.clone(), now)
+                let grant = match early {
+                    Early::Never => self.pool.reserve(owner.clone(), now),
+                    Early::Pressed | Early::Always => self.pool.reserve_early(owner.clone(), now),
                 };
                 grant.map(|grant| (owner, grant)).map_err(|_short| self.why_short(now))
             }
@@ -437,24 +461,32 @@ impl Node {
             work.deleters.push(del);
             return self.finish(add, now);
         }
-        self.leave_queue(add);
+        self.leave_queue(add, now);
         self.fail(add, Failure::new(Reason::Superseded, "the sandbox was deleted while its ADD waited"));
         self.reply(del, Reply::Done);
     }
 
     /// The caller has hung up: its place in the queue is given back. Work already begun goes on; the runtime sends DEL.
-    pub(super) fn gone(&mut self, id: CallId) {
-        if self.work(id).is_none() && self.leave_queue(id) {
-            self.fail(id, Failure::new(Reason::DeadlineExceeded, "the caller has gone"));
+    pub(super) fn gone(&mut self, id: CallId, now: Moment) {
+        if self.work(id).is_none()
+            && let Some(reason) = self.leave_queue(id, now)
+        {
+            self.fail(
+                id,
+                Failure::new(reason, "the caller has gone before there was an address for the pod"),
+            );
         }
     }
 
-    fn leave_queue(&mut self, id: CallId) -> bool {
+    /// Ends the wait of an ADD; what it waited for.
+    fn leave_queue(&mut self, id: CallId, now: Moment) -> Option<Reason> {
+        self.ends_waiting(id, now);
         self.queue.retain(|waiting| *waiting != id);
-        let Some(Pending::Add(add)) = self.pending.get(&id) else { return false };
+        let Some(Pending::Add(add)) = self.pending.get(&id) else { return None };
+        let reason = add.reason();
         self.adding.remove(&add.attachment.sandbox);
         self.pending.remove(&id);
-        true
+        Some(reason)
     }
 
     fn gc(&mut self, id: CallId, network_name: &str, valid: &[Kept], now: Moment) {
@@ -513,8 +545,7 @@ impl Node {
             })
             .collect();
         for (id, reason) in late {
-            self.ends_waiting(id, now);
-            self.leave_queue(id);
+            self.leave_queue(id, now);
             let failure = Failure::new(reason, "no address for the pod before its deadline");
             let details = self.shortage_in_numbers(now);
             self.fail(id, failure.with_details(details));
@@ -522,9 +553,9 @@ impl Node {
     }
 
     /// Ends every ADD that waits.
-    pub(super) fn give_up_queue(&mut self) {
+    pub(super) fn give_up_queue(&mut self, now: Moment) {
         for id in std::mem::take(&mut self.queue) {
-            self.leave_queue(id);
+            self.leave_queue(id, now);
             self.fail(id, Failure::new(Reason::DaemonUnreachable, "the daemon is stopping"));
         }
     }

@@ -7,6 +7,7 @@ use pool::Role;
 use types::{Reason, SecurityGroupId, SubnetId};
 
 use super::Node;
+use crate::cloud::CloudErrorKind;
 use crate::cluster::{EniConfig, EniConfigName, EniConfigNews};
 
 /// What we know of the node's ENIConfig.
@@ -18,6 +19,8 @@ pub(super) struct CustomState {
     known: Option<EniConfig>,
     /// What is wrong with it now, in words that go on after its name.
     trouble: Option<String>,
+    /// Why EC2 does not tell the subnets, if it does not.
+    pub(super) subnets_untold: Option<(CloudErrorKind, String)>,
 }
 
 impl Node {
@@ -28,7 +31,8 @@ impl Node {
             tracing::info!(name = name.name, "the node's ENIConfig");
             let trouble =
                 (!name.is_possible()).then(|| "cannot exist: no object can have that name".to_owned());
-            self.custom = CustomState { name: None, known: None, trouble };
+            let subnets_untold = self.custom.subnets_untold.take();
+            self.custom = CustomState { name: None, known: None, trouble, subnets_untold };
             self.place_enis();
         }
         self.custom.name = Some(name);
@@ -112,9 +116,12 @@ impl Node {
             });
         };
         if let Some(subnet) = self.unlisted() {
-            return Some(format!(
-                "{name} says {subnet}, which EC2 does not list in this node's VPC and zone"
-            ));
+            return Some(match &self.custom.subnets_untold {
+                Some((_, why)) => format!("{name} says {subnet}, whose range EC2 does not tell: {why}"),
+                None => {
+                    format!("{name} says {subnet}, which EC2 does not list in this node's VPC and zone")
+                }
+            });
         }
         match (&self.custom.known, &self.custom.trouble) {
             (Some(_), _) => None,
@@ -129,6 +136,12 @@ impl Node {
             true => self.custom.name.as_ref().map(|name| name.name.clone()),
             false => Some("default".to_owned()),
         }
+    }
+
+    /// Why new ENIs have no place, in one word.
+    pub(super) fn why_no_place_in_short(&self) -> Reason {
+        let untold = self.custom.subnets_untold.as_ref().filter(|_| self.unlisted().is_some());
+        untold.map_or(Reason::NoEniConfig, |(kind, _)| kind.reason())
     }
 
     /// What is known of the ENIConfig, for people.
@@ -148,6 +161,6 @@ impl Node {
 
     /// The same where it keeps ENIs from being made.
     pub(super) fn eni_config_trouble(&self) -> Option<String> {
-        self.why_no_place().map(|why| format!("{}: {why}", Reason::NoEniConfig))
+        self.why_no_place().map(|why| format!("{}: {why}", self.why_no_place_in_short()))
     }
 }

@@ -14,7 +14,7 @@ use types::{
 };
 use wire::{Failure, Reply, Request};
 
-use crate::cloud::{CloudError, ConnectionTracking};
+use crate::cloud::{CloudError, CloudErrorKind, ConnectionTracking};
 use crate::cluster::News;
 use crate::hold::Hold;
 use crate::store::Record;
@@ -63,6 +63,8 @@ pub struct Picture {
     pub ipv6_prefixes: BTreeSet<Ipv6Prefix>,
     /// Which subnets may be used; `None` if that could not be found out.
     pub choice: Option<Subnets>,
+    /// Why not, if EC2 was asked.
+    pub no_choice: Option<(CloudErrorKind, String)>,
     /// ENIs that instances of our cluster may have left behind.
     pub strays: Vec<Stray>,
     /// Instance metadata has told this, EC2 has not: tags and types of the ENIs are not known.

@@ -100,6 +100,7 @@ const fn outcome_of(kind: CloudErrorKind) -> Outcome {
         CloudErrorKind::Throttled
         | CloudErrorKind::EniLimit
         | CloudErrorKind::Denied
+        | CloudErrorKind::NoPlace
         | CloudErrorKind::Unreachable
         | CloudErrorKind::InUse
         | CloudErrorKind::Garbage
@@ -138,7 +139,9 @@ impl Node {
             }
             Err(error) => {
                 let outcome = outcome_of(error.kind());
-                let look = outcome == Outcome::Unclear;
+                // Somebody else has something where we thought that nothing is.
+                let taken = matches!(error.kind(), CloudErrorKind::InUse | CloudErrorKind::EniLimit);
+                let look = taken || outcome == Outcome::Unclear;
                 // Fewer, or another subnet, or a rest of that subnet alone: the pool knows.
                 let scarce = outcome == Outcome::Scarce;
                 self.pool.finish(id, outcome, now);
@@ -263,7 +266,7 @@ impl Node {
                     false => Reason::OnHold,
                 }
             }
-            None if self.lacks_place() => Reason::NoEniConfig,
+            None if self.lacks_place() => self.why_no_place_in_short(),
             None => Reason::Starting,
             Some(reason) => reason,
         }
@@ -276,7 +279,7 @@ impl Node {
             (Some(Reason::PoolEmpty), _) if !self.may(false) => Reason::OnHold,
             // What the pool could ask for it would ask EC2 for.
             (Some(Reason::PoolEmpty) | None, Some((kind, _))) => kind.reason(),
-            (Some(Reason::NoSubnet), _) if self.settings.custom_networking => Reason::NoEniConfig,
+            (Some(Reason::NoSubnet), _) if self.settings.custom_networking => self.why_no_place_in_short(),
             (Some(reason), _) => reason,
             (None, None) => Reason::Starting,
         }

@@ -93,6 +93,7 @@ impl Node {
                 self.pool.set_excluded(excluded);
             }
         }
+        self.custom.subnets_untold = picture.no_choice;
         self.place_enis();
         if self.unlisted().is_some() {
             let again = now.plus(self.cloud.jitter(if listed { EC2_AGAIN } else { SUBNETS_AGAIN }));

@@ -175,7 +175,7 @@ impl Node {
     pub fn handle(&mut self, event: Event, now: Moment) -> Vec<Effect> {
         match event {
             Event::Call { id, request, descriptors } => self.call(id, request, descriptors, now),
-            Event::Gone(id) => self.gone(id),
+            Event::Gone(id) => self.gone(id, now),
             Event::Wired { id, result } => self.wired(id, result, now),
             Event::Enforced { id, result } => self.enforced(id, result, now),
             Event::Dead(sandboxes) => self.dead(&sandboxes, now),
@@ -193,7 +193,7 @@ impl Node {
             Event::Cluster(news) => self.cluster_says(news, now),
             Event::Ranges(ranges) => self.ranges(ranges),
             Event::NodeIpv6(address) => self.node_ipv6(address),
-            Event::Stopping => self.stop(),
+            Event::Stopping => self.stop(now),
             Event::Converged { generation, result } => self.converged(generation, result, now),
             Event::Touched => self.host.touched(now),
             Event::Tick => {}
@@ -237,9 +237,9 @@ impl Node {
     }
 
     /// The daemon is about to end: those who wait for an address will not get one from it.
-    fn stop(&mut self) {
+    fn stop(&mut self, now: Moment) {
         self.stopping = true;
-        self.give_up_queue();
+        self.give_up_queue(now);
     }
 
     /// Everything that may follow from any event.

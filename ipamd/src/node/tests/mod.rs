@@ -26,6 +26,7 @@ mod ipv6;
 mod policies;
 mod reasons;
 mod repair;
+mod waiting;
 
 /// A node with its own little world around it.
 struct World {

@@ -1,0 +1,81 @@
+//! Those who wait: what they are told, and what is done for them while EC2 refuses or is silent.
+
+use std::time::Duration;
+
+use types::Reason;
+
+use super::World;
+use crate::cloud::{CloudError, CloudErrorKind};
+use crate::node::{CallId, Effect, Event};
+
+/// Whether the ENIs are looked at soon after the first call was refused like this.
+fn looks_after(kind: CloudErrorKind) -> bool {
+    let mut world = World::new();
+    let effects = world.first_look(0);
+    let effects = world.converge(&effects);
+    let id = effects.iter().find_map(|effect| match effect {
+        Effect::Act { id, .. } => Some(*id),
+        _ => None,
+    });
+    let refused = CloudError::new(kind, "AttachNetworkInterface", "no");
+    world.handle(Event::Acted { id: id.expect("a call"), result: Err(refused) });
+    world.now = world.now.plus(Duration::from_secs(60));
+    world.handle(Event::Tick).iter().any(|effect| matches!(effect, Effect::Look))
+}
+
+fn wired(effects: &[Effect]) -> Vec<CallId> {
+    let wired = effects.iter().filter_map(|effect| match effect {
+        Effect::Wire(id, _) => Some(*id),
+        _ => None,
+    });
+    wired.collect()
+}
+
+#[test]
+fn a_place_that_somebody_else_has_taken_leads_to_a_look() {
+    assert!(looks_after(CloudErrorKind::InUse));
+    assert!(looks_after(CloudErrorKind::EniLimit));
+    assert!(!looks_after(CloudErrorKind::Denied));
+    assert!(!looks_after(CloudErrorKind::NoPlace));
+}
+
+#[test]
+fn under_a_silent_ec2_an_add_takes_a_cooling_address_rather_than_none_and_those_with_time_do_not() {
+    let mut world = World::new();
+    world.node.settings.add_timeout = Duration::from_secs(10);
+    let mut world = world.made_ready(2);
+    for name in ["a", "b"] {
+        world.added(name);
+        world.del(name, 200);
+    }
+    let (first, effects) = world.add("c");
+    assert!(wired(&effects).is_empty());
+    world.now = world.now.plus(Duration::from_secs(5));
+    let (_later, effects) = world.add("d");
+    assert!(wired(&effects).is_empty());
+
+    world.now = world.now.plus(Duration::from_secs(3));
+    let effects = world.handle(Event::Tick);
+
+    assert!(world.node.growing(), "the call is still under way");
+    assert_eq!(wired(&effects), [first]);
+}
+
+#[test]
+fn the_cause_of_a_wait_outlives_the_callers_patience() {
+    let mut world = World::ready(0);
+    let (id, _) = world.add("web");
+    world.now = world.now.plus(Duration::from_secs(3));
+
+    let effects = world.handle(Event::Gone(id));
+
+    let waited = effects.iter().any(
+        |effect| matches!(effect, Effect::Waited(Reason::PoolEmpty, time) if *time == Duration::from_secs(3)),
+    );
+    let told = effects.iter().find_map(|effect| match effect {
+        Effect::Reply(to, reply) if *to == id => reply.failure().map(|failure| failure.reason),
+        _ => None,
+    });
+    assert!(waited, "{effects:?}");
+    assert_eq!(told, Some(Reason::PoolEmpty));
+}
