@@ -47,17 +47,23 @@ impl Need {
     pub(crate) fn take(&mut self, form: Mode, room: u32) -> Option<Wanted> {
         let slots = match form {
             Mode::Addresses if self.whole_enis && self.missing > 0 => room.min(self.bound),
-            Mode::Addresses => room.min(self.missing).min(self.bound),
-            Mode::Prefixes => room.min(self.missing.min(self.bound).div_ceil(Prefix::ADDRESSES)),
+            Mode::Addresses | Mode::Prefixes => room.min(self.slots(form)),
         };
         let wanted = Wanted::new(form, slots);
         self.comes(wanted.addresses());
         self.bound = self.bound.saturating_sub(wanted.addresses());
         (slots > 0).then_some(wanted)
     }
-}
 
-impl Need {
+    /// How many slots what is missing would fill.
+    pub(crate) fn slots(&self, form: Mode) -> u32 {
+        let addresses = self.missing.min(self.bound);
+        match form {
+            Mode::Addresses => addresses,
+            Mode::Prefixes => addresses.div_ceil(Prefix::ADDRESSES),
+        }
+    }
+
     /// So much comes without being asked for again.
     pub(crate) fn comes(&mut self, addresses: u32) {
         self.missing = self.missing.saturating_sub(addresses);

@@ -30,6 +30,7 @@ mod plan;
 mod pool;
 mod scarcity;
 mod snapshot;
+mod surplus;
 
 pub use books::Violation;
 pub use cloud::PICTURE_LAG;

@@ -98,6 +98,8 @@ pub enum KeptReason {
     Cooling(u32),
     /// The targets would not hold without it.
     Needed,
+    /// The targets hold without it, but did not a while ago: at this moment more is known.
+    NeededLately(Moment),
     /// It was first seen too short a while ago to be given back before this moment.
     Young(Moment),
     /// It could be given back, but something else goes first.
@@ -149,6 +151,7 @@ impl fmt::Display for KeptReason {
             Self::Pods(n) => write!(f, "pods have {n} of its addresses"),
             Self::Cooling(n) => write!(f, "{n} of its addresses cool"),
             Self::Needed => f.write_str("the targets would not hold without it"),
+            Self::NeededLately(_) => f.write_str("the targets would not have held without it a while ago"),
             Self::Young(_) => f.write_str("it is too young to be given back"),
             Self::Rests => f.write_str("it can be given back later"),
         }
@@ -162,18 +165,32 @@ struct Situation<'a> {
     limits: &'a Limits,
     aim: Aim,
     stock: Stock,
+    /// The same with no more available than there was for a while.
+    lasting: Stock,
     now: Moment,
 }
 
 impl Pool {
+    /// Notes how much is available, for later plans: they give back only what has been to spare for a while. To be
+    /// called with every change. Where it never was, plans take what is to spare for what has been so.
+    pub fn watch(&mut self, waiting: u32, now: Moment) {
+        let available = self.stock(waiting, now).available;
+        self.lately.note(available, now);
+    }
+
     /// Decides what to ask EC2 for next; `waiting` ADDs are without an address.
     pub fn plan(&self, targets: &Targets, limits: &Limits, waiting: u32, now: Moment) -> Plan {
         let stock = self.stock(waiting, now);
         let aim = self.aim(targets, now);
-        let situation = Situation { targets, limits, aim, stock, now };
+        let lasting = Stock { available: self.lately.of(stock.available), ..stock };
+        let situation = Situation { targets, limits, aim, stock, lasting, now };
         let need = aim.need(targets, limits, stock, waiting);
         let mut plan = match need {
-            Some(need) => self.grow(situation, need),
+            Some(need) => {
+                let plan = self.grow(situation, need);
+                let stuck = plan.actions.is_empty() && self.in_flight.is_empty();
+                if stuck { self.make_room(situation, need, plan) } else { plan }
+            }
             None if waiting > 0 || !self.in_flight.is_empty() => Plan::default(),
             None => self.shrink(situation),
         };
@@ -198,7 +215,7 @@ impl Pool {
     }
 
     /// What is idle on an ENI in another form than the one now wanted: it does not count, and goes once nothing is
-    /// missing without it. Single addresses count where the subnet has no prefix to give.
+    /// missing without it, or when nothing else makes room for what is missing. Single addresses count where the subnet has no prefix to give.
     fn idle_in_other_form(&self, eni: &Eni, now: Moment) -> Given {
         match self.mode {
             Mode::Addresses => Given::prefixes(idle_prefixes(eni, now).collect()),
@@ -304,16 +321,61 @@ impl Pool {
 
     fn shrink(&self, situation: Situation<'_>) -> Plan {
         let actions = match self.unneeded(situation) {
-            Some(eni) => {
-                vec![Planned { action: Action::DeleteEni { eni: eni.seen.id.clone() }, why: Why::Unneeded }]
-            }
+            Some(eni) => vec![delete(eni, Why::Unneeded)],
             None => self.give_back(situation),
         };
+        let more_now = situation.aim.over(situation.stock) > situation.aim.over(situation.lasting);
+        let look_again = self.lately.next_change().filter(|_| more_now && actions.is_empty());
+        self.paced(situation, Plan { actions, look_again, ..Plan::default() })
+    }
+
+    /// What a plan gives back it gives back later if the last time was a short while ago.
+    fn paced(&self, situation: Situation<'_>, plan: Plan) -> Plan {
         let due = self.last_release.plus(situation.targets.release_every);
-        if !actions.is_empty() && due > situation.now && self.last_release > Moment(0) {
-            return Plan { look_again: Some(due), ..Plan::default() };
+        if !plan.actions.is_empty() && due > situation.now && self.last_release > Moment(0) {
+            return Plan { actions: Vec::new(), look_again: Some(due), ..plan };
         }
-        Plan { actions, ..Plan::default() }
+        plan
+    }
+
+    /// Something is missing and cannot be had: what pods cannot use, or use only for want of better, may be in its way.
+    fn make_room(&self, situation: Situation<'_>, need: Need, plan: Plan) -> Plan {
+        let Situation { limits, now, .. } = situation;
+        let mut enis: Vec<&Eni> = self.ours().filter(|eni| eni.seen.card == limits.card).collect();
+        let excluded = |eni: &Eni| self.exclusion(&eni.seen);
+        enis.sort_by_key(|eni| (excluded(eni).is_none(), eni.held(), Reverse(eni.place())));
+        let removable = enis.iter().filter(|eni| self.why_kept(eni, situation).is_none());
+        let removable = removable.filter_map(|eni| Some(delete(eni, Why::Excluded(excluded(eni)?)))).next();
+        let useless = || {
+            enis.iter().find_map(|eni| {
+                let (given, why) = self.useless(eni, now)?;
+                if why == Why::OtherForm && self.room(eni, limits) > 0 {
+                    return None;
+                }
+                // Of what pods may still get no more than is in the way.
+                let given = if why == Why::OtherForm { some_of(given, need.slots(self.mode)) } else { given };
+                Some(Planned { action: Action::Release { eni: eni.seen.id.clone(), given }, why })
+            })
+        };
+        let actions: Vec<Planned> = removable.or_else(useless).into_iter().collect();
+        // Too young ones are not explained by their age where something is missing.
+        let young = enis.iter().filter(|eni| excluded(eni).is_some()).filter_map(|eni| {
+            match self.why_kept(eni, situation) {
+                Some(KeptReason::Young(until)) => Some(until),
+                _ => None,
+            }
+        });
+        let look_again = if actions.is_empty() { young.min() } else { None };
+        self.paced(situation, Plan { actions, look_again, ..plan })
+    }
+
+    /// What pods cannot use of an ENI, or should not.
+    fn useless(&self, eni: &Eni, now: Moment) -> Option<(Given, Why)> {
+        let (given, why) = match self.exclusion(&eni.seen) {
+            Some(exclusion) => (idle(eni, now), Why::Excluded(exclusion)),
+            None => (self.idle_in_other_form(eni, now), Why::OtherForm),
+        };
+        (!given.is_empty()).then_some((given, why))
     }
 
     /// The ENI to delete; of several the last one, so that devices stay packed from below.
@@ -323,20 +385,17 @@ impl Pool {
 
     /// What to give back, from the ENI with the fewest pods first.
     fn give_back(&self, situation: Situation<'_>) -> Vec<Planned> {
-        let Situation { limits, aim, stock, now, .. } = situation;
-        let over = aim.over(stock);
+        let Situation { limits, aim, lasting, now, .. } = situation;
+        let over = aim.over(lasting);
         let mut enis: Vec<&Eni> = self.ours().filter(|eni| eni.seen.card == limits.card).collect();
         enis.sort_by_key(|eni| (eni.held(), Reverse(eni.place())));
         let mut left = over;
         let mut actions = Vec::new();
         for eni in enis {
-            let other_form = self.idle_in_other_form(eni, now);
-            let (given, why) = if let Some(exclusion) = self.exclusion(&eni.seen) {
-                (idle(eni, now), Why::Excluded(exclusion))
-            } else if other_form.is_empty() {
-                (self.spare(eni, &mut left, now), Why::Over(over))
-            } else {
-                (other_form, Why::OtherForm)
+            let (given, why) = match self.useless(eni, now) {
+                Some(useless) => useless,
+                None if self.exclusion(&eni.seen).is_some() => continue,
+                None => (self.spare(eni, &mut left, now), Why::Over(over)),
             };
             if !given.is_empty() {
                 actions.push(Planned { action: Action::Release { eni: eni.seen.id.clone(), given }, why });
@@ -360,14 +419,14 @@ impl Pool {
 
     /// Why an ENI cannot be deleted, the lasting reasons first; `None` if it can.
     fn why_kept(&self, eni: &Eni, situation: Situation<'_>) -> Option<KeptReason> {
-        let Situation { targets, limits, aim, stock, now } = situation;
+        let Situation { targets, limits, aim, stock, lasting, now } = situation;
         let (free, cooling) = eni.idle(now);
         let held = as_count(eni.held());
         let excluded = self.exclusion(&eni.seen).is_some();
-        let without = Stock {
-            total: stock.total.saturating_sub(held + free + cooling),
-            available: stock.available - i64::from(free),
-            ..stock
+        let needed = |stock: Stock| {
+            let total = stock.total.saturating_sub(held + free + cooling);
+            let without = Stock { total, available: stock.available - i64::from(free), ..stock };
+            !excluded && aim.needs(targets, limits, stock, without)
         };
         let old_enough = eni.first_seen.plus(targets.eni_age_min);
         match eni.seen.role {
@@ -376,10 +435,11 @@ impl Pool {
             Role::Secondary if self.is_busy(&eni.seen.id) => Some(KeptReason::Busy),
             Role::Secondary if held > 0 => Some(KeptReason::Pods(held)),
             Role::Secondary if cooling > 0 => Some(KeptReason::Cooling(cooling)),
-            Role::Secondary if !excluded && aim.needs(targets, limits, stock, without) => {
-                Some(KeptReason::Needed)
-            }
+            Role::Secondary if needed(stock) => Some(KeptReason::Needed),
             Role::Secondary if old_enough > now => Some(KeptReason::Young(old_enough)),
+            Role::Secondary if needed(lasting) => {
+                Some(KeptReason::NeededLately(self.lately.next_change().unwrap_or(now)))
+            }
             Role::Secondary => None,
         }
     }
@@ -395,7 +455,7 @@ impl Pool {
             } else {
                 self.why_kept(eni, situation).unwrap_or(KeptReason::Rests)
             };
-            if let KeptReason::Young(until) = reason {
+            if let KeptReason::Young(until) | KeptReason::NeededLately(until) = reason {
                 plan.look_again = Some(plan.look_again.map_or(until, |earlier| earlier.min(until)));
             }
             plan.kept.push((eni.seen.id.clone(), reason));
@@ -410,6 +470,18 @@ impl Pool {
             None if self.room(eni, limits) == 0 => KeptReason::Full,
             None => KeptReason::NotNeededYet,
         }
+    }
+}
+
+fn delete(eni: &Eni, why: Why) -> Planned {
+    Planned { action: Action::DeleteEni { eni: eni.seen.id.clone() }, why }
+}
+
+/// So many slots' worth, the highest.
+fn some_of(given: Given, slots: u32) -> Given {
+    Given {
+        addresses: given.addresses.into_iter().rev().take(as_length(slots)).collect(),
+        prefixes: given.prefixes.into_iter().rev().take(as_length(slots)).collect(),
     }
 }
 

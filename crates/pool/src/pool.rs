@@ -12,6 +12,7 @@ use crate::model::{
     Shortage,
 };
 use crate::scarcity::Scarcity;
+use crate::surplus::Lately;
 
 /// What counts as a short while ago when it comes to how many pods start.
 const RECENT: Duration = Duration::from_secs(60);
@@ -30,6 +31,7 @@ pub struct Pool {
     /// Nor does the primary one.
     spares_primary: bool,
     pub(crate) scarcity: Scarcity,
+    pub(crate) lately: Lately,
     pub(crate) enis: BTreeMap<EniId, Eni>,
     pub(crate) held: BTreeMap<SandboxKey, Held>,
     by_name: BTreeMap<HostVeth, SandboxKey>,
@@ -122,6 +124,7 @@ impl Pool {
             excluded: BTreeSet::new(),
             spares_primary: false,
             scarcity: Scarcity::default(),
+            lately: Lately::new(cooldown),
             enis: BTreeMap::new(),
             held: BTreeMap::new(),
             by_name: BTreeMap::new(),
@@ -376,15 +379,29 @@ impl Pool {
     #[must_use]
     pub fn shortage_reason(&self, limits: &Limits, now: Moment) -> Reason {
         let place_for_eni = !self.free_devices(limits).is_empty();
-        let obtainable = !self.in_flight.is_empty()
-            || !self.with_room(limits).is_empty()
-            || (place_for_eni && !self.subnets.is_empty());
-        match (obtainable, self.counts(now).cooling) {
-            (true, _) => Reason::PoolEmpty,
-            (false, 0) if place_for_eni => Reason::NoSubnet,
-            (false, 0) => Reason::NodeFull,
-            (false, _) => Reason::AllCooling,
+        let new = self.subnets.iter().filter(|_| place_for_eni);
+        let places: Vec<&SubnetId> =
+            self.with_room(limits).into_iter().map(|eni| &eni.seen.subnet).chain(new).collect();
+        let obtainable = !self.in_flight.is_empty() || places.iter().any(|subnet| self.may_ask(subnet, now));
+        match self.counts(now).cooling {
+            _ if obtainable => Reason::PoolEmpty,
+            _ if !places.is_empty() => Reason::SubnetFull,
+            0 if place_for_eni => Reason::NoSubnet,
+            0 => Reason::NodeFull,
+            _ => Reason::AllCooling,
         }
+    }
+
+    /// Whether a subnet may be asked for something that would serve a pod.
+    fn may_ask(&self, subnet: &SubnetId, now: Moment) -> bool {
+        let forms = [Mode::Addresses, self.mode];
+        forms.into_iter().any(|form| self.scarcity.ask_at_most(subnet, form, now) > 0)
+    }
+
+    /// When a subnet that was full is asked again, the first of several.
+    #[must_use]
+    pub fn asks_again(&self, now: Moment) -> Option<Moment> {
+        self.scarcity.next_change(now)
     }
 
     /// ENIs whose free addresses pods may get.

@@ -139,10 +139,10 @@ impl Node {
             return;
         }
         let more = || self.limits().map(|limits| self.pool.shortage_reason(&limits, now));
-        let more = self.growing() || more() == Some(Reason::PoolEmpty);
+        let more = self.growing() || matches!(more(), Some(Reason::PoolEmpty | Reason::SubnetFull));
         if !more {
             self.serve_with(now, Early::Always);
-        } else if self.next_deadline().is_some_and(|deadline| deadline.since(now) <= PRESSED) {
+        } else if self.deadlines().any(|deadline| deadline.since(now) <= PRESSED) {
             self.serve_with(now, Early::Pressed);
         }
     }
@@ -577,19 +577,17 @@ impl Node {
         })
     }
 
-    fn next_deadline(&self) -> Option<Moment> {
-        let deadline = |id| match self.pending.get(id)? {
+    fn deadlines(&self) -> impl Iterator<Item = Moment> {
+        self.queue.iter().filter_map(|id| match self.pending.get(id)? {
             Pending::Add(add) => Some(add.deadline),
             Pending::Release { .. } | Pending::Check => None,
-        };
-        self.queue.iter().filter_map(deadline).min()
+        })
     }
 
     /// When time alone changes something for those who wait.
     pub(super) fn queue_wakeup(&self, now: Moment) -> Option<Moment> {
-        let deadline = self.next_deadline()?;
-        let pressed = deadline.minus(PRESSED);
-        Some(if pressed > now { pressed } else { deadline })
+        let due = |deadline: Moment| Some(deadline.minus(PRESSED)).filter(|at| *at > now).unwrap_or(deadline);
+        self.deadlines().map(due).min()
     }
 
     fn fail(&mut self, id: CallId, failure: Failure) {

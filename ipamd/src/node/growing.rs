@@ -159,6 +159,7 @@ impl Node {
 
     /// Starts what the plan says, unless EC2 wants to be left alone.
     pub(super) fn grow(&mut self, now: Moment) {
+        self.pool.watch(self.adds_waiting(), now);
         if !self.may(false) || !self.cloud.pictured || self.cloud.hold_until > now {
             return;
         }
@@ -217,12 +218,17 @@ impl Node {
 
     pub(super) fn plan(&self, now: Moment) -> Option<Plan> {
         let limits = self.limits().filter(|_| self.settings.families.has_ipv4_of_vpc())?;
-        let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
-        let most = self.capacity().max_pods();
+        // Pods with host networking take none.
+        let most = self.capacity().addresses;
         let targets = self.targets();
         let max_pods = targets.max_pods.map_or(most, |max_pods| max_pods.min(most));
         let targets = Targets { max_pods: Some(max_pods), ..targets };
-        Some(self.left_alone(self.pool.plan(&targets, &limits, waiting, now)))
+        Some(self.left_alone(self.pool.plan(&targets, &limits, self.adds_waiting(), now)))
+    }
+
+    /// ADDs without an address.
+    fn adds_waiting(&self) -> u32 {
+        u32::try_from(self.queue.len()).unwrap_or(u32::MAX)
     }
 
     /// How many pods the instance can hold; none as long as nothing is known of it.
@@ -300,6 +306,9 @@ impl Node {
         }
         if self.cloud.hold_until > now {
             parts.push(format!("EC2 is asked again in {} s", seconds(self.cloud.hold_until)));
+        }
+        if let Some(until) = self.pool.asks_again(now) {
+            parts.push(format!("a subnet that was full is asked again in {} s", seconds(until)));
         }
         let subnets = self.free_in_subnets.iter().filter(|(subnet, _)| self.is_place(subnet));
         parts.extend(subnets.map(|(subnet, free)| format!("{subnet} had {free} free")));

@@ -27,6 +27,8 @@ pub enum Plant {
     KeepsLinks,
     /// ENIs of other instances that are attached to nothing are deleted as soon as they are seen.
     HasNoPatience,
+    /// Idle addresses in the form of the mode before are never given back.
+    KeepsTheOtherForm,
 }
 
 impl Plant {
@@ -42,6 +44,7 @@ impl Plant {
         Self::LeavesChores,
         Self::KeepsLinks,
         Self::HasNoPatience,
+        Self::KeepsTheOtherForm,
     ];
 
     /// Its name in reports.
@@ -58,6 +61,7 @@ impl Plant {
             Self::LeavesChores => "leaves-chores",
             Self::KeepsLinks => "keeps-links",
             Self::HasNoPatience => "has-no-patience",
+            Self::KeepsTheOtherForm => "keeps-the-other-form",
         }
     }
 

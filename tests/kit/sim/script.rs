@@ -83,6 +83,8 @@ pub(crate) enum Step {
         /// Whether the state file is lost.
         amnesia: bool,
     },
+    /// The daemon is restarted with the other setting of prefix delegation, after this time.
+    ChangeMode(Duration),
     /// The next changes of EC2 meet this.
     Ec2(Fault, u32),
     /// EC2 does not answer for a time.
@@ -232,6 +234,8 @@ impl Step {
         }
         let times = 1 + rng.small(4);
         match rng.below(23) {
+            // Not drawn, so that other histories stay as they are.
+            2 if rng.clone().percent(50) => Self::ChangeMode(Duration::from_secs(2)),
             0..=2 => Self::Crash {
                 down: rng.millis(0, 20_000),
                 jump: if rng.percent(20) { i64::from(rng.small(7_200)) - 3_600 } else { 0 },

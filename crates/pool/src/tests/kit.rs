@@ -8,7 +8,7 @@ use types::{
     DeviceIndex, EniId, HostVeth, Mac, Moment, NetworkCard, PodName, Prefix, SandboxKey, SubnetId, VethPrefix,
 };
 
-use crate::{Action, ActionId, EniSeen, Given, Limits, Outcome, Owner, Pool, Role, Targets, Wanted};
+use crate::{Action, ActionId, EniSeen, Given, Limits, Mode, Outcome, Owner, Pool, Role, Targets, Wanted};
 
 pub(super) const COOLDOWN: Duration = Duration::from_secs(30);
 
@@ -213,11 +213,34 @@ impl Ec2 {
     }
 }
 
+/// Whether something is idle that does not count: where pods get nothing more, or in the form of the other mode on an
+/// ENI that has no room for what is wanted.
+fn is_in_the_way(pool: &Pool, limits: &Limits, now: Moment) -> bool {
+    let held: BTreeSet<Ipv4Addr> = pool.owners().map(|(_, grant)| grant.address).collect();
+    let single = |eni: &EniSeen| eni.addresses.iter().any(|address| !held.contains(address));
+    let prefix =
+        |eni: &EniSeen| eni.prefixes.iter().any(|prefix| prefix.addresses().all(|a| !held.contains(&a)));
+    pool.enis().iter().filter(|eni| eni.role.is_for_pods()).any(|eni| {
+        if pool.exclusion(eni).is_some() {
+            let unused = eni.role == Role::Secondary && !eni.given().all().any(|a| held.contains(&a));
+            return unused || single(eni) || prefix(eni);
+        }
+        let is_full = eni.addresses.len() + eni.prefixes.len() >= usize::from(limits.slots_per_eni);
+        let can_have = pool.scarcity.ask_at_most(&eni.subnet, pool.mode, now) > 0;
+        let other = if pool.mode == Mode::Prefixes { single(eni) } else { prefix(eni) };
+        is_full && can_have && other
+    })
+}
+
 /// Plans and acts until there is nothing to do; half a minute for each step.
 pub(super) fn settle(pool: &mut Pool, ec2: &mut Ec2, targets: &Targets, waiting: u32, now: &mut Moment) {
     for _ in 0..64 {
         let plan = pool.plan(targets, &ec2.limits, waiting, *now);
         if plan.actions.is_empty() {
+            let later = now.plus(Duration::from_secs(600));
+            let later = pool.plan(targets, &ec2.limits, waiting, later);
+            let stuck = later.unmet > 0 && later.actions.is_empty() && is_in_the_way(pool, &ec2.limits, *now);
+            assert!(!stuck, "it wants for more, and keeps what pods cannot use: {later}");
             return;
         }
         let begun: Vec<(ActionId, Action)> =

@@ -8,3 +8,4 @@ mod model;
 mod plans;
 mod prefixes;
 mod properties;
+mod room;

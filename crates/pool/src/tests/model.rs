@@ -244,6 +244,7 @@ impl World {
     }
 
     fn plan(&mut self, waiting: u32, at_once: bool) {
+        self.pool.watch(waiting, self.now);
         let plan = self.pool.plan(&self.targets, &self.limits, waiting, self.now);
         for planned in plan.actions {
             let id = self.pool.begin(&planned.action);
@@ -343,7 +344,12 @@ impl World {
         self.compare();
     }
 
+    /// What is to spare now has been so for a while.
     pub(super) fn settle(&mut self) {
+        for _ in 0..3 {
+            self.pool.watch(0, self.now);
+            self.now = self.now.plus(Duration::from_secs(150));
+        }
         settle(&mut self.pool, &mut self.ec2, &self.targets, 0, &mut self.now);
     }
 }

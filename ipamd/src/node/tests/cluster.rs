@@ -65,9 +65,10 @@ fn a_cordoned_node_gives_nothing_back_unless_it_is_managed_as_any_other() {
         world.node.settings.targets = Targets { warm_ip: Some(1), ..Targets::default() };
         world.handle(told(cordoned()));
         let mut world = world.made_ready(9);
-        world.now = world.now.plus(Duration::from_secs(120));
-
-        world.handle(Event::Tick);
+        for _ in 0..2 {
+            world.now = world.now.plus(Duration::from_secs(150));
+            world.handle(Event::Tick);
+        }
 
         let leaves = world.node.report(world.now).addresses.total() < 9;
         assert_eq!(leaves, gives_back);

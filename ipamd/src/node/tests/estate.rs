@@ -76,6 +76,11 @@ fn an_operator_holds_back_releases_and_lets_go_again() {
     let mut world = World::new();
     world.handle(Event::Held(Hold::Releases));
     let mut world = world.made_ready(12);
+    for _ in 0..2 {
+        world.now = world.now.plus(Duration::from_secs(150));
+        let round = world.handle(Event::Tick);
+        world.converge(&round);
+    }
 
     // Three are wanted, so nine would go, and a forgotten ENI too.
     let picture = with_a_forgotten_eni(&world);

@@ -62,6 +62,21 @@ fn under_a_silent_ec2_an_add_takes_a_cooling_address_rather_than_none_and_those_
 }
 
 #[test]
+fn each_add_that_waits_is_looked_after_when_its_own_time_is_nearly_up() {
+    let mut world = World::new();
+    world.node.settings.add_timeout = Duration::from_secs(10);
+    let mut world = world.made_ready(0);
+    world.add("a");
+    world.now = world.now.plus(Duration::from_secs(1));
+    world.add("b");
+    let next = |world: &World| world.node.queue_wakeup(world.now).map(|at| at.since(world.now));
+
+    assert_eq!(next(&world), Some(Duration::from_secs(7)));
+    world.now = world.now.plus(Duration::from_millis(7_500));
+    assert_eq!(next(&world), Some(Duration::from_millis(500)), "the second one, before the first one's end");
+}
+
+#[test]
 fn the_cause_of_a_wait_outlives_the_callers_patience() {
     let mut world = World::ready(0);
     let (id, _) = world.add("web");

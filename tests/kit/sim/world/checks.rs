@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use types::{Prefix, SandboxKey};
+use ipamd::node::Node;
+use pool::Role;
+use types::{InstanceTable, Prefix, SandboxKey};
 
 use super::super::cloud::ipv6_prefixes;
 use super::super::script::PODS;
@@ -112,7 +114,42 @@ impl World {
         hold!(report.pods.is_empty(), "addresses are held for nobody: {:?}", report.pods);
         hold!(report.addresses.reserved == 0, "addresses stay reserved: {:?}", report.addresses);
         hold!(self.links.is_empty(), "links are left: {:?}", self.links);
+        self.unhoarded(node, &report)?;
         self.agreed(&report)
+    }
+
+    /// What nobody needs is given back: no more is idle than the targets want and one step, and nothing where pods get nothing more.
+    fn unhoarded(&self, node: &Node, report: &wire::Report) -> Held {
+        let now = self.clock();
+        let ours = node.pool().enis();
+        for eni in ours.iter().filter(|eni| eni.role.is_for_pods()) {
+            let Some(why) = node.pool().exclusion(eni) else { continue };
+            let idle = eni.given().all().count();
+            hold!(idle == 0 && eni.role == Role::Primary, "{} keeps {idle} addresses: {why}", eni.id);
+        }
+        let idle = node.pool().counts(now).free;
+        let most = self.aim_and_a_step();
+        hold!(idle <= most, "{idle} addresses are idle, at most {most} are wanted: {}", brief(report));
+        Ok(())
+    }
+
+    /// The most that an idle node keeps, counted by the settings alone.
+    fn aim_and_a_step(&self) -> u32 {
+        let setup = &self.script.setup;
+        let limits = InstanceTable::builtin().get(setup.instance_type);
+        let slots = limits.map_or(0, |limits| u32::from(limits.slots_per_eni()));
+        let prefixes = setup.prefixes && limits.is_some_and(|limits| limits.prefix_delegation);
+        let by_address = setup.warm_ip.unwrap_or(0).max(setup.minimum_ip.unwrap_or(0));
+        let step = if prefixes { Prefix::ADDRESSES - 1 } else { 0 };
+        if by_address > 0 {
+            by_address + step
+        } else if setup.automatic {
+            12 + step
+        } else if prefixes {
+            (setup.warm_prefix * Prefix::ADDRESSES).max(1) + step
+        } else {
+            (setup.warm_eni + 1) * slots
+        }
     }
 }
 

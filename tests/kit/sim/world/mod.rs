@@ -1,6 +1,7 @@
 //! One node's world: the real `Node`, and around it a runtime, a kernel, a disk and a cloud that obey only a clock of our own.
 
 mod checks;
+mod life;
 mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,13 +10,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use datapath::PodSpec;
+use ipamd::cloud::{CloudError, CloudErrorKind};
 use ipamd::families::address_in_pool;
-use ipamd::node::{BatchId, CallId, Effect, Event, Facts, HostWish, Node, PodInKernel, Restored, restore};
-use ipamd::store::{Loaded, Record, VERSION};
+use ipamd::node::{BatchId, CallId, Effect, Event, HostWish, Node};
+use ipamd::store::{Record, VERSION};
 use pool::Snapshot;
-use types::{HostVeth, InstanceTable, Moment, PodName, Reason, SandboxKey, VethPrefix};
+use types::{HostVeth, Moment, PodName, Reason, SandboxKey, VethPrefix};
 use wire::queue::QueuedDel;
-use wire::{Failure, PROTOCOL, Reply, Request, Verb};
+use wire::{Failure, Reply, Request, Verb};
 
 use super::cloud::{Cloud, Next, Task};
 use super::plant::Plant;
@@ -301,116 +303,8 @@ impl World {
     }
 }
 
-/// The daemon's life.
+/// What the daemon hears and wants.
 impl World {
-    fn crash(&mut self, down: Duration, jump: i64, amnesia: bool) {
-        if self.node.take().is_none() {
-            return;
-        }
-        self.epoch += 1;
-        self.cloud.forget_strays();
-        self.clock_at_crash = self.clock();
-        self.skew = self.skew.saturating_add(jump.saturating_mul(1000)).clamp(-900_000_000, 900_000_000);
-        if amnesia {
-            self.disk.records.clear();
-        }
-        self.disk.broken = false;
-        self.disk.asked_for_new = false;
-        self.wiring_free = self.now;
-        self.writing_free = self.now;
-        // Plugins that wait see their connection end.
-        let cut: Vec<CallId> =
-            self.calls.iter().filter(|(_, pending)| pending.arrived).map(|(call, _)| *call).collect();
-        for call in cut {
-            self.unserved(call);
-        }
-        self.at(down, Due::Start);
-    }
-
-    /// A plugin without a daemon: ADD fails, DEL goes into the queue and succeeds.
-    fn unserved(&mut self, call: CallId) {
-        let Some(pending) = self.calls.remove(&call) else { return };
-        if let Verb::Del(detachment) = &pending.request.verb {
-            let started_ns = pending.request.started_ns;
-            self.queue.push(QueuedDel { detachment: detachment.clone(), started_ns });
-            self.deleted(call, &pending);
-        } else if let Some(number) = pending.pod {
-            self.refused(call, number);
-        }
-    }
-
-    fn begin(&mut self) -> Held {
-        if self.node.is_some() {
-            return Ok(());
-        }
-        let now = self.clock();
-        let kernel: Vec<PodInKernel> = self
-            .links
-            .iter()
-            .map(|(host_if, link)| PodInKernel {
-                host_if: host_if.clone(),
-                addresses: link.addresses.clone(),
-                by_us: true,
-            })
-            .collect();
-        if self.disk.records.is_empty() {
-            // Nobody can know what cooled, nor who went while the daemon was down.
-            self.unwired.clear();
-            self.lived.retain(|address| self.links.values().any(|link| link.address == *address));
-        }
-        let kernel = if self.plant == Some(Plant::IgnoresTheKernel) { Vec::new() } else { kernel };
-        let mut records = self.disk.records.clone();
-        if self.plant == Some(Plant::ForgetsCooling) {
-            forget_cooling(&mut records);
-        }
-        let Restored { pool, leftovers, .. } = restore(
-            self.script.setup.cooldown,
-            Loaded { records, ..Loaded::default() },
-            &kernel,
-            &mut |host_if| self.links.contains_key(host_if),
-            self.epoch > 0,
-            now,
-        );
-        self.disk.records = vec![Record::Snapshot { version: VERSION, pool: Box::new(pool.snapshot()) }];
-        self.early = 0;
-        self.say(|| format!("the daemon starts; it holds {} addresses", pool.owners().count()));
-        for pod in leftovers {
-            self.wire(Job::Remove(pod))?;
-        }
-        let seed = self.rng.next();
-        self.node = Some(Node::new(self.script.setup.settings(), pool, seed, now));
-        self.tick_at = Moment(u64::MAX);
-        for QueuedDel { detachment, started_ns } in std::mem::take(&mut self.queue) {
-            self.last_call += 1;
-            let call = CallId(self.last_call);
-            let request =
-                Request { version: PROTOCOL, patience_ms: 10_000, started_ns, verb: Verb::Del(detachment) };
-            let pending = Pending { request: request.clone(), sandbox: None, pod: None, arrived: true };
-            self.calls.insert(call, pending);
-            self.hear(Event::Call { id: call, request, descriptors: false })?;
-        }
-        let facts = Box::new(self.facts());
-        let pause = self.rng.millis(1, 500);
-        self.at(pause, Due::Hear(self.epoch, Box::new(Event::Identified(facts))));
-        if self.script.setup.custom {
-            self.name_eni_config();
-        }
-        Ok(())
-    }
-
-    fn facts(&self) -> Facts {
-        let instance = &self.cloud.instance;
-        let limits = InstanceTable::builtin().get(&instance.instance_type).cloned();
-        Facts {
-            instance: instance.id.clone(),
-            limits: limits.unwrap_or_else(|| super::no_limits(&instance.instance_type)),
-            primary_address: instance.address,
-            subnet: self.cloud.subnet().clone(),
-            vpc_cidrs: Vec::new(),
-            ipv6: None,
-        }
-    }
-
     /// The node handles an event; its wishes are put in line, and what must always hold is checked.
     fn hear(&mut self, event: Event) -> Held {
         let event = match &self.plant {
@@ -476,6 +370,10 @@ impl World {
             Effect::Look => self.ask(Task::Look(self.clock(), None)),
             Effect::AssignIpv6(eni) => self.ask(Task::Ipv6(eni)),
             Effect::Tidy(chores) => self.ask(Task::Tidy(chores.into())),
+            Effect::Act { id, action, .. } if self.is_planted_refusal(&action) => {
+                let refusal = CloudError::new(CloudErrorKind::Other, "release", "planted");
+                self.hear_later(Duration::ZERO, Event::Acted { id, result: Err(refusal) });
+            }
             Effect::Act { id, action, .. } => {
                 self.say(|| action.to_string());
                 let task = self.cloud.task(id, action);
@@ -785,13 +683,5 @@ fn sandbox(pod: u32, incarnation: u32) -> SandboxKey {
     match SandboxKey::new(NETWORK, &id, "eth0") {
         Ok(key) => key,
         Err(error) => unreachable!("{id} is a container id: {error}"),
-    }
-}
-
-fn forget_cooling(records: &mut [Record]) {
-    for record in records {
-        if let Record::Snapshot { pool, .. } = record {
-            pool.cooling.clear();
-        }
     }
 }

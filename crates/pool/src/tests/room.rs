@@ -1,0 +1,166 @@
+//! A node that wants for more gives back what pods cannot use, and one whose pods come and go keeps what it has.
+
+use std::time::Duration;
+
+use types::{Moment, Reason};
+
+use super::kit::{
+    Ec2, actions, assign, at, eni, eni_id, limits, owner, pool, sandbox, settle, warm_ips, warm_prefixes,
+};
+use crate::{EniSeen, KeptReason, Limits, Mode, Outcome, Pool, Role, Targets};
+
+/// Begins what the plan says; the subnet has not so many.
+fn refused(pool: &mut Pool, targets: &Targets, limits: &Limits, now: Moment) -> Vec<String> {
+    let plan = pool.plan(targets, limits, 1, now);
+    let refuse = |planned: crate::Planned| {
+        let id = pool.begin(&planned.action);
+        pool.finish(id, Outcome::Scarce, now);
+        planned.action.to_string()
+    };
+    plan.actions.into_iter().map(refuse).collect()
+}
+
+fn elsewhere(n: u8, count: u8) -> EniSeen {
+    EniSeen { subnet: "subnet-2".parse().unwrap(), ..eni(n, Role::Secondary, count) }
+}
+
+#[test]
+fn a_full_node_whose_mode_changes_gives_back_single_addresses_for_prefixes() {
+    let enis = vec![eni(0, Role::Primary, 9), eni(1, Role::Secondary, 9), eni(2, Role::Secondary, 9)];
+    let mut pool = pool(&enis);
+    let mut ec2 = Ec2::new(enis, limits(3, 9));
+    let mut now = at(0);
+    assign(&mut pool, 0..5, now);
+    pool.set_mode(Mode::Prefixes);
+
+    assert_eq!(actions(&pool, &warm_prefixes(1), &limits(3, 9), 0, now), ["release 1 addresses of eni-002"]);
+    for n in 5..60 {
+        settle(&mut pool, &mut ec2, &warm_prefixes(1), 0, &mut now);
+        assign(&mut pool, [n], now);
+    }
+
+    assert_eq!(pool.enis(), ec2.picture());
+    pool.check().unwrap();
+}
+
+#[test]
+fn single_addresses_make_room_once_a_subnet_has_prefixes_again() {
+    let primary = vec![eni(0, Role::Primary, 0)];
+    let mut pool = pool(&primary);
+    pool.set_mode(Mode::Prefixes);
+    let mut ec2 = Ec2::new(primary, limits(1, 4));
+    ec2.prefixes_left = 0;
+    let mut now = at(0);
+    settle(&mut pool, &mut ec2, &warm_ips(0, 1), 4, &mut now);
+    assign(&mut pool, 0..4, now);
+    (1..4).for_each(|n| drop(pool.release(&sandbox(n), now)));
+    // Still not, when asked again.
+    now = now.plus(Duration::from_secs(7200));
+    settle(&mut pool, &mut ec2, &warm_ips(5, 0), 0, &mut now);
+    assert_eq!(ec2.enis[&eni_id(0)].addresses.len(), 4);
+
+    ec2.prefixes_left = 9;
+    now = now.plus(Duration::from_secs(7200));
+    settle(&mut pool, &mut ec2, &warm_ips(5, 0), 0, &mut now);
+
+    let eni = &ec2.enis[&eni_id(0)];
+    assert_eq!((eni.addresses.len(), eni.prefixes.len()), (1, 1));
+}
+
+#[test]
+fn an_idle_eni_in_an_excluded_subnet_makes_room_for_another() {
+    let mut pool = pool(&[eni(0, Role::Primary, 3), elsewhere(1, 0)]);
+    pool.set_excluded(["subnet-2".parse().unwrap()].into());
+    assign(&mut pool, 0..3, at(0));
+    let (targets, limits) = (warm_ips(1, 0), limits(2, 3));
+
+    let young = pool.plan(&targets, &limits, 1, at(10));
+    assert_eq!((young.actions.len(), young.look_again), (0, Some(at(60))));
+    assert_eq!(actions(&pool, &targets, &limits, 1, at(60)), ["delete eni-001"]);
+}
+
+#[test]
+fn a_spared_primary_eni_gives_back_what_a_new_one_in_its_subnet_needs() {
+    let mut pool = pool(&[eni(0, Role::Primary, 3)]);
+    pool.spare_primary();
+    let (targets, limits) = (warm_ips(1, 0), limits(2, 3));
+
+    assert_eq!(refused(&mut pool, &targets, &limits, at(0)).len(), 1);
+    assert_eq!(
+        refused(&mut pool, &targets, &limits, at(0)),
+        ["create an ENI with 1 addresses at device 1 in subnet-1"]
+    );
+
+    assert_eq!(pool.shortage_reason(&limits, at(1)), Reason::SubnetFull);
+    assert_eq!(pool.asks_again(at(1)), Some(at(10)));
+    assert_eq!(actions(&pool, &targets, &limits, 1, at(1)), ["release 3 addresses of eni-000"]);
+}
+
+#[test]
+fn nothing_makes_room_while_a_call_is_under_way_or_the_last_was_a_moment_ago() {
+    let mut pool = pool(&[eni(0, Role::Primary, 3), elsewhere(1, 1), elsewhere(2, 1)]);
+    pool.set_excluded(["subnet-2".parse().unwrap()].into());
+    assign(&mut pool, 0..3, at(0));
+    let (targets, limits) = (warm_ips(1, 0), limits(3, 3));
+    let plan = pool.plan(&targets, &limits, 1, at(10));
+    assert_eq!(plan.actions.len(), 1, "{plan}");
+
+    let id = pool.begin(&plan.actions[0].action);
+    assert!(actions(&pool, &targets, &limits, 1, at(11)).is_empty());
+    pool.finish(id, Outcome::Released, at(12));
+
+    let resting = pool.plan(&targets, &limits, 1, at(13));
+    assert_eq!((resting.actions.len(), resting.look_again), (0, Some(at(42))));
+    assert_eq!(actions(&pool, &targets, &limits, 1, at(42)), ["release 1 addresses of eni-001"]);
+}
+
+/// Calls for pods that are replaced one by one, ten seconds each.
+fn calls_of_churn(targets: &Targets, steps: u16) -> (usize, Pool) {
+    let primary = vec![eni(0, Role::Primary, 0)];
+    let mut pool = pool(&primary);
+    let mut ec2 = Ec2::new(primary, limits(2, 40));
+    let mut now = at(0);
+    settle(&mut pool, &mut ec2, targets, 20, &mut now);
+    assign(&mut pool, 0..20, now);
+    let mut calls = 0;
+    for n in 0..steps {
+        pool.release(&sandbox(n), now);
+        pool.watch(0, now);
+        now = now.plus(Duration::from_secs(10));
+        if pool.reserve(owner(20 + n), now).is_ok() {
+            pool.commit(&sandbox(20 + n));
+        }
+        pool.watch(0, now);
+        for planned in pool.plan(targets, &limits(2, 40), 0, now).actions {
+            let id = pool.begin(&planned.action);
+            pool.finish(id, ec2.act(&planned.action), now);
+            calls += 1;
+        }
+    }
+    (calls, pool)
+}
+
+#[test]
+fn pods_that_come_and_go_cost_no_calls_once_their_cooldown_is_covered() {
+    let (few, _) = calls_of_churn(&warm_ips(5, 16), 60);
+    let (many, pool) = calls_of_churn(&warm_ips(5, 16), 600);
+
+    assert!(few <= 8, "{few} calls");
+    assert_eq!(many, few);
+    assert!(pool.counts(at(100_000)).total() <= 30);
+}
+
+#[test]
+fn what_was_to_spare_for_a_while_goes_and_a_restart_begins_anew() {
+    let mut pool = pool(&[eni(0, Role::Primary, 9), eni(1, Role::Secondary, 9)]);
+    let (targets, limits) = (warm_ips(2, 0), limits(2, 9));
+    pool.watch(0, at(100));
+
+    let lately = pool.plan(&targets, &limits, 0, at(100));
+    assert!(lately.actions.is_empty());
+    assert_eq!(lately.look_again, Some(at(250)));
+    assert_eq!(lately.kept[1], (eni_id(1), KeptReason::NeededLately(at(250))));
+
+    pool.watch(0, at(250));
+    assert_eq!(actions(&pool, &targets, &limits, 0, at(250)), ["delete eni-001"]);
+}

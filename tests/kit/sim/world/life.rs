@@ -1,0 +1,147 @@
+//! The daemon dies, starts again, and is told what the host is.
+
+use std::time::Duration;
+
+use ipamd::node::{CallId, Event, Facts, Node, PodInKernel, Restored, restore};
+use ipamd::store::{Loaded, Record, VERSION};
+use pool::Action;
+use types::{InstanceTable, Moment};
+use wire::queue::QueuedDel;
+use wire::{PROTOCOL, Request, Verb};
+
+use super::super::no_limits;
+use super::super::plant::Plant;
+use super::{Due, Held, Job, Pending, World};
+
+/// The daemon's life.
+impl World {
+    pub(super) fn crash(&mut self, down: Duration, jump: i64, amnesia: bool) {
+        if self.node.take().is_none() {
+            return;
+        }
+        self.epoch += 1;
+        self.cloud.forget_strays();
+        self.clock_at_crash = self.clock();
+        self.skew = self.skew.saturating_add(jump.saturating_mul(1000)).clamp(-900_000_000, 900_000_000);
+        if amnesia {
+            self.disk.records.clear();
+        }
+        self.disk.broken = false;
+        self.disk.asked_for_new = false;
+        self.wiring_free = self.now;
+        self.writing_free = self.now;
+        // Plugins that wait see their connection end.
+        let cut: Vec<CallId> =
+            self.calls.iter().filter(|(_, pending)| pending.arrived).map(|(call, _)| *call).collect();
+        for call in cut {
+            self.unserved(call);
+        }
+        self.at(down, Due::Start);
+    }
+
+    /// A plugin without a daemon: ADD fails, DEL goes into the queue and succeeds.
+    pub(super) fn unserved(&mut self, call: CallId) {
+        let Some(pending) = self.calls.remove(&call) else { return };
+        if let Verb::Del(detachment) = &pending.request.verb {
+            let started_ns = pending.request.started_ns;
+            self.queue.push(QueuedDel { detachment: detachment.clone(), started_ns });
+            self.deleted(call, &pending);
+        } else if let Some(number) = pending.pod {
+            self.refused(call, number);
+        }
+    }
+
+    pub(super) fn begin(&mut self) -> Held {
+        if self.node.is_some() {
+            return Ok(());
+        }
+        let now = self.clock();
+        let kernel: Vec<PodInKernel> = self
+            .links
+            .iter()
+            .map(|(host_if, link)| PodInKernel {
+                host_if: host_if.clone(),
+                addresses: link.addresses.clone(),
+                by_us: true,
+            })
+            .collect();
+        if self.disk.records.is_empty() {
+            // Nobody can know what cooled, nor who went while the daemon was down.
+            self.unwired.clear();
+            self.lived.retain(|address| self.links.values().any(|link| link.address == *address));
+        }
+        let kernel = if self.plant == Some(Plant::IgnoresTheKernel) { Vec::new() } else { kernel };
+        let mut records = self.disk.records.clone();
+        if self.plant == Some(Plant::ForgetsCooling) {
+            forget_cooling(&mut records);
+        }
+        let Restored { pool, leftovers, .. } = restore(
+            self.script.setup.cooldown,
+            Loaded { records, ..Loaded::default() },
+            &kernel,
+            &mut |host_if| self.links.contains_key(host_if),
+            self.epoch > 0,
+            now,
+        );
+        self.disk.records = vec![Record::Snapshot { version: VERSION, pool: Box::new(pool.snapshot()) }];
+        self.early = 0;
+        self.say(|| format!("the daemon starts; it holds {} addresses", pool.owners().count()));
+        for pod in leftovers {
+            self.wire(Job::Remove(pod))?;
+        }
+        let seed = self.rng.next();
+        self.node = Some(Node::new(self.script.setup.settings(), pool, seed, now));
+        self.tick_at = Moment(u64::MAX);
+        for QueuedDel { detachment, started_ns } in std::mem::take(&mut self.queue) {
+            self.last_call += 1;
+            let call = CallId(self.last_call);
+            let request =
+                Request { version: PROTOCOL, patience_ms: 10_000, started_ns, verb: Verb::Del(detachment) };
+            let pending = Pending { request: request.clone(), sandbox: None, pod: None, arrived: true };
+            self.calls.insert(call, pending);
+            self.hear(Event::Call { id: call, request, descriptors: false })?;
+        }
+        let facts = Box::new(self.facts());
+        let pause = self.rng.millis(1, 500);
+        self.at(pause, Due::Hear(self.epoch, Box::new(Event::Identified(facts))));
+        if self.script.setup.custom {
+            self.name_eni_config();
+        }
+        Ok(())
+    }
+
+    pub(super) fn facts(&self) -> Facts {
+        let instance = &self.cloud.instance;
+        let limits = InstanceTable::builtin().get(&instance.instance_type).cloned();
+        Facts {
+            instance: instance.id.clone(),
+            limits: limits.unwrap_or_else(|| no_limits(&instance.instance_type)),
+            primary_address: instance.address,
+            subnet: self.cloud.subnet().clone(),
+            vpc_cidrs: Vec::new(),
+            ipv6: None,
+        }
+    }
+
+    /// The daemon is told to ask for addresses in the other form, and restarted.
+    pub(super) fn change_mode(&mut self, down: Duration) {
+        self.script.setup.prefixes = !self.script.setup.prefixes;
+        self.crash(down, 0, false);
+    }
+
+    /// Whether a planted bug keeps EC2 from hearing of this: idle addresses in the form that is no longer wanted stay.
+    pub(super) fn is_planted_refusal(&self, action: &Action) -> bool {
+        let Action::Release { given, .. } = action else { return false };
+        let wanted =
+            if self.script.setup.prefixes { given.addresses.is_empty() } else { given.prefixes.is_empty() };
+        self.plant == Some(Plant::KeepsTheOtherForm) && !wanted
+    }
+}
+
+fn forget_cooling(records: &mut [Record]) {
+    for record in records {
+        if let Record::Snapshot { pool, .. } = record {
+            pool.cooling.clear();
+        }
+    }
+}
