@@ -24,7 +24,7 @@ use types::{
     SecurityGroupId,
 };
 
-use super::error::Effect;
+use super::call::Call;
 use super::{
     CloudError, CloudErrorKind, ConnectionTracking, EniRecord, Inventory, LooseEni, NewEni, SubnetRecord,
     http,
@@ -99,7 +99,7 @@ impl Ec2 {
         let asked = Instant::now();
         let answer = answer.await.map_err(|error| call.failed(error));
         let failure = answer.as_ref().err().map(|error| error.kind().reason());
-        self.metrics.called(call.name, failure, asked.elapsed());
+        self.metrics.called(call.name(), failure, asked.elapsed());
         answer
     }
 
@@ -144,7 +144,7 @@ impl Ec2 {
     /// # Errors
     /// As EC2 says.
     pub async fn subnets(&self, vpc: &str, zone: &str) -> Result<Vec<SubnetRecord>, CloudError> {
-        let call = Call { name: "DescribeSubnets", effect: Effect::Reads };
+        let call = Call::DescribeSubnets;
         let wanted = [filter("vpc-id", vpc), filter("availability-zone", zone)];
         let request = self.reads.describe_subnets().set_filters(Some(wanted.into()));
         let answer = self.ask(call, request.send()).await?;
@@ -181,7 +181,7 @@ impl Ec2 {
     /// # Errors
     /// As EC2 says; [`CloudErrorKind::Unclear`] can be repeated with the same token.
     pub async fn create_eni(&self, want: &NewEni) -> Result<EniRecord, CloudError> {
-        let call = Call { name: "CreateNetworkInterface", effect: Effect::Changes };
+        let call = Call::CreateNetworkInterface;
         let groups = want.security_groups.iter().map(ToString::to_string).collect();
         let mut request = self
             .changes
@@ -221,7 +221,7 @@ impl Ec2 {
         device: DeviceIndex,
         card: NetworkCard,
     ) -> Result<String, CloudError> {
-        let call = Call { name: "AttachNetworkInterface", effect: Effect::Changes };
+        let call = Call::AttachNetworkInterface;
         let request = self
             .changes
             .attach_network_interface()
@@ -239,7 +239,7 @@ impl Ec2 {
     /// # Errors
     /// As EC2 says.
     pub async fn set_delete_on_termination(&self, eni: &EniId, attachment: &str) -> Result<(), CloudError> {
-        let call = Call { name: "ModifyNetworkInterfaceAttribute", effect: Effect::Changes };
+        let call = Call::ModifyNetworkInterfaceAttribute;
         let change = NetworkInterfaceAttachmentChanges::builder()
             .attachment_id(attachment)
             .delete_on_termination(true)
@@ -261,7 +261,7 @@ impl Ec2 {
         eni: &EniId,
         groups: &[SecurityGroupId],
     ) -> Result<(), CloudError> {
-        let call = Call { name: "ModifyNetworkInterfaceAttribute", effect: Effect::Changes };
+        let call = Call::ModifyNetworkInterfaceAttribute;
         let request = self
             .changes
             .modify_network_interface_attribute()
@@ -275,7 +275,7 @@ impl Ec2 {
     /// # Errors
     /// As EC2 says.
     pub async fn set_tracking(&self, eni: &EniId, tracking: ConnectionTracking) -> Result<(), CloudError> {
-        let call = Call { name: "ModifyNetworkInterfaceAttribute", effect: Effect::Changes };
+        let call = Call::ModifyNetworkInterfaceAttribute;
         let request = self
             .changes
             .modify_network_interface_attribute()
@@ -289,7 +289,7 @@ impl Ec2 {
     /// # Errors
     /// As EC2 says; then none was added, or it is [`CloudErrorKind::Unclear`].
     pub async fn assign(&self, eni: &EniId, wanted: Wanted) -> Result<Given, CloudError> {
-        let call = Call { name: "AssignPrivateIpAddresses", effect: Effect::Changes };
+        let call = Call::AssignPrivateIpAddresses;
         let request = self.changes.assign_private_ip_addresses().network_interface_id(eni.as_str());
         let request = match wanted {
             Wanted::Addresses(n) => request.secondary_private_ip_address_count(call.count(n)?),
@@ -313,7 +313,7 @@ impl Ec2 {
     /// # Errors
     /// As EC2 says; then none was given, or it is [`CloudErrorKind::Unclear`].
     pub async fn assign_ipv6_prefix(&self, eni: &EniId) -> Result<Ipv6Prefix, CloudError> {
-        let call = Call { name: "AssignIpv6Addresses", effect: Effect::Changes };
+        let call = Call::AssignIpv6Addresses;
         let request = self.changes.assign_ipv6_addresses().network_interface_id(eni.as_str());
         let answer = self.ask(call, request.ipv6_prefix_count(1).send()).await?;
         call.parsed("IPv6 prefix", answer.assigned_ipv6_prefixes().first().map(String::as_str))
@@ -324,7 +324,7 @@ impl Ec2 {
     /// # Errors
     /// As EC2 says; [`CloudErrorKind::Gone`] if one is not there.
     pub async fn release(&self, eni: &EniId, given: &Given) -> Result<(), CloudError> {
-        let call = Call { name: "UnassignPrivateIpAddresses", effect: Effect::Changes };
+        let call = Call::UnassignPrivateIpAddresses;
         let mut request = self.changes.unassign_private_ip_addresses().network_interface_id(eni.as_str());
         for address in &given.addresses {
             request = request.private_ip_addresses(address.to_string());
@@ -340,7 +340,7 @@ impl Ec2 {
     /// # Errors
     /// As EC2 says.
     pub async fn detach(&self, attachment: &str) -> Result<(), CloudError> {
-        let call = Call { name: "DetachNetworkInterface", effect: Effect::Changes };
+        let call = Call::DetachNetworkInterface;
         let request = self.changes.detach_network_interface().attachment_id(attachment);
         self.ask(call, request.send()).await.map(drop)
     }
@@ -350,7 +350,7 @@ impl Ec2 {
     /// # Errors
     /// As EC2 says; [`CloudErrorKind::InUse`] while it is attached.
     pub async fn delete(&self, eni: &EniId) -> Result<(), CloudError> {
-        let call = Call { name: "DeleteNetworkInterface", effect: Effect::Changes };
+        let call = Call::DeleteNetworkInterface;
         let request = self.changes.delete_network_interface().network_interface_id(eni.as_str());
         self.ask(call, request.send()).await.map(drop)
     }
@@ -360,7 +360,7 @@ impl Ec2 {
     /// # Errors
     /// As EC2 says.
     pub async fn tag(&self, eni: &EniId, tags: &BTreeMap<String, String>) -> Result<(), CloudError> {
-        let call = Call { name: "CreateTags", effect: Effect::Changes };
+        let call = Call::CreateTags;
         let request = self.changes.create_tags().resources(eni.as_str()).set_tags(Some(sdk_tags(tags)));
         self.ask(call, request.send()).await.map(drop)
     }
@@ -370,11 +370,11 @@ impl Ec2 {
     /// # Errors
     /// [`CloudErrorKind::Gone`] if there is no such type.
     pub async fn instance_limits(&self, instance_type: &str) -> Result<InstanceLimits, CloudError> {
-        let call = Call { name: "DescribeInstanceTypes", effect: Effect::Reads };
+        let call = Call::DescribeInstanceTypes;
         let request = self.reads.describe_instance_types().instance_types(InstanceType::from(instance_type));
         let answer = self.ask(call, request.send()).await?;
         let none = || {
-            CloudError::new(CloudErrorKind::Gone, call.name, format!("there is no type {instance_type:?}"))
+            CloudError::new(CloudErrorKind::Gone, call.name(), format!("there is no type {instance_type:?}"))
         };
         let info = answer.instance_types().first().ok_or_else(none)?;
         limits(info, instance_type)
@@ -383,14 +383,7 @@ impl Ec2 {
 }
 
 /// The call that lists ENIs.
-const DESCRIBE: Call = Call { name: "DescribeNetworkInterfaces", effect: Effect::Reads };
-
-/// A call as far as its failures are concerned.
-#[derive(Debug, Clone, Copy)]
-struct Call {
-    name: &'static str,
-    effect: Effect,
-}
+const DESCRIBE: Call = Call::DescribeNetworkInterfaces;
 
 impl Call {
     fn failed<E>(self, error: SdkError<E>) -> CloudError
@@ -403,38 +396,39 @@ impl Call {
                 let message = answer.err().message().unwrap_or("no message");
                 match answer.err().code() {
                     Some(code) => {
-                        return CloudError::answered(self.name, self.effect, status, code, message);
+                        return CloudError::answered(self.name(), self.effect(), status, code, message);
                     }
                     None if status >= 500 => {
                         return CloudError::new(
-                            self.effect.silence(),
-                            self.name,
+                            self.effect().silence(),
+                            self.name(),
                             format!("HTTP status {status}"),
                         );
                     }
                     None => {
                         let message = format!("HTTP status {status} without an error code");
-                        return CloudError::new(CloudErrorKind::Garbage, self.name, message);
+                        return CloudError::new(CloudErrorKind::Garbage, self.name(), message);
                     }
                 }
             }
             SdkError::ResponseError(_) => return self.nonsense("the answer cannot be read").caused_by(error),
             SdkError::ConstructionFailure(_) => {
                 let message = "the request cannot be made";
-                return CloudError::new(CloudErrorKind::Other, self.name, message).caused_by(error);
+                return CloudError::new(CloudErrorKind::Other, self.name(), message).caused_by(error);
             }
             SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) => {}
             _ => {
-                return CloudError::new(self.effect.silence(), self.name, "unknown failure").caused_by(error);
+                return CloudError::new(self.effect().silence(), self.name(), "unknown failure")
+                    .caused_by(error);
             }
         }
-        let kind = if never_sent(&error) { CloudErrorKind::Unreachable } else { self.effect.silence() };
-        CloudError::new(kind, self.name, "no answer").caused_by(error)
+        let kind = if never_sent(&error) { CloudErrorKind::Unreachable } else { self.effect().silence() };
+        CloudError::new(kind, self.name(), "no answer").caused_by(error)
     }
 
     /// The answer cannot be: after a change, what was asked may have happened all the same.
     fn nonsense(self, message: impl Into<String>) -> CloudError {
-        CloudError::new(self.effect.nonsense(), self.name, message)
+        CloudError::new(self.effect().nonsense(), self.name(), message)
     }
 
     fn parsed<T: FromStr>(self, what: &str, text: Option<&str>) -> Result<T, CloudError> {
@@ -450,7 +444,7 @@ impl Call {
     fn count(self, count: u32) -> Result<i32, CloudError> {
         let fits = i32::try_from(count).ok();
         fits.ok_or_else(|| {
-            CloudError::new(CloudErrorKind::AddressLimit, self.name, format!("{count} addresses"))
+            CloudError::new(CloudErrorKind::AddressLimit, self.name(), format!("{count} addresses"))
         })
     }
 }

@@ -3,6 +3,7 @@
 //! Only `ec2` knows the SDK's types. What comes from outside is checked here: past this edge there are no missing ids and
 //! no texts that should be addresses.
 
+mod call;
 mod ec2;
 mod error;
 mod http;
