@@ -199,6 +199,14 @@ mod tests {
     }
 
     #[test]
+    fn the_guide_says_what_to_do_about_each_reason_and_no_other() {
+        let guide = include_str!("../../../manifests/guides/troubleshooting.md");
+        let rows = guide.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+
+        assert!(rows.eq(Reason::ALL.iter().map(|reason| reason.word())));
+    }
+
+    #[test]
     fn a_reason_travels_as_its_word() {
         for reason in Reason::ALL {
             let text = serde_json::to_string(reason).unwrap();
