@@ -5,6 +5,7 @@
 //! | owner (this file) | events; requests from the socket; readers | effects to all the others; reports |
 //! | server | connections | requests to the owner, replies to callers |
 //! | wiring thread | pods to wire, compare, mend, take away | `Wired`, `Checked` |
+//! | conflist thread, once an ADD would succeed | | the conflist |
 //! | watching threads | the kernel's notices | `Touched` |
 //! | writing thread | records | `Written`, `FileLong` |
 //! | checkpointing thread | records, once they are written | |
@@ -36,6 +37,7 @@ use wire::{Failure, PROTOCOL, Reply, Request, Verb};
 use crate::clock::Clock;
 use crate::cloud_tasks::CloudTasks;
 use crate::grpc::agent::PolicyAgent;
+use crate::install::Publisher;
 use crate::metrics::{Asked, Metrics};
 use crate::node::{CallId, Effect, Event, HostWish, Node};
 use crate::queue::LockedQueue;
@@ -83,6 +85,8 @@ pub(crate) struct Parts {
     pub(crate) wiring: std::sync::mpsc::Sender<Wiring>,
     pub(crate) writing: std::sync::mpsc::Sender<Writing>,
     pub(crate) wishes: mpsc::Sender<(u64, Box<HostWish>)>,
+    /// Until it is wanted.
+    pub(crate) conflist: Option<Publisher>,
     pub(crate) cloud: Arc<CloudTasks>,
     /// Where network policies are enforced.
     pub(crate) agent: Option<PolicyAgent>,
@@ -229,6 +233,11 @@ impl Owner {
             Effect::Act { id, action, groups } => self.parts.cloud.act(id, action, groups),
             Effect::AssignIpv6(eni) => self.parts.cloud.assign_ipv6(eni),
             Effect::Tidy(chores) => self.parts.cloud.tidy(chores),
+            Effect::Publish => {
+                if let Some(publisher) = self.parts.conflist.take() {
+                    publisher.start();
+                }
+            }
             Effect::Converge { generation, host } => {
                 if self.parts.wishes.try_send((generation, host)).is_err() {
                     let result = Err("the host keeper is busy or has ended".to_owned());

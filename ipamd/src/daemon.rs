@@ -23,6 +23,7 @@ use crate::grpc::agent::PolicyAgent;
 use crate::grpc::backend::Backend;
 use crate::hold::{self, Hold};
 use crate::host::{HostKeeper, NatSettings, Recording};
+use crate::install::Publisher;
 use crate::metrics::Metrics;
 use crate::node::{Event, Settings};
 use crate::queue::LockedQueue;
@@ -93,7 +94,10 @@ async fn daemon(config: Config) -> Result<(), RunError> {
         netfilter.port().map_err(RunError::local("reach the kernel's nftables"))?,
     ];
     let pod_if_prefix = config.veth_prefix.as_str().to_owned();
-    watch(Ours { ports: ports.into(), pod_if_prefix, mtu: settings.eni_mtu }, &sender);
+    watch(
+        Ours { ports: ports.into(), pod_if_prefix, mtu: settings.eni_mtu, pod_mtu: settings.pod_mtu },
+        &sender,
+    );
     tokio::spawn(cluster::watch(config.clone(), sender.clone()));
     let record = Recording::new(&dir, config.families);
     let keeper = HostKeeper::new(host, netfilter, nat, metrics.clone(), record, former);
@@ -105,6 +109,7 @@ async fn daemon(config: Config) -> Result<(), RunError> {
         writing: workers::writing(store, dir.join("state"), sender.clone(), news)
             .map_err(failed("start the writing thread"))?,
         wishes,
+        conflist: Some(Publisher::new(&config)),
         cloud: CloudTasks::new(config.clone(), clock, imds, metrics.clone(), ran_before, sender.clone()),
         agent: policy_agent(&config, &metrics, &sender),
     };
@@ -184,6 +189,7 @@ fn settings(config: &Config) -> Result<Settings, RunError> {
         add_timeout: config.add_timeout,
         max_enis: config.max_enis,
         eni_mtu: config.eni_mtu,
+        pod_mtu: config.pod_mtu,
         marks: Marks::with_connmark(config.connmark).map_err(RunError::local("place our marks"))?,
         connmark: config.node_port || translates(config),
         exclude_snat: config.exclude_snat_cidrs.clone(),

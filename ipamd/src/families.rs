@@ -50,6 +50,15 @@ impl Families {
         }
     }
 
+    /// Whether pods have IPv6 addresses of any kind.
+    #[must_use]
+    pub const fn has_ipv6(self) -> bool {
+        match self {
+            Self::V4 { egress } => egress,
+            Self::V6 { .. } | Self::Dual => true,
+        }
+    }
+
     /// Whether the pool has addresses that EC2 gives.
     #[must_use]
     pub const fn has_ipv4_of_vpc(self) -> bool {

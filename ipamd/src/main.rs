@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
-use ipamd::config::DEFAULT_RUN_DIR;
+use ipamd::config::{Config, DEFAULT_RUN_DIR};
 use ipamd::hold::Hold;
+use ipamd::install::Sources;
 use ipamd::tools::{self, Tool};
 
 /// Exit code for settings that cannot be (`EX_USAGE`).
@@ -42,6 +43,30 @@ enum Command {
     },
     #[command(flatten)]
     Tool(Tool),
+    /// Put the plugin, plugins of other people where the node has none or older ones, and kernel settings on the host. The conflist
+    /// is not among them: `ipamd run` writes it once pods can be served.
+    Install {
+        /// The plugin.
+        #[arg(long, default_value = "/aws-cni")]
+        plugin: PathBuf,
+        /// A directory with plugins of other people; it need not be there.
+        #[arg(long, default_value = "/plugins")]
+        neighbours: PathBuf,
+        /// Where the host's /proc/sys is.
+        #[arg(long, default_value = "/host/proc/sys")]
+        sysctls: PathBuf,
+    },
+    /// Take the conflist away, so that the runtime starts no new pods here; pods that are there keep all they need.
+    Uninstall,
+    /// Rewrite the files of a checkout that come from the table of settings.
+    #[command(hide = true)]
+    Generate {
+        /// The checkout.
+        root: PathBuf,
+        /// Only see whether they are as they should be.
+        #[arg(long)]
+        check: bool,
+    },
     /// List every setting: variable, default, what becomes of it in this version, what it means.
     Settings,
     /// Print how many pods instance types can hold, for the kubelet's maxPods; asks nobody.
@@ -63,6 +88,9 @@ fn main() -> ExitCode {
         Command::Status { run_dir, json } => status(&run_dir, json),
         Command::Hold { hold, run_dir } => put_hold(&run_dir, hold),
         Command::Tool(tool) => tools::run(&tool, Arguments::command()),
+        Command::Install { plugin, neighbours, sysctls } => install(&Sources { plugin, neighbours, sysctls }),
+        Command::Uninstall => uninstall(),
+        Command::Generate { root, check } => generate(&root, check),
         Command::Settings => {
             say(&mut std::io::stdout(), ipamd::config::listed().trim_end());
             ExitCode::SUCCESS
@@ -74,15 +102,58 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> ExitCode {
-    let config = match ipamd::config::from_process() {
-        Ok(config) => config,
-        Err(errors) => {
-            for error in errors {
-                say(&mut std::io::stderr(), &format!("ipamd: {error}"));
-            }
-            return ExitCode::from(BAD_SETTINGS);
+/// The settings, or the exit code after all that is wrong with them was told.
+fn settings() -> Result<Config, ExitCode> {
+    ipamd::config::from_process().map_err(|errors| {
+        for error in errors {
+            say(&mut std::io::stderr(), &format!("ipamd: {error}"));
         }
+        ExitCode::from(BAD_SETTINGS)
+    })
+}
+
+fn install(sources: &Sources) -> ExitCode {
+    let config = match settings() {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    let mut out = std::io::stdout();
+    done(ipamd::install::install(&config, sources, &mut |line| say(&mut out, line)))
+}
+
+fn uninstall() -> ExitCode {
+    let config = match settings() {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    done(ipamd::install::uninstall(&config.install).map(|was_there| {
+        let said = if was_there { "the conflist is gone" } else { "there was no conflist" };
+        say(&mut std::io::stdout(), said);
+    }))
+}
+
+fn generate(root: &Path, check: bool) -> ExitCode {
+    done(ipamd::generate::run(root, check).map(|differ| {
+        for file in differ {
+            say(&mut std::io::stdout(), &format!("rewritten: {file}"));
+        }
+    }))
+}
+
+fn done<E: std::error::Error>(result: Result<(), E>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&mut std::io::stderr(), &format!("ipamd: {}", ipamd::server::chain(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> ExitCode {
+    let config = match settings() {
+        Ok(config) => config,
+        Err(code) => return code,
     };
     ipamd::telemetry::start(&config);
     match ipamd::daemon::run(config) {

@@ -18,6 +18,7 @@ pub mod imds;
 mod keeper;
 pub mod kube_api;
 pub mod kube_proxy;
+pub mod manifests;
 pub mod moto;
 pub mod netns;
 pub mod node;
@@ -26,6 +27,7 @@ pub mod policy_agent;
 pub mod probe;
 pub mod runtime;
 pub mod sim;
+pub mod start;
 
 /// Why the lab cannot do what it should.
 #[derive(Debug, thiserror::Error)]

@@ -29,6 +29,8 @@ const KUBE_PORT: u16 = 8600;
 const METRICS_PORT: u16 = 61678;
 /// Where it serves introspection.
 const INTROSPECTION_PORT: u16 = 61679;
+/// In the run directory, what `/etc/cni/net.d` is on a node.
+const CONF_DIR: &str = "net.d";
 /// How long what happens at once may take on a busy machine.
 const SOON: Duration = Duration::from_secs(10);
 /// How long the daemon may take until it is ready.
@@ -103,7 +105,8 @@ impl Node {
         ec2: Option<Server>,
     ) -> Result<Self, LabError> {
         let run_dir = Path::new("/run/lab").join(netns.name());
-        std::fs::create_dir_all(&run_dir).map_err(LabError::doing("make the run directory"))?;
+        let conf_dir = run_dir.join(CONF_DIR);
+        std::fs::create_dir_all(conf_dir).map_err(LabError::doing("make the run directory"))?;
         Ok(Self { netns, instance, imds, _ec2: ec2, run_dir, daemon: Mutex::default() })
     }
 
@@ -136,6 +139,17 @@ impl Node {
         &self.run_dir
     }
 
+    /// Where the node's runtime looks for conflists.
+    fn conf_dir(&self) -> PathBuf {
+        self.run_dir.join(CONF_DIR)
+    }
+
+    /// The conflist that the daemon writes.
+    #[must_use]
+    pub fn conflist(&self) -> PathBuf {
+        self.conf_dir().join(ipamd::install::CONFLIST)
+    }
+
     /// The daemon's socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
@@ -149,17 +163,26 @@ impl Node {
     pub fn kube_api(&self) -> Result<(KubeApi, PathBuf), LabError> {
         let listener = listen(&self.netns, &format!("127.0.0.1:{KUBE_PORT}"))?;
         let api = KubeApi::serve(listener).map_err(LabError::doing("serve the Kubernetes API"))?;
+        let kubeconfig = self.kubeconfig(&api.url())?;
+        Ok((api, kubeconfig))
+    }
+
+    /// A kubeconfig that leads to an API server.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn kubeconfig(&self, server: &str) -> Result<PathBuf, LabError> {
         let named = |key: &str, value: Value| json!([{"name": "lab", key: value}]);
         let kubeconfig = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "lab",
-            "clusters": named("cluster", json!({"server": api.url()})),
+            "clusters": named("cluster", json!({"server": server})),
             "contexts": named("context", json!({"cluster": "lab", "user": "lab"})),
             "users": named("user", json!({})),
         });
         let path = self.run_dir.join("kubeconfig");
         let written = std::fs::write(&path, kubeconfig.to_string());
         written.map_err(LabError::doing("write the kubeconfig"))?;
-        Ok((api, path))
+        Ok(path)
     }
 
     /// Starts the daemon with the lab's settings and these.
@@ -205,6 +228,8 @@ impl Node {
             ("ENABLE_IPv4", "true".to_owned()),
             ("CLUSTER_NAME", "lab".to_owned()),
             ("IPAMD_RUN_DIR", self.run_dir.display().to_string()),
+            ("HOST_CNI_CONFDIR_PATH", self.conf_dir().display().to_string()),
+            ("HOST_CNI_BIN_PATH", "/usr/lib/cni".to_owned()),
             ("PATH", std::env::var("PATH").unwrap_or_default()),
         ])
     }

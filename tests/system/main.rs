@@ -8,11 +8,13 @@
 
 mod bad_input;
 mod causes;
+mod chart;
 mod cluster;
 mod containerd;
 mod custom_networking;
 mod doctor;
 mod estate;
+mod install;
 mod introspection;
 mod ipv6;
 mod kube_proxy;
@@ -49,6 +51,7 @@ fn main() -> std::process::ExitCode {
         privilege::TESTS,
         packet::TESTS,
         routing::TESTS,
+        install::TESTS,
     ]
     .concat();
     // Asked before the lab, where everybody is root.
@@ -70,6 +73,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(self::trials(takeover::TESTS, without_iptables.as_deref()));
     trials.extend(self::trials(containerd::TESTS, without_containerd.as_deref()));
     trials.extend(self::trials(moto::TESTS, without_moto.as_deref()));
+    trials.extend(self::trials(chart::TESTS, chart::missing().as_deref()));
     trials.extend(self::trials(privilege::AS_USER, without_user.as_deref()));
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -133,6 +133,18 @@ pub fn sysctls(spec: &NodeSpec, links: &BTreeMap<Mac, LinkSeen>) -> Vec<Sysctl> 
     std::iter::once(forward).chain(enis).chain(ipv6).collect()
 }
 
+/// Whether the kernel looks up TCP sockets before routes; not every kernel has the switch.
+pub const EARLY_DEMUX: &str = "net/ipv4/tcp_early_demux";
+
+/// Kernel settings that are made once, when the node is installed, and are left alone afterwards. `ipv6` says whether pods have it.
+#[must_use]
+pub fn sysctls_of_installation(early_demux: bool, ipv6: bool) -> Vec<Sysctl> {
+    let early_demux = if early_demux { "1" } else { "0" };
+    let demux = Sysctl { path: EARLY_DEMUX.to_owned(), value: early_demux };
+    let on = Sysctl { path: "net/ipv6/conf/all/disable_ipv6".to_owned(), value: "0" };
+    std::iter::once(demux).chain(ipv6.then_some(on)).collect()
+}
+
 /// The VPC router: the first address of a subnet after its network address (Amazon VPC user guide, subnet sizing).
 #[must_use]
 pub fn gateway(subnet: Ipv4Network) -> Ipv4Addr {

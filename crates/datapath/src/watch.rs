@@ -32,8 +32,10 @@ pub struct Ours {
     pub ports: BTreeSet<u32>,
     /// First characters of host veths.
     pub pod_if_prefix: String,
-    /// MTU of ENIs and host veths, in bytes.
+    /// MTU of ENIs, in bytes.
     pub mtu: u32,
+    /// MTU of host veths, in bytes.
+    pub pod_mtu: u32,
 }
 
 /// A socket that listens to the changes in the network namespace of the thread that made it.

@@ -525,7 +525,8 @@ fn mended(wirer: &mut Wirer, pods: &[PodSpec]) -> Result<Vec<String>, Failed> {
 /// Notices wait in the socket, so nothing is missed.
 fn notices() -> Outcome {
     let mut wirer = Wirer::open()?;
-    let ours = Ours { ports: [wirer.port()?].into(), pod_if_prefix: "eni".to_owned(), mtu: 9001 };
+    let ours =
+        Ours { ports: [wirer.port()?].into(), pod_if_prefix: "eni".to_owned(), mtu: 9001, pod_mtu: 9001 };
     let mut watch = Watch::routes(ours)?;
     let pod = Pod::new(7)?;
     pod.add(&mut wirer)?;

@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask demo|test|sim|fleet|bench|plugin|ci|tidy`.
+//! The project's own commands: `cargo xtask demo|test|sim|fleet|bench|gen|plugin|ci|tidy`.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "these commands talk to a person")]
 
@@ -78,6 +78,12 @@ enum Command {
         #[command(subcommand)]
         instead: Option<Bench>,
     },
+    /// Rewrite what comes from the daemon's table of settings: CONFIGURATION.md and the environment in the manifests and the chart.
+    Gen {
+        /// Only see whether the files are as they should be.
+        #[arg(long)]
+        check: bool,
+    },
     /// Build the plugin as it is shipped, and say where it is.
     Plugin,
     /// Format check, lints, tidy, tests: what CI runs.
@@ -92,6 +98,13 @@ enum Bench {
     #[command(disable_help_flag = true)]
     Packet {
         /// Passed on to `vpc-lab bench packet`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
+    /// From the daemon's start to a conflist and a usable address; `--help` tells its options.
+    #[command(disable_help_flag = true)]
+    Start {
+        /// Passed on to `vpc-lab bench start`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
@@ -114,8 +127,10 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Test { name } => test(name.as_deref()),
         Command::Sim { seeds, seed, json } => sim(seeds, seed, json),
         Command::Fleet { options } => fleet(&options),
-        Command::Bench { instead: Some(Bench::Packet { options }), .. } => bench_packet(&options),
+        Command::Bench { instead: Some(Bench::Packet { options }), .. } => bench_instead("packet", &options),
+        Command::Bench { instead: Some(Bench::Start { options }), .. } => bench_instead("start", &options),
         Command::Bench { json, instead: None } => bench(json),
+        Command::Gen { check } => generate(check),
         Command::Plugin => plugin(),
         Command::Ci => ci(),
         Command::Tidy => tidy(),
@@ -166,16 +181,22 @@ fn bench(json: Option<PathBuf>) -> Result<(), Failure> {
     steps::pass_on(&mut lab)
 }
 
-fn bench_packet(options: &[String]) -> Result<(), Failure> {
+fn bench_instead(what: &str, options: &[String]) -> Result<(), Failure> {
     setup::for_demo()?;
     let built = build::all(Profile::Release)?;
-    steps::pass_on(lab(&built, "bench").arg("packet").args(options))
+    steps::pass_on(lab(&built, "bench").arg(what).args(options))
 }
 
 fn lab(built: &Built, command: &str) -> Program {
     let mut lab = Program::new(&built.lab);
     lab.arg(command).envs(built.environment());
     lab
+}
+
+fn generate(check: bool) -> Result<(), Failure> {
+    let built = build::all(Profile::Dev)?;
+    steps::enter_workspace()?;
+    steps::pass_on(Program::new(&built.daemon).args(["generate", "."]).args(check.then_some("--check")))
 }
 
 fn plugin() -> Result<(), Failure> {

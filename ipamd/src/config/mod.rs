@@ -2,7 +2,9 @@
 //!
 //! An empty variable is an unset one. What each is for, and what becomes of text that it cannot be, stands in [`SETTINGS`].
 
+mod install;
 mod read;
+pub(crate) mod reference;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -19,6 +21,7 @@ use types::VethPrefix;
 use crate::cluster::NameKeys;
 use crate::families::Families;
 
+pub use install::Install;
 pub use read::Environment;
 pub(crate) use read::distance;
 use read::{Reader, parse_mark};
@@ -49,6 +52,8 @@ pub struct Config {
     pub cooldown: Duration,
     /// MTU of ENIs, in bytes.
     pub eni_mtu: u32,
+    /// MTU inside pods, in bytes.
+    pub pod_mtu: u32,
     /// What host interface names of pods start with.
     pub veth_prefix: VethPrefix,
     /// The node translates no addresses.
@@ -111,6 +116,8 @@ pub struct Config {
     pub log_level: LevelFilter,
     /// The log's file; without one it goes to standard error.
     pub log_file: Option<PathBuf>,
+    /// What the installer does, and what the conflist says.
+    pub install: Install,
     /// What was strange but could be lived with, for the log.
     pub warnings: Vec<String>,
 }
@@ -195,7 +202,7 @@ pub fn listed() -> String {
         (Support::Strict, "Obeyed. A value that cannot be stops the daemon:"),
         (Support::Refused, "Of modes that this version lacks. Anything but the default stops the daemon:"),
         (Support::Ignored, "Without effect in this version. Anything but the default is warned about:"),
-        (Support::Elsewhere, "Not the daemon's: the installer, the conflist or nobody reads it:"),
+        (Support::Elsewhere, "Known, and without any effect:"),
     ];
     let lines = groups.into_iter().flat_map(|(support, said)| {
         let of = SETTINGS.iter().filter(move |setting| setting.support == support);
@@ -232,6 +239,8 @@ impl Config {
 
     fn read(reader: &mut Reader<'_>) -> Self {
         let families = families(reader);
+        let ipv6 = families.has_ipv6();
+        let eni_mtu = install::mtu(reader, &table::ENI_MTU, ipv6).unwrap_or(9001);
         Self {
             families,
             warm_eni_target: reader.number(&table::WARM_ENI_TARGET).unwrap_or(1),
@@ -243,7 +252,8 @@ impl Config {
             max_pods: reader.number(&table::MAX_PODS),
             max_enis: reader.target(&table::MAX_ENI).map(|max| u8::try_from(max).unwrap_or(u8::MAX)),
             cooldown: seconds(reader.number(&table::IP_COOLDOWN_PERIOD)),
-            eni_mtu: reader.number(&table::ENI_MTU).unwrap_or(9001),
+            eni_mtu,
+            pod_mtu: install::mtu(reader, &table::POD_MTU, ipv6).unwrap_or(eni_mtu),
             veth_prefix: reader.parsed(&table::VETH_PREFIX, |t| VethPrefix::new(t).ok()).unwrap_or_default(),
             external_snat: reader.flag(&table::EXTERNAL_SNAT),
             snat_ports: reader.parsed(&table::RANDOMIZE_SNAT, snat_ports).unwrap_or(SnatPorts::Prng),
@@ -275,6 +285,7 @@ impl Config {
             add_timeout: seconds(reader.number(&table::ADD_TIMEOUT)),
             log_level: reader.parsed(&table::LOG_LEVEL, log_level).unwrap_or(LevelFilter::DEBUG),
             log_file: reader.parsed(&table::LOG_FILE, log_file).flatten(),
+            install: Install::read(reader, families),
             warnings: Vec::new(),
         }
     }

@@ -86,6 +86,19 @@ impl<'a> Reader<'a> {
         self.parsed(setting, |text| parse_number(setting.kind, text))
     }
 
+    /// One of the setting's words, in lower case.
+    pub(super) fn word(&mut self, setting: &Setting) -> String {
+        let known = |text: &str| {
+            let word = text.to_ascii_lowercase();
+            let fits = match setting.kind {
+                Kind::Word(words) => words.contains(&word.as_str()),
+                Kind::Flag | Kind::Number(..) | Kind::Text => true,
+            };
+            fits.then_some(word)
+        };
+        self.parsed(setting, known).unwrap_or_default()
+    }
+
     /// A number of which 0 means that there is none.
     pub(super) fn target(&mut self, setting: &Setting) -> Option<u32> {
         self.number(setting).filter(|n| *n > 0)

@@ -35,7 +35,7 @@ pub enum Support {
     Lenient,
     /// Obeyed; text that cannot be stops the daemon.
     Strict,
-    /// Not the daemon's: the installer or the conflist reads it.
+    /// Changes nothing, and did not in the Go version either or not the node's network: nobody is warned.
     Elsewhere,
     /// Has no effect in this version; a warning says so if it is set to anything but its default.
     Ignored,
@@ -65,8 +65,8 @@ settings! {
     IP_COOLDOWN_PERIOD = "IP_COOLDOWN_PERIOD": Number(0, u32::MAX), "30", Strict, "Seconds before a released address is given out again.";
     WARM_PREFIX_TARGET = "WARM_PREFIX_TARGET": Number(0, u32::MAX), "1", Lenient, "Free prefixes kept, with prefix delegation; WARM_IP_TARGET and MINIMUM_IP_TARGET go before it.";
     // The kernel.
-    ENI_MTU = "AWS_VPC_ENI_MTU": Number(576, 9001), "9001", Strict, "MTU of ENIs, in bytes.";
-    POD_MTU = "POD_MTU": Number(576, 9001), "", Elsewhere, "MTU inside pods, in bytes; the conflist carries it.";
+    ENI_MTU = "AWS_VPC_ENI_MTU": Number(576, 9001), "9001", Strict, "MTU of ENIs, in bytes. At least 1280 with IPv6.";
+    POD_MTU = "POD_MTU": Number(576, 9001), "", Strict, "MTU inside pods, in bytes; unset: AWS_VPC_ENI_MTU. At least 1280 with IPv6.";
     VETH_PREFIX = "AWS_VPC_K8S_CNI_VETHPREFIX": Text, "eni", Strict, "What host interface names of pods start with.";
     EXTERNAL_SNAT = "AWS_VPC_K8S_CNI_EXTERNALSNAT": Flag, "false", Lenient, "A gateway translates addresses, the node does not.";
     RANDOMIZE_SNAT = "AWS_VPC_K8S_CNI_RANDOMIZESNAT": Word(&["prng", "hashrandom", "none"]), "prng", Lenient, "How source ports are picked when addresses are translated.";
@@ -117,16 +117,17 @@ settings! {
     CUSTOM_NETWORK = "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG": Flag, "false", Lenient, "Custom networking: the node's ENIConfig object says subnet and security groups of new ENIs, and pods get no address of the primary ENI. Not with IPv6.";
     ENI_CONFIG_ANNOTATION = "ENI_CONFIG_ANNOTATION_DEF": Text, "k8s.amazonaws.com/eniConfig", Lenient, "Annotation of the node object that names its ENIConfig, with custom networking; goes before the label.";
     ENI_CONFIG_LABEL = "ENI_CONFIG_LABEL_DEF": Text, "k8s.amazonaws.com/eniConfig", Lenient, "Label of the node object that names its ENIConfig, with custom networking. Without either, the one named default is it.";
-    POD_SG_MODE = "POD_SECURITY_GROUP_ENFORCING_MODE": Text, "strict", Elsewhere, "How security groups for pods are enforced.";
+    POD_SG_MODE = "POD_SECURITY_GROUP_ENFORCING_MODE": Word(&["strict", "standard"]), "strict", Lenient, "How security groups for pods are enforced; the conflist carries it.";
     POLICY_MODE = "NETWORK_POLICY_ENFORCING_MODE": Word(&["none", "standard", "strict"]), "", Strict, "Whether the network policy agent is asked to enforce policies before a pod starts: none or unset, standard or strict.";
-    // The installer's.
-    DISABLE_POD_V6 = "DISABLE_POD_V6": Flag, "false", Elsewhere, "Pods have IPv6 switched off.";
-    EARLY_DEMUX = "DISABLE_TCP_EARLY_DEMUX": Flag, "false", Elsewhere, "The kernel's early demultiplexing of TCP is switched off.";
-    BANDWIDTH = "ENABLE_BANDWIDTH_PLUGIN": Flag, "false", Elsewhere, "The bandwidth plugin is chained.";
-    BIN_PATH = "HOST_CNI_BIN_PATH": Text, "/host/opt/cni/bin", Elsewhere, "Where plugins are installed.";
-    CONF_PATH = "HOST_CNI_CONFDIR_PATH": Text, "/host/etc/cni/net.d", Elsewhere, "Where the conflist is installed.";
-    PLUGIN_LOG_FILE = "AWS_VPC_K8S_PLUGIN_LOG_FILE": Text, "", Elsewhere, "The plugin's log.";
-    PLUGIN_LOG_LEVEL = "AWS_VPC_K8S_PLUGIN_LOG_LEVEL": Text, "", Elsewhere, "The plugin's log level.";
-    EGRESS_V4_LOG = "AWS_VPC_K8S_EGRESS_V4_PLUGIN_LOG_FILE": Text, "", Elsewhere, "Log of the IPv4 egress plugin.";
-    EGRESS_V6_LOG = "AWS_VPC_K8S_EGRESS_V6_PLUGIN_LOG_FILE": Text, "", Elsewhere, "Log of the IPv6 egress plugin.";
+    // The plugin and its conflist, which the daemon writes once an ADD would succeed; and the installer.
+    BIN_PATH = "HOST_CNI_BIN_PATH": Text, "/host/opt/cni/bin", Lenient, "Where plugins are installed, and where the daemon sees which others are there.";
+    CONF_PATH = "HOST_CNI_CONFDIR_PATH": Text, "/host/etc/cni/net.d", Lenient, "Where the daemon writes the conflist.";
+    CONFLIST_VERSION = "IPAMD_CONFLIST_VERSION": Word(&["1.0.0", "0.4.0"]), "1.0.0", Strict, "CNI version of the conflist.";
+    PLUGIN_LOG_FILE = "AWS_VPC_K8S_PLUGIN_LOG_FILE": Text, "/var/log/aws-routed-eni/plugin.log", Strict, "The plugin's log: a path on the node, or stderr, which means none. Its standard output is the runtime's.";
+    PLUGIN_LOG_LEVEL = "AWS_VPC_K8S_PLUGIN_LOG_LEVEL": Word(&["debug", "info", "warn", "error", "fatal"]), "info", Lenient, "Which calls the plugin logs: all, or from warn on those that failed.";
+    BANDWIDTH = "ENABLE_BANDWIDTH_PLUGIN": Flag, "false", Lenient, "The bandwidth plugin is chained.";
+    DISABLE_POD_V6 = "DISABLE_POD_V6": Flag, "false", Lenient, "Pods have IPv6 switched off, by the tuning plugin; not together with ENABLE_IPv6 or ENABLE_V6_EGRESS.";
+    EARLY_DEMUX = "DISABLE_TCP_EARLY_DEMUX": Flag, "false", Lenient, "The kernel's early demultiplexing of TCP is switched off; the installer does it.";
+    EGRESS_V4_LOG = "AWS_VPC_K8S_EGRESS_V4_PLUGIN_LOG_FILE": Text, "", Ignored, "Log of an egress plugin that is not needed here.";
+    EGRESS_V6_LOG = "AWS_VPC_K8S_EGRESS_V6_PLUGIN_LOG_FILE": Text, "", Ignored, "Log of an egress plugin that is not needed here.";
 }

@@ -45,6 +45,62 @@ fn the_table_has_every_variable_once_and_says_what_it_is_for() {
 }
 
 #[test]
+fn of_what_the_go_version_reads_only_what_has_no_effect_there_either_is_passed_over_in_silence() {
+    let silent = SETTINGS.iter().filter(|setting| setting.support == Support::Elsewhere);
+    let silent: Vec<_> = silent.map(|setting| setting.name).collect();
+
+    // Labels in logs and events, and what the Go version ignores itself.
+    let known = ["MY_POD_NAME", "VPC_CNI_VERSION", "AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER", "ENABLE_NFTABLES"];
+    assert_eq!(silent, known);
+}
+
+#[test]
+fn a_setting_without_effect_is_warned_of_by_its_name() {
+    for setting in SETTINGS.iter().filter(|setting| setting.support == Support::Ignored) {
+        let other = match setting.kind {
+            Kind::Flag if setting.default == "true" => "false",
+            Kind::Flag => "true",
+            Kind::Number(..) => "1",
+            Kind::Word(_) | Kind::Text => "x",
+        };
+        let config = parse(&[(setting.name, other)]).unwrap();
+
+        assert!(config.warnings[0].contains(setting.name), "{:?}", config.warnings);
+    }
+}
+
+#[test]
+fn what_the_installer_and_the_conflist_cannot_use_stops_the_daemon_or_is_the_default() {
+    for (name, text) in [
+        ("POD_MTU", "9002"),
+        ("AWS_VPC_K8S_PLUGIN_LOG_FILE", "stdout"),
+        ("AWS_VPC_K8S_PLUGIN_LOG_FILE", "plugin.log"),
+        ("IPAMD_CONFLIST_VERSION", "1.1.0"),
+    ] {
+        assert_eq!(parse(&[(name, text)]).unwrap_err().len(), 1, "{name}={text}");
+    }
+    for (name, text) in [
+        ("AWS_VPC_K8S_PLUGIN_LOG_LEVEL", "loud"),
+        ("POD_SECURITY_GROUP_ENFORCING_MODE", "lax"),
+        ("ENABLE_BANDWIDTH_PLUGIN", "2"),
+    ] {
+        let mut config = parse(&[(name, text)]).unwrap();
+        assert_eq!(std::mem::take(&mut config.warnings).len(), 1, "{name}={text}");
+        assert_eq!(config, parse(&[]).unwrap(), "{name}={text}");
+    }
+}
+
+#[test]
+fn ipv6_needs_its_smallest_mtu_and_pods_that_have_it_switched_on() {
+    for (name, text) in [("AWS_VPC_ENI_MTU", "1000"), ("POD_MTU", "1279"), ("DISABLE_POD_V6", "true")] {
+        assert!(parse(&[(name, text)]).is_ok(), "{name}");
+        assert_eq!(parse(&[(name, text), ("ENABLE_IPv6", "true")]).unwrap_err().len(), 1, "{name}");
+    }
+    assert_eq!(parse(&[("AWS_VPC_ENI_MTU", "1500")]).unwrap().pod_mtu, 1500);
+    assert_eq!(parse(&[("AWS_VPC_ENI_MTU", "1500"), ("POD_MTU", "1400")]).unwrap().pod_mtu, 1400);
+}
+
+#[test]
 fn writing_every_default_out_changes_nothing_but_who_sizes_the_pool() {
     let pairs: Vec<_> = SETTINGS.iter().map(|setting| (setting.name, setting.default)).collect();
 

@@ -276,6 +276,8 @@ pub enum Effect {
         /// What should be.
         host: Box<HostWish>,
     },
+    /// Tell the runtime that there is a network: the next ADD would succeed.
+    Publish,
 }
 
 /// What the host's kernel should hold.

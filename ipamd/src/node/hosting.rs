@@ -254,7 +254,7 @@ impl Node {
 
     /// What the kernel should hold of each pod.
     pub(crate) fn wired_pods(&self) -> Vec<PodSpec> {
-        let mtu = self.settings.eni_mtu;
+        let mtu = self.settings.pod_mtu;
         let families = self.settings.families;
         self.pool.owners().map(|(owner, grant)| families.pod_spec(owner, grant.address, mtu)).collect()
     }

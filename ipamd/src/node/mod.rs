@@ -9,6 +9,7 @@
 //! | `custom.rs` | Kubernetes: where new ENIs go, with custom networking |
 //! | `hosting.rs` | the host: what its kernel should hold |
 //! | `ipv6.rs` | the IPv6 prefix: when to ask for it; IPv6 by the node's address |
+//! | `publishing.rs` | when to tell the runtime that there is a network |
 //! | `report.rs` | what `ipamd status` shows |
 //! | `adopt.rs` | what of the Go version's checkpoint is true |
 //! | `restore.rs` | the state after a restart, from the file and from the kernel |
@@ -22,6 +23,7 @@ mod growing;
 mod hosting;
 mod ipv6;
 mod looking;
+mod publishing;
 mod report;
 mod restore;
 #[cfg(test)]
@@ -68,6 +70,8 @@ pub struct Settings {
     pub max_enis: Option<u8>,
     /// MTU of ENIs, in bytes.
     pub eni_mtu: u32,
+    /// MTU inside pods, in bytes.
+    pub pod_mtu: u32,
     /// Which bits of a packet's mark are ours.
     pub marks: Marks,
     /// Whether connections may be bound to the primary ENI by mark: SNAT or node ports are on.
@@ -120,6 +124,8 @@ pub struct Node {
     ipv6: Ipv6State,
     cluster: ClusterState,
     custom: CustomState,
+    /// It was told that pods can be served.
+    published: bool,
     /// What an operator holds back.
     hold: Hold,
     stopping: bool,
@@ -156,6 +162,7 @@ impl Node {
             ipv6: Ipv6State::default(),
             cluster: ClusterState::default(),
             custom: CustomState::default(),
+            published: false,
             hold: Hold::Nothing,
             stopping: false,
             strays: BTreeMap::new(),
@@ -252,5 +259,6 @@ impl Node {
         self.serve_early(now);
         self.expire(now);
         self.wish(now);
+        self.publish(now);
     }
 }

@@ -73,6 +73,15 @@ enum Bench {
         #[arg(long, value_delimiter = ',', default_value = "0,28,110,250,500,700", value_parser = clap::value_parser!(u32).range(..=700))]
         pods: Vec<u32>,
     },
+    /// From the daemon's start to a conflist and a usable address: slow calls to EC2, no API server, no kube-proxy, iptables locked.
+    Start {
+        /// Write the figures as JSON.
+        #[arg(long)]
+        json: Option<PathBuf>,
+        /// Fresh nodes to start, one after the other.
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+        runs: u32,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -110,6 +119,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Demo { nodes, pods, keep } => demo(Wish { nodes, pods }, keep),
         Command::Bench { instead: Some(Bench::Packet { json, pods }), .. } => packet(json.as_deref(), pods),
+        Command::Bench { instead: Some(Bench::Start { json, runs }), .. } => start(json.as_deref(), runs),
         Command::Bench { json, instead: None } => bench(json.as_deref()),
         Command::Fleet(arguments) => fleet(&arguments),
         Command::Sim { seed: Some(seed), .. } => Ok(tell(seed)),
@@ -142,6 +152,15 @@ fn packet(json: Option<&Path>, pods: Vec<u32>) -> Result<bool, LabError> {
     lab::netns::enter_lab()?;
     let wish = packet::Wish { pods, effort: packet::Effort::FULL };
     let figures = packet::run(&wish, &mut |line: &str| println!("{line}"))?;
+    write_json(file, &figures)?;
+    Ok(true)
+}
+
+fn start(json: Option<&Path>, runs: u32) -> Result<bool, LabError> {
+    // Before the private /run hides a path below it.
+    let file = json.map(create).transpose()?;
+    lab::netns::enter_lab()?;
+    let figures = lab::start::run(runs, &mut |line: &str| println!("{line}"))?;
     write_json(file, &figures)?;
     Ok(true)
 }

@@ -59,6 +59,7 @@ impl Ours {
             add_timeout: ADD_TIMEOUT,
             max_enis: None,
             eni_mtu: 9001,
+            pod_mtu: 9001,
             marks: Marks::default(),
             connmark: true,
             exclude_snat: Vec::new(),
@@ -166,6 +167,7 @@ impl Ours {
             | Effect::Waited(..)
             // Its pods have IPv4 addresses alone.
             | Effect::AssignIpv6(_)
+            | Effect::Publish
             | Effect::Rewrite(_) => {}
         }
         None

@@ -175,6 +175,7 @@ impl Setup {
             add_timeout: Duration::from_secs(80),
             max_enis: None,
             eni_mtu: 9001,
+            pod_mtu: 9001,
             marks: Marks::default(),
             connmark: true,
             exclude_snat: Vec::new(),

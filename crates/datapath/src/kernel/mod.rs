@@ -23,7 +23,7 @@ use answer::Answer;
 pub use host::{Converged, Host};
 pub(crate) use notice::RouteJudge;
 pub use pod::TRASH_GROUP;
-pub use sysctl::read as read_sysctl;
+pub use sysctl::{put_below as put_sysctl_below, read as read_sysctl};
 pub use wirer::{Mended, PodSeen, WireError, Wirer};
 
 /// Why the kernel could not be read or changed.

@@ -61,9 +61,10 @@ impl RouteJudge {
             RouteNetlinkMessage::NewLink(message) => {
                 let link = to_link(message);
                 let last = self.links.insert(link.index, (link.mtu, link.mac));
+                let of_pod = link.name.starts_with(&self.ours.pod_if_prefix);
+                let right = if of_pod { self.ours.pod_mtu } else { self.ours.mtu };
                 let wrong = |(mtu, mac)| {
-                    mtu != link.mtu && link.mtu != self.ours.mtu
-                        || mac != link.mac && self.has_other_mac(&link)
+                    mtu != link.mtu && link.mtu != right || mac != link.mac && self.has_other_mac(&link)
                 };
                 link.group != TRASH_GROUP && last.is_some_and(wrong)
             }
@@ -137,7 +138,7 @@ mod tests {
     }
 
     fn ours() -> Ours {
-        Ours { ports: [OURS].into(), pod_if_prefix: "eni".to_owned(), mtu: 9001 }
+        Ours { ports: [OURS].into(), pod_if_prefix: "eni".to_owned(), mtu: 9001, pod_mtu: 8900 }
     }
 
     fn told(message: RouteNetlinkMessage, port: u32) -> bool {
@@ -197,11 +198,11 @@ mod tests {
         let (right, other) = (HostVeth::found(pod).unwrap().mac(), Mac([2; 6]));
 
         // The first time there is nothing to compare with, whoever asked.
-        assert!(!told(pod, 9001, right, OURS));
-        assert!(told(pod, 9001, other, 0), "another MAC address");
-        assert!(!told(pod, 9001, right, 0), "the right one, by us");
-        assert!(told(pod, 1500, right, 0), "another MTU");
-        assert!(!told(pod, 9001, right, 0), "the right one, by us");
+        assert!(!told(pod, 8900, right, OURS));
+        assert!(told(pod, 8900, other, 0), "another MAC address");
+        assert!(!told(pod, 8900, right, 0), "the right one, by us");
+        assert!(told(pod, 9001, right, 0), "the MTU of ENIs");
+        assert!(!told(pod, 8900, right, 0), "the right one, by us");
         assert!(!told(eni, 1500, other, 0));
         assert!(!told(eni, 9001, other, 0));
         assert!(told(eni, 1500, other, 0), "an ENI's MTU");

@@ -27,10 +27,19 @@ pub fn read(path: &str) -> io::Result<String> {
 
 /// Sets it if it says something else. Returns whether it was written.
 pub(super) fn put(sysctl: &Sysctl) -> io::Result<bool> {
-    if read(&sysctl.path)? == sysctl.value {
+    put_below(root(), sysctl)
+}
+
+/// The same where the settings are mounted at `root`, in place of `/proc/sys`.
+///
+/// # Errors
+/// As the kernel says; `NotFound` for a setting that it does not have.
+pub fn put_below(root: &Path, sysctl: &Sysctl) -> io::Result<bool> {
+    let path = root.join(&sysctl.path);
+    if fs::read_to_string(&path)?.trim() == sysctl.value {
         return Ok(false);
     }
-    fs::write(root().join(&sysctl.path), sysctl.value)?;
+    fs::write(path, sysctl.value)?;
     Ok(true)
 }
 

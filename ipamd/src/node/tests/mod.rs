@@ -24,6 +24,7 @@ mod custom;
 mod estate;
 mod ipv6;
 mod policies;
+mod publishing;
 mod reasons;
 mod repair;
 mod waiting;
@@ -50,6 +51,7 @@ impl World {
             add_timeout: Duration::from_secs(60),
             max_enis: None,
             eni_mtu: 9001,
+            pod_mtu: 9001,
             marks: Marks::default(),
             connmark: true,
             exclude_snat: Vec::new(),

@@ -44,6 +44,18 @@ impl World {
         self.script.setup.custom && primary.is_ok_and(|eni| eni.sources().contains(&address))
     }
 
+    /// The runtime is told that there is a network: an address is free, or one can be had.
+    pub(super) fn published(&mut self) -> Held {
+        let Some(node) = &self.node else { return Ok(()) };
+        let report = node.report(self.clock());
+        let obtainable = report.capacity > report.addresses.total();
+        let served = report.not_ready.is_empty() && (report.addresses.free > 0 || obtainable);
+        hold!(served, "told of a network too early: {:?} {}", report.not_ready, brief(&report));
+        hold!(!self.published, "told of a network twice: {}", brief(&report));
+        self.published = true;
+        Ok(())
+    }
+
     /// From here on nothing bad happens.
     pub(super) fn rest(&mut self) {
         self.say(|| "rest".to_owned());
@@ -82,6 +94,7 @@ impl World {
             brief(&report)
         );
         hold!(report.not_ready.is_empty(), "not ready: {:?}", report.not_ready);
+        hold!(self.published || report.addresses.free == 0, "the runtime was not told: {}", brief(&report));
         let primary = self.cloud.model.enis_of(&self.cloud.instance.id);
         let prefixes: BTreeSet<_> = primary.flat_map(|eni| ipv6_prefixes(&eni.ipv6_prefixes)).collect();
         let known = report.ipv6_prefix;

@@ -84,6 +84,7 @@ impl World {
             now,
         );
         self.disk.records = vec![Record::Snapshot { version: VERSION, pool: Box::new(pool.snapshot()) }];
+        self.published = false;
         self.early = 0;
         self.say(|| format!("the daemon starts; it holds {} addresses", pool.owners().count()));
         for pod in leftovers {

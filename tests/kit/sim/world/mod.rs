@@ -171,6 +171,8 @@ pub(crate) struct World {
     lived: BTreeSet<Ipv4Addr>,
     clock_at_crash: Moment,
     early: u64,
+    /// The daemon has told the runtime that there is a network.
+    published: bool,
     /// Addresses that somebody took from under a pod.
     robbed: BTreeSet<Ipv4Addr>,
     /// How many changes EC2 had met when its ENIs were last compared with the live pods.
@@ -215,6 +217,7 @@ impl World {
             lived: BTreeSet::new(),
             clock_at_crash: Moment(0),
             early: 0,
+            published: false,
             robbed: BTreeSet::new(),
             seen_changes: 0,
             queue: Vec::new(),
@@ -368,6 +371,7 @@ impl World {
                 self.at(at, Due::Rewriting(self.epoch, snapshot));
             }
             Effect::Look => self.ask(Task::Look(self.clock(), None)),
+            Effect::Publish => return self.published(),
             Effect::AssignIpv6(eni) => self.ask(Task::Ipv6(eni)),
             Effect::Tidy(chores) => self.ask(Task::Tidy(chores.into())),
             Effect::Act { id, action, .. } if self.is_planted_refusal(&action) => {

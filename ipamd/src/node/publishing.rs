@@ -1,0 +1,33 @@
+//! When to tell the runtime that there is a network: once, and not before an ADD would succeed.
+
+use types::{Moment, Reason};
+
+use super::Node;
+use super::event::Effect;
+
+impl Node {
+    pub(super) fn publish(&mut self, now: Moment) {
+        if !self.published && self.would_serve(now) {
+            self.published = true;
+            self.effects.push(Effect::Publish);
+        }
+    }
+
+    /// Whether the next ADD would succeed: an address is free. Where the settings keep none at hand, one that can be had
+    /// is enough, or pods would never come.
+    fn would_serve(&self, now: Moment) -> bool {
+        if self.stopping || !self.missing().is_empty() {
+            return false;
+        }
+        let counts = self.pool.counts(now);
+        if counts.free > 0 {
+            return true;
+        }
+        // After a change of mode, or where an ENI was pulled from under pods, more may be held than the node can hold.
+        let room = self.capacity().addresses > counts.total();
+        let idle = room && self.may(false) && self.cloud.trouble.is_none() && !self.growing();
+        let obtainable =
+            || self.limits().is_some_and(|l| self.pool.shortage_reason(&l, now) == Reason::PoolEmpty);
+        idle && obtainable() && self.plan(now).is_some_and(|plan| plan.actions.is_empty())
+    }
+}

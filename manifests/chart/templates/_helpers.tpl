@@ -1,0 +1,73 @@
+{{/* Names, labels and images that several templates need. */}}
+
+{{- define "vpc-cni.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "vpc-cni.fullname" -}}
+{{- default (printf "%s-%s" .Release.Name (include "vpc-cni.name" .)) .Values.fullnameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "vpc-cni.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "vpc-cni.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{/* By which the DaemonSet finds its pods: never changed in a release. */}}
+{{- define "vpc-cni.selector" -}}
+{{- if .Values.originalMatchLabels -}}
+k8s-app: aws-node
+{{- else -}}
+app.kubernetes.io/name: {{ include "vpc-cni.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+{{- end -}}
+
+{{- define "vpc-cni.podLabels" -}}
+app.kubernetes.io/name: {{ include "vpc-cni.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+k8s-app: aws-node
+{{- end -}}
+
+{{- define "vpc-cni.labels" -}}
+{{ include "vpc-cni.podLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{- define "vpc-cni.image" -}}
+{{- with .Values.image -}}
+{{- default (printf "%s:%s" .repository (default $.Chart.AppVersion .tag)) .override -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A map as the environment of a container: texts, whatever YAML made of them. */}}
+{{- define "vpc-cni.env" -}}
+{{- range $name, $value := . }}
+- name: {{ $name }}
+  value: {{ $value | toString | quote }}
+{{- end }}
+{{- end -}}
+
+{{/* What cannot mean what it means in the Go version's chart fails here, by its name. */}}
+{{- define "vpc-cni.refuse" -}}
+{{- if .Values.cniConfig.enabled -}}
+{{- fail "cniConfig: the daemon writes the conflist from its settings; a file of your own is not supported" -}}
+{{- end -}}
+{{- if and (or .Values.image.account .Values.image.region .Values.image.domain .Values.image.endpoint) (not .Values.image.override) -}}
+{{- fail "image.account, region, domain and endpoint name images of the Go version; set image.repository and image.tag, or image.override" -}}
+{{- end -}}
+{{- if and (eq (toString .Values.enableNetworkPolicy) "true") (not .Values.nodeAgent.enabled) -}}
+{{- fail "enableNetworkPolicy: nothing enforces network policies unless nodeAgent.enabled is true" -}}
+{{- end -}}
+{{- if contains "grpc-health-probe" (toJson (list .Values.livenessProbe .Values.readinessProbe)) -}}
+{{- fail "livenessProbe, readinessProbe: there is no grpc-health-probe in this image; /ipamd status tells whether pods can be served" -}}
+{{- end -}}
+{{- if and .Values.nodeAgent.enabled (not .Values.nodeAgent.image.override) -}}
+{{- fail "nodeAgent.image.override: name the image of the network policy agent" -}}
+{{- end -}}
+{{- end -}}
