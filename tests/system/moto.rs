@@ -331,7 +331,7 @@ fn refused() -> Outcome {
 
     let error = stage.failing_add("without-subnet")?;
 
-    ensure!(error.contains("cloud-gone"), "without a subnet, ADD says {error}");
+    ensure!(error.contains("no-subnet"), "without a subnet, ADD says {error}");
     let failed: Vec<String> = stage.node().report()?.cloud;
     ensure!(failed.iter().any(|text| text.contains("InvalidSubnetID.NotFound")), "{failed:?}");
     stage.setting.accounts_for(&pods)?;
