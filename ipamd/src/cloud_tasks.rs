@@ -1,6 +1,5 @@
 //! Calls to EC2 and IMDS: one task each, so that a slow one holds up nothing. Results come back as events.
 
-use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -126,20 +125,11 @@ impl CloudTasks {
             primary_address: identity.primary_address,
             subnet: identity.subnet.clone(),
             vpc_cidrs: identity.vpc_cidrs.clone(),
-            ipv6: self.node_ipv6(identity).await?,
+            ipv6: identity.ipv6,
         };
         // Set once; a second identification changes nothing.
         drop(self.node.set(known));
         Ok(facts)
-    }
-
-    /// The node's own IPv6 address, which pods leave by. Those that were wired for that need it where the mode is off by now, but
-    /// there nothing waits for it.
-    async fn node_ipv6(&self, identity: &Identity) -> Result<Option<Ipv6Addr>, CloudError> {
-        match self.imds.ipv6(identity.mac).await {
-            Err(error) if self.config.families.has_ipv6_egress() => Err(error),
-            told => Ok(told.unwrap_or_default()),
-        }
     }
 
     /// Who we are, once that is known.
@@ -182,7 +172,7 @@ impl CloudTasks {
                 ranges.clone_from(&now);
                 drop(self.events.send(Event::Ranges(now)).await);
             }
-            if let Ok(Some(now)) = self.node_ipv6(identity).await
+            if let Ok(Some(now)) = self.imds.ipv6(identity.mac).await
                 && ipv6.replace(now) != Some(now)
             {
                 drop(self.events.send(Event::NodeIpv6(now)).await);

@@ -171,10 +171,7 @@ impl Node {
 
     /// Whether an ADD that waits has next to no time left.
     fn is_pressed(&self, id: CallId, now: Moment) -> bool {
-        match self.pending.get(&id) {
-            Some(Pending::Add(add)) => add.deadline.since(now) <= PRESSED,
-            Some(Pending::Release { .. } | Pending::Check) | None => false,
-        }
+        self.deadline_of(&id).is_some_and(|deadline| deadline.since(now) <= PRESSED)
     }
 
     /// Starts one ADD, or says why it has to wait.
@@ -536,16 +533,10 @@ impl Node {
 
     /// Ends the wait of those whose time is up, with the cause.
     pub(super) fn expire(&mut self, now: Moment) {
-        let late: Vec<(CallId, Reason)> = self
-            .queue
-            .iter()
-            .filter_map(|id| match self.pending.get(id) {
-                Some(Pending::Add(add)) if add.deadline <= now => Some((*id, add.reason())),
-                Some(Pending::Add(_) | Pending::Release { .. } | Pending::Check) | None => None,
-            })
-            .collect();
-        for (id, reason) in late {
-            self.leave_queue(id, now);
+        let is_late = |id: &&CallId| self.deadline_of(id).is_some_and(|deadline| deadline <= now);
+        let late: Vec<CallId> = self.queue.iter().filter(is_late).copied().collect();
+        for id in late {
+            let Some(reason) = self.leave_queue(id, now) else { continue };
             let failure = Failure::new(reason, "no address for the pod before its deadline");
             let details = self.shortage_in_numbers(now);
             self.fail(id, failure.with_details(details));
@@ -577,11 +568,15 @@ impl Node {
         })
     }
 
-    fn deadlines(&self) -> impl Iterator<Item = Moment> {
-        self.queue.iter().filter_map(|id| match self.pending.get(id)? {
+    fn deadline_of(&self, id: &CallId) -> Option<Moment> {
+        match self.pending.get(id)? {
             Pending::Add(add) => Some(add.deadline),
             Pending::Release { .. } | Pending::Check => None,
-        })
+        }
+    }
+
+    fn deadlines(&self) -> impl Iterator<Item = Moment> {
+        self.queue.iter().filter_map(|id| self.deadline_of(id))
     }
 
     /// When time alone changes something for those who wait.
