@@ -1,7 +1,7 @@
 //! The network configuration on standard input.
 //!
-//! Keys that are not named here are not looked at, among them `runtimeConfig` (which may carry every annotation
-//! of the pod) and `podSGEnforcingMode` (which the daemon knows itself).
+//! Keys that are not named here are not looked at, among them `podSGEnforcingMode` (which the daemon knows itself). Of
+//! `runtimeConfig`, which may carry every annotation of the pod, one is read and nothing is kept.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,6 +22,12 @@ const MTU_DEFAULT: u32 = 9001;
 /// The smallest MTU that is accepted, in bytes: what every IPv4 host must take in one piece.
 const MTU_MIN: u32 = 576;
 
+/// The capability by which the runtime passes a pod's annotations.
+const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
+/// The annotation by which a pod asks for more than one interface, and the one value that means something.
+const NIC_CONFIG: &str = "k8s.amazonaws.com/nicConfig";
+const EVERY_CARD: &str = "multi-nic-attachment";
+
 /// A configuration of a version that we speak.
 #[derive(Debug)]
 pub(crate) struct Config {
@@ -30,6 +36,8 @@ pub(crate) struct Config {
     pub(crate) mtu: u32,
     /// Pods get IPv6 addresses: it is switched on inside where somebody has switched it off.
     pub(crate) ipv6: bool,
+    /// The pod asks for an interface of every network card.
+    pub(crate) multi_nic: bool,
     pub(crate) socket: PathBuf,
     pub(crate) queue: PathBuf,
     pub(crate) timeout: Option<Duration>,
@@ -79,6 +87,8 @@ struct Raw {
     #[serde(default)]
     ipv6: Value,
     veth_prefix: Option<String>,
+    #[serde(default)]
+    runtime_config: Value,
     plugin_log_file: Option<String>,
     plugin_log_level: Option<String>,
     prev_result: Option<IgnoredAny>,
@@ -114,6 +124,7 @@ impl Config {
             name,
             mtu: mtu(&raw.mtu),
             ipv6: raw.ipv6 == true || raw.ipv6 == "true",
+            multi_nic: wants_every_card(&raw.runtime_config),
             socket: raw.socket.unwrap_or_else(|| wire::SOCKET_PATH.into()),
             queue: raw.queue_dir.unwrap_or_else(|| wire::queue::DIRECTORY.into()),
             timeout: raw.timeout_seconds.map(timeout),
@@ -165,6 +176,12 @@ fn mtu(value: &Value) -> u32 {
     number.filter(|n| (MTU_MIN..=MTU_DEFAULT).contains(n)).unwrap_or(MTU_DEFAULT)
 }
 
+/// Whether the pod's annotation asks for an interface of every network card; any other value asks for nothing.
+fn wants_every_card(runtime_config: &Value) -> bool {
+    let annotation = runtime_config.get(POD_ANNOTATIONS).and_then(|annotations| annotations.get(NIC_CONFIG));
+    annotation.and_then(Value::as_str) == Some(EVERY_CARD)
+}
+
 fn timeout(seconds: u64) -> Duration {
     Duration::from_secs(seconds).clamp(Duration::from_secs(1), TIMEOUT_MAX)
 }
@@ -189,6 +206,28 @@ mod tests {
         Config::decode(
             format!(r#"{{"cniVersion":"1.1.0","name":"aws-cni","type":"aws-cni"{rest}}}"#).as_bytes(),
         )
+    }
+
+    #[test]
+    fn one_annotation_with_one_value_asks_for_every_card() {
+        let asks = |rest: &str| config(rest).unwrap().multi_nic;
+        let annotations =
+            |text: &str| format!(r#","runtimeConfig":{{"io.kubernetes.cri.pod-annotations":{text}}}"#);
+
+        assert!(asks(&annotations(r#"{"a":"b","k8s.amazonaws.com/nicConfig":"multi-nic-attachment"}"#)));
+        for none in [
+            String::new(),
+            r#","runtimeConfig":null"#.to_owned(),
+            r#","runtimeConfig":[1]"#.to_owned(),
+            r#","runtimeConfig":{"k8s.amazonaws.com/nicConfig":"multi-nic-attachment"}"#.to_owned(),
+            annotations("null"),
+            annotations("7"),
+            annotations(r#"{"k8s.amazonaws.com/nicConfig":true}"#),
+            annotations(r#"{"k8s.amazonaws.com/nicConfig":"multi-nic"}"#),
+            annotations(r#"{"k8s.amazonaws.com/nicconfig":"multi-nic-attachment"}"#),
+        ] {
+            assert!(!asks(&none), "{none}");
+        }
     }
 
     #[test]

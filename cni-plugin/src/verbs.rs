@@ -64,6 +64,7 @@ fn attachment(sandbox: SandboxKey, parameters: &Parameters, config: &Config) -> 
         pod_uid: args.uid,
         veth_prefix: config.veth_prefix()?,
         mtu: config.mtu,
+        multi_nic: config.multi_nic,
     })
 }
 
@@ -170,6 +171,7 @@ fn retry_mends(reason: Reason) -> bool {
         | Reason::UnknownSandbox
         | Reason::Superseded
         | Reason::NameInUse
+        | Reason::NoMultiNic
         | Reason::Drifted => false,
         Reason::DaemonUnreachable
         | Reason::Starting
@@ -230,6 +232,7 @@ fn as_add(failure: Failure) -> Failure {
         | Reason::UnknownSandbox
         | Reason::Superseded
         | Reason::NameInUse
+        | Reason::NoMultiNic
         | Reason::Starting
         | Reason::Busy
         | Reason::DeadlineExceeded

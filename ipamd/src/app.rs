@@ -197,12 +197,12 @@ impl Owner {
                 }
             }
             Effect::Waited(reason, time) => self.metrics.waited(reason, time),
-            Effect::Wire(id, pod) => {
-                let job = self.descriptors(id).map(|fds| Wiring::Add(id, pod, fds));
+            Effect::Wire(id, pods) => {
+                let job = self.descriptors(id).map(|fds| Wiring::Add(id, pods, fds));
                 self.wire_or_fail(job, |result| Event::Wired { id, result });
             }
-            Effect::Enforce { id, pod, patience } => match &mut self.parts.agent {
-                Some(agent) => agent.enforce(id, pod, patience),
+            Effect::Enforce { id, pod, interfaces, patience } => match &mut self.parts.agent {
+                Some(agent) => agent.enforce(id, pod, interfaces, patience),
                 // Not asked for without one.
                 None => self.step(Event::Enforced { id, result: Ok(()) }),
             },
@@ -211,8 +211,8 @@ impl Owner {
                     agent.forget(pod);
                 }
             }
-            Effect::Check(id, pod) => {
-                let job = self.descriptors(id).map(|fds| Wiring::Check(id, pod, fds));
+            Effect::Check(id, pods) => {
+                let job = self.descriptors(id).map(|fds| Wiring::Check(id, pods, fds));
                 self.wire_or_fail(job, |result| Event::Checked { id, result });
             }
             Effect::Survey(holders) => {

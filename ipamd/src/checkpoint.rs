@@ -278,6 +278,7 @@ mod tests {
             pod,
             since: Moment(1_754_550_000_123),
             ipv6: None,
+            further: None,
         };
 
         let bytes = render([(&owner, [10, 0, 1, 23].into())]);

@@ -64,7 +64,9 @@ impl Mirror {
     }
 
     fn render(&self) -> Vec<u8> {
-        checkpoint::render(self.0.values().map(|(owner, address)| (owner, *address)))
+        // The Go version keeps those of further interfaces in files of their own.
+        let known = self.0.values().filter(|(owner, _)| owner.further.is_none());
+        checkpoint::render(known.map(|(owner, address)| (owner, *address)))
     }
 }
 
@@ -112,7 +114,7 @@ mod tests {
         let pod = PodName { namespace: "default".to_owned(), name: id.to_owned() };
         let sandbox = SandboxKey::new("aws-cni", id, "eth0").unwrap();
         let host_if = HostVeth::of_pod(&VethPrefix::default(), &pod, 0);
-        let owner = Owner { sandbox, pod, host_if, since: Moment(1), ipv6: None };
+        let owner = Owner { sandbox, pod, host_if, since: Moment(1), ipv6: None, further: None };
         Record::Assigned { owner, address: Ipv4Addr::new(10, 0, 0, last) }
     }
 

@@ -146,6 +146,7 @@ impl CloudTasks {
             more_tags: self.config.eni_tags.clone(),
             manage_untagged: self.config.manage_untagged || self.config.imds_only,
             imds_only: self.config.imds_only,
+            multi_nic: self.config.multi_nic,
             subnet_discovery: self.config.subnet_discovery,
             custom_networking: self.config.custom_networking.is_some(),
         }
@@ -194,13 +195,14 @@ impl CloudTasks {
     }
 
     /// The ENIs as EC2 tells them; as IMDS does where EC2 denies us or is away, and for the first look on a node that has just
-    /// started: then IMDS knows as much, and thousands of nodes that start at once do not wait for each other.
+    /// started: then IMDS knows as much, and thousands of nodes that start at once do not wait for each other. Not so where ENIs
+    /// of other network cards count: whose those are that came with the instance only tags say.
     async fn picture(&self) -> Result<Picture, CloudError> {
         let as_of = self.clock.now();
         let known = self.known()?;
         let subnets = self.imds.subnets().await?;
         let mut picture = Picture { as_of, subnets, ..Picture::default() };
-        let fresh = !self.looked.swap(true, Ordering::Relaxed);
+        let fresh = !self.looked.swap(true, Ordering::Relaxed) && !self.config.multi_nic;
         if fresh && !self.config.imds_only {
             self.choose_subnets(known, &mut picture).await?;
         }
@@ -221,6 +223,7 @@ impl CloudTasks {
         picture.ipv6_prefixes = primary.map(|primary| primary.ipv6_prefixes.clone()).unwrap_or_default();
         picture.enis = inventory.enis.iter().map(|record| seen(record, &known.estate)).collect();
         picture.occupied = inventory.occupied;
+        picture.efa_only = inventory.efa_only;
         picture.in_motion = inventory.in_motion;
         Ok(picture)
     }
@@ -309,9 +312,9 @@ impl CloudTasks {
         match action {
             Action::Assign { eni, wanted } => ec2.assign(&eni, wanted).await.map(Outcome::Assigned),
             Action::Release { eni, given } => ec2.release(&eni, &given).await.map(|()| Outcome::Released),
-            Action::CreateEni { device, subnet, wanted } => {
+            Action::CreateEni { card, device, subnet, wanted } => {
                 let want = self.wanted_eni(known, subnet, groups, wanted).await;
-                create(ec2, known, device, &want).await
+                create(ec2, known, (card, device), &want).await
             }
             Action::DeleteEni { eni } => delete(ec2, known, &eni).await.map(|()| Outcome::Deleted),
         }
@@ -350,10 +353,15 @@ impl CloudTasks {
 }
 
 /// Creates an ENI with its addresses and tags in one call, attaches it, and ties its life to the instance's.
-async fn create(ec2: &Ec2, known: &Known, device: DeviceIndex, want: &NewEni) -> Result<Outcome, CloudError> {
+async fn create(
+    ec2: &Ec2,
+    known: &Known,
+    (card, device): (NetworkCard, DeviceIndex),
+    want: &NewEni,
+) -> Result<Outcome, CloudError> {
     let Known { identity, estate, .. } = known;
     let record = create_once(ec2, want).await?;
-    match ec2.attach(&record.id, &identity.instance, device, NetworkCard(0)).await {
+    match ec2.attach(&record.id, &identity.instance, device, card).await {
         // If this fails, the next look finds it and does it.
         Ok(attachment) => {
             if let Err(error) = ec2.set_delete_on_termination(&record.id, &attachment).await {
@@ -368,7 +376,7 @@ async fn create(ec2: &Ec2, known: &Known, device: DeviceIndex, want: &NewEni) ->
             return Err(error);
         }
     }
-    let seen = EniSeen { device, role: Role::Secondary, ..seen(&record, estate) };
+    let seen = EniSeen { card, device, role: Role::Secondary, ..seen(&record, estate) };
     Ok(Outcome::Created(Box::new(seen)))
 }
 

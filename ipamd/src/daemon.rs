@@ -188,6 +188,7 @@ fn settings(config: &Config) -> Result<Settings, RunError> {
         cooldown: config.cooldown,
         add_timeout: config.add_timeout,
         max_enis: config.max_enis,
+        multi_nic: config.multi_nic,
         eni_mtu: config.eni_mtu,
         pod_mtu: config.pod_mtu,
         marks: Marks::with_connmark(config.connmark).map_err(RunError::local("place our marks"))?,

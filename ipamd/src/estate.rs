@@ -40,6 +40,8 @@ pub(crate) struct Estate {
     pub(crate) manage_untagged: bool,
     /// `ENABLE_IMDS_ONLY_MODE`: nobody will ever tell tags.
     pub(crate) imds_only: bool,
+    /// `ENABLE_MULTI_NIC`.
+    pub(crate) multi_nic: bool,
     /// `ENABLE_SUBNET_DISCOVERY`.
     pub(crate) subnet_discovery: bool,
     /// `AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG`: an ENIConfig says subnet and security groups of ENIs for pods.
@@ -79,10 +81,12 @@ impl Estate {
         match (record.interface_type.as_str(), tag(UNMANAGED_TAG)) {
             _ if record.mac == self.primary => Role::Primary,
             ("trunk", _) => Role::Trunk,
-            _ if record.card != NetworkCard(0) => Role::Unmanaged,
+            // Pods may be on one of ours from when the setting was on: it stays wired, and gets no more.
+            _ if record.card != NetworkCard(0) && !self.multi_nic && !ours => Role::Unmanaged,
             _ if tags.is_none() && !self.imds_only => Role::Unmanaged,
             (_, Some("true")) => Role::Unmanaged,
             (_, None) if !ours && !self.manage_untagged => Role::Unmanaged,
+            ("efa", _) => Role::Efa,
             _ => Role::Secondary,
         }
     }
@@ -107,12 +111,12 @@ impl Estate {
             chores.push(Chore::Tie { eni: record.id.clone(), attachment: attachment.clone() });
         }
         let theirs: BTreeSet<&SecurityGroupId> = record.security_groups.iter().collect();
-        let guarded = role == Role::Secondary && !self.custom_networking;
-        if guarded && !groups.is_empty() && theirs != groups.iter().collect() {
+        let secondary = role != Role::Primary;
+        if secondary && !self.custom_networking && !groups.is_empty() && theirs != groups.iter().collect() {
             chores.push(Chore::Guard { eni: record.id.clone(), groups: groups.to_vec() });
         }
         // What somebody has set on an ENI stays.
-        if role == Role::Secondary && tracking.is_set() && !record.tracking.is_set() {
+        if secondary && tracking.is_set() && !record.tracking.is_set() {
             chores.push(Chore::Track { eni: record.id.clone(), tracking });
         }
         let mut missing = self.tags();
@@ -200,6 +204,7 @@ mod tests {
             more_tags: BTreeMap::new(),
             manage_untagged: true,
             imds_only: false,
+            multi_nic: false,
             subnet_discovery: true,
             custom_networking: false,
         }
@@ -254,11 +259,27 @@ mod tests {
         assert_eq!(strict.role(&eni(1, &[(UNMANAGED_TAG, "false")])), Role::Secondary);
         assert_eq!(open.role(&eni(1, &[(UNMANAGED_TAG, "true"), ours[0]])), Role::Unmanaged);
         assert_eq!(open.role(&EniRecord { interface_type: "trunk".into(), ..eni(1, &ours) }), Role::Trunk);
-        assert_eq!(open.role(&EniRecord { card: NetworkCard(1), ..eni(1, &ours) }), Role::Unmanaged);
+        let efa = EniRecord { interface_type: "efa".into(), ..eni(1, &ours) };
+        assert_eq!(open.role(&efa), Role::Efa);
         let untold = EniRecord { tags: None, ..eni(1, &[]) };
         assert_eq!((open.role(&untold), strict.role(&untold)), (Role::Unmanaged, Role::Unmanaged));
         let never_told = Estate { imds_only: true, ..open };
         assert_eq!(never_told.role(&untold), Role::Secondary);
+    }
+
+    #[test]
+    fn enis_of_other_network_cards_are_used_as_the_setting_says() {
+        let (off, on) = (estate(None), Estate { multi_nic: true, ..estate(None) });
+        let on_card = |with: &[(&str, &str)]| EniRecord { card: NetworkCard(1), ..eni(1, with) };
+
+        assert_eq!((off.role(&on_card(&[])), on.role(&on_card(&[]))), (Role::Unmanaged, Role::Secondary));
+        // One of ours may have pods from when the setting was on.
+        let ours = on_card(&[(INSTANCE_TAG, "i-1")]);
+        assert_eq!((off.role(&ours), on.role(&ours)), (Role::Secondary, Role::Secondary));
+        let others = on_card(&[(UNMANAGED_TAG, "true")]);
+        assert_eq!((off.role(&others), on.role(&others)), (Role::Unmanaged, Role::Unmanaged));
+        let untold = EniRecord { tags: None, ..on_card(&[]) };
+        assert_eq!((off.role(&untold), on.role(&untold)), (Role::Unmanaged, Role::Unmanaged));
     }
 
     #[test]

@@ -96,7 +96,7 @@ impl Families {
         let ipv4 = (self != Self::V6 { egress: false }).then_some(IpAddr::V4(address));
         let addresses = ipv4.into_iter().chain(owner.ipv6.map(IpAddr::V6)).collect();
         let container_if = owner.sandbox.if_name().to_owned();
-        PodSpec { host_if: owner.host_if.clone(), container_if, addresses, mtu }
+        PodSpec { host_if: owner.host_if.clone(), container_if, index: owner.index(), addresses, mtu }
     }
 }
 
@@ -147,6 +147,7 @@ mod tests {
             pod,
             since: types::Moment(0),
             ipv6,
+            further: None,
         }
     }
 

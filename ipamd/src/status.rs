@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use types::{Moment, Reason};
+use types::{Moment, NetworkCard, Reason};
 use wire::{AddressCount, Failure, HEADER_BYTES, PROTOCOL, Reply, Report, Request, Verb};
 
 /// How long the daemon may take to answer.
@@ -49,6 +49,7 @@ fn exchange(socket: &Path) -> io::Result<Reply> {
 pub fn render(report: &Report) -> String {
     let mut out = String::new();
     let drawn = head(&mut out, report)
+        .and_then(|()| cards(&mut out, report))
         .and_then(|()| enis(&mut out, report))
         .and_then(|()| pods(&mut out, report))
         .and_then(|()| remarks(&mut out, report));
@@ -91,6 +92,20 @@ fn bar(count: AddressCount) -> String {
         .collect()
 }
 
+/// Nothing where there is but one.
+fn cards(out: &mut String, report: &Report) -> std::fmt::Result {
+    let [_, _, ..] = report.cards.as_slice() else { return Ok(()) };
+    let rows = report.cards.iter().map(|card| {
+        [
+            card.card.to_string(),
+            format!("{} of {}", card.enis, card.max_enis),
+            format!("{} of {} possible", card.addresses.total(), card.capacity),
+            bar(card.addresses),
+        ]
+    });
+    table(out, ["network card", "ENIs", "addresses", ""], rows.collect())
+}
+
 fn enis(out: &mut String, report: &Report) -> std::fmt::Result {
     let rows = report.enis.iter().map(|eni| {
         let place = format!("{}/{}", eni.card, eni.device);
@@ -129,10 +144,10 @@ fn pods(out: &mut String, report: &Report) -> std::fmt::Result {
         ]
     });
     table(out, ["pod", "address", "ENI", "host interface", "sandbox", "for"], rows.collect())?;
-    let rows = report
-        .waiting
-        .iter()
-        .map(|w| [w.pod.to_string(), w.reason.to_string(), span(report.now.since(w.since).as_secs())]);
+    let rows = report.waiting.iter().map(|w| {
+        let of = if w.card == NetworkCard(0) { String::new() } else { format!(" (network card {})", w.card) };
+        [w.pod.to_string(), format!("{}{of}", w.reason), span(report.now.since(w.since).as_secs())]
+    });
     table(out, ["waiting pod", "reason", "for"], rows.collect())
 }
 
@@ -197,6 +212,7 @@ pub fn blank(now: Moment) -> Report {
         addresses: AddressCount::default(),
         capacity: 0,
         reused_early: 0,
+        cards: Vec::new(),
         enis: Vec::new(),
         pods: Vec::new(),
         waiting: Vec::new(),

@@ -29,10 +29,10 @@ const WATCH_PAUSE: Duration = Duration::from_millis(20);
 /// A job for the wiring thread.
 #[derive(Debug)]
 pub(crate) enum Wiring {
-    /// Wire a pod: its namespace and a netlink socket inside it.
-    Add(CallId, PodSpec, [OwnedFd; 2]),
-    /// Compare a pod.
-    Check(CallId, PodSpec, [OwnedFd; 2]),
+    /// Wire the interfaces of a pod: its namespace and a netlink socket inside it.
+    Add(CallId, Vec<PodSpec>, [OwnedFd; 2]),
+    /// Compare the interfaces of a pod.
+    Check(CallId, Vec<PodSpec>, [OwnedFd; 2]),
     /// Take a pod's wiring away.
     Remove(PodSpec),
     /// Put back what others have taken of the wiring of pods.
@@ -69,12 +69,12 @@ fn wire_pods(wirer: &mut Wirer, metrics: &Metrics, inbox: &Receiver<Wiring>, eve
             Err(RecvTimeoutError::Disconnected) => return,
         };
         let event = match job {
-            Wiring::Add(id, pod, fds) => {
+            Wiring::Add(id, pods, fds) => {
                 // It may have set an old link of the same name aside.
                 removed = true;
-                Event::Wired { id, result: add(wirer, &pod, fds) }
+                Event::Wired { id, result: add(wirer, &pods, fds) }
             }
-            Wiring::Check(id, pod, fds) => Event::Checked { id, result: check(wirer, &pod, fds) },
+            Wiring::Check(id, pods, fds) => Event::Checked { id, result: check(wirer, &pods, fds) },
             Wiring::Survey(mut holders) => {
                 // A link that cannot be looked for is taken to be there.
                 holders.retain(|(_, host_if)| !wirer.has_link(host_if.as_str()).unwrap_or(true));
@@ -128,22 +128,26 @@ pub(crate) fn watching(mut watch: Watch, events: mpsc::Sender<Event>) -> std::io
     std::thread::Builder::new().name("watching".to_owned()).spawn(watching).map(drop)
 }
 
-fn add(wirer: &mut Wirer, pod: &PodSpec, [netns, socket]: [OwnedFd; 2]) -> Result<(), Failure> {
-    wirer.add(pod, netns.as_fd(), socket).map_err(|error| refused(pod, &error))
+fn add(wirer: &mut Wirer, pods: &[PodSpec], [netns, socket]: [OwnedFd; 2]) -> Result<(), Failure> {
+    wirer.add_all(pods, netns.as_fd(), socket).map_err(|error| refused(pods, &error))
 }
 
-fn check(wirer: &mut Wirer, pod: &PodSpec, [_netns, socket]: [OwnedFd; 2]) -> Result<(), Failure> {
-    let differences = wirer.check(pod, socket).map_err(|error| refused(pod, &error))?;
+fn check(wirer: &mut Wirer, pods: &[PodSpec], [_netns, socket]: [OwnedFd; 2]) -> Result<(), Failure> {
+    let differences = wirer.check_all(pods, socket).map_err(|error| refused(pods, &error))?;
     if differences.is_empty() {
         return Ok(());
     }
-    let message = format!("the wiring of {} is not as it should be", pod.host_if);
+    let message = format!("the wiring of {} is not as it should be", names(pods));
     Err(Failure::new(Reason::Drifted, message).with_details(differences.join("; ")))
 }
 
-fn refused(pod: &PodSpec, error: &WireError) -> Failure {
-    Failure::new(Reason::KernelRefused, format!("the kernel does not take {}", pod.host_if))
+fn refused(pods: &[PodSpec], error: &WireError) -> Failure {
+    Failure::new(Reason::KernelRefused, format!("the kernel does not take {}", names(pods)))
         .with_details(chain(error))
+}
+
+fn names(pods: &[PodSpec]) -> String {
+    pods.iter().map(|pod| pod.host_if.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 /// A job for the writing thread.

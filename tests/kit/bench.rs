@@ -344,7 +344,13 @@ impl Floor {
         let host_if = HostVeth::of_pod(&VethPrefix::default(), &pod, 0);
         let number = id.bytes().fold(7_u32, |n, b| n.wrapping_mul(31).wrapping_add(b.into()));
         let address = Ipv4Addr::from(0x0b00_0000 | (number & 0x00ff_ffff));
-        PodSpec { host_if, container_if: "eth0".to_owned(), addresses: vec![address.into()], mtu: 9001 }
+        PodSpec {
+            host_if,
+            container_if: "eth0".to_owned(),
+            index: 0,
+            addresses: vec![address.into()],
+            mtu: 9001,
+        }
     }
 
     /// An empty program from spawn to exit.

@@ -279,15 +279,16 @@ impl Plumbing {
         state.nodes.get(instance).cloned()
     }
 
-    fn plug_in(&self, node: &Netns, eni: &EniView, device: u8) -> Result<(), LabError> {
-        let (far, near) = (far_end(eni), format!("ens{}", 5 + device));
+    fn plug_in(&self, node: &Netns, eni: &EniView) -> Result<(), LabError> {
+        let (card, device) = place(eni);
+        let (far, near) = (far_end(eni), format!("ens{}", 5 + 32 * u16::from(card) + u16::from(device)));
         let (mac, name) = (eni.mac, node.name());
         // Without the setting proxied ARP answers come after a random part of 0.8 seconds.
         self.vpc.ip(&format!(
             "link add {far} mtu {MTU} type veth peer name {near} netns {name} address {mac} mtu {MTU}\n\
              ntable change name arp_cache dev {far} proxy_delay 0\nlink set {far} up\n"
         ))?;
-        if device == 0 {
+        if (card, device) == (0, 0) {
             let (address, prefix) = (eni.primary, eni.subnet_cidr.prefix());
             node.ip(&format!(
                 "link set {near} up\naddr add {address}/{prefix} dev {near}\nroute add default via {}\n",
@@ -354,7 +355,7 @@ impl Plumbing {
         let gone =
             |range: &Ipv6Network| format!("delete element inet fabric allowed6 {{ \"{far}\" . {range} }}\n");
         nft.extend(had.iter().map(gone));
-        if eni.attachment.as_ref().is_some_and(|attachment| attachment.device.0 == 0) {
+        if place(eni) == (0, 0) {
             nft.push_str(&format!("delete element inet fabric public {{ {} }}\n", eni.primary));
         }
         self.vpc.ip(&format!("link del {far}\n"))?;
@@ -364,9 +365,8 @@ impl Plumbing {
 
 impl Wiring for Plumbing {
     fn attached(&self, instance: &InstanceId, eni: &EniView) {
-        let device = eni.attachment.as_ref().map_or(0, |attachment| attachment.device.0);
         let Some(node) = self.node(instance) else { return };
-        self.note("attach", self.plug_in(&node, eni, device));
+        self.note("attach", self.plug_in(&node, eni));
     }
 
     fn detached(&self, _instance: &InstanceId, eni: &EniView) {
@@ -376,6 +376,11 @@ impl Wiring for Plumbing {
     fn addresses_changed(&self, eni: &EniView) {
         self.note("addresses", self.route(eni));
     }
+}
+
+/// The network card of an ENI and its place there.
+fn place(eni: &EniView) -> (u8, u8) {
+    eni.attachment.as_ref().map_or((0, 0), |attachment| (attachment.card.0, attachment.device.0))
 }
 
 /// The fabric's end of an ENI.

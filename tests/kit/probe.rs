@@ -141,8 +141,16 @@ impl Conversation {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
+        Self::open_as(from, any, to)
+    }
+
+    /// The same from one of the namespace's addresses.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn open_as(from: &Netns, source: IpAddr, to: SocketAddr) -> Result<Self, LabError> {
         let opened = from.run(|| -> std::io::Result<UdpSocket> {
-            let socket = UdpSocket::bind((any, 0))?;
+            let socket = UdpSocket::bind((source, 0))?;
             socket.connect(to)?;
             socket.set_read_timeout(Some(PATIENCE))?;
             Ok(socket)

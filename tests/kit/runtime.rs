@@ -22,6 +22,8 @@ pub struct Pod {
     pub name: String,
     /// The runtime's id of the sandbox.
     pub container_id: String,
+    /// It asks for an interface of every network card.
+    pub multi_nic: bool,
     /// Its address, once added.
     pub address: Option<Ipv4Addr>,
     /// How long the plugin took to add it.
@@ -49,7 +51,8 @@ impl Pod {
     pub fn create(name: &str, container_id: &str) -> Result<Self, LabError> {
         let netns = Netns::create(container_id)?;
         let (name, container_id) = (name.to_owned(), container_id.to_owned());
-        Ok(Self { netns, name, container_id, address: None, took: Duration::ZERO, result: None })
+        let (multi_nic, took) = (false, Duration::ZERO);
+        Ok(Self { netns, name, container_id, multi_nic, address: None, took, result: None })
     }
 
     /// ADD.
@@ -109,6 +112,10 @@ impl Pod {
     /// When the plugin cannot be run.
     pub fn call(&self, node: &Node, verb: &str) -> Result<Answer, LabError> {
         let mut config = conf(node);
+        if self.multi_nic {
+            let annotations = json!({"k8s.amazonaws.com/nicConfig": "multi-nic-attachment"});
+            config["runtimeConfig"] = json!({"io.kubernetes.cri.pod-annotations": annotations});
+        }
         if let (Some(result), "CHECK" | "DEL") = (&self.result, verb) {
             config["prevResult"] = result.clone();
         }

@@ -20,6 +20,7 @@ mod ipv6;
 mod kube_proxy;
 mod life;
 mod moto;
+mod multi_nic;
 mod packet;
 mod policy;
 mod prefixes;
@@ -39,6 +40,7 @@ fn main() -> std::process::ExitCode {
     let tests: Vec<Test> = [
         life::TESTS,
         prefixes::TESTS,
+        multi_nic::TESTS,
         estate::TESTS,
         storms::TESTS,
         bad_input::TESTS,

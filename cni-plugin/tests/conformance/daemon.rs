@@ -115,16 +115,16 @@ impl Server {
         match verb {
             Verb::Add(a) => {
                 let next = self.given.len() + 10;
-                let added = self.given.entry(a.sandbox).or_insert_with(|| Added {
-                    interfaces: vec![Interface {
-                        host_if: HostVeth::of_pod(&a.veth_prefix, &a.pod, 0).to_string(),
-                        container_if: "eth0".to_owned(),
-                        other: None,
-                        address: format!("10.0.1.{next}/32").parse().unwrap(),
-                        device: DeviceIndex(1),
-                        table: TableId::of_eni(NetworkCard(0), DeviceIndex(1)),
-                    }],
-                });
+                let interface = |index: u8| Interface {
+                    host_if: HostVeth::of_pod(&a.veth_prefix, &a.pod, index).to_string(),
+                    container_if: if index == 0 { "eth0".to_owned() } else { format!("mNicIf{index}") },
+                    other: None,
+                    address: format!("10.0.{}.{next}/32", index + 1).parse().unwrap(),
+                    device: DeviceIndex(1),
+                    table: TableId::of_eni(NetworkCard(index), DeviceIndex(1)),
+                };
+                let interfaces = (0..if a.multi_nic { 3 } else { 1 }).map(interface).collect();
+                let added = self.given.entry(a.sandbox).or_insert(Added { interfaces });
                 Reply::Added(added.clone())
             }
             Verb::Check(a) if !self.given.contains_key(&a.sandbox) => {

@@ -13,6 +13,7 @@ pub(crate) fn all() -> Named {
         add_prints_the_result_in_the_version_asked_for,
         add_passes_the_namespace_and_a_netlink_socket_inside_it,
         add_passes_on_who_asks_and_nothing_else,
+        add_asks_for_every_network_card_where_the_pod_does,
         add_refuses_the_plugins_own_namespace,
         add_refuses_what_is_no_network_namespace,
         add_twice_gives_the_same_address,
@@ -126,6 +127,45 @@ fn add_passes_on_who_asks_and_nothing_else() {
     );
     assert_eq!((attachment.veth_prefix.as_str(), attachment.mtu), ("eni", 1500));
     assert!(!format!("{:?}", seen.request).contains("s3cret"));
+}
+
+/// The result is what the Go version's DEL reads: a host and a container interface for each, and the dummy.
+fn add_asks_for_every_network_card_where_the_pod_does() {
+    let node = Node::new();
+    let netns = Netns::new().unwrap();
+    let daemon = node.daemon(Manner::Good);
+    let annotation = json!({ "k8s.amazonaws.com/nicConfig": "multi-nic-attachment", "secret": "s3cret" });
+    let annotations = json!({ "io.kubernetes.cri.pod-annotations": annotation });
+
+    let ended = add(&node, &netns).key("cniVersion", "0.4.0").key("runtimeConfig", annotations.clone()).run();
+
+    let (attachment, seen) = only(daemon.take_seen());
+    assert!(attachment.multi_nic && !format!("{:?}", seen.request).contains("s3cret"), "{seen:?}");
+    let container = |name: &str, table: &str| json!({ "name": name, "mac": table, "sandbox": netns.path() });
+    let ip =
+        |interface: u8, address: &str| json!({ "version": "4", "interface": interface, "address": address });
+    assert_eq!(
+        ended.json(),
+        json!({
+            "cniVersion": "0.4.0",
+            "interfaces": [
+                { "name": "enicc21c2d7785" },
+                container("eth0", "2"),
+                { "name": "enia0b7655f3c9" },
+                container("mNicIf1", "10101"),
+                { "name": "eni674338b7081" },
+                container("mNicIf2", "10201"),
+                { "name": "dummycc21c2d7785", "mac": "0", "sandbox": "1" },
+            ],
+            "ips": [ip(1, "10.0.1.10/32"), ip(3, "10.0.2.10/32"), ip(5, "10.0.3.10/32")],
+            "dns": {},
+        })
+    );
+    // What came out goes back in, with the annotations or without.
+    let check = node.call("CHECK").env("CNI_NETNS", netns.path()).key("cniVersion", "0.4.0");
+    assert!(check.key("prevResult", ended.json()).key("runtimeConfig", annotations).run().success);
+    let del = node.call("DEL").env("CNI_NETNS", netns.path()).key("cniVersion", "0.4.0");
+    assert!(del.key("prevResult", ended.json()).run().success);
 }
 
 fn add_refuses_the_plugins_own_namespace() {

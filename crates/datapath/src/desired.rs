@@ -298,6 +298,7 @@ ip rule add pref 32766 from all lookup main protocol 86
         let pod = PodSpec {
             host_if: types::HostVeth::found("eni0123456789a").unwrap(),
             container_if: "eth0".to_owned(),
+            index: 0,
             addresses: vec!["10.0.16.20".parse().unwrap(), "2001:db8::a00:1014".parse().unwrap()],
             mtu: 9001,
         };

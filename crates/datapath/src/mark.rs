@@ -1,7 +1,7 @@
 //! Packet marks: which bits are ours and what they say.
 
 use serde::{Deserialize, Serialize};
-use types::{DeviceIndex, NetworkCard};
+use types::{DeviceIndex, NetworkCard, NetworkCardLimits};
 
 /// The bits of packet and connection marks that we use. We change no others.
 ///
@@ -12,6 +12,8 @@ pub struct Marks {
     pub steering_mask: u32,
     /// The bit (mark and mask at once) of connections that belong to the primary ENI.
     pub connmark: u32,
+    /// Devices for which each network card has numbers.
+    per_card: u8,
 }
 
 /// A mark that cannot be.
@@ -43,9 +45,12 @@ pub enum MarkError {
     },
 }
 
+/// Devices of a card, as long as it is not known how many there can be.
+const PER_CARD: u8 = 16;
+
 impl Default for Marks {
     fn default() -> Self {
-        Self { steering_mask: 0x3f00, connmark: 0x80 }
+        Self { steering_mask: 0x3f00, connmark: 0x80, per_card: PER_CARD }
     }
 }
 
@@ -61,7 +66,21 @@ impl Marks {
         let candidates = [0x3f00, 0x3f, 0x003f_0000, 0x3f00_0000];
         let free = candidates.into_iter().find(|mask| mask & connmark == 0);
         let steering_mask = free.ok_or(MarkError::Overlap { connmark, steering_mask: candidates[0] })?;
-        Ok(Self { steering_mask, connmark })
+        Ok(Self { steering_mask, connmark, per_card: PER_CARD })
+    }
+
+    /// The same marks for an instance with these cards: each ENI that can be there has a number. Where there are more than the
+    /// mask has (17 cards of 4 devices, or 16 of 5), a wider one takes its place.
+    #[must_use]
+    pub fn for_cards(self, cards: &[NetworkCardLimits]) -> Self {
+        let [_, _, ..] = cards else { return self };
+        let per_card = cards.iter().map(|limits| limits.max_enis).max().unwrap_or(PER_CARD);
+        let cards = cards.iter().map(|limits| u32::from(limits.card.0)).max().unwrap_or(0) + 1;
+        let marks = Self { per_card, ..self };
+        let places = cards * u32::from(per_card);
+        let wider = [self.steering_mask, 0x7f, 0x007f_0000, 0x7f00_0000];
+        let fits = |mask: &u32| mask & self.connmark == 0 && places <= 1 << mask.count_ones();
+        wider.into_iter().find(fits).map_or(marks, |steering_mask| Self { steering_mask, ..marks })
     }
 
     /// The mark of the ENI at this place; never 0, which means "not steered".
@@ -73,8 +92,8 @@ impl Marks {
         let shift = mask.trailing_zeros();
         let width = mask.checked_shr(shift).filter(|run| *run != 0 && (run + 1).is_power_of_two());
         let highest = width.ok_or(MarkError::Holes(mask))?;
-        // Types with several cards have at most 15 devices on each; more (up to 24) there are only on a sole card.
-        let value = u32::from(card.0) * 16 + u32::from(device.0);
+        // On a sole card there may be more devices than the other cards would have.
+        let value = u32::from(card.0) * u32::from(self.per_card) + u32::from(device.0);
         if value == 0 || value > highest {
             return Err(MarkError::TooNarrow { card, device, mask });
         }
@@ -104,7 +123,7 @@ mod tests {
     fn an_eni_that_does_not_fit_is_refused() {
         assert!(Marks::default().of_eni(NetworkCard(4), DeviceIndex(0)).is_err());
         assert!(Marks::default().of_eni(NetworkCard(0), DeviceIndex(0)).is_err());
-        let holes = Marks { steering_mask: 0x0101, connmark: 0x80 };
+        let holes = Marks { steering_mask: 0x0101, ..Marks::default() };
         assert_eq!(holes.of_eni(NetworkCard(0), DeviceIndex(1)), Err(MarkError::Holes(0x0101)));
     }
 
@@ -117,13 +136,25 @@ mod tests {
     }
 
     #[test]
-    fn no_two_enis_of_any_instance_type_share_a_mark() {
-        let marks = Marks::default();
+    fn every_eni_of_every_instance_type_has_a_mark_of_its_own() {
         for limits in InstanceTable::builtin().iter() {
+            let marks = Marks::default().for_cards(&limits.cards);
+            assert_eq!(marks.steering_mask & (0x80 | 0xc000 | 0xffff_0000), 0, "{}", limits.instance_type);
             let places = limits.cards.iter().flat_map(|c| (0..c.max_enis).map(|d| (c.card, DeviceIndex(d))));
-            let given: Vec<u32> = places.filter_map(|(c, d)| marks.of_eni(c, d).ok()).collect();
+            let steered = places.filter(|place| *place != (NetworkCard(0), DeviceIndex(0)));
+            let given: Vec<u32> = steered.map(|(c, d)| marks.of_eni(c, d).unwrap()).collect();
             let distinct: BTreeSet<u32> = given.iter().copied().collect();
             assert_eq!(given.len(), distinct.len(), "{}", limits.instance_type);
+        }
+    }
+
+    #[test]
+    fn the_marks_of_the_first_card_do_not_depend_on_the_others() {
+        let p4d = InstanceTable::builtin().get("p4d.24xlarge").unwrap();
+        let marks = Marks::default().for_cards(&p4d.cards);
+
+        for device in (1..p4d.max_enis).map(DeviceIndex) {
+            assert_eq!(marks.of_eni(NetworkCard(0), device), Marks::default().of_eni(NetworkCard(0), device));
         }
     }
 }

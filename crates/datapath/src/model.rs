@@ -120,10 +120,20 @@ pub struct PodSpec {
     pub host_if: HostVeth,
     /// Name inside the pod.
     pub container_if: String,
+    /// The interface's number inside the pod: all but number 0 have a gateway, a table and a rule of their own.
+    pub index: u8,
     /// The pod's addresses: at most one of each family, IPv4 first.
     pub addresses: Vec<IpAddr>,
     /// MTU, in bytes.
     pub mtu: u32,
+}
+
+impl PodSpec {
+    /// The table inside the pod by which packets of this interface's addresses leave.
+    #[must_use]
+    pub fn table(&self) -> TableId {
+        if self.index == 0 { TableId::MAIN } else { TableId(self.index.into()) }
+    }
 }
 
 /// Where a rule of ours stands in the policy database. The whole list, in order.

@@ -150,7 +150,7 @@ impl Pool {
     /// link need not be there yet.
     fn is_new(&self, eni: &EniSeen) -> bool {
         let creating = |call: &Call| match &call.action {
-            Action::CreateEni { device, .. } => *device == eni.device,
+            Action::CreateEni { card, device, .. } => (*card, *device) == (eni.card, eni.device),
             Action::Assign { .. } | Action::Release { .. } | Action::DeleteEni { .. } => false,
         };
         let known = self.enis.contains_key(&eni.id) || self.is_deleted(&eni.id);
@@ -402,10 +402,16 @@ impl Pool {
         self.in_flight.get(&id).and_then(|call| call.action.eni())
     }
 
-    /// Whether a call in progress brings addresses.
+    /// Whether a call in progress brings addresses to a network card.
     #[must_use]
-    pub fn is_growing(&self) -> bool {
-        self.in_flight.values().any(|call| call.action.brings() > 0)
+    pub fn is_growing(&self, card: NetworkCard) -> bool {
+        self.calls_on(card).any(|call| call.action.brings() > 0)
+    }
+
+    /// Whether a call in progress is about a network card.
+    #[must_use]
+    pub fn is_about(&self, id: ActionId, card: NetworkCard) -> bool {
+        self.in_flight.get(&id).is_some_and(|call| self.card_acted_on(&call.action) == card)
     }
 
     /// Whether a call in progress makes an ENI: one that nobody seems to own may be that one.
@@ -414,9 +420,9 @@ impl Pool {
         self.in_flight.values().any(|call| matches!(call.action, Action::CreateEni { .. }))
     }
 
-    /// Addresses that calls in progress bring.
-    pub(crate) fn coming(&self) -> u32 {
-        self.in_flight.values().map(|call| call.action.brings()).sum()
+    /// Addresses that calls in progress bring to a network card.
+    pub(crate) fn coming(&self, card: NetworkCard) -> u32 {
+        self.calls_on(card).map(|call| call.action.brings()).sum()
     }
 
     /// Addresses that calls in progress bring to an ENI that is there.

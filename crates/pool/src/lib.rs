@@ -35,8 +35,8 @@ mod surplus;
 pub use books::Violation;
 pub use cloud::PICTURE_LAG;
 pub use model::{
-    Action, ActionId, Counts, EniSeen, Exclusion, Given, Grant, Leaving, Limits, Mode, Note, Outcome, Owner,
-    Place, Role, Shortage, Targets, Wanted,
+    Action, ActionId, Counts, EniSeen, Exclusion, Further, Given, Grant, Leaving, Limits, Mode, Note,
+    Outcome, Owner, Place, Role, Shortage, Targets, Want, Wanted,
 };
 pub use plan::{KeptReason, Plan, Planned, Why};
 pub use pool::Pool;

@@ -39,6 +39,8 @@ pub enum Role {
     Primary,
     /// Ours, for pods.
     Secondary,
+    /// For pods too, and applications may use its EFA device: never deleted.
+    Efa,
     /// Carries branch ENIs; left alone.
     Trunk,
     /// Somebody else's; left alone.
@@ -57,7 +59,7 @@ impl Role {
     /// Whether pods may get its addresses.
     #[must_use]
     pub const fn is_for_pods(self) -> bool {
-        matches!(self, Self::Primary | Self::Secondary)
+        matches!(self, Self::Primary | Self::Secondary | Self::Efa)
     }
 }
 
@@ -84,6 +86,7 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Self::Primary => "the primary ENI",
             Self::Secondary => "a secondary ENI",
+            Self::Efa => "an ENI with EFA",
             Self::Trunk => "the trunk ENI",
             Self::Unmanaged => "not ours",
         })
@@ -104,6 +107,41 @@ pub struct Owner {
     /// The IPv6 address that goes with the one it holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipv6: Option<Ipv6Addr>,
+    /// Of which attachment's sandbox this is another interface; `None` for an attachment that the runtime has asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub further: Option<Further>,
+}
+
+/// Says that an attachment is a further interface of a sandbox that the runtime knows by another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Further {
+    /// The attachment that the runtime knows; both come and go together.
+    pub of: SandboxKey,
+    /// The interface's number inside the pod, from 1 on.
+    pub index: u8,
+}
+
+impl Owner {
+    /// The attachment that the runtime knows.
+    #[must_use]
+    pub fn main(&self) -> &SandboxKey {
+        self.further.as_ref().map_or(&self.sandbox, |further| &further.of)
+    }
+
+    /// The interface's number inside the pod.
+    #[must_use]
+    pub fn index(&self) -> u8 {
+        self.further.as_ref().map_or(0, |further| further.index)
+    }
+}
+
+/// An address that is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Want {
+    /// For whom.
+    pub owner: Owner,
+    /// On which network cards it may be, best first.
+    pub cards: Vec<NetworkCard>,
 }
 
 /// Where an address belongs.
@@ -149,8 +187,10 @@ impl Counts {
 
 /// Why nothing could be reserved.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no free address: {held} held, {cooling} cooling")]
+#[error("no free address on network card {card}: {held} held, {cooling} cooling")]
 pub struct Shortage {
+    /// The network card, the best of those that would do.
+    pub card: NetworkCard,
     /// Addresses reserved or assigned.
     pub held: u32,
     /// Addresses that cool.
@@ -219,7 +259,15 @@ impl Mode {
     }
 }
 
-/// What the instance can hold.
+impl Targets {
+    /// The targets of network cards above 0: one free address at hand, whatever the node's own are.
+    #[must_use]
+    pub const fn of_further_card(self) -> Self {
+        Self { warm_ip: Some(1), minimum_ip: Some(1), automatic: false, ..self }
+    }
+}
+
+/// What one network card can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// ENIs on the card, after `MAX_ENI`.
@@ -351,7 +399,9 @@ pub enum Action {
     },
     /// A new ENI.
     CreateEni {
-        /// Where it is attached.
+        /// The network card.
+        card: NetworkCard,
+        /// Where on it.
         device: DeviceIndex,
         /// The subnet it is made in.
         subnet: SubnetId,
@@ -414,8 +464,11 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Assign { eni, wanted } => write!(f, "assign {wanted} to {eni}"),
-            Self::CreateEni { device, subnet, wanted } => {
+            Self::CreateEni { card: NetworkCard(0), device, subnet, wanted } => {
                 write!(f, "create an ENI with {wanted} at device {device} in {subnet}")
+            }
+            Self::CreateEni { card, device, subnet, wanted } => {
+                write!(f, "create an ENI with {wanted} at device {device} of network card {card} in {subnet}")
             }
             Self::Release { eni, given } => write!(f, "release {given} of {eni}"),
             Self::DeleteEni { eni } => write!(f, "delete {eni}"),

@@ -10,6 +10,7 @@ use types::{DeviceIndex, EniId, Moment, NetworkCard, Prefix};
 use crate::aim::{Aim, Need, Stock};
 use crate::model::{Action, Exclusion, Given, Limits, Mode, Role, Targets, Wanted};
 use crate::pool::{Eni, Pool};
+use crate::surplus::Lately;
 
 /// What to do now. Grows or shrinks, never both; at most one action per ENI.
 #[must_use = "a plan does nothing until it is carried out"]
@@ -23,6 +24,17 @@ pub struct Plan {
     pub unmet: u32,
     /// When time alone may change the plan; cooling apart, for which there is [`Pool::next_change`].
     pub look_again: Option<Moment>,
+}
+
+impl Plan {
+    /// The two as one: of different network cards.
+    pub fn and(mut self, other: Self) -> Self {
+        self.actions.extend(other.actions);
+        self.kept.extend(other.kept);
+        self.unmet = self.unmet.saturating_add(other.unmet);
+        self.look_again = self.look_again.into_iter().chain(other.look_again).min();
+        self
+    }
 }
 
 /// An action and its reason.
@@ -82,7 +94,7 @@ pub enum Why {
 pub enum KeptReason {
     /// It is not for pods of this plan.
     Role(Role),
-    /// It is on a network card that this plan is not about.
+    /// It is on a network card of which pods get nothing any more.
     OtherCard(NetworkCard),
     /// More addresses are wanted, but pods get nothing more of it.
     Excluded(Exclusion),
@@ -171,27 +183,35 @@ struct Situation<'a> {
 }
 
 impl Pool {
-    /// Notes how much is available, for later plans: they give back only what has been to spare for a while. To be
-    /// called with every change. Where it never was, plans take what is to spare for what has been so.
-    pub fn watch(&mut self, waiting: u32, now: Moment) {
-        let available = self.stock(waiting, now).available;
-        self.lately.note(available, now);
+    /// Notes how much is available on a network card, for later plans: they give back only what has been to spare for a while.
+    /// To be called with every change. Where it never was, plans take what is to spare for what has been so.
+    pub fn watch(&mut self, card: NetworkCard, waiting: u32, now: Moment) {
+        let available = self.stock(card, waiting, now).available;
+        let cooldown = self.cooldown;
+        self.lately.entry(card).or_insert_with(|| Lately::new(cooldown)).note(available, now);
     }
 
-    /// Decides what to ask EC2 for next; `waiting` ADDs are without an address.
+    /// When more of what is available on a network card may count as lasting.
+    fn lately_until(&self, card: NetworkCard) -> Option<Moment> {
+        self.lately.get(&card).and_then(|lately| lately.next_change())
+    }
+
+    /// Decides what to ask EC2 for next on one network card; `waiting` ADDs are without an address of it.
     pub fn plan(&self, targets: &Targets, limits: &Limits, waiting: u32, now: Moment) -> Plan {
-        let stock = self.stock(waiting, now);
+        let stock = self.stock(limits.card, waiting, now);
         let aim = self.aim(targets, now);
-        let lasting = Stock { available: self.lately.of(stock.available), ..stock };
+        let lately = self.lately.get(&limits.card);
+        let lasting = lately.map_or(stock.available, |lately| lately.of(stock.available));
+        let lasting = Stock { available: lasting, ..stock };
         let situation = Situation { targets, limits, aim, stock, lasting, now };
         let need = aim.need(targets, limits, stock, waiting);
         let mut plan = match need {
             Some(need) => {
                 let plan = self.grow(situation, need);
-                let stuck = plan.actions.is_empty() && self.in_flight.is_empty();
+                let stuck = plan.actions.is_empty() && self.calls_on(limits.card).next().is_none();
                 if stuck { self.make_room(situation, need, plan) } else { plan }
             }
-            None if waiting > 0 || !self.in_flight.is_empty() => Plan::default(),
+            None if waiting > 0 || self.calls_on(limits.card).next().is_some() => Plan::default(),
             None => self.shrink(situation),
         };
         self.explain(situation, need.is_some(), &mut plan);
@@ -200,11 +220,14 @@ impl Pool {
         plan
     }
 
-    fn stock(&self, waiting: u32, now: Moment) -> Stock {
-        let counts = self.counts(now);
-        let coming = self.coming();
-        let other_form: usize =
-            self.usable().map(|eni| self.idle_in_other_form(eni, now)).map(|given| given.all().count()).sum();
+    fn stock(&self, card: NetworkCard, waiting: u32, now: Moment) -> Stock {
+        let counts = self.counts_on(card, now);
+        let coming = self.coming(card);
+        let other_form: usize = self
+            .usable_on(card)
+            .map(|eni| self.idle_in_other_form(eni, now))
+            .map(|given| given.all().count())
+            .sum();
         let other_form = u32::try_from(other_form).unwrap_or(u32::MAX);
         let available = i64::from(counts.free) + i64::from(coming) - i64::from(waiting);
         Stock {
@@ -254,7 +277,8 @@ impl Pool {
                 let most = |subnet| self.scarcity.ask_at_most(subnet, *form, now);
                 let Some(subnet) = self.subnets.iter().find(|subnet| most(subnet) > 0) else { return true };
                 let wanted = need.take(*form, u32::from(limits.slots_per_eni).min(most(subnet)));
-                let create = |wanted| Action::CreateEni { device: *device, subnet: subnet.clone(), wanted };
+                let (card, device) = (limits.card, *device);
+                let create = |wanted| Action::CreateEni { card, device, subnet: subnet.clone(), wanted };
                 actions.extend(wanted.map(create).map(|action| Planned { action, why }));
                 wanted.is_none()
             });
@@ -274,20 +298,18 @@ impl Pool {
 
     /// ENIs that can take more addresses and are not busy, fullest first.
     pub(crate) fn with_room(&self, limits: &Limits) -> Vec<&Eni> {
-        let fit = |eni: &&Eni| {
-            eni.seen.card == limits.card && self.room(eni, limits) > 0 && !self.is_busy(&eni.seen.id)
-        };
-        let mut enis: Vec<&Eni> = self.usable().filter(fit).collect();
+        let fit = |eni: &&Eni| self.room(eni, limits) > 0 && !self.is_busy(&eni.seen.id);
+        let mut enis: Vec<&Eni> = self.usable_on(limits.card).filter(fit).collect();
         enis.sort_by_key(|eni| (Reverse(eni.slots()), eni.place()));
         enis
     }
 
     /// Room on ENIs that are busy or being made: they can take more sooner than another new ENI could.
     fn room_later(&self, limits: &Limits) -> u32 {
-        let busy = self.usable().filter(|eni| eni.seen.card == limits.card && self.is_busy(&eni.seen.id));
+        let busy = self.usable_on(limits.card).filter(|eni| self.is_busy(&eni.seen.id));
         let busy = busy.map(|eni| self.room(eni, limits).saturating_sub(self.coming_to(&eni.seen.id)));
         // One that may never come has no room.
-        let made = self.in_flight.values().filter(|call| call.unclear_since.is_none());
+        let made = self.calls_on(limits.card).filter(|call| call.unclear_since.is_none());
         let made = made.filter_map(|call| match call.action {
             Action::CreateEni { wanted, .. } => {
                 Some(u32::from(limits.slots_per_eni).saturating_sub(wanted.slots()))
@@ -301,7 +323,7 @@ impl Pool {
     pub(crate) fn free_devices(&self, limits: &Limits) -> Vec<DeviceIndex> {
         let on_card =
             self.enis.values().filter(|eni| eni.seen.card == limits.card).map(|eni| eni.seen.device);
-        let coming = self.in_flight.values().filter_map(|call| match &call.action {
+        let coming = self.calls_on(limits.card).filter_map(|call| match &call.action {
             Action::CreateEni { device, .. } => Some(*device),
             Action::Assign { .. } | Action::Release { .. } | Action::DeleteEni { .. } => None,
         });
@@ -325,7 +347,7 @@ impl Pool {
             None => self.give_back(situation),
         };
         let more_now = situation.aim.over(situation.stock) > situation.aim.over(situation.lasting);
-        let look_again = self.lately.next_change().filter(|_| more_now && actions.is_empty());
+        let look_again = self.lately_until(situation.limits.card).filter(|_| more_now && actions.is_empty());
         self.paced(situation, Plan { actions, look_again, ..Plan::default() })
     }
 
@@ -430,7 +452,9 @@ impl Pool {
         };
         let old_enough = eni.first_seen.plus(targets.eni_age_min);
         match eni.seen.role {
-            Role::Primary | Role::Trunk | Role::Unmanaged => Some(KeptReason::Role(eni.seen.role)),
+            Role::Primary | Role::Efa | Role::Trunk | Role::Unmanaged => {
+                Some(KeptReason::Role(eni.seen.role))
+            }
             Role::Secondary if eni.seen.card != limits.card => Some(KeptReason::OtherCard(eni.seen.card)),
             Role::Secondary if self.is_busy(&eni.seen.id) => Some(KeptReason::Busy),
             Role::Secondary if held > 0 => Some(KeptReason::Pods(held)),
@@ -438,7 +462,7 @@ impl Pool {
             Role::Secondary if needed(stock) => Some(KeptReason::Needed),
             Role::Secondary if old_enough > now => Some(KeptReason::Young(old_enough)),
             Role::Secondary if needed(lasting) => {
-                Some(KeptReason::NeededLately(self.lately.next_change().unwrap_or(now)))
+                Some(KeptReason::NeededLately(self.lately_until(limits.card).unwrap_or(now)))
             }
             Role::Secondary => None,
         }
@@ -446,12 +470,18 @@ impl Pool {
 
     /// Says of every ENI without an action why it has none.
     fn explain(&self, situation: Situation<'_>, growing: bool, plan: &mut Plan) {
+        let limits = situation.limits;
         let acted: BTreeSet<&EniId> =
             plan.actions.iter().filter_map(|planned| planned.action.eni()).collect();
-        let left: Vec<&Eni> = self.enis.values().filter(|eni| !acted.contains(&eni.seen.id)).collect();
+        // Of ENIs on cards that no plan is about the first card's tells.
+        let other_plan = |card: NetworkCard| {
+            card != limits.card && (limits.card != NetworkCard(0) || self.cards().contains(&card))
+        };
+        let left = |eni: &&Eni| !acted.contains(&eni.seen.id) && !other_plan(eni.seen.card);
+        let left: Vec<&Eni> = self.enis.values().filter(left).collect();
         for eni in left {
             let reason = if growing && eni.seen.role.is_for_pods() {
-                self.why_not_grown(eni, situation.limits)
+                self.why_not_grown(eni, limits)
             } else {
                 self.why_kept(eni, situation).unwrap_or(KeptReason::Rests)
             };

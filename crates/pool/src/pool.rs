@@ -9,7 +9,7 @@ use types::{DeviceIndex, EniId, HostVeth, Moment, NetworkCard, Prefix, Reason, S
 
 use crate::model::{
     Action, ActionId, Counts, EniSeen, Exclusion, Given, Grant, Leaving, Limits, Mode, Owner, Place, Role,
-    Shortage,
+    Shortage, Want,
 };
 use crate::scarcity::Scarcity;
 use crate::surplus::Lately;
@@ -22,7 +22,7 @@ const STARTS_MAX: usize = 64;
 /// The node's addresses.
 #[derive(Debug, Clone)]
 pub struct Pool {
-    cooldown: Duration,
+    pub(crate) cooldown: Duration,
     pub(crate) mode: Mode,
     /// Where new ENIs may be made, best first.
     pub(crate) subnets: Vec<SubnetId>,
@@ -30,8 +30,11 @@ pub struct Pool {
     excluded: BTreeSet<SubnetId>,
     /// Nor does the primary one.
     spares_primary: bool,
+    /// The network cards whose ENIs are for pods, lowest first.
+    cards: Vec<NetworkCard>,
     pub(crate) scarcity: Scarcity,
-    pub(crate) lately: Lately,
+    /// By network card.
+    pub(crate) lately: BTreeMap<NetworkCard, Lately>,
     pub(crate) enis: BTreeMap<EniId, Eni>,
     pub(crate) held: BTreeMap<SandboxKey, Held>,
     by_name: BTreeMap<HostVeth, SandboxKey>,
@@ -105,6 +108,15 @@ pub(crate) struct Held {
     pub(crate) early: bool,
 }
 
+/// An address that can be taken.
+#[derive(Debug)]
+struct Found {
+    address: Ipv4Addr,
+    eni: EniId,
+    /// It still cools.
+    early: bool,
+}
+
 /// A call to EC2 whose effect is not known yet.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
@@ -123,8 +135,9 @@ impl Pool {
             subnets: Vec::new(),
             excluded: BTreeSet::new(),
             spares_primary: false,
+            cards: vec![NetworkCard(0)],
             scarcity: Scarcity::default(),
-            lately: Lately::new(cooldown),
+            lately: BTreeMap::new(),
             enis: BTreeMap::new(),
             held: BTreeMap::new(),
             by_name: BTreeMap::new(),
@@ -151,6 +164,17 @@ impl Pool {
         self.subnets = subnets;
     }
 
+    /// Says of which network cards pods get addresses, lowest first. Pods that are on others stay.
+    pub fn set_cards(&mut self, cards: Vec<NetworkCard>) {
+        self.cards = cards;
+    }
+
+    /// The network cards of which pods get addresses, lowest first.
+    #[must_use]
+    pub fn cards(&self) -> &[NetworkCard] {
+        &self.cards
+    }
+
     /// Says in which subnets ENIs get no more pods. Pods that are there stay; what is idle there goes back.
     pub fn set_excluded(&mut self, excluded: BTreeSet<SubnetId>) {
         self.excluded = excluded;
@@ -172,22 +196,14 @@ impl Pool {
     /// Reserves an address for a sandbox; one that has an address already gets the same again.
     ///
     /// The fullest ENI that still has room comes first, on it the fullest prefix, and in that the address that has been
-    /// free for longest, so that the others drain. Addresses in the form of the mode go before all others.
+    /// free for longest, so that the others drain. Addresses in the form of the mode go before all others. What one network card
+    /// has not, the next one may have.
     ///
     /// # Errors
     /// When nothing is free.
     pub fn reserve(&mut self, owner: Owner, now: Moment) -> Result<Grant, Shortage> {
-        if let Some(held) = self.held.get(&owner.sandbox) {
-            return Ok(self.grant(held));
-        }
-        let mut enis: Vec<&Eni> = self.usable().collect();
-        enis.sort_by_cached_key(|eni| (Reverse(eni.held()), eni.place()));
-        let free =
-            |form: Mode| enis.iter().find_map(|eni| Some((eni.next_free(form, now)?, eni.seen.id.clone())));
-        let Some((address, eni)) = free(self.mode).or_else(|| free(self.mode.other())) else {
-            return Err(self.shortage(now));
-        };
-        Ok(self.take(owner, &eni, address, false, now))
+        let cards = self.cards.clone();
+        self.reserve_one(Want { owner, cards }, &[], now)
     }
 
     /// Reserves the address that has cooled for longest, although its time is not over: for when nothing is free and
@@ -196,19 +212,70 @@ impl Pool {
     /// # Errors
     /// When nothing cools either.
     pub fn reserve_early(&mut self, owner: Owner, now: Moment) -> Result<Grant, Shortage> {
-        let plain = self.reserve(owner.clone(), now);
-        if plain.is_ok() {
-            return plain;
+        let cards = self.cards.clone();
+        self.reserve_one(Want { owner, cards: cards.clone() }, &cards, now)
+    }
+
+    fn reserve_one(&mut self, want: Want, early: &[NetworkCard], now: Moment) -> Result<Grant, Shortage> {
+        let card = want.cards.first().copied().unwrap_or_default();
+        let grant = self.reserve_all(vec![want], early, now)?.pop();
+        grant.ok_or_else(|| self.shortage(card, now))
+    }
+
+    /// Reserves an address for each of these, or none at all: nothing is taken before all are found. An address that still
+    /// cools does where nothing is free, and all cards that would do are in `early`.
+    ///
+    /// # Errors
+    /// Names the first network card that has nothing.
+    pub fn reserve_all(
+        &mut self,
+        wants: Vec<Want>,
+        early: &[NetworkCard],
+        now: Moment,
+    ) -> Result<Vec<Grant>, Shortage> {
+        let mut found: Vec<Option<Found>> = Vec::new();
+        for want in &wants {
+            if self.held.contains_key(&want.owner.sandbox) {
+                found.push(None);
+                continue;
+            }
+            let pressed = want.cards.iter().all(|card| early.contains(card));
+            let cooling = || want.cards.iter().filter(|_| pressed);
+            let free = want.cards.iter().find_map(|card| self.find_free(*card, now));
+            let fit = free.or_else(|| cooling().find_map(|card| self.find_cooling(*card)));
+            // Two wants of one card would find the same.
+            let fit = fit.filter(|fit| found.iter().flatten().all(|other| other.address != fit.address));
+            let card = want.cards.first().copied().unwrap_or_default();
+            found.push(Some(fit.ok_or_else(|| self.shortage(card, now))?));
         }
-        let cooling = self.usable().flat_map(|eni| {
+        let take = |(want, found): (Want, Option<Found>)| match found {
+            Some(found) => Some(self.take(want.owner, found, now)),
+            None => self.held.get(&want.owner.sandbox).map(|held| self.grant(held)),
+        };
+        Ok(wants.into_iter().zip(found).filter_map(take).collect())
+    }
+
+    /// The free address of a card that the next pod should get.
+    fn find_free(&self, card: NetworkCard, now: Moment) -> Option<Found> {
+        let mut enis: Vec<&Eni> = self.usable_on(card).collect();
+        enis.sort_by_cached_key(|eni| (Reverse(eni.held()), eni.place()));
+        let free = |form: Mode| {
+            enis.iter().find_map(|eni| {
+                let address = eni.next_free(form, now)?;
+                Some(Found { address, eni: eni.seen.id.clone(), early: false })
+            })
+        };
+        free(self.mode).or_else(|| free(self.mode.other()))
+    }
+
+    /// The address of a card that has cooled for longest.
+    fn find_cooling(&self, card: NetworkCard) -> Option<Found> {
+        let cooling = self.usable_on(card).flat_map(|eni| {
             eni.addresses
                 .iter()
                 .filter_map(|(address, state)| Some((state.cooling_until()?, &eni.seen.id, *address)))
         });
-        let Some((_, eni, address)) = cooling.min() else { return plain };
-        let eni = eni.clone();
-        self.reused_early += 1;
-        Ok(self.take(owner, &eni, address, true, now))
+        cooling.min().map(|(_, eni, address)| Found { address, eni: eni.clone(), early: true })
     }
 
     /// How many addresses were reserved again before their cooldown had passed.
@@ -217,13 +284,16 @@ impl Pool {
         self.reused_early
     }
 
-    fn take(&mut self, owner: Owner, eni: &EniId, address: Ipv4Addr, early: bool, now: Moment) -> Grant {
-        self.starts.truncate(STARTS_MAX - 1);
-        self.starts.push_front(now);
+    fn take(&mut self, owner: Owner, Found { address, eni, early }: Found, now: Moment) -> Grant {
+        if owner.further.is_none() {
+            self.starts.truncate(STARTS_MAX - 1);
+            self.starts.push_front(now);
+        }
+        self.reused_early += u64::from(early);
         let state = Address::Held(owner.sandbox.clone());
-        let before = self.enis.get_mut(eni).and_then(|eni| eni.addresses.insert(address, state));
+        let before = self.enis.get_mut(&eni).and_then(|eni| eni.addresses.insert(address, state));
         let before = before.unwrap_or(Address::Free(Moment(0)));
-        let held = Held { owner, address, eni: Some(eni.clone()), committed: false, before, early };
+        let held = Held { owner, address, eni: Some(eni), committed: false, before, early };
         let grant = self.grant(&held);
         self.keep(held);
         grant
@@ -323,6 +393,18 @@ impl Pool {
         self.held.get(sandbox).map(|held| (&held.owner, self.grant(held)))
     }
 
+    /// The attachments of a sandbox, the one that the runtime knows first; none for a sandbox that holds nothing.
+    #[must_use]
+    pub fn interfaces_of(&self, sandbox: &SandboxKey) -> Vec<&Owner> {
+        let of_it = |held: &Held| held.owner.further.as_ref().is_some_and(|further| further.of == *sandbox);
+        let beside = self.held.range(sandbox.further(0)..).take_while(|(key, _)| key.is_beside(sandbox));
+        let further = beside.map(|(_, held)| held).filter(|held| of_it(held));
+        let main = self.held.get(sandbox).filter(|held| held.owner.further.is_none());
+        let mut owners: Vec<&Owner> = main.into_iter().chain(further).map(|held| &held.owner).collect();
+        owners.sort_by_key(|owner| owner.index());
+        owners
+    }
+
     /// The sandbox that has this host interface.
     #[must_use]
     pub fn holder_of(&self, host_if: &HostVeth) -> Option<&SandboxKey> {
@@ -350,6 +432,41 @@ impl Pool {
         counts
     }
 
+    /// The same of one network card. What is held and on no known ENI counts on card 0.
+    #[must_use]
+    pub fn counts_on(&self, card: NetworkCard, now: Moment) -> Counts {
+        let mut counts = Counts::default();
+        for eni in self.usable_on(card) {
+            let (free, cooling) = eni.idle(now);
+            counts.free += free;
+            counts.cooling += cooling;
+        }
+        for held in self.held.values().filter(|held| self.card_of(held.eni.as_ref()) == card) {
+            *if held.committed { &mut counts.assigned } else { &mut counts.reserved } += 1;
+        }
+        counts
+    }
+
+    /// The network card of an ENI, if that is known; 0 otherwise.
+    fn card_of(&self, eni: Option<&EniId>) -> NetworkCard {
+        eni.and_then(|eni| self.enis.get(eni)).map_or(NetworkCard(0), |eni| eni.seen.card)
+    }
+
+    /// The network card that an action is about.
+    pub(crate) fn card_acted_on(&self, action: &Action) -> NetworkCard {
+        match action {
+            Action::CreateEni { card, .. } => *card,
+            Action::Assign { eni, .. } | Action::Release { eni, .. } | Action::DeleteEni { eni } => {
+                self.card_of(Some(eni))
+            }
+        }
+    }
+
+    /// Calls in progress about one network card.
+    pub(crate) fn calls_on(&self, card: NetworkCard) -> impl Iterator<Item = &Call> {
+        self.in_flight.values().filter(move |call| self.card_acted_on(&call.action) == card)
+    }
+
     /// Addresses of one ENI by state.
     #[must_use]
     pub fn counts_of(&self, eni: &EniId, now: Moment) -> Counts {
@@ -375,15 +492,16 @@ impl Pool {
         addresses.filter_map(Address::cooling_until).filter(|until| *until > now).min()
     }
 
-    /// Why nothing is free, in one word.
+    /// Why nothing is free on a network card, in one word.
     #[must_use]
     pub fn shortage_reason(&self, limits: &Limits, now: Moment) -> Reason {
         let place_for_eni = !self.free_devices(limits).is_empty();
         let new = self.subnets.iter().filter(|_| place_for_eni);
         let places: Vec<&SubnetId> =
             self.with_room(limits).into_iter().map(|eni| &eni.seen.subnet).chain(new).collect();
-        let obtainable = !self.in_flight.is_empty() || places.iter().any(|subnet| self.may_ask(subnet, now));
-        match self.counts(now).cooling {
+        let obtainable = self.calls_on(limits.card).next().is_some()
+            || places.iter().any(|subnet| self.may_ask(subnet, now));
+        match self.counts_on(limits.card, now).cooling {
             _ if obtainable => Reason::PoolEmpty,
             _ if !places.is_empty() => Reason::SubnetFull,
             0 if place_for_eni => Reason::NoSubnet,
@@ -406,7 +524,13 @@ impl Pool {
 
     /// ENIs whose free addresses pods may get.
     pub(crate) fn usable(&self) -> impl Iterator<Item = &Eni> {
-        self.ours().filter(|eni| self.exclusion(&eni.seen).is_none())
+        let fit = |eni: &&Eni| self.cards.contains(&eni.seen.card) && self.exclusion(&eni.seen).is_none();
+        self.ours().filter(fit)
+    }
+
+    /// Those of them on one network card.
+    pub(crate) fn usable_on(&self, card: NetworkCard) -> impl Iterator<Item = &Eni> {
+        self.usable().filter(move |eni| eni.seen.card == card)
     }
 
     /// ENIs for pods that are not on their way out.
@@ -421,9 +545,10 @@ impl Pool {
         Grant { address: held.address, place }
     }
 
-    fn shortage(&self, now: Moment) -> Shortage {
-        let counts = self.counts(now);
+    fn shortage(&self, card: NetworkCard, now: Moment) -> Shortage {
+        let counts = self.counts_on(card, now);
         Shortage {
+            card,
             held: counts.reserved + counts.assigned,
             cooling: counts.cooling,
             next_free: self.next_change(now),

@@ -1,6 +1,6 @@
 //! How many pods an instance can hold: the one function behind `ipamd max-pods`, the bound of the pool and the status.
 
-use crate::{InstanceLimits, Prefix};
+use crate::{InstanceLimits, NetworkCard, Prefix};
 
 /// How a node gives its pods their addresses, as far as it decides how many pods there can be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -38,16 +38,37 @@ impl Capacity {
 }
 
 impl InstanceLimits {
+    /// How many ENIs a network card can hold under `MAX_ENI`, which bounds each card; none on a card that is not there.
+    #[must_use]
+    pub fn enis_on(&self, card: NetworkCard, max_enis: Option<u8>) -> u8 {
+        let own = match card {
+            NetworkCard(0) => self.max_enis,
+            _ => self.cards.iter().find(|limits| limits.card == card).map_or(0, |limits| limits.max_enis),
+        };
+        own.min(max_enis.unwrap_or(u8::MAX))
+    }
+
+    /// How many addresses for pods a network card above 0 can hold: all of its ENIs are alike.
+    #[must_use]
+    pub fn addresses_on(&self, card: NetworkCard, layout: &Layout) -> u32 {
+        let slots = u32::from(self.enis_on(card, layout.max_enis)) * u32::from(self.slots_per_eni());
+        slots.saturating_mul(self.addresses_per_slot(layout))
+    }
+
+    const fn addresses_per_slot(&self, layout: &Layout) -> u32 {
+        if layout.prefixes && self.prefix_delegation { Prefix::ADDRESSES } else { 1 }
+    }
+
     /// How many pods an instance of this type can hold: what the ENIs that pods can use hold, each without its own
     /// primary address.
     #[must_use]
     pub fn capacity(&self, layout: &Layout) -> Capacity {
         let trunk = layout.branch_enis && self.trunk == Some(true);
-        let all = self.max_enis.min(layout.max_enis.unwrap_or(u8::MAX));
+        let all = self.enis_on(NetworkCard(0), layout.max_enis);
         // The trunk is an ENI like another where MAX_ENI is concerned too.
         let enis = all.saturating_sub(u8::from(layout.custom_networking)).saturating_sub(u8::from(trunk));
         let slots = u32::from(enis).saturating_mul(self.slots_per_eni().into());
-        let per_slot = if layout.prefixes && self.prefix_delegation { Prefix::ADDRESSES } else { 1 };
+        let per_slot = self.addresses_per_slot(layout);
         let branch = if trunk { self.branch_enis.into() } else { 0 };
         Capacity { addresses: slots.saturating_mul(per_slot), branch }
     }
@@ -88,6 +109,18 @@ mod tests {
         assert_eq!(of("m5.large", custom), Capacity { addresses: 2 * 9, branch: 0 });
         assert_eq!(of("m5.large", branch), Capacity { addresses: 2 * 9, branch: 9 });
         assert_eq!(of("t3.small", branch), Capacity { addresses: 3 * 3, branch: 0 });
+    }
+
+    #[test]
+    fn each_network_card_holds_what_the_table_says_of_it() {
+        let p5 = InstanceTable::builtin().get("p5.48xlarge").unwrap();
+        let prefixes = Layout { prefixes: true, ..Layout::default() };
+
+        assert_eq!((p5.enis_on(NetworkCard(31), None), p5.enis_on(NetworkCard(32), None)), (2, 0));
+        assert_eq!(p5.enis_on(NetworkCard(31), Some(1)), 1);
+        assert_eq!(p5.addresses_on(NetworkCard(31), &Layout::default()), 2 * 49);
+        assert_eq!(p5.addresses_on(NetworkCard(31), &prefixes), 2 * 49 * 16);
+        assert_eq!(p5.addresses_on(NetworkCard(32), &prefixes), 0);
     }
 
     #[test]

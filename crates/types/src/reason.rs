@@ -80,6 +80,8 @@ reasons! {
     Superseded = "superseded", TRY_AGAIN;
     /// Another sandbox of the same pod name holds the host interface name.
     NameInUse = "name-in-use", TRY_AGAIN;
+    /// The pod asks for an address of every network card, and `ENABLE_MULTI_NIC` is not set.
+    NoMultiNic = "no-multi-nic", UNSUPPORTED_FIELD;
     // The daemon.
     /// The daemon does not answer on its socket.
     DaemonUnreachable = "daemon-unreachable", TRY_AGAIN;
@@ -160,6 +162,7 @@ impl Reason {
             | Self::UnknownSandbox
             | Self::Superseded
             | Self::NameInUse
+            | Self::NoMultiNic
             | Self::DaemonUnreachable
             | Self::Starting
             | Self::Busy

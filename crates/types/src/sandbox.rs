@@ -11,6 +11,9 @@ pub const IF_NAME_BYTES_MAX: usize = 15;
 /// Longest network name that is accepted, in bytes.
 pub const NETWORK_NAME_BYTES_MAX: usize = 128;
 
+/// What the names of a pod's interfaces begin with, from the second on.
+const FURTHER_IF: &str = "mNicIf";
+
 /// What identifies one attachment: CNI's (network name, container id, interface name).
 ///
 /// Its parts satisfy the CNI specification's rules, so it can be part of a path, a log line or a map key.
@@ -70,6 +73,19 @@ impl SandboxKey {
             container_id: container_id.to_owned(),
             if_name: if_name.to_owned(),
         })
+    }
+
+    /// The attachment of the same sandbox's interface number `index`, which a pod has beside this one: its name inside the pod
+    /// is the Go version's.
+    #[must_use]
+    pub fn further(&self, index: u8) -> Self {
+        Self { if_name: format!("{FURTHER_IF}{index}"), ..self.clone() }
+    }
+
+    /// Whether another attachment is of the same network and container.
+    #[must_use]
+    pub fn is_beside(&self, other: &Self) -> bool {
+        (&self.network_name, &self.container_id) == (&other.network_name, &other.container_id)
     }
 
     /// The network's name, `aws-cni` in the installed conflist.
@@ -155,6 +171,18 @@ mod tests {
         assert!(!ok("aws-cni", "a", "sixteen-letters-"));
         assert!(!ok("aws-cni", "a", ".."));
         assert!(!ok("a b", "a", "eth0"));
+    }
+
+    #[test]
+    fn a_further_interface_has_the_name_of_the_go_version_and_a_fit_key() {
+        let key = SandboxKey::new("aws-cni", "abc", "eth0").unwrap();
+
+        for (index, name) in [(1, "mNicIf1"), (31, "mNicIf31"), (u8::MAX, "mNicIf255")] {
+            let further = key.further(index);
+            assert_eq!(Ok(further.clone()), SandboxKey::new("aws-cni", "abc", name));
+            assert!(further.is_beside(&key));
+        }
+        assert!(!SandboxKey::new("aws-cni", "abd", "eth0").unwrap().is_beside(&key));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use types::{CniCode, DeviceIndex, PodName, Reason, SandboxKey, TableId, VethPrefix};
 
 pub use frame::{FRAME_BYTES_MAX, FrameError, HEADER_BYTES, decode, encode, frame_len};
-pub use report::{AddressCount, AddressReport, EniReport, PodReport, Report, Waiting};
+pub use report::{AddressCount, AddressReport, CardReport, EniReport, PodReport, Report, Waiting};
 
 /// Version of this protocol.
 pub const PROTOCOL: u16 = 1;
@@ -97,6 +97,15 @@ pub struct Attachment {
     pub veth_prefix: VethPrefix,
     /// MTU of the pair, in bytes.
     pub mtu: u32,
+    /// The pod asks for an interface with an address of every network card.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub multi_nic: bool,
+}
+
+/// For serde, which passes references.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+const fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 /// What DEL is about.

@@ -37,6 +37,9 @@ pub struct Report {
     /// Addresses that were given out before they had cooled, because nothing else was to be had; since the daemon started.
     #[serde(default)]
     pub reused_early: u64,
+    /// The network cards that pods get addresses of.
+    #[serde(default)]
+    pub cards: Vec<CardReport>,
     /// The ENIs, by card and device.
     pub enis: Vec<EniReport>,
     /// The sandboxes that hold an address.
@@ -74,6 +77,21 @@ impl AddressCount {
     pub const fn total(&self) -> u32 {
         self.free.saturating_add(self.reserved).saturating_add(self.assigned).saturating_add(self.cooling)
     }
+}
+
+/// One network card.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CardReport {
+    /// Which.
+    pub card: NetworkCard,
+    /// ENIs on it, whoever's.
+    pub enis: u32,
+    /// ENIs it can hold.
+    pub max_enis: u32,
+    /// Its addresses for pods by state.
+    pub addresses: AddressCount,
+    /// The most addresses for pods it can hold.
+    pub capacity: u32,
 }
 
 /// One ENI.
@@ -133,4 +151,7 @@ pub struct Waiting {
     pub since: Moment,
     /// For what.
     pub reason: Reason,
+    /// Of which network card.
+    #[serde(default)]
+    pub card: NetworkCard,
 }

@@ -114,7 +114,11 @@ impl Ec2 {
             let leaving = is_leaving(&eni);
             inventory.in_motion |= leaving;
             if leaving || eni.private_ip_address().is_none() || is_efa_only(&eni) {
-                inventory.occupied.insert(place(DESCRIBE, &eni)?);
+                let (card, device) = place(DESCRIBE, &eni)?;
+                inventory.occupied.insert((card, device));
+                if is_efa_only(&eni) && !leaving {
+                    inventory.efa_only.insert(card);
+                }
             } else {
                 inventory.enis.push(record(DESCRIBE, &eni)?);
             }

@@ -128,7 +128,10 @@ impl Imds {
         while let Some(interface) = all.next().await {
             match interface? {
                 Interface::Usable(record) => inventory.enis.push(*record),
-                Interface::Other(card, device) => drop(inventory.occupied.insert((card, device))),
+                Interface::Other(card, device) => {
+                    inventory.occupied.insert((card, device));
+                    inventory.efa_only.insert(card);
+                }
                 Interface::Gone => inventory.in_motion = true,
             }
         }

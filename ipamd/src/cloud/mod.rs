@@ -87,6 +87,8 @@ pub struct Inventory {
     pub enis: Vec<EniRecord>,
     /// Places taken by others: ENIs for EFA only, without an IPv4 address, or being detached.
     pub occupied: BTreeSet<(NetworkCard, DeviceIndex)>,
+    /// Network cards on which an ENI for EFA only stands.
+    pub efa_only: BTreeSet<NetworkCard>,
     /// Some ENI is being detached: another look soon tells more.
     pub in_motion: bool,
 }

@@ -168,7 +168,11 @@ async fn an_inventory_is_what_ec2_describes() {
         security_groups: vec!["sg-1".parse().unwrap()],
     };
     let occupied = [2, 3, 4].map(|device| (NetworkCard(0), DeviceIndex(device)));
-    assert_eq!(found, Inventory { enis: vec![expected], occupied: occupied.into(), in_motion: true });
+    let efa_only = [NetworkCard(0)].into();
+    assert_eq!(
+        found,
+        Inventory { enis: vec![expected], occupied: occupied.into(), efa_only, in_motion: true }
+    );
 }
 
 #[tokio::test]

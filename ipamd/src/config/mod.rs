@@ -38,8 +38,10 @@ pub struct Config {
     pub warm_ip_target: Option<u32>,
     /// Addresses held at least, used or free.
     pub minimum_ip_target: Option<u32>,
-    /// Most ENIs to have, the primary one included.
+    /// Most ENIs to have on a network card, the primary one included.
     pub max_enis: Option<u8>,
+    /// Whether pods get addresses of network cards above 0 too.
+    pub multi_nic: bool,
     /// No target is set: the pool follows the pods.
     pub automatic: bool,
     /// Pods that the kubelet admits.
@@ -229,6 +231,9 @@ impl Config {
     pub fn parse(environment: &Environment) -> Result<Self, Vec<SettingError>> {
         let mut reader = Reader::new(environment);
         let mut config = Self::read(&mut reader);
+        if config.multi_nic && config.families != (Families::V4 { egress: false }) {
+            reader.errors.push(unsupported(&table::MULTI_NIC, "true"));
+        }
         reader.check_the_rest();
         if !reader.errors.is_empty() {
             return Err(reader.errors);
@@ -251,6 +256,7 @@ impl Config {
             minimum_ip_target: reader.target(&table::MINIMUM_IP_TARGET),
             max_pods: reader.number(&table::MAX_PODS),
             max_enis: reader.target(&table::MAX_ENI).map(|max| u8::try_from(max).unwrap_or(u8::MAX)),
+            multi_nic: reader.flag(&table::MULTI_NIC),
             cooldown: seconds(reader.number(&table::IP_COOLDOWN_PERIOD)),
             eni_mtu,
             pod_mtu: install::mtu(reader, &table::POD_MTU, ipv6).unwrap_or(eni_mtu),
@@ -397,4 +403,8 @@ fn introspection_bind(text: &str) -> Option<IntrospectionBind> {
         return Some(IntrospectionBind::Address((std::net::Ipv4Addr::LOCALHOST, port).into()));
     }
     text.parse().ok().map(IntrospectionBind::Address)
+}
+
+fn unsupported(setting: &Setting, found: &str) -> SettingError {
+    SettingError::Unsupported { name: setting.name, found: found.to_owned(), doc: setting.doc }
 }

@@ -60,7 +60,7 @@ settings! {
     WARM_ENI_TARGET = "WARM_ENI_TARGET": Number(0, u32::MAX), "1", Lenient, "ENIs kept free for pods to come. With no warm or minimum target set, the number of free addresses follows the pods that start.";
     WARM_IP_TARGET = "WARM_IP_TARGET": Number(0, u32::MAX), "0", Lenient, "Free addresses kept for pods to come; 0: WARM_ENI_TARGET rules.";
     MINIMUM_IP_TARGET = "MINIMUM_IP_TARGET": Number(0, u32::MAX), "0", Lenient, "Addresses held at least, used or free; 0: no such floor.";
-    MAX_ENI = "MAX_ENI": Number(1, u32::MAX), "", Lenient, "Most ENIs to have; unset: as many as the instance type allows.";
+    MAX_ENI = "MAX_ENI": Number(1, u32::MAX), "", Lenient, "Most ENIs to have on each network card; unset: as many as the instance type allows.";
     MAX_PODS = "IPAMD_MAX_PODS": Number(1, 65535), "", Strict, "Pods that the kubelet admits (its maxPods): no more addresses are held than for so many. Unset: as many as the instance can hold.";
     IP_COOLDOWN_PERIOD = "IP_COOLDOWN_PERIOD": Number(0, u32::MAX), "30", Strict, "Seconds before a released address is given out again.";
     WARM_PREFIX_TARGET = "WARM_PREFIX_TARGET": Number(0, u32::MAX), "1", Lenient, "Free prefixes kept, with prefix delegation; WARM_IP_TARGET and MINIMUM_IP_TARGET go before it.";
@@ -113,7 +113,7 @@ settings! {
     V4_EGRESS = "ENABLE_V4_EGRESS": Flag, "true", Lenient, "IPv6 pods reach IPv4, by the node's address.";
     PREFIX_DELEGATION = "ENABLE_PREFIX_DELEGATION": Flag, "false", Lenient, "ENIs are given /28 prefixes instead of single addresses, where the instance type can hold them and the subnet has them.";
     POD_ENI = "ENABLE_POD_ENI": Flag, "false", Refused, "Security groups for pods.";
-    MULTI_NIC = "ENABLE_MULTI_NIC": Flag, "false", Refused, "ENIs of all network cards are used.";
+    MULTI_NIC = "ENABLE_MULTI_NIC": Flag, "false", Lenient, "ENIs of all network cards are used, each with one free address kept on cards above 0; a pod whose annotation k8s.amazonaws.com/nicConfig is multi-nic-attachment gets an interface of each. Not together with IPv6, nor with IPv6 egress.";
     CUSTOM_NETWORK = "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG": Flag, "false", Lenient, "Custom networking: the node's ENIConfig object says subnet and security groups of new ENIs, and pods get no address of the primary ENI. Not with IPv6.";
     ENI_CONFIG_ANNOTATION = "ENI_CONFIG_ANNOTATION_DEF": Text, "k8s.amazonaws.com/eniConfig", Lenient, "Annotation of the node object that names its ENIConfig, with custom networking; goes before the label.";
     ENI_CONFIG_LABEL = "ENI_CONFIG_LABEL_DEF": Text, "k8s.amazonaws.com/eniConfig", Lenient, "Label of the node object that names its ENIConfig, with custom networking. Without either, the one named default is it.";

@@ -252,7 +252,23 @@ fn each_mode_that_is_missing_stops_the_daemon_by_its_own_name() {
         assert_eq!(errors, [unsupported]);
         assert!(parse(&[(mode.name, mode.default)]).unwrap().warnings.is_empty(), "{}", mode.name);
     }
-    assert_eq!(modes.len(), 2);
+    assert_eq!(modes.len(), 1);
+}
+
+#[test]
+fn several_network_cards_are_used_with_ipv4_alone() {
+    assert!(parse(&[("ENABLE_MULTI_NIC", "true")]).unwrap().multi_nic);
+    assert!(!parse(&[]).unwrap().multi_nic);
+    let dual = [("ENABLE_IPv6", "true"), ("ENABLE_IPv4", "true")];
+    let alone = [("ENABLE_IPv6", "true"), ("ENABLE_IPv4", "false")];
+    let egress = [("ENABLE_IPv6", "false"), ("ENABLE_V6_EGRESS", "true")];
+    for [one, other] in [dual, alone, egress] {
+        let errors = parse(&[("ENABLE_MULTI_NIC", "true"), one, other]).unwrap_err();
+        assert!(
+            matches!(&errors[..], [SettingError::Unsupported { name: "ENABLE_MULTI_NIC", .. }]),
+            "{errors:?}"
+        );
+    }
 }
 
 #[test]

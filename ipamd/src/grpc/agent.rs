@@ -55,12 +55,12 @@ impl PolicyAgent {
     }
 
     /// Has a pod's policies enforced; an event tells how it went.
-    pub(crate) fn enforce(&mut self, id: CallId, pod: PodName, patience: Duration) {
+    pub(crate) fn enforce(&mut self, id: CallId, pod: PodName, interfaces: usize, patience: Duration) {
         let request = EnforceRequest {
             pod_name: pod.name.clone(),
             pod_namespace: pod.namespace.clone(),
             mode: self.mode.clone(),
-            interfaces: 1,
+            interfaces: i32::try_from(interfaces).unwrap_or(i32::MAX),
         };
         let events = self.events.clone();
         self.say(pod, method::ENFORCE, request, patience, move |result| async move {

@@ -13,6 +13,8 @@ use crate::config::{Config, DEFAULT_RUN_DIR, Install};
 
 /// Pause before a conflist that cannot be written is tried again.
 const AGAIN: Duration = Duration::from_secs(10);
+/// The capability by which the runtime passes a pod's annotations: by one of them a pod asks for an interface of every network card.
+const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 /// Pod settings that switch IPv6 off, on interfaces of now and of later.
 const NO_IPV6: [&str; 3] = ["all", "default", "lo"];
 
@@ -46,6 +48,8 @@ struct Ours<'a> {
     ipv6: Option<bool>,
     #[serde(rename = "podSGEnforcingMode")]
     pod_sg_enforcing_mode: &'a str,
+    /// What the runtime is asked to pass on to us.
+    capabilities: BTreeMap<&'a str, bool>,
     plugin_log_file: &'a str,
     plugin_log_level: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -98,6 +102,7 @@ fn ours(config: &Config) -> Ours<'_> {
         mtu: config.pod_mtu.to_string(),
         ipv6: config.families.has_ipv6().then_some(true),
         pod_sg_enforcing_mode: &config.install.enforcing_mode,
+        capabilities: BTreeMap::from([(POD_ANNOTATIONS, true)]),
         plugin_log_file: &config.install.log_file,
         plugin_log_level: &config.install.log_level,
         socket: elsewhere.map(|dir| wire::socket_in(dir)),
@@ -209,6 +214,7 @@ mod tests {
             "name": "aws-cni", "type": "aws-cni", "vethPrefix": "pod", "mtu": "1400",
             "podSGEnforcingMode": "standard", "pluginLogFile": "/var/log/x", "pluginLogLevel": "debug",
             "socket": wire::socket_in(Path::new("/run/elsewhere")), "queueDir": "/run/elsewhere/delete-queue",
+            "capabilities": {"io.kubernetes.cri.pod-annotations": true},
         });
         assert_eq!(list["plugins"][0], ours);
         let types: Vec<_> = list["plugins"].as_array().unwrap().iter().map(|p| p["type"].clone()).collect();

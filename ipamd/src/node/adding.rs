@@ -1,10 +1,10 @@
 //! Requests: who gets which address, who waits, who is superseded.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use datapath::PodSpec;
-use pool::{Grant, Owner};
+use pool::{Further, Grant, Owner, Shortage};
 use types::{DeviceIndex, HostVeth, Moment, NetworkCard, PodName, Reason, SandboxKey, TableId, VethPrefix};
 use wire::{Added, Attachment, Detachment, Failure, Interface, Kept, Reply, Request, Verb};
 
@@ -24,18 +24,29 @@ const SURVEY_EVERY: Duration = Duration::from_secs(5);
 /// How long the network policy agent may take for a pod; it loads programs into the kernel. At least the first of the two, whatever
 /// is left of the caller's patience.
 const ENFORCING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+/// Interfaces a pod can have: no instance type has more network cards.
+const INTERFACES_MAX: u8 = 32;
 /// MTU when the caller names one that cannot be; what the Go version falls back to.
 pub(super) const MTU_DEFAULT: u32 = 9001;
 
 /// Who gets addresses that still cool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Early {
+enum Early<'a> {
     /// Nobody.
     Never,
-    /// Those whose own time is nearly up.
-    Pressed,
-    /// All: nothing else is to be had.
-    Always,
+    /// Those whose own time is nearly up, of these network cards.
+    Pressed(&'a [NetworkCard]),
+    /// All, of these network cards: nothing else is to be had there.
+    On(&'a [NetworkCard]),
+}
+
+impl<'a> Early<'a> {
+    const fn cards(self) -> &'a [NetworkCard] {
+        match self {
+            Self::Never => &[],
+            Self::Pressed(cards) | Self::On(cards) => cards,
+        }
+    }
 }
 
 /// A request that has not been answered.
@@ -58,8 +69,6 @@ pub(super) enum Pending {
 #[derive(Debug)]
 pub(super) struct Add {
     pub(super) attachment: Attachment,
-    /// Host end of the veth pair it is to get.
-    host_if: HostVeth,
     pub(super) since: Moment,
     pub(super) deadline: Moment,
     pub(super) phase: Phase,
@@ -68,17 +77,16 @@ pub(super) struct Add {
 /// How far an ADD has come.
 #[derive(Debug)]
 pub(super) enum Phase {
-    /// In the queue, for this reason.
-    Waiting(Reason),
-    /// The address is reserved; kernel and disk are at work, at the same time.
+    /// In the queue, for this reason, for want of an address of this network card.
+    Waiting(Reason, NetworkCard),
+    /// All its addresses are reserved; kernel and disk are at work, at the same time.
     Working(Box<Work>),
 }
 
-/// What an ADD with an address waits for.
+/// What an ADD with its addresses waits for.
 #[derive(Debug)]
 pub(super) struct Work {
-    grant: Grant,
-    pod: PodSpec,
+    interfaces: Vec<Reserved>,
     batch: BatchId,
     wired: Option<Result<(), Failure>>,
     /// What the network policy agent says; nothing, where there is none to ask.
@@ -86,6 +94,14 @@ pub(super) struct Work {
     written: Option<Result<(), String>>,
     /// DELs of this sandbox that came meanwhile.
     deleters: Vec<CallId>,
+}
+
+/// One interface of a pod with its address.
+#[derive(Debug, Clone)]
+struct Reserved {
+    sandbox: SandboxKey,
+    grant: Grant,
+    pod: PodSpec,
 }
 
 impl Node {
@@ -114,6 +130,11 @@ impl Node {
             let message = format!("sandbox {sandbox} was deleted after this ADD had started");
             return self.fail(id, Failure::new(Reason::Superseded, message));
         }
+        if attachment.multi_nic && !self.settings.multi_nic {
+            let message =
+                "the pod asks for an address of every network card, and ENABLE_MULTI_NIC is not set";
+            return self.fail(id, Failure::new(Reason::NoMultiNic, message));
+        }
         if self.adding.contains_key(sandbox) {
             let message = format!("sandbox {sandbox} is being added already");
             return self.fail(id, Failure::new(Reason::Busy, message));
@@ -121,9 +142,8 @@ impl Node {
         let held = patience.saturating_sub(MARGIN).min(self.settings.add_timeout);
         self.adding.insert(sandbox.clone(), id);
         self.queue.push_back(id);
-        let phase = Phase::Waiting(Reason::PoolEmpty);
-        let host_if = host_if_of(&attachment.sandbox, &attachment.pod, &attachment.veth_prefix);
-        let add = Add { attachment, host_if, since: now, deadline: now.plus(held), phase };
+        let phase = Phase::Waiting(Reason::PoolEmpty, NetworkCard(0));
+        let add = Add { attachment, since: now, deadline: now.plus(held), phase };
         self.pending.insert(id, Pending::Add(Box::new(add)));
     }
 
@@ -132,37 +152,45 @@ impl Node {
         self.serve_with(now, Early::Never);
     }
 
-    /// The same with addresses that still cool, if nothing else can be had (I8). While more can be had, or is on its way, those who
-    /// wait can wait for it, or for an address to cool, but not beyond their time: EC2 may not answer at all.
+    /// The same with addresses that still cool (I8): all those who wait, on the network cards where nothing else can be had. While
+    /// more can be had, or is on its way, they can wait for it, or for an address to cool, but not beyond their time: EC2 may not
+    /// answer at all.
     pub(super) fn serve_early(&mut self, now: Moment) {
         if self.queue.is_empty() {
             return;
         }
-        let more = || self.limits().map(|limits| self.pool.shortage_reason(&limits, now));
-        let more = self.growing() || matches!(more(), Some(Reason::PoolEmpty | Reason::SubnetFull));
-        if !more {
-            self.serve_with(now, Early::Always);
-        } else if self.deadlines().any(|deadline| deadline.since(now) <= PRESSED) {
-            self.serve_with(now, Early::Pressed);
+        let has_no_more = |card: &NetworkCard| {
+            let more = self.why_pool_short(*card, now);
+            !self.growing(*card) && !matches!(more, Some(Reason::PoolEmpty | Reason::SubnetFull))
+        };
+        let bare: Vec<NetworkCard> = self.pool.cards().iter().copied().filter(has_no_more).collect();
+        if !bare.is_empty() {
+            self.serve_with(now, Early::On(&bare));
+        }
+        if self.deadlines().any(|deadline| deadline.since(now) <= PRESSED) {
+            let all = self.pool.cards().to_vec();
+            self.serve_with(now, Early::Pressed(&all));
         }
     }
 
-    fn serve_with(&mut self, now: Moment, early: Early) {
+    fn serve_with(&mut self, now: Moment, early: Early<'_>) {
         if self.queue.is_empty() {
             return;
         }
         let starting = !self.missing().is_empty();
         let mut waiting = std::mem::take(&mut self.queue);
-        let mut short = starting.then(|| self.why_starting());
+        let all = self.pool.cards().iter().filter(|_| starting);
+        let mut short: BTreeMap<NetworkCard, Reason> = all.map(|card| (*card, self.why_starting())).collect();
         waiting.retain(|id| {
             // Those with time wait on, also before others who have none.
-            if early == Early::Pressed && !self.is_pressed(*id, now) {
+            if matches!(early, Early::Pressed(_)) && !self.is_pressed(*id, now) {
                 return true;
             }
-            let Some(reason) = self.serve_one(*id, short, early, now) else { return false };
-            // One without an address means that none is left; one whose name is taken holds up nobody else.
-            if reason != Reason::NameInUse {
-                short = Some(reason);
+            let Some((reason, card)) = self.serve_one(*id, &mut short, early.cards(), now) else {
+                return false;
+            };
+            if let Some(Pending::Add(add)) = self.pending.get_mut(id) {
+                add.phase = Phase::Waiting(reason, card);
             }
             true
         });
@@ -174,32 +202,39 @@ impl Node {
         self.deadline_of(&id).is_some_and(|deadline| deadline.since(now) <= PRESSED)
     }
 
-    /// Starts one ADD, or says why it has to wait.
-    fn serve_one(&mut self, id: CallId, short: Option<Reason>, early: Early, now: Moment) -> Option<Reason> {
+    /// Starts one ADD, or says why it has to wait and for which network card. Nobody gets an address of a card that those before
+    /// had none of (`short`); one that waits for its name, or for another card, holds up nobody else.
+    fn serve_one(
+        &mut self,
+        id: CallId,
+        short: &mut BTreeMap<NetworkCard, Reason>,
+        early: &[NetworkCard],
+        now: Moment,
+    ) -> Option<(Reason, NetworkCard)> {
         let Some(Pending::Add(add)) = self.pending.get(&id) else { return None };
-        let reason = short.or_else(|| self.name_taken(add).then_some(Reason::NameInUse));
-        let grant = match reason {
-            Some(reason) => Err(reason),
-            None => {
-                let owner = add.owner(now);
-                let grant = match early {
-                    Early::Never => self.pool.reserve(owner.clone(), now),
-                    Early::Pressed | Early::Always => self.pool.reserve_early(owner.clone(), now),
-                };
-                grant.map(|grant| (owner, grant)).map_err(|_short| self.why_short(now))
+        let mut wants = self.wants(add, now);
+        for want in &mut wants {
+            let first = want.cards.first().copied().unwrap_or_default();
+            want.cards.retain(|card| !short.contains_key(card));
+            if let (true, Some(reason)) = (want.cards.is_empty(), short.get(&first)) {
+                return Some((*reason, first));
             }
-        };
-        match grant {
-            Ok((owner, grant)) => {
+        }
+        if wants.iter().any(|want| self.name_taken(&want.owner)) {
+            return Some((Reason::NameInUse, NetworkCard(0)));
+        }
+        match self.pool.reserve_all(wants.clone(), early, now) {
+            Ok(grants) => {
                 self.ends_waiting(id, now);
-                self.start(id, owner, grant);
+                let owners = wants.into_iter().map(|want| want.owner);
+                self.start(id, owners.zip(grants).collect());
                 None
             }
-            Err(reason) => {
-                if let Some(Pending::Add(add)) = self.pending.get_mut(&id) {
-                    add.phase = Phase::Waiting(reason);
-                }
-                Some(reason)
+            Err(Shortage { card, .. }) => {
+                let lacking = wants.iter().find(|want| want.cards.first() == Some(&card));
+                let cards = lacking.map(|want| want.cards.as_slice()).unwrap_or_default();
+                short.extend(cards.iter().map(|card| (*card, self.why_short(*card, now))));
+                Some((self.why_short(card, now), card))
             }
         }
     }
@@ -207,7 +242,7 @@ impl Node {
     /// An ADD got its address, or its time is up: what it has waited for is logged and counted.
     fn ends_waiting(&mut self, id: CallId, now: Moment) {
         let Some(Pending::Add(add)) = self.pending.get(&id) else { return };
-        if let Phase::Waiting(reason) = add.phase
+        if let Phase::Waiting(reason, _) = add.phase
             && now > add.since
         {
             let (pod, waited) = (&add.attachment.pod, now.since(add.since));
@@ -238,21 +273,20 @@ impl Node {
     }
 
     fn doubtful_holders(&self) -> Vec<(SandboxKey, HostVeth)> {
-        let wanted: BTreeSet<&HostVeth> = self
-            .queue
-            .iter()
-            .filter_map(|id| match self.pending.get(id) {
-                Some(Pending::Add(add)) if self.name_taken(add) => Some(&add.host_if),
-                Some(Pending::Add(_) | Pending::Release { .. } | Pending::Check) | None => None,
-            })
-            .collect();
+        let owners = |id| match self.pending.get(id) {
+            Some(Pending::Add(add)) => self.wants(add, Moment(0)),
+            Some(Pending::Release { .. } | Pending::Check) | None => Vec::new(),
+        };
+        let owners = self.queue.iter().flat_map(owners).map(|want| want.owner);
+        let wanted: BTreeSet<HostVeth> =
+            owners.filter(|owner| self.name_taken(owner)).map(|owner| owner.host_if).collect();
         if wanted.is_empty() && !self.placeholders {
             return Vec::new();
         }
         let doubtful = |owner: &Owner| {
             restore::is_placeholder(&owner.sandbox)
                 || self.doubted.contains(&owner.sandbox)
-                || (wanted.contains(&owner.host_if) && !self.adding.contains_key(&owner.sandbox))
+                || (wanted.contains(&owner.host_if) && !self.adding.contains_key(owner.main()))
         };
         let owners = self.pool.owners().map(|(owner, _)| owner).filter(|owner| doubtful(owner));
         owners.map(|owner| (owner.sandbox.clone(), owner.host_if.clone())).collect()
@@ -261,7 +295,8 @@ impl Node {
     /// These have no link any more. One that is being added again meanwhile gets a new one.
     pub(super) fn dead(&mut self, sandboxes: &[SandboxKey], now: Moment) {
         self.surveying = false;
-        let dead = sandboxes.iter().filter(|sandbox| !self.adding.contains_key(*sandbox));
+        let main = |sandbox| self.pool.owner(sandbox).map_or(sandbox, |(owner, _)| owner.main());
+        let dead = sandboxes.iter().filter(|sandbox| !self.adding.contains_key(main(sandbox)));
         let dead: Vec<SandboxKey> = dead.cloned().collect();
         let records: Vec<Record> = dead.iter().filter_map(|sandbox| self.release(sandbox, now)).collect();
         if !records.is_empty() {
@@ -272,30 +307,32 @@ impl Node {
     }
 
     /// Whether another live sandbox has the host interface that this one would get.
-    fn name_taken(&self, add: &Add) -> bool {
-        let holder = self.pool.holder_of(&add.host_if);
-        holder.is_some_and(|sandbox| *sandbox != add.attachment.sandbox)
+    fn name_taken(&self, owner: &Owner) -> bool {
+        let holder = self.pool.holder_of(&owner.host_if);
+        holder.is_some_and(|sandbox| *sandbox != owner.sandbox)
     }
 
     /// Sets kernel and disk to work; the caller hears when both are done (I4).
-    fn start(&mut self, id: CallId, mut owner: Owner, grant: Grant) {
+    fn start(&mut self, id: CallId, granted: Vec<(Owner, Grant)>) {
         let batch = self.next_batch();
-        owner.ipv6 = self.pool.note_ipv6(&owner.sandbox, self.ipv6_beside(grant.address));
-        let Some(Pending::Add(add)) = self.pending.get_mut(&id) else { return };
-        let pod = self.settings.families.pod_spec(&owner, grant.address, mtu_of(add.attachment.mtu));
-        let asks_agent = has_policies(&self.settings, &owner.pod);
-        let work = Work {
-            grant: grant.clone(),
-            pod: pod.clone(),
-            batch,
-            wired: None,
-            enforced: (!asks_agent).then_some(Ok(())),
-            written: None,
-            deleters: Vec::new(),
-        };
-        add.phase = Phase::Working(Box::new(work));
-        self.effects.push(Effect::Wire(id, pod));
-        self.effects.push(Effect::Append(batch, vec![Record::Assigned { owner, address: grant.address }]));
+        let Some(Pending::Add(add)) = self.pending.get(&id) else { return };
+        let mtu = mtu_of(add.attachment.mtu);
+        let (mut interfaces, mut records) = (Vec::new(), Vec::new());
+        for (mut owner, grant) in granted {
+            owner.ipv6 = self.pool.note_ipv6(&owner.sandbox, self.ipv6_beside(grant.address));
+            let pod = self.settings.families.pod_spec(&owner, grant.address, mtu);
+            records.push(Record::Assigned { owner: owner.clone(), address: grant.address });
+            interfaces.push(Reserved { sandbox: owner.sandbox, grant, pod });
+        }
+        let pods = interfaces.iter().map(|interface| interface.pod.clone()).collect();
+        let asks_agent = has_policies(&self.settings, &add.attachment.pod);
+        let enforced = (!asks_agent).then_some(Ok(()));
+        let work = Work { interfaces, batch, wired: None, enforced, written: None, deleters: Vec::new() };
+        if let Some(Pending::Add(add)) = self.pending.get_mut(&id) {
+            add.phase = Phase::Working(Box::new(work));
+        }
+        self.effects.push(Effect::Wire(id, pods));
+        self.effects.push(Effect::Append(batch, records));
     }
 
     pub(super) fn wired(&mut self, id: CallId, result: Result<(), Failure>, now: Moment) {
@@ -306,7 +343,8 @@ impl Node {
             (Ok(()), None) => {
                 let (least, most) = ENFORCING;
                 let patience = add.deadline.since(now).clamp(least, most);
-                self.effects.push(Effect::Enforce { id, pod: add.attachment.pod.clone(), patience });
+                let (pod, interfaces) = (add.attachment.pod.clone(), work.interfaces.len());
+                self.effects.push(Effect::Enforce { id, pod, interfaces, patience });
             }
             (Ok(()), Some(_)) => {}
             // Nothing to enforce anything on.
@@ -354,13 +392,14 @@ impl Node {
         match self.pending.get_mut(&id)? {
             Pending::Add(add) => match &mut add.phase {
                 Phase::Working(work) => Some(work),
-                Phase::Waiting(_) => None,
+                Phase::Waiting(..) => None,
             },
             Pending::Release { .. } | Pending::Check => None,
         }
     }
 
-    /// Ends an ADD once kernel, disk and network policy agent have answered; one that is deleted does not wait for the last.
+    /// Ends an ADD once kernel, disk and network policy agent have answered: with all of its interfaces or with none (I15). One that
+    /// is deleted does not wait for the agent.
     fn finish(&mut self, id: CallId, now: Moment) {
         let Some(work) = self.work(id) else { return };
         let (Some(wired), Some(written)) = (work.wired.clone(), work.written.clone()) else { return };
@@ -368,8 +407,8 @@ impl Node {
             return;
         }
         let enforced = work.enforced.clone().unwrap_or(Ok(()));
-        let (grant, pod, deleters) =
-            (work.grant.clone(), work.pod.clone(), std::mem::take(&mut work.deleters));
+        let (interfaces, deleters) =
+            (std::mem::take(&mut work.interfaces), std::mem::take(&mut work.deleters));
         let Some(Pending::Add(add)) = self.pending.remove(&id) else { return };
         let Attachment { sandbox, pod: name, .. } = add.attachment;
         self.adding.remove(&sandbox);
@@ -387,20 +426,26 @@ impl Node {
             (Ok(()), Ok(())) => enforced.err(),
         };
         let Some(failure) = failure else {
-            self.pool.commit(&sandbox);
-            let interfaces = self.interface(&pod, &grant).into_iter().collect();
+            interfaces.iter().for_each(|interface| self.pool.commit(&interface.sandbox));
+            let interfaces = interfaces.iter().filter_map(|interface| self.interface(interface)).collect();
             return self.effects.push(Effect::Reply(id, Reply::Added(Added { interfaces })));
         };
         if was_wired {
             self.forget_policies(&name);
-            self.effects.push(Effect::Unwire(pod));
-            self.pool.release(&sandbox, now);
-        } else {
-            self.pool.cancel(&sandbox);
+        }
+        let mut records = Vec::new();
+        for Reserved { sandbox, pod, .. } in interfaces {
+            if was_wired {
+                self.effects.push(Effect::Unwire(pod));
+                self.pool.release(&sandbox, now);
+            } else {
+                self.pool.cancel(&sandbox);
+            }
+            records.push(Record::Released { sandbox, at: now });
         }
         // Also when the assignment could not be written: a snapshot taken meanwhile may hold it.
         let batch = self.next_batch();
-        self.effects.push(Effect::Append(batch, vec![Record::Released { sandbox, at: now }]));
+        self.effects.push(Effect::Append(batch, records));
         for del in deleters {
             self.pending.insert(del, Pending::Release { batch, reply: Reply::Done });
         }
@@ -414,21 +459,29 @@ impl Node {
         if let Some(add) = self.adding.get(sandbox).copied() {
             return self.supersede(add, id, now);
         }
-        let host_if = host_if_of(sandbox, &detachment.pod, &detachment.veth_prefix);
-        let rebuilt = restore::placeholder(&host_if);
-        let records: Vec<Record> = [Some(sandbox.clone()), rebuilt]
-            .into_iter()
-            .flatten()
-            .filter_map(|sandbox| self.release(&sandbox, now))
-            .collect();
+        let mut gone = self.attachments_of(sandbox);
+        // Those of further interfaces come with a start alone, as all placeholders do.
+        let indices = 0..if self.placeholders { INTERFACES_MAX } else { 1 };
+        gone.extend(indices.filter_map(|index| {
+            restore::placeholder(&host_if_of(sandbox, &detachment.pod, &detachment.veth_prefix, index))
+        }));
+        let records = gone.iter().filter_map(|sandbox| self.release(sandbox, now)).collect();
         self.release_reply(id, records, Reply::Done);
+    }
+
+    /// The attachments that come and go with one that the runtime knows, itself included.
+    fn attachments_of(&self, sandbox: &SandboxKey) -> Vec<SandboxKey> {
+        self.pool.interfaces_of(sandbox).into_iter().map(|owner| owner.sandbox.clone()).collect()
     }
 
     /// Releases a sandbox; `None` for one that holds nothing.
     fn release(&mut self, sandbox: &SandboxKey, now: Moment) -> Option<Record> {
         let (owner, grant) = self.pool.release(sandbox, now)?;
         let pod = self.settings.families.pod_spec(&owner, grant.address, MTU_DEFAULT);
-        self.forget_policies(&owner.pod);
+        // The agent knows pods, not their interfaces.
+        if owner.further.is_none() {
+            self.forget_policies(&owner.pod);
+        }
         self.effects.push(Effect::Unwire(pod));
         Some(Record::Released { sandbox: sandbox.clone(), at: now })
     }
@@ -466,7 +519,7 @@ impl Node {
     /// The caller has hung up: its place in the queue is given back. Work already begun goes on; the runtime sends DEL.
     pub(super) fn gone(&mut self, id: CallId, now: Moment) {
         if self.work(id).is_none()
-            && let Some(reason) = self.leave_queue(id, now)
+            && let Some((reason, _card)) = self.leave_queue(id, now)
         {
             self.fail(
                 id,
@@ -475,8 +528,8 @@ impl Node {
         }
     }
 
-    /// Ends the wait of an ADD; what it waited for.
-    fn leave_queue(&mut self, id: CallId, now: Moment) -> Option<Reason> {
+    /// Ends the wait of an ADD; what it waited for, and of which network card.
+    fn leave_queue(&mut self, id: CallId, now: Moment) -> Option<(Reason, NetworkCard)> {
         self.ends_waiting(id, now);
         self.queue.retain(|waiting| *waiting != id);
         let Some(Pending::Add(add)) = self.pending.get(&id) else { return None };
@@ -493,9 +546,9 @@ impl Node {
         let stale: Vec<SandboxKey> = self
             .pool
             .owners()
-            .map(|(owner, _)| &owner.sandbox)
-            .filter(|s| s.network_name() == network_name && !kept(s) && !self.adding.contains_key(*s))
-            .cloned()
+            .map(|(owner, _)| (owner, owner.main()))
+            .filter(|(_, s)| s.network_name() == network_name && !kept(s) && !self.adding.contains_key(*s))
+            .map(|(owner, _)| owner.sandbox.clone())
             .collect();
         let records: Vec<Record> = stale.iter().filter_map(|sandbox| self.release(sandbox, now)).collect();
         let released = u32::try_from(records.len()).unwrap_or(u32::MAX);
@@ -503,13 +556,18 @@ impl Node {
     }
 
     fn check(&mut self, id: CallId, attachment: &Attachment) {
-        let Some((owner, grant)) = self.pool.owner(&attachment.sandbox) else {
+        let mtu = mtu_of(attachment.mtu);
+        let held = self.pool.interfaces_of(&attachment.sandbox).into_iter();
+        let held = held.filter_map(|owner| self.pool.owner(&owner.sandbox));
+        let spec =
+            |(owner, grant): (&Owner, Grant)| self.settings.families.pod_spec(owner, grant.address, mtu);
+        let pods: Vec<PodSpec> = held.map(spec).collect();
+        if pods.is_empty() {
             let message = format!("sandbox {} has no address here", attachment.sandbox);
             return self.fail(id, Failure::new(Reason::UnknownSandbox, message));
-        };
-        let pod = self.settings.families.pod_spec(owner, grant.address, mtu_of(attachment.mtu));
+        }
         self.pending.insert(id, Pending::Check);
-        self.effects.push(Effect::Check(id, pod));
+        self.effects.push(Effect::Check(id, pods));
     }
 
     pub(super) fn checked(&mut self, id: CallId, result: Result<(), Failure>) {
@@ -536,9 +594,13 @@ impl Node {
         let is_late = |id: &&CallId| self.deadline_of(id).is_some_and(|deadline| deadline <= now);
         let late: Vec<CallId> = self.queue.iter().filter(is_late).copied().collect();
         for id in late {
-            let Some(reason) = self.leave_queue(id, now) else { continue };
-            let failure = Failure::new(reason, "no address for the pod before its deadline");
-            let details = self.shortage_in_numbers(now);
+            let Some((reason, card)) = self.leave_queue(id, now) else { continue };
+            let of = match card {
+                NetworkCard(0) => String::new(),
+                card => format!(" of network card {card}"),
+            };
+            let failure = Failure::new(reason, format!("no address{of} for the pod before its deadline"));
+            let details = self.shortage_in_numbers(card, now);
             self.fail(id, failure.with_details(details));
         }
     }
@@ -552,7 +614,7 @@ impl Node {
     }
 
     /// What the runtime hears of a pod's interface.
-    fn interface(&self, pod: &PodSpec, grant: &Grant) -> Option<Interface> {
+    fn interface(&self, Reserved { pod, grant, .. }: &Reserved) -> Option<Interface> {
         // A fresh grant always has its place; the primary ENI's stands in where EC2 took the ENI away meanwhile.
         let (card, device) =
             grant.place.as_ref().map_or((NetworkCard(0), DeviceIndex(0)), |p| (p.card, p.device));
@@ -601,21 +663,25 @@ impl Node {
 }
 
 impl Add {
-    fn owner(&self, now: Moment) -> Owner {
-        let Attachment { sandbox, pod, .. } = &self.attachment;
+    /// Who the interface with this number belongs to.
+    pub(super) fn owner(&self, index: u8, now: Moment) -> Owner {
+        let Attachment { sandbox, pod, veth_prefix, .. } = &self.attachment;
+        let further = (index > 0).then(|| Further { of: sandbox.clone(), index });
         Owner {
-            sandbox: sandbox.clone(),
+            sandbox: if index == 0 { sandbox.clone() } else { sandbox.further(index) },
             pod: pod.clone(),
-            host_if: self.host_if.clone(),
+            host_if: host_if_of(sandbox, pod, veth_prefix, index),
             since: now,
             ipv6: None,
+            further,
         }
     }
 
-    pub(super) const fn reason(&self) -> Reason {
+    /// What it waits for, and of which network card.
+    pub(super) const fn reason(&self) -> (Reason, NetworkCard) {
         match &self.phase {
-            Phase::Waiting(reason) => *reason,
-            Phase::Working(_) => Reason::DeadlineExceeded,
+            Phase::Waiting(reason, card) => (*reason, *card),
+            Phase::Working(_) => (Reason::DeadlineExceeded, NetworkCard(0)),
         }
     }
 }
@@ -625,11 +691,12 @@ const fn has_policies(settings: &Settings, pod: &PodName) -> bool {
     settings.policies && !pod.name.is_empty()
 }
 
-fn host_if_of(sandbox: &SandboxKey, pod: &PodName, veth_prefix: &VethPrefix) -> HostVeth {
-    match pod.name.is_empty() {
-        false => HostVeth::of_pod(veth_prefix, pod, 0),
+fn host_if_of(sandbox: &SandboxKey, pod: &PodName, veth_prefix: &VethPrefix, index: u8) -> HostVeth {
+    match (pod.name.is_empty(), index) {
+        (false, _) => HostVeth::of_pod(veth_prefix, pod, index),
         // A sandbox that is no Kubernetes pod is named after itself.
-        true => HostVeth::of_sandbox(veth_prefix, sandbox),
+        (true, 0) => HostVeth::of_sandbox(veth_prefix, sandbox),
+        (true, _) => HostVeth::of_sandbox(veth_prefix, &sandbox.further(index)),
     }
 }
 

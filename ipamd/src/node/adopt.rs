@@ -49,7 +49,7 @@ pub(super) fn adopt(
             let wired = kernel.iter().find(|pod| pod.host_if == host_if);
             let ipv6 = wired.and_then(|pod| ipv6_among(&pod.addresses));
             let Entry { sandbox, pod, since, .. } = entry;
-            take_in(pool, Owner { sandbox, pod, host_if, since, ipv6 }, address, now);
+            take_in(pool, Owner { sandbox, pod, host_if, since, ipv6, further: None }, address, now);
         } else {
             let (sandbox, pod) = (&entry.sandbox, &entry.pod);
             adopted
@@ -143,8 +143,14 @@ mod tests {
     }
 
     fn assigned(id: &str, name: &str, last: u8) -> Record {
-        let owner =
-            Owner { sandbox: key(id), pod: pod(name), host_if: link(name), since: Moment(1), ipv6: None };
+        let owner = Owner {
+            sandbox: key(id),
+            pod: pod(name),
+            host_if: link(name),
+            since: Moment(1),
+            ipv6: None,
+            further: None,
+        };
         Record::Assigned { owner, address: Ipv4Addr::new(10, 0, 0, last) }
     }
 

@@ -53,6 +53,8 @@ pub struct Picture {
     pub enis: Vec<EniSeen>,
     /// Places on the instance that hold something else.
     pub occupied: BTreeSet<(NetworkCard, DeviceIndex)>,
+    /// Network cards on which an EFA-only ENI stands.
+    pub efa_only: BTreeSet<NetworkCard>,
     /// What is left to do for ENIs of ours.
     pub chores: Vec<Chore>,
     /// Something is being detached: another look soon tells more.
@@ -229,21 +231,23 @@ pub enum Effect {
     Reply(CallId, Reply),
     /// Count an ADD that has waited for an address: what it waited for last, and how long.
     Waited(Reason, Duration),
-    /// Wire a pod with the caller's descriptors.
-    Wire(CallId, PodSpec),
+    /// Wire the interfaces of a pod with the caller's descriptors: all or none.
+    Wire(CallId, Vec<PodSpec>),
     /// Have the network policy agent enforce the policies of a pod that was wired.
     Enforce {
         /// For whom.
         id: CallId,
         /// The pod.
         pod: PodName,
+        /// How many interfaces it has.
+        interfaces: usize,
         /// How long the caller can wait for it.
         patience: Duration,
     },
     /// Tell the network policy agent that a pod is gone; nobody waits for it.
     Forget(PodName),
-    /// Compare a pod with what it should be.
-    Check(CallId, PodSpec),
+    /// Compare the interfaces of a pod with what they should be.
+    Check(CallId, Vec<PodSpec>),
     /// Take a pod's wiring away; nobody waits for it.
     Unwire(PodSpec),
     /// Put back what others have taken of the wiring of these pods; nobody waits for it.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pool::{Action, ActionId, Limits, Mode, Outcome, Plan, Targets};
+use pool::{Action, ActionId, Mode, Outcome};
 use types::{Capacity, Layout, Moment, NetworkCard, Reason};
 
 use super::Node;
@@ -127,6 +127,7 @@ impl Node {
             self.pool.set_subnets(vec![facts.subnet.clone()]);
         }
         self.facts = Some(facts);
+        self.choose_cards();
         self.cloud.worked();
         self.cloud.look_at = now;
     }
@@ -159,7 +160,7 @@ impl Node {
 
     /// Starts what the plan says, unless EC2 wants to be left alone.
     pub(super) fn grow(&mut self, now: Moment) {
-        self.pool.watch(self.adds_waiting(), now);
+        self.watch_cards(now);
         if !self.may(false) || !self.cloud.pictured || self.cloud.hold_until > now {
             return;
         }
@@ -216,49 +217,33 @@ impl Node {
         }
     }
 
-    pub(super) fn plan(&self, now: Moment) -> Option<Plan> {
-        let limits = self.limits().filter(|_| self.settings.families.has_ipv4_of_vpc())?;
-        // Pods with host networking take none.
-        let most = self.capacity().addresses;
-        let targets = self.targets();
-        let max_pods = targets.max_pods.map_or(most, |max_pods| max_pods.min(most));
-        let targets = Targets { max_pods: Some(max_pods), ..targets };
-        Some(self.left_alone(self.pool.plan(&targets, &limits, self.adds_waiting(), now)))
-    }
-
-    /// ADDs without an address.
-    fn adds_waiting(&self) -> u32 {
-        u32::try_from(self.queue.len()).unwrap_or(u32::MAX)
-    }
-
-    /// How many pods the instance can hold; none as long as nothing is known of it.
+    /// How many pods the instance can hold by its first network card; none as long as nothing is known of it.
     pub(super) fn capacity(&self) -> Capacity {
         let Some(facts) = &self.facts else { return Capacity { addresses: 0, branch: 0 } };
         if !self.settings.families.has_ipv4_of_vpc() {
             let addresses = u32::try_from(local_addresses().len()).unwrap_or(u32::MAX);
             return Capacity { addresses, branch: 0 };
         }
-        facts.limits.capacity(&Layout {
+        facts.limits.capacity(&self.layout())
+    }
+
+    pub(super) fn layout(&self) -> Layout {
+        Layout {
             prefixes: self.settings.prefix_delegation,
             custom_networking: self.settings.custom_networking,
             max_enis: self.settings.max_enis,
             ..Layout::default()
-        })
-    }
-
-    pub(super) fn limits(&self) -> Option<Limits> {
-        let facts = self.facts.as_ref()?;
-        if !self.settings.families.has_ipv4_of_vpc() {
-            return Some(Limits { max_enis: 1, slots_per_eni: 0, card: NetworkCard(0) });
         }
-        let max_enis = self.settings.max_enis.unwrap_or(u8::MAX).min(facts.limits.max_enis);
-        Some(Limits { max_enis, slots_per_eni: facts.limits.slots_per_eni(), card: NetworkCard(0) })
     }
 
-    /// Whether addresses are on their way: then those who wait have something to wait for.
-    pub(super) fn growing(&self) -> bool {
-        let settling = self.host.settling.iter().any(|s| matches!(s.gain, Gain::Action(..)));
-        settling || self.pool.is_growing() || !self.missing().is_empty()
+    /// Whether addresses of a network card are on their way: then those who wait have something to wait for.
+    pub(super) fn growing(&self, card: NetworkCard) -> bool {
+        let about = |gain: &Gain| match gain {
+            Gain::Action(id, _) => self.pool.is_about(*id, card),
+            Gain::Picture(_) => false,
+        };
+        let settling = self.host.settling.iter().any(|settling| about(&settling.gain));
+        settling || self.pool.is_growing(card) || !self.missing().is_empty()
     }
 
     /// Why no pod can be served yet, in one word.
@@ -278,9 +263,14 @@ impl Node {
         }
     }
 
-    /// Why there is no address, in one word.
-    pub(super) fn why_short(&self, now: Moment) -> Reason {
-        let of_pool = self.limits().map(|limits| self.pool.shortage_reason(&limits, now));
+    /// Why the pool has no address of a network card.
+    pub(super) fn why_pool_short(&self, card: NetworkCard, now: Moment) -> Option<Reason> {
+        self.limits_of(card).map(|limits| self.pool.shortage_reason(&limits, now))
+    }
+
+    /// Why there is no address of a network card, in one word.
+    pub(super) fn why_short(&self, card: NetworkCard, now: Moment) -> Reason {
+        let of_pool = self.why_pool_short(card, now);
         match (of_pool, &self.cloud.trouble) {
             (Some(Reason::PoolEmpty), _) if !self.may(false) => Reason::OnHold,
             // What the pool could ask for it would ask EC2 for.
@@ -292,10 +282,10 @@ impl Node {
     }
 
     /// The same with the numbers that make it actionable.
-    pub(super) fn shortage_in_numbers(&self, now: Moment) -> String {
-        let count = self.pool.counts(now);
-        let enis = self.pool.enis().len();
-        let of = self.limits().map_or_else(String::new, |l| format!(" of {}", l.max_enis));
+    pub(super) fn shortage_in_numbers(&self, card: NetworkCard, now: Moment) -> String {
+        let count = self.pool.counts_on(card, now);
+        let enis = self.pool.enis().iter().filter(|eni| eni.card == card).count();
+        let of = self.limits_of(card).map_or_else(String::new, |l| format!(" of {}", l.max_enis));
         let mut parts = vec![format!(
             "{} assigned, {} cooling, {} reserved, {} free; {enis}{of} ENIs",
             count.assigned, count.cooling, count.reserved, count.free

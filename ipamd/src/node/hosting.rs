@@ -246,8 +246,8 @@ impl Node {
         // Later, the wiring thread owns the pods' table: a wish made before a DEL must not bring its route back.
         let pods = (!self.cloud.pictured).then(|| self.wired_pods());
         let Settings { marks, connmark, external_services, .. } = &self.settings;
-        let external_services = external_services.clone();
-        let node = NodeSpec { enis, marks: *marks, connmark: *connmark, ipv6, external_services };
+        let (marks, external_services) = (marks.for_cards(&facts.limits.cards), external_services.clone());
+        let node = NodeSpec { enis, marks, connmark: *connmark, ipv6, external_services };
         let (local, primary_address) = (families.local_range(), facts.primary_address);
         HostWish { node, no_snat, local, ipv6_egress, pods, primary_address, ids }
     }

@@ -133,7 +133,7 @@ impl Node {
             eni.prefixes.clear();
             match eni.role {
                 Role::Primary => eni.addresses = local_addresses(),
-                Role::Secondary | Role::Trunk | Role::Unmanaged => {
+                Role::Secondary | Role::Efa | Role::Trunk | Role::Unmanaged => {
                     (eni.role, eni.addresses) = (Role::Unmanaged, BTreeSet::new());
                 }
             }

@@ -102,6 +102,8 @@ impl Node {
         for note in self.pool.observe(&picture.enis, picture.as_of, now) {
             tracing::info!("{note}");
         }
+        self.efa_only = picture.efa_only;
+        self.choose_cards();
         // What this picture could not settle the next one will.
         if let Some(until) = self.pool.doubtful_until(picture.as_of) {
             self.cloud.look_at = self.cloud.look_at.min(until.max(now));

@@ -3,6 +3,7 @@
 //! | file | what it decides |
 //! |---|---|
 //! | `adding.rs` | requests: who gets which address, who waits, who is superseded |
+//! | `cards.rs` | network cards: which are used, what a pod wants of each |
 //! | `growing.rs` | EC2: what to ask for, when to hold off |
 //! | `looking.rs` | EC2: when to look, what a picture means, chores |
 //! | `cluster.rs` | Kubernetes: what the node object changes |
@@ -16,6 +17,7 @@
 
 mod adding;
 mod adopt;
+mod cards;
 mod cluster;
 mod custom;
 mod event;
@@ -35,7 +37,7 @@ use std::time::Duration;
 use datapath::Marks;
 use ipnetwork::Ipv4Network;
 use pool::{Action, ActionId, Pool, Targets};
-use types::{EniId, Moment, SandboxKey, SubnetId};
+use types::{EniId, Moment, NetworkCard, SandboxKey, SubnetId};
 
 pub use adding::RELEASED_KEPT;
 pub use event::{BatchId, CallId, Chore, Effect, Event, Facts, HostWish, Picture, Stray, Subnets};
@@ -66,8 +68,10 @@ pub struct Settings {
     pub cooldown: Duration,
     /// The longest an ADD is held, in time.
     pub add_timeout: Duration,
-    /// `MAX_ENI`.
+    /// `MAX_ENI`: of each network card.
     pub max_enis: Option<u8>,
+    /// Whether pods get addresses of network cards above 0 too.
+    pub multi_nic: bool,
     /// MTU of ENIs, in bytes.
     pub eni_mtu: u32,
     /// MTU inside pods, in bytes.
@@ -117,6 +121,8 @@ pub struct Node {
     /// Calls that are made once their intent is on disk.
     intents: BTreeMap<BatchId, (ActionId, Action)>,
     facts: Option<Facts>,
+    /// Network cards on which an EFA-only ENI stands.
+    efa_only: BTreeSet<NetworkCard>,
     subnets: BTreeMap<SubnetId, Ipv4Network>,
     /// Free addresses of the subnets that may be used, when they were last looked at.
     free_in_subnets: BTreeMap<SubnetId, u32>,
@@ -156,6 +162,7 @@ impl Node {
             batches: BatchId::default(),
             intents: BTreeMap::new(),
             facts: None,
+            efa_only: BTreeSet::new(),
             subnets: BTreeMap::new(),
             free_in_subnets: BTreeMap::new(),
             cloud: CloudState::new(seed),

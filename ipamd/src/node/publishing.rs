@@ -1,6 +1,6 @@
 //! When to tell the runtime that there is a network: once, and not before an ADD would succeed.
 
-use types::{Moment, Reason};
+use types::{Moment, NetworkCard, Reason};
 
 use super::Node;
 use super::event::Effect;
@@ -25,9 +25,8 @@ impl Node {
         }
         // After a change of mode, or where an ENI was pulled from under pods, more may be held than the node can hold.
         let room = self.capacity().addresses > counts.total();
-        let idle = room && self.may(false) && self.cloud.trouble.is_none() && !self.growing();
-        let obtainable =
-            || self.limits().is_some_and(|l| self.pool.shortage_reason(&l, now) == Reason::PoolEmpty);
+        let idle = room && self.may(false) && self.cloud.trouble.is_none() && !self.growing(NetworkCard(0));
+        let obtainable = || self.why_pool_short(NetworkCard(0), now) == Some(Reason::PoolEmpty);
         idle && obtainable() && self.plan(now).is_some_and(|plan| plan.actions.is_empty())
     }
 }

@@ -26,7 +26,8 @@ impl Node {
         }
         report.ipv6_prefix = self.ipv6.prefix.filter(|_| self.settings.families.needs_prefix());
         report.reused_early = self.pool.reused_early();
-        report.capacity = self.capacity().addresses;
+        report.capacity = self.capacity_in_all();
+        report.cards = self.card_reports(now);
         report.enis = self.eni_reports(now);
         report.pods = self.pod_reports();
         report.waiting = self.waiting();
@@ -47,7 +48,9 @@ impl Node {
                 addresses: count(self.pool.counts_of(&eni.id, now)),
                 table: TableId::of_eni(eni.card, eni.device),
                 excluded: match eni.role {
-                    Role::Primary | Role::Secondary => self.pool.exclusion(&eni).map(|why| why.to_string()),
+                    Role::Primary | Role::Secondary | Role::Efa => {
+                        self.pool.exclusion(&eni).map(|why| why.to_string())
+                    }
                     Role::Trunk | Role::Unmanaged => Some(eni.role.to_string()),
                 },
                 id: eni.id,
@@ -83,7 +86,8 @@ impl Node {
     fn waiting(&self) -> Vec<Waiting> {
         let waiting = |id| match self.pending.get(id)? {
             Pending::Add(add) => {
-                Some(Waiting { pod: add.attachment.pod.clone(), since: add.since, reason: add.reason() })
+                let (reason, card) = add.reason();
+                Some(Waiting { pod: add.attachment.pod.clone(), since: add.since, reason, card })
             }
             Pending::Release { .. } | Pending::Check => None,
         };
@@ -91,7 +95,7 @@ impl Node {
     }
 }
 
-fn count(counts: Counts) -> AddressCount {
+pub(super) fn count(counts: Counts) -> AddressCount {
     let Counts { free, reserved, assigned, cooling } = counts;
     AddressCount { free, reserved, assigned, cooling }
 }

@@ -50,6 +50,13 @@ pub(super) fn placeholder(host_if: &HostVeth) -> Option<SandboxKey> {
     SandboxKey::new(REBUILT, host_if.as_str(), "eth0").ok()
 }
 
+/// As whom a pod that only the kernel knows is held; each of its interfaces for itself.
+fn placeholder_owner(pod: &PodInKernel, now: Moment) -> Option<Owner> {
+    let (host_if, ipv6) = (pod.host_if.clone(), ipv6_among(&pod.addresses));
+    let sandbox = placeholder(&host_if)?;
+    Some(Owner { sandbox, pod: PodName::default(), host_if, since: now, ipv6, further: None })
+}
+
 /// Whether a sandbox is a pod that only the kernel knows.
 pub(crate) fn is_placeholder(sandbox: &SandboxKey) -> bool {
     sandbox.network_name() == REBUILT
@@ -138,18 +145,16 @@ pub fn restore(
             leftovers.push(PodSpec {
                 host_if,
                 container_if,
+                // What is outside of the pod does not depend on it.
+                index: 0,
                 addresses: pod.addresses.clone(),
                 mtu: MTU_DEFAULT,
             });
             continue;
         }
-        let Some(sandbox) = placeholder(&pod.host_if) else { continue };
+        let Some(owner) = placeholder_owner(pod, now) else { continue };
         remarks.push(format!("{address} is routed to {} but not in the state: kept for it", pod.host_if));
-        let (host_if, pod_name) = (pod.host_if.clone(), PodName::default());
-        pool.adopt(
-            Owner { sandbox, pod: pod_name, host_if, since: now, ipv6: ipv6_among(&pod.addresses) },
-            address,
-        );
+        pool.adopt(owner, address);
     }
     Restored { pool, leftovers, gone, doubted, remarks }
 }

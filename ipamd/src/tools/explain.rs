@@ -439,6 +439,7 @@ mod tests {
             pod: owner("late").pod,
             since: Moment(0),
             reason: Reason::ALL[0],
+            card: types::NetworkCard(0),
         });
         evidence.live.daemon = Look::Seen(Box::new(report));
 

@@ -122,7 +122,7 @@ pub(super) fn by_card(
         if let Some(prefix) = report.ipv6_prefix.filter(|_| seen.role == Role::Primary) {
             let of_it = |owner: &Owner| owner.ipv6.filter(|ipv6| types::Ipv6Prefix::of(*ipv6) == prefix);
             let held = pool.owners.iter().filter_map(|(owner, _)| Some((of_it(owner)?.into(), owner)));
-            let addresses = held.map(|(ip, owner)| (ip, held_by(ip, owner))).collect();
+            let addresses = held.map(|(ip, owner)| (ip, held_by(pool, ip, owner))).collect();
             if let Ok(network) = IpNetwork::new(prefix.first().into(), 80) {
                 eni.ipv6.insert(network.to_string(), range(network, true, addresses));
             }
@@ -142,7 +142,7 @@ fn eni(seen: &EniSeen, report: &Report) -> Eni {
         id: seen.id.clone(),
         is_primary: seen.role == Role::Primary,
         is_trunk: seen.role == Role::Trunk,
-        is_efa: false,
+        is_efa: seen.role == Role::Efa,
         device_number: seen.device.0,
         ipv4: BTreeMap::new(),
         ipv6: BTreeMap::new(),
@@ -160,17 +160,18 @@ fn used(pool: &Snapshot, now: Moment, cooldown: Duration) -> BTreeMap<IpAddr, Ad
         let (key, pod) = (Key::default(), Pod::default());
         (ip, Address { address: ip, key, pod, assigned_time: never(), unassigned_time: time(since) })
     });
-    let held = pool.owners.iter().map(|(owner, ip)| (IpAddr::V4(*ip), held_by(IpAddr::V4(*ip), owner)));
+    let held = pool.owners.iter().map(|(owner, ip)| (IpAddr::V4(*ip), held_by(pool, IpAddr::V4(*ip), owner)));
     cooling.chain(held).collect()
 }
 
-fn held_by(ip: IpAddr, owner: &Owner) -> Address {
+fn held_by(pool: &Snapshot, ip: IpAddr, owner: &Owner) -> Address {
+    let interfaces = pool.owners.iter().filter(|(other, _)| other.main() == owner.main()).count();
     let network_name = owner.sandbox.network_name().to_owned();
     let (namespace, name) = (owner.pod.namespace.clone(), owner.pod.name.clone());
     Address {
         address: ip,
         key: Key { network_name, ..Key::default() },
-        pod: Pod { namespace, name, interfaces_count: Some(1) },
+        pod: Pod { namespace, name, interfaces_count: u8::try_from(interfaces).ok() },
         assigned_time: time(owner.since),
         unassigned_time: never(),
     }
@@ -243,6 +244,7 @@ mod tests {
             pod,
             since: Moment(1_786_096_800_100),
             ipv6: ipv6.map(|text| text.parse().unwrap()),
+            further: None,
         }
     }
 

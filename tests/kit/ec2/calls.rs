@@ -193,11 +193,9 @@ impl Model {
 
     pub(crate) fn detach(&mut self, attachment: &str, now: Moment) -> Result<(), ApiError> {
         let (id, tie) = self.find_attachment(attachment)?;
-        if tie.device == DeviceIndex(0) {
-            let message = format!(
-                "The network interface at device index 0 and networkCard index {} cannot be detached.",
-                tie.card
-            );
+        if (tie.card, tie.device) == (NetworkCard(0), DeviceIndex(0)) {
+            let message =
+                "The network interface at device index 0 and networkCard index 0 cannot be detached.";
             return Err(ApiError::new("OperationNotPermitted", message));
         }
         if tie.state != AttachState::Attached {

@@ -58,6 +58,7 @@ impl Ours {
             cooldown: COOLDOWN,
             add_timeout: ADD_TIMEOUT,
             max_enis: None,
+            multi_nic: false,
             eni_mtu: 9001,
             pod_mtu: 9001,
             marks: Marks::default(),
@@ -334,6 +335,7 @@ fn add(sandbox: Sandbox) -> Option<Verb> {
         pod_uid: String::new(),
         veth_prefix: VethPrefix::default(),
         mtu: 9001,
+        multi_nic: false,
     }))
 }
 

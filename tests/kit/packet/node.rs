@@ -227,6 +227,7 @@ impl Node {
         let spec = PodSpec {
             host_if: host_if.clone(),
             container_if: "eth0".to_owned(),
+            index: 0,
             addresses: vec![address.into()],
             mtu: MTU,
         };

@@ -236,7 +236,8 @@ impl Cloud {
             Action::Assign { eni, wanted } => Act::Assign(eni, wanted),
             Action::Release { eni, given } => Act::Release(eni, given),
             Action::DeleteEni { eni } => Act::Describe(eni),
-            Action::CreateEni { device, subnet, wanted } => {
+            // An instance of one network card.
+            Action::CreateEni { card: _, device, subnet, wanted } => {
                 self.tokens += 1;
                 let tags = BTreeMap::from([(INSTANCE_TAG.to_owned(), self.instance.id.as_str().to_owned())]);
                 let token = Some(format!("token-{}", self.tokens));

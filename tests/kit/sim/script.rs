@@ -174,6 +174,7 @@ impl Setup {
             cooldown: self.cooldown,
             add_timeout: Duration::from_secs(80),
             max_enis: None,
+            multi_nic: false,
             eni_mtu: 9001,
             pod_mtu: 9001,
             marks: Marks::default(),

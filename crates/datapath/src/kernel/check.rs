@@ -8,6 +8,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
+use netlink_packet_route::rule::RuleMessage;
 use types::{Mac, TableId};
 
 use super::message::{number_of, to_route};
@@ -39,15 +40,31 @@ pub(super) fn differences(
         if !has_address(*address, inner.index, inside)? {
             found.push(format!("{} has no address {address}", inner.name));
         }
-        found.extend(of_routes(family, &inner, inside)?);
-        if gateway_mac(family, inner.index, inside)? != outer.mac {
-            found.push(format!("the gateway {} is not {}", pod::gateway_of(family), outer.name));
+        found.extend(of_routes(pod, family, &inner, inside)?);
+        let gateway = pod::gateway_of(family, pod.index);
+        if gateway_mac(gateway, inner.index, inside)? != outer.mac {
+            found.push(format!("the gateway {gateway} is not {}", outer.name));
         }
         if route(*address, host)? != Some((TableId::PODS, outer.index)) {
             found.push(format!("{address} is not routed to {}", outer.name));
         }
     }
+    for rule in pod::rules_inside(pod) {
+        if !has_rule(&rule, inside)? {
+            found.push(format!("the pod has no rule for packets of {}", inner.name));
+        }
+    }
     Ok(found)
+}
+
+/// Whether the pod has a rule with all that this one says.
+fn has_rule(rule: &RuleMessage, inside: &mut Socket) -> Result<bool, WireError> {
+    let mut question = RuleMessage::default();
+    question.header.family = rule.header.family;
+    let replies = inside.dump(&RouteNetlinkMessage::GetRule(question));
+    let replies = replies.map_err(step("look at the pod's rules"))?;
+    let same = |told: &RuleMessage| rule.attributes.iter().all(|said| told.attributes.contains(said));
+    Ok(replies.iter().any(|reply| matches!(reply, RouteNetlinkMessage::NewRule(told) if same(told))))
 }
 
 fn has_address(address: IpAddr, link: IfIndex, inside: &mut Socket) -> Result<bool, WireError> {
@@ -65,7 +82,12 @@ fn has_address(address: IpAddr, link: IfIndex, inside: &mut Socket) -> Result<bo
 }
 
 /// The routes by which the pod leaves.
-fn of_routes(family: Family, inner: &LinkSeen, inside: &mut Socket) -> Result<Vec<String>, WireError> {
+fn of_routes(
+    pod: &PodSpec,
+    family: Family,
+    inner: &LinkSeen,
+    inside: &mut Socket,
+) -> Result<Vec<String>, WireError> {
     let mut message = RouteMessage::default();
     message.header.address_family = number_of(family);
     message.attributes = vec![RouteAttribute::Oif(inner.index.0)];
@@ -78,17 +100,17 @@ fn of_routes(family: Family, inner: &LinkSeen, inside: &mut Socket) -> Result<Ve
             _ => None,
         })
         .collect();
-    let missing = pod::ways_out(family, inner.index).into_iter().filter(|route| !routes.contains(route));
+    let missing = pod::ways_out(pod, family, inner.index).into_iter().filter(|route| !routes.contains(route));
     Ok(missing.map(|route| format!("the pod has no route to {}", route.destination)).collect())
 }
 
 /// The permanent neighbour entry of the pod's gateway.
-fn gateway_mac(family: Family, link: IfIndex, inside: &mut Socket) -> Result<Option<Mac>, WireError> {
+fn gateway_mac(gateway: IpAddr, link: IfIndex, inside: &mut Socket) -> Result<Option<Mac>, WireError> {
     const ENOENT: i32 = 2;
     let mut message = NeighbourMessage::default();
-    message.header.family = number_of(family);
+    message.header.family = number_of(Family::of(gateway));
     message.header.ifindex = link.0;
-    message.attributes = vec![NeighbourAttribute::Destination(pod::gateway_of(family).into())];
+    message.attributes = vec![NeighbourAttribute::Destination(gateway.into())];
     let replies = match inside.batch(vec![(RouteNetlinkMessage::GetNeighbour(message), 0)]) {
         Ok(replies) => replies,
         Err(error) if error.errno() == Some(ENOENT) => return Ok(None),

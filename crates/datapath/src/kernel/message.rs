@@ -173,6 +173,21 @@ pub(super) fn of_rule(rule: &Rule) -> RuleMessage {
     message
 }
 
+/// A rule inside a pod: packets from an address look up a table.
+pub(super) fn rule_from(address: IpAddr, priority: u32, table: TableId) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = number_of(Family::of(address));
+    message.header.action = RuleAction::ToTable;
+    message.header.table = u8::try_from(table.0).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+    message.header.src_len = IpNetwork::from(address).prefix();
+    message.attributes = vec![
+        RuleAttribute::Priority(priority),
+        RuleAttribute::Table(table.0),
+        RuleAttribute::Source(address),
+    ];
+    message
+}
+
 /// A rule that the kernel told, if it selects by no more than we and the Go version ever do.
 #[derive(Debug)]
 pub(super) struct RuleParts {

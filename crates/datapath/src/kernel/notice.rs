@@ -149,6 +149,7 @@ mod tests {
         let pod = PodSpec {
             host_if: HostVeth::found("eni0123456789a").unwrap(),
             container_if: "eth0".to_owned(),
+            index: 0,
             addresses: vec!["10.0.0.5".parse().unwrap()],
             mtu: 9001,
         };

@@ -11,18 +11,24 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteProtocol};
+use netlink_packet_route::rule::RuleMessage;
 use types::{Mac, TableId};
 
-use super::message::{ADD, PUT, address_on, any_link, number_of, of_route, set_up, to_link};
+use super::message::{ADD, PUT, address_on, any_link, number_of, of_route, rule_from, set_up, to_link};
 use super::socket::Ask;
 use crate::desired::{everywhere, pod_routes};
 use crate::model::{Family, IfIndex, LinkSeen, PodSpec, Route};
 
-/// The gateway every pod sees: link-local, and the host end answers to it by a permanent neighbour entry.
-pub(super) const fn gateway_of(family: Family) -> IpAddr {
+/// Priority of the rules inside a pod by which packets of a further interface's address find its table.
+const INSIDE_PRIORITY: u32 = 1;
+
+/// The gateway that a pod sees by its interface of this number: link-local, and the host end answers to it by a permanent
+/// neighbour entry.
+pub(super) fn gateway_of(family: Family, index: u8) -> IpAddr {
+    let host = index.saturating_add(1);
     match family {
-        Family::V4 => IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1)),
-        Family::V6 => IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)),
+        Family::V4 => IpAddr::V4(Ipv4Addr::new(169, 254, 1, host)),
+        Family::V6 => IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, host.into())),
     }
 }
 
@@ -77,20 +83,21 @@ pub(super) fn inside(pod: &PodSpec, link: IfIndex) -> Vec<Ask> {
             message.header.protocol = RouteProtocol::Boot;
             (RouteNetlinkMessage::NewRoute(message), ADD)
         };
-        let [to_gateway, everywhere] = ways_out(family, link).map(route);
-        [
-            add,
-            to_gateway,
-            everywhere,
-            (RouteNetlinkMessage::NewNeighbour(gateway(family, link, pod.host_if.mac())), ADD),
-        ]
+        let [to_gateway, everywhere] = ways_out(pod, family, link).map(route);
+        [add, to_gateway, everywhere, (RouteNetlinkMessage::NewNeighbour(gateway(pod, family, link)), ADD)]
     };
     std::iter::once((set_up(link, None), 0)).chain(pod.addresses.iter().flat_map(of_address)).collect()
 }
 
+/// The rules inside the pod that lead packets of a further interface's addresses to its table.
+pub(super) fn rules_inside(pod: &PodSpec) -> impl Iterator<Item = RuleMessage> {
+    let further = pod.addresses.iter().filter(|_| pod.index > 0);
+    further.map(|address| rule_from(*address, INSIDE_PRIORITY, pod.table()))
+}
+
 /// The routes by which a pod leaves: to the gateway, and by it to everywhere.
-pub(super) fn ways_out(family: Family, link: IfIndex) -> [Route; 2] {
-    let (table, gateway) = (TableId::MAIN, gateway_of(family));
+pub(super) fn ways_out(pod: &PodSpec, family: Family, link: IfIndex) -> [Route; 2] {
+    let (table, gateway) = (pod.table(), gateway_of(family, pod.index));
     [
         Route { table, destination: gateway.into(), via: None, link },
         Route { table, destination: everywhere(family), via: Some(gateway), link },
@@ -98,14 +105,14 @@ pub(super) fn ways_out(family: Family, link: IfIndex) -> [Route; 2] {
 }
 
 /// The gateway's permanent neighbour entry: it has the host end's MAC, without asking.
-fn gateway(family: Family, link: IfIndex, mac: Mac) -> NeighbourMessage {
+fn gateway(pod: &PodSpec, family: Family, link: IfIndex) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = number_of(family);
     message.header.ifindex = link.0;
     message.header.state = NeighbourState::Permanent;
     message.attributes = vec![
-        NeighbourAttribute::Destination(gateway_of(family).into()),
-        NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
+        NeighbourAttribute::Destination(gateway_of(family, pod.index).into()),
+        NeighbourAttribute::LinkLayerAddress(pod.host_if.mac().0.to_vec()),
     ];
     message
 }
@@ -114,7 +121,7 @@ fn gateway(family: Family, link: IfIndex, mac: Mac) -> NeighbourMessage {
 /// which it asks who has the pod's. The kernel gives it one too, and uses it once a second has passed.
 pub(super) fn reach(pod: &PodSpec, link: IfIndex) -> Vec<Ask> {
     let ipv6 = pod.addresses.iter().any(IpAddr::is_ipv6);
-    let own = address_on(link, gateway_of(Family::V6).into());
+    let own = address_on(link, gateway_of(Family::V6, pod.index).into());
     let routes = pod_routes(pod, link).map(|route| (RouteNetlinkMessage::NewRoute(of_route(&route)), PUT));
     routes.chain(ipv6.then_some((RouteNetlinkMessage::NewAddress(own), PUT))).collect()
 }

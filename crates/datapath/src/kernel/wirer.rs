@@ -116,9 +116,7 @@ impl Wirer {
         self.host.port().map_err(WireError::Open)
     }
 
-    /// Wires a pod. `netns` is its namespace, `pod_socket` a `NETLINK_ROUTE` socket that was opened inside it.
-    ///
-    /// An old link of the same name is replaced: the caller knows that its pod is gone. Leaves nothing on failure.
+    /// Wires a pod that has one interface: [`Self::add_all`].
     ///
     /// # Errors
     /// The step that the kernel refused.
@@ -128,14 +126,37 @@ impl Wirer {
         netns: BorrowedFd<'_>,
         pod_socket: OwnedFd,
     ) -> Result<(), WireError> {
+        self.add_all(std::slice::from_ref(pod), netns, pod_socket)
+    }
+
+    /// Wires all interfaces of a pod or none. `netns` is the pod's namespace, `pod_socket` a `NETLINK_ROUTE` socket that was
+    /// opened inside it.
+    ///
+    /// An old link of the same name is replaced: the caller knows that its pod is gone. Leaves nothing on failure.
+    ///
+    /// # Errors
+    /// The step that the kernel refused.
+    pub fn add_all(
+        &mut self,
+        pods: &[PodSpec],
+        netns: BorrowedFd<'_>,
+        pod_socket: OwnedFd,
+    ) -> Result<(), WireError> {
         let mut inside = Socket::over(pod_socket).map_err(WireError::Open)?;
-        let outer = self.create_pair(pod, netns)?;
-        let wired = self.wire(pod, &outer, &mut inside);
+        let mut made: Vec<IfIndex> = Vec::new();
+        let wired = pods.iter().try_for_each(|pod| {
+            let outer = self.create_pair(pod, netns)?;
+            made.push(outer.index);
+            self.wire(pod, &outer, &mut inside)
+        });
         if wired.is_err() {
             // The step's own failure is what the caller hears.
-            drop(self.host.batch(vec![pod::delete_link(outer.index)]));
+            made.into_iter().for_each(|outer| drop(self.host.batch(vec![pod::delete_link(outer)])));
+            let rules = pods.iter().flat_map(pod::rules_inside);
+            rules.for_each(|rule| drop(inside.batch(vec![(RouteNetlinkMessage::DelRule(rule), 0)])));
         } else {
-            self.counted_on.insert(outer.index, CountedOn { mac: pod.host_if.mac(), mtu: pod.mtu });
+            let counted_on = pods.iter().map(|pod| CountedOn { mac: pod.host_if.mac(), mtu: pod.mtu });
+            self.counted_on.extend(made.into_iter().zip(counted_on));
         }
         wired
     }
@@ -194,17 +215,36 @@ impl Wirer {
             .ok_or_else(|| WireError::OtherNamespace(pod.container_if.clone()))?;
         let asks = pod::inside(pod, inner.index);
         inside.batch(asks).map_err(step("set up the pod's interface"))?;
+        for rule in pod::rules_inside(pod) {
+            // An ADD that is repeated finds the one of before.
+            match inside.batch(vec![(RouteNetlinkMessage::NewRule(rule), ADD)]) {
+                Err(error) if error.errno() != Some(EEXIST) => return Err(step("add the pod's rule")(error)),
+                Ok(_) | Err(_) => {}
+            }
+        }
         self.host.batch(pod::reach(pod, outer.index)).map_err(step("add the pod's routes"))?;
         Ok(())
     }
 
-    /// Compares a pod with what it should be; differences in words, none when all is well.
+    /// Compares a pod that has one interface with what it should be: [`Self::check_all`].
     ///
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn check(&mut self, pod: &PodSpec, pod_socket: OwnedFd) -> Result<Vec<String>, WireError> {
+        self.check_all(std::slice::from_ref(pod), pod_socket)
+    }
+
+    /// Compares the interfaces of a pod with what they should be; differences in words, none when all is well.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn check_all(&mut self, pods: &[PodSpec], pod_socket: OwnedFd) -> Result<Vec<String>, WireError> {
         let mut inside = Socket::over(pod_socket).map_err(WireError::Open)?;
-        check::differences(pod, &mut self.host, &mut inside)
+        let mut found = Vec::new();
+        for pod in pods {
+            found.extend(check::differences(pod, &mut self.host, &mut inside)?);
+        }
+        Ok(found)
     }
 
     /// Takes a pod's wiring away without waiting for the kernel to let go of the link: its route goes at once, its host

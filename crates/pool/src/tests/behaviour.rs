@@ -335,7 +335,7 @@ fn an_unclear_call_counts_as_under_way_until_a_newer_picture_settles_it() {
     let mut pool = pool(std::slice::from_ref(&primary));
     let id = pool.begin(&Action::Assign { eni: eni_id(0), wanted: Wanted::Addresses(2) });
     pool.finish(id, Outcome::Unclear, at(5));
-    assert!(pool.is_growing());
+    assert!(pool.is_growing(NetworkCard(0)));
     assert!(actions(&pool, &targets, &limits, 0, at(5)).is_empty());
 
     assert_eq!(pool.doubtful_until(at(5)), Some(at(15)));

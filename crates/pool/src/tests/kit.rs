@@ -23,7 +23,7 @@ pub(super) fn sandbox(n: u16) -> SandboxKey {
 pub(super) fn owner(n: u16) -> Owner {
     let pod = PodName { namespace: "default".to_owned(), name: format!("pod-{n}") };
     let host_if = HostVeth::of_pod(&VethPrefix::default(), &pod, 0);
-    Owner { sandbox: sandbox(n), pod, host_if, since: at(0), ipv6: None }
+    Owner { sandbox: sandbox(n), pod, host_if, since: at(0), ipv6: None, further: None }
 }
 
 pub(super) fn eni_id(n: u8) -> EniId {
@@ -36,7 +36,7 @@ pub(super) fn subnet() -> SubnetId {
 
 /// A new ENI with so many single addresses.
 pub(super) fn create(device: DeviceIndex, addresses: u32) -> Action {
-    Action::CreateEni { device, subnet: subnet(), wanted: Wanted::Addresses(addresses) }
+    Action::CreateEni { card: NetworkCard(0), device, subnet: subnet(), wanted: Wanted::Addresses(addresses) }
 }
 
 /// Address `host` of ENI `n`; its primary address has host 1.

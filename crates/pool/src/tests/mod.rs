@@ -2,6 +2,7 @@
 
 mod automatic;
 mod behaviour;
+mod cards;
 mod examples;
 mod kit;
 mod model;

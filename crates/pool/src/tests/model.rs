@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use types::Moment;
+use types::{Moment, NetworkCard};
 
 use super::kit::{COOLDOWN, Ec2, at, eni, limits, owner, pool, sandbox, settle, subnet, warm_enis, warm_ips};
 use crate::{Action, ActionId, EniSeen, Limits, Mode, Outcome, Pool, Role, Targets};
@@ -244,7 +244,7 @@ impl World {
     }
 
     fn plan(&mut self, waiting: u32, at_once: bool) {
-        self.pool.watch(waiting, self.now);
+        self.pool.watch(NetworkCard(0), waiting, self.now);
         let plan = self.pool.plan(&self.targets, &self.limits, waiting, self.now);
         for planned in plan.actions {
             let id = self.pool.begin(&planned.action);
@@ -347,7 +347,7 @@ impl World {
     /// What is to spare now has been so for a while.
     pub(super) fn settle(&mut self) {
         for _ in 0..3 {
-            self.pool.watch(0, self.now);
+            self.pool.watch(NetworkCard(0), 0, self.now);
             self.now = self.now.plus(Duration::from_secs(150));
         }
         settle(&mut self.pool, &mut self.ec2, &self.targets, 0, &mut self.now);

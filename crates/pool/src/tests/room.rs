@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use types::{Moment, Reason};
+use types::{Moment, NetworkCard, Reason};
 
 use super::kit::{
     Ec2, actions, assign, at, eni, eni_id, limits, owner, pool, sandbox, settle, warm_ips, warm_prefixes,
@@ -125,12 +125,12 @@ fn calls_of_churn(targets: &Targets, steps: u16) -> (usize, Pool) {
     let mut calls = 0;
     for n in 0..steps {
         pool.release(&sandbox(n), now);
-        pool.watch(0, now);
+        pool.watch(NetworkCard(0), 0, now);
         now = now.plus(Duration::from_secs(10));
         if pool.reserve(owner(20 + n), now).is_ok() {
             pool.commit(&sandbox(20 + n));
         }
-        pool.watch(0, now);
+        pool.watch(NetworkCard(0), 0, now);
         for planned in pool.plan(targets, &limits(2, 40), 0, now).actions {
             let id = pool.begin(&planned.action);
             pool.finish(id, ec2.act(&planned.action), now);
@@ -154,13 +154,13 @@ fn pods_that_come_and_go_cost_no_calls_once_their_cooldown_is_covered() {
 fn what_was_to_spare_for_a_while_goes_and_a_restart_begins_anew() {
     let mut pool = pool(&[eni(0, Role::Primary, 9), eni(1, Role::Secondary, 9)]);
     let (targets, limits) = (warm_ips(2, 0), limits(2, 9));
-    pool.watch(0, at(100));
+    pool.watch(NetworkCard(0), 0, at(100));
 
     let lately = pool.plan(&targets, &limits, 0, at(100));
     assert!(lately.actions.is_empty());
     assert_eq!(lately.look_again, Some(at(250)));
     assert_eq!(lately.kept[1], (eni_id(1), KeptReason::NeededLately(at(250))));
 
-    pool.watch(0, at(250));
+    pool.watch(NetworkCard(0), 0, at(250));
     assert_eq!(actions(&pool, &targets, &limits, 0, at(250)), ["delete eni-001"]);
 }

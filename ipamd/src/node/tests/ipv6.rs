@@ -21,7 +21,7 @@ fn no_ipv6(kind: CloudErrorKind) -> Event {
 /// The addresses that the first pod to be wired gets.
 fn wired(effects: &[Effect]) -> Vec<IpAddr> {
     let wire = effects.iter().find_map(|effect| match effect {
-        Effect::Wire(_, pod) => Some(pod.addresses.clone()),
+        Effect::Wire(_, pods) => Some(pods[0].addresses.clone()),
         _ => None,
     });
     wire.unwrap_or_default()

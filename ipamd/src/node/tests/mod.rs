@@ -19,6 +19,7 @@ use crate::cloud::{CloudError, CloudErrorKind};
 use crate::families::Families;
 use crate::store::{Loaded, Record};
 
+mod cards;
 mod cluster;
 mod custom;
 mod estate;
@@ -50,6 +51,7 @@ impl World {
             cooldown: Duration::from_secs(30),
             add_timeout: Duration::from_secs(60),
             max_enis: None,
+            multi_nic: false,
             eni_mtu: 9001,
             pod_mtu: 9001,
             marks: Marks::default(),
@@ -190,6 +192,7 @@ fn a_forgotten_eni_is_deleted_once() {
 fn an_eni_that_may_be_the_one_being_made_is_not_forgotten() {
     let mut world = World::ready(4);
     world.node.pool.begin(&Action::CreateEni {
+        card: NetworkCard(0),
         device: DeviceIndex(1),
         subnet: "subnet-1".parse().unwrap(),
         wanted: Wanted::Addresses(9),
@@ -222,6 +225,7 @@ fn attachment(container: &str, pod: &str) -> Attachment {
         pod_uid: String::new(),
         veth_prefix: VethPrefix::default(),
         mtu: 9001,
+        multi_nic: false,
     }
 }
 

@@ -25,6 +25,18 @@ fn enforces(effects: &[Effect]) -> Option<(&PodName, Duration)> {
     })
 }
 
+#[test]
+fn the_agent_hears_how_many_interfaces_a_pod_has() {
+    let mut world = with_policies();
+    let (_, effects) = wired_and_written(&mut world, "a");
+
+    let told = effects.iter().find_map(|effect| match effect {
+        Effect::Enforce { interfaces, .. } => Some(*interfaces),
+        _ => None,
+    });
+    assert_eq!(told, Some(1));
+}
+
 fn forgets(effects: &[Effect]) -> Vec<&str> {
     effects
         .iter()

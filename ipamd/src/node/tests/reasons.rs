@@ -149,6 +149,11 @@ fn busy() -> Reason {
     at_once(&world.add("a").1, Reason::Busy)
 }
 
+fn no_multi_nic() -> Reason {
+    let verb = Verb::Add(Attachment { multi_nic: true, ..attachment("a", "a") });
+    at_once(&World::ready(1).ask(verb, 100).1, Reason::NoMultiNic)
+}
+
 fn without_descriptors() -> Reason {
     let mut world = World::ready(1);
     let verb = Verb::Add(attachment("a", "a"));
@@ -210,6 +215,7 @@ fn every_reason_is_walked() {
         name_in_use(),
         superseded(),
         busy(),
+        no_multi_nic(),
         without_descriptors(),
         state_not_writable(),
         of_wiring(Reason::KernelRefused),
@@ -229,5 +235,5 @@ fn every_reason_is_walked() {
 fn all_cooling() -> Reason {
     let mut world = with_a_full_eni(1);
     world.del("pod-0", 200);
-    world.node.why_short(world.now)
+    world.node.why_short(NetworkCard(0), world.now)
 }

@@ -57,7 +57,7 @@ fn under_a_silent_ec2_an_add_takes_a_cooling_address_rather_than_none_and_those_
     world.now = world.now.plus(Duration::from_secs(3));
     let effects = world.handle(Event::Tick);
 
-    assert!(world.node.growing(), "the call is still under way");
+    assert!(world.node.growing(types::NetworkCard(0)), "the call is still under way");
     assert_eq!(wired(&effects), [first]);
 }
 

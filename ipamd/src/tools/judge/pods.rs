@@ -88,8 +88,9 @@ fn runtime(evidence: &Evidence, known: &[RuntimeSandbox], verdict: &mut Verdict)
     let by_key: BTreeMap<&SandboxKey, &RuntimeSandbox> =
         known.iter().map(|one| (&one.sandbox, one)).collect();
     let owners = evidence.saved.owners.iter();
-    let ours: Vec<&(Owner, Ipv4Addr)> =
-        owners.filter(|(owner, _)| owner.sandbox.network_name() == NETWORK).collect();
+    // The runtime knows a pod's further interfaces by the first one.
+    let known_there = |owner: &Owner| owner.sandbox.network_name() == NETWORK && owner.further.is_none();
+    let ours: Vec<&(Owner, Ipv4Addr)> = owners.filter(|(owner, _)| known_there(owner)).collect();
     if by_key.is_empty() && !ours.is_empty() {
         verdict.skipped.push("the runtime: it keeps no results of this network there".to_owned());
         return;
@@ -109,13 +110,13 @@ fn runtime(evidence: &Evidence, known: &[RuntimeSandbox], verdict: &mut Verdict)
                 verdict.findings.push(finding.repair(del(evidence, owner)));
             }
             Some(told) => {
-                let mine = [Some(IpAddr::V4(*address)), owner.ipv6.map(IpAddr::V6)];
-                if told.addresses.iter().any(|address| !mine.contains(&Some(*address))) {
+                let mine = all_addresses(evidence, owner);
+                if told.addresses.iter().any(|address| !mine.contains(address)) {
                     let what =
                         format!("the runtime was told other addresses of {} than the state has", owner.pod);
                     let finding = Finding::new(Code::RuntimeDiffers, what)
                         .seen(format!("the runtime: {:?}", told.addresses))
-                        .seen(format!("the state: {:?}", mine.iter().flatten().collect::<Vec<_>>()));
+                        .seen(format!("the state: {:?}", mine));
                     verdict.findings.push(finding.repair(delete_pod(&owner.pod)));
                 }
             }
@@ -139,6 +140,14 @@ fn runtime(evidence: &Evidence, known: &[RuntimeSandbox], verdict: &mut Verdict)
             .seen("another pod may be given the same address");
         verdict.findings.push(finding.repair(delete_pod(&one.pod)));
     }
+}
+
+/// What a pod has on all of its interfaces.
+fn all_addresses(evidence: &Evidence, main: &Owner) -> Vec<IpAddr> {
+    let interfaces = evidence.saved.owners.iter().filter(|(owner, _)| owner.main() == &main.sandbox);
+    let each =
+        interfaces.flat_map(|(owner, address)| [Some(IpAddr::V4(*address)), owner.ipv6.map(IpAddr::V6)]);
+    each.flatten().collect()
 }
 
 /// The DEL that the runtime owes.

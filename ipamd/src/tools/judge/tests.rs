@@ -8,7 +8,7 @@ use datapath::netfilter::SnatPorts;
 use datapath::{
     EniSpec, Family, HostSeen, IfIndex, LinkSeen, Maker, Marks, NodeSpec, Route, RouteSeen, RuleSeen, desired,
 };
-use pool::Owner;
+use pool::{Further, Owner};
 use proptest::prelude::*;
 use types::{
     DeviceIndex, EniId, HostVeth, Mac, Moment, NetworkCard, PodName, Reason, SandboxKey, TableId, VethPrefix,
@@ -42,6 +42,7 @@ pub(in super::super) fn owner(name: &str) -> Owner {
         pod,
         since: NOW,
         ipv6: None,
+        further: None,
     }
 }
 
@@ -215,6 +216,34 @@ fn of_a_node_that_is_well_nothing_is_found() {
 }
 
 #[test]
+fn a_further_interface_of_a_pod_on_another_network_card_is_well() {
+    let other = Ipv4Addr::new(10, 0, 0, 41);
+    let found = found(|evidence| {
+        let (main, address) = evidence.saved.owners[0].clone();
+        let further = Owner {
+            sandbox: main.sandbox.further(1),
+            host_if: HostVeth::of_pod(&VethPrefix::default(), &main.pod, 1),
+            further: Some(Further { of: main.sandbox.clone(), index: 1 }),
+            ..main.clone()
+        };
+        evidence.saved.owners.push((further, other));
+        let record = evidence.saved.record.as_mut().unwrap();
+        record.wish.node.enis[1].card = NetworkCard(1);
+        record.wish.node.enis[1].sources.insert(other.into());
+        evidence.live.host = Look::Seen(host(record, &evidence.saved.owners));
+        set(&mut evidence.live.cloud, |enis| {
+            enis[1].sources.insert(other.into());
+        });
+        set(&mut evidence.live.runtime, |known| {
+            let one = known.iter_mut().find(|one| one.sandbox == main.sandbox).unwrap();
+            one.addresses = vec![address.into(), other.into()];
+        });
+    });
+
+    assert_eq!(found, []);
+}
+
+#[test]
 fn what_the_daemon_says_of_itself_is_found() {
     is(|e| e.live.daemon = Look::Failed("no such file".to_owned()), Code::DaemonDown, "kubectl");
     is(
@@ -222,7 +251,7 @@ fn what_the_daemon_says_of_itself_is_found() {
         Code::DaemonNotReady,
         "",
     );
-    let waits = Waiting { pod: owner("late").pod, since: NOW, reason: Reason::ALL[0] };
+    let waits = Waiting { pod: owner("late").pod, since: NOW, reason: Reason::ALL[0], card: NetworkCard(0) };
     is(|e| set(&mut e.live.daemon, |report| report.waiting.push(waits)), Code::PodWaits, "");
     is(
         |e| set(&mut e.live.daemon, |report| report.now = Moment(NOW.0 + 90_000)),

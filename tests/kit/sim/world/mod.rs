@@ -91,7 +91,7 @@ enum Due {
 
 #[derive(Debug)]
 enum Job {
-    Add(CallId, PodSpec),
+    Add(CallId, Vec<PodSpec>),
     Remove(PodSpec),
     Check(CallId),
     Survey(Vec<(SandboxKey, HostVeth)>),
@@ -352,7 +352,7 @@ impl World {
     fn obey(&mut self, effect: Effect) -> Held {
         match effect {
             Effect::Reply(call, reply) => return self.answered(call, reply),
-            Effect::Wire(call, pod) => self.wiring(Job::Add(call, pod)),
+            Effect::Wire(call, pods) => self.wiring(Job::Add(call, pods)),
             Effect::Check(call, _) => self.wiring(Job::Check(call)),
             // Nobody takes a pod's route here.
             Effect::Mend(_) | Effect::Waited(..) | Effect::Forget(_) => {}
@@ -519,8 +519,11 @@ impl World {
                 self.lived_no_longer(gone);
                 Ok(())
             }
-            Job::Add(call, pod) => {
-                let result = self.wire_pod(call, &pod)?;
+            Job::Add(call, pods) => {
+                let mut result = Ok(());
+                for pod in &pods {
+                    result = result.and(self.wire_pod(call, pod)?);
+                }
                 self.hear(Event::Wired { id: call, result })
             }
         }

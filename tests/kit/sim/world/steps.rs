@@ -98,6 +98,7 @@ impl World {
             pod_uid: String::new(),
             veth_prefix: VethPrefix::default(),
             mtu: 9001,
+            multi_nic: false,
         });
         // The plugin may be slow to start: that is how a DEL overtakes it.
         let slow = if self.rng.percent(5) { self.rng.millis(0, 4_000) } else { self.rng.millis(0, 5) };

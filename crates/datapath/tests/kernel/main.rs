@@ -11,31 +11,35 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::UdpSocket;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use datapath::{EniSpec, Host, Marks, NodeSpec, Ours, PodSpec, Watch, Wirer};
 use libtest_mimic::{Arguments, Failed, Trial};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
-use types::{DeviceIndex, HostVeth, Mac, NetworkCard, PodName, VethPrefix};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+use types::{DeviceIndex, Mac, NetworkCard};
+
+use crate::pods::Pod;
+
+mod pods;
 
 type Outcome = Result<(), Failed>;
 type Test = fn() -> Outcome;
 
 fn main() -> std::process::ExitCode {
     let entered = enter();
-    let tests: [(&str, Test); 22] = [
+    let tests: [(&str, Test); 23] = [
         ("a_node_with_two_enis_has_its_tables_and_rules", node_with_two_enis),
         ("a_second_convergence_changes_nothing", idempotent),
         ("what_is_removed_or_added_behind_our_back_is_mended", drift),
         ("external_services_are_routed_by_the_main_table", external_services),
-        ("a_pod_is_wired_checked_and_taken_away", pod_life),
-        ("a_pod_of_both_families_is_reached_by_both_at_once", dual_stack),
-        ("what_others_take_of_a_pod_is_put_back", pod_mended),
-        ("what_a_pod_counts_on_is_known_after_a_restart", mended_after_restart),
+        ("a_pod_is_wired_checked_and_taken_away", pods::pod_life),
+        ("a_pod_with_three_interfaces_is_wired_whole_or_not_at_all", pods::several_interfaces),
+        ("a_pod_of_both_families_is_reached_by_both_at_once", pods::dual_stack),
+        ("what_others_take_of_a_pod_is_put_back", pods::pod_mended),
+        ("what_a_pod_counts_on_is_known_after_a_restart", pods::mended_after_restart),
         ("changes_of_others_are_told_and_ours_are_not", notices),
         ("packets_flow_between_pods_and_host", packets),
         ("the_same_name_comes_back_at_once_two_hundred_times", same_name),
@@ -321,205 +325,6 @@ fn stacked_link() -> Outcome {
 
 fn ipv6() -> bool {
     std::path::Path::new("/proc/sys/net/ipv6").exists()
-}
-
-/// A pod's namespace: its descriptor, and what the plugin would pass.
-struct Pod {
-    netns: File,
-    spec: PodSpec,
-}
-
-impl Pod {
-    fn new(number: u32) -> Result<Self, Failed> {
-        let netns = std::thread::spawn(|| {
-            unshare(UnshareFlags::NEWNET)?;
-            ip("link set lo up").map_err(|e| std::io::Error::other(format!("{e:?}")))?;
-            File::open("/proc/thread-self/ns/net")
-        });
-        let netns = netns.join().map_err(|_panic| "no namespace")??;
-        let pod = PodName { namespace: "default".to_owned(), name: format!("pod-{number}") };
-        let host_if = HostVeth::of_pod(&VethPrefix::default(), &pod, 0);
-        let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 4, 0)) + number);
-        let addresses = vec![IpAddr::V4(address)];
-        Ok(Self { netns, spec: PodSpec { host_if, container_if: "eth0".to_owned(), addresses, mtu: 9001 } })
-    }
-
-    /// One with an IPv6 address too.
-    fn dual(number: u32) -> Result<Self, Failed> {
-        let mut pod = Self::new(number)?;
-        pod.spec.addresses.push(format!("2001:db8:0:1::{number}").parse()?);
-        Ok(pod)
-    }
-
-    fn name(&self) -> String {
-        self.spec.host_if.to_string()
-    }
-
-    /// Runs something inside.
-    fn inside<T: Send>(&self, run: impl FnOnce() -> Result<T, Failed> + Send) -> Result<T, Failed> {
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                move_into_link_name_space(self.netns.as_fd(), Some(LinkNameSpaceType::Network))?;
-                run()
-            });
-            thread.join().map_err(|_panic| Failed::from("it panicked"))?
-        })
-    }
-
-    fn socket(&self) -> Result<OwnedFd, Failed> {
-        self.inside(|| Ok(socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?))
-    }
-
-    fn add(&self, wirer: &mut Wirer) -> Outcome {
-        Ok(wirer.add(&self.spec, self.netns.as_fd(), self.socket()?)?)
-    }
-}
-
-fn pod_life() -> Outcome {
-    let spec = node()?;
-    converge(&spec)?;
-    let mut wirer = Wirer::open()?;
-    let pod = Pod::new(7)?;
-
-    pod.add(&mut wirer)?;
-
-    let routes = json("route show table 51200")?;
-    assert_eq!(
-        (routes[0]["dst"].as_str(), routes[0]["dev"].as_str()),
-        (Some("10.0.4.7"), Some(pod.spec.host_if.as_str()))
-    );
-    pod.inside(|| {
-        let link = json("addr show dev eth0")?;
-        assert_eq!(link[0]["addr_info"][0]["local"], "10.0.4.7");
-        assert_eq!(link[0]["addr_info"][0]["prefixlen"], 32);
-        assert_eq!(link[0]["mtu"], 9001);
-        let routes = json("route")?;
-        assert!(routes.iter().any(|r| r["dst"] == "default" && r["gateway"] == "169.254.1.1"), "{routes:?}");
-        assert!(routes.iter().any(|r| r["dst"] == "169.254.1.1" && r["scope"] == "link"), "{routes:?}");
-        let neighbours = json("neigh")?;
-        assert_eq!(neighbours[0]["lladdr"], pod.spec.host_if.mac().to_string());
-        assert_eq!(neighbours[0]["state"][0], "PERMANENT");
-        Ok(())
-    })?;
-    assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new());
-    assert_eq!(wirer.pods("eni")?.len(), 1);
-    let setting = format!("/proc/sys/net/ipv6/conf/{}/accept_ra", pod.spec.host_if);
-    // No such file without IPv6 in the kernel.
-    assert!(std::fs::read_to_string(setting).is_ok_and(|v| v.trim() == "0") || !ipv6());
-
-    ip("route flush table 51200")?;
-    let found = wirer.check(&pod.spec, pod.socket()?)?;
-    assert_eq!(found, [format!("10.0.4.7 is not routed to {}", pod.spec.host_if)]);
-    let mended = runtime()?
-        .block_on(async { Host::open()?.converge(&spec, Some(std::slice::from_ref(&pod.spec))).await })?;
-    assert_eq!(mended.changes.len(), 1, "{:?}", mended.changes);
-    assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new());
-
-    wirer.remove(&pod.spec)?;
-    wirer.sweep()?;
-    assert!(!ip("link")?.contains(pod.spec.host_if.as_str()));
-    wirer.remove(&pod.spec)?;
-    wirer.sweep()?;
-    Ok(())
-}
-
-/// Nobody waits for the kernel to find out that nobody else has the address.
-fn dual_stack() -> Outcome {
-    let spec = NodeSpec { ipv6: true, ..node()? };
-    converge(&spec)?;
-    let mut wirer = Wirer::open()?;
-    let (one, two) = (Pod::dual(1)?, Pod::dual(2)?);
-    one.add(&mut wirer)?;
-    two.add(&mut wirer)?;
-    let server = two.inside(|| Ok(UdpSocket::bind("[2001:db8:0:1::2]:7000")?))?;
-    server.set_read_timeout(Some(Duration::from_millis(900)))?;
-
-    let client = one.inside(|| Ok(UdpSocket::bind("[2001:db8:0:1::1]:7001")?))?;
-    client.send_to(b"hello", "[2001:db8:0:1::2]:7000")?;
-    let mut buffer = [0; 16];
-    let (got, from) = server.recv_from(&mut buffer)?;
-
-    assert_eq!((&buffer[..got], from.to_string().as_str()), (&b"hello"[..], "[2001:db8:0:1::1]:7001"));
-    assert_eq!(wirer.check(&one.spec, one.socket()?)?, Vec::<String>::new());
-    assert_eq!(wirer.pods("eni")?[0].addresses, one.spec.addresses);
-    assert_eq!(json("-6 route show table 51200")?.len(), 2);
-
-    ip(&format!("link set {} down", one.spec.host_if))?;
-    assert_eq!(mended(&mut wirer, &[one.spec.clone(), two.spec.clone()])?, [one.name()]);
-    assert_eq!(wirer.check(&one.spec, one.socket()?)?, Vec::<String>::new());
-    one.inside(|| ip("-6 route del default"))?;
-    let found = wirer.check(&one.spec, one.socket()?)?;
-    assert_eq!(found, ["the pod has no route to ::/0"]);
-
-    wirer.remove(&one.spec)?;
-    wirer.remove(&two.spec)?;
-    wirer.sweep()?;
-    assert_eq!(json("-6 route show table 51200")?.len(), 0);
-    assert!(ip("-6 rule")?.contains("512:"));
-    converge(&NodeSpec { ipv6: false, ..spec })?;
-    assert!(!ip("-6 rule")?.contains("512:"));
-    Ok(())
-}
-
-fn pod_mended() -> Outcome {
-    converge(&node()?)?;
-    let mut wirer = Wirer::open()?;
-    let (pod, unwired) = (Pod::new(7)?, Pod::new(8)?);
-    pod.add(&mut wirer)?;
-    let specs = [pod.spec.clone(), unwired.spec];
-    assert_eq!(wirer.mend(&specs)?, Vec::new());
-    let link = pod.name();
-    let like_before = || ip(&format!("-o link show {link}"));
-    let before = like_before()?;
-
-    for (damage, what) in [
-        ("route flush table 51200".to_owned(), "10.0.4.7 was not routed to it"),
-        (format!("link set {link} down"), "the link was down"),
-        ("route replace 10.0.4.7/32 dev lo table 51200".to_owned(), "10.0.4.7 was not routed to it"),
-        (format!("link set {link} mtu 1400"), "its MTU was 1400, not 9001"),
-        (format!("link set {link} address 02:00:00:00:00:77"), "its MAC address was 02:00:00:00:00:77, not"),
-    ] {
-        ip(&damage)?;
-        let mended = wirer.mend(&specs)?;
-        assert_eq!(mended.len(), 1, "{damage}");
-        assert_eq!(mended[0].pod, &pod.spec, "{damage}");
-        assert!(mended[0].what[0].starts_with(what), "{damage}: {:?}", mended[0].what);
-        assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new(), "{damage}");
-        assert_eq!(like_before()?, before, "{damage}");
-        assert_eq!(wirer.mend(&specs)?, Vec::new(), "{damage}");
-    }
-    Ok(())
-}
-
-/// Another daemon's wirer: it has not seen the ADD.
-fn mended_after_restart() -> Outcome {
-    converge(&node()?)?;
-    let mut wirer = Wirer::open()?;
-    let (ours, adopted) = (Pod::new(7)?, Pod::new(8)?);
-    ours.add(&mut wirer)?;
-    adopted.add(&mut wirer)?;
-    // As the Go version makes it: any MAC address, no group, and the MTU of a setting of then.
-    let inside = "neigh replace 169.254.1.1 lladdr 02:00:00:00:00:88 dev eth0 nud permanent";
-    adopted.inside(|| ip(inside).and_then(|_| ip("link set eth0 mtu 1400")))?;
-    ip(&format!("link set {} address 02:00:00:00:00:88 mtu 1400 group 0", adopted.name()))?;
-    ip(&format!("link set {} address 02:00:00:00:00:99", ours.name()))?;
-    let specs = [ours.spec.clone(), adopted.spec.clone()];
-    let mut wirer = Wirer::open()?;
-
-    assert_eq!(mended(&mut wirer, &specs)?, [ours.name()], "a MAC address that the name gives is known");
-    ip(&format!("link set {} address 02:00:00:00:00:99 mtu 9001", adopted.name()))?;
-    assert_eq!(mended(&mut wirer, &specs)?, [adopted.name()], "any other is that of the first look");
-
-    for pod in [&ours, &adopted] {
-        assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new(), "{}", pod.name());
-    }
-    assert!(ip(&format!("link show {}", adopted.name()))?.contains("mtu 1400"));
-    Ok(())
-}
-
-/// The links of the pods that a wirer mends.
-fn mended(wirer: &mut Wirer, pods: &[PodSpec]) -> Result<Vec<String>, Failed> {
-    Ok(wirer.mend(pods)?.iter().map(|mended| mended.pod.host_if.to_string()).collect())
 }
 
 /// Notices wait in the socket, so nothing is missed.

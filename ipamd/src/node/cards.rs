@@ -1,0 +1,127 @@
+//! Network cards: which of them pods get addresses of, what each can hold, and what a pod wants of them.
+//!
+//! A pod that asks for it gets an address of every card, all or none; any other pod one, of card 0 as long as that has one.
+//! Each further interface is an attachment of its own in the pool and in the state file, bound to the one that the runtime
+//! knows ([`pool::Further`]): everything that is true of an address with an owner is true of each.
+
+use std::collections::BTreeSet;
+
+use pool::{EniSeen, Limits, Plan, Targets, Want};
+use types::{Capacity, Moment, NetworkCard};
+use wire::CardReport;
+
+use super::Node;
+use super::adding::{Add, Pending};
+use super::report::count;
+
+impl Node {
+    /// Says of which cards pods get addresses: card 0 always; the others with `ENABLE_MULTI_NIC`, but for those where an
+    /// EFA-only ENI stands and none that pods can use.
+    pub(super) fn choose_cards(&mut self) {
+        let Some(facts) = self.facts.as_ref().filter(|_| self.settings.multi_nic) else { return };
+        let enis = self.pool.enis();
+        let serves = |card| enis.iter().any(|eni: &EniSeen| eni.card == card && eni.role.is_for_pods());
+        let all: BTreeSet<NetworkCard> = facts.limits.cards.iter().map(|limits| limits.card).collect();
+        let fit =
+            |card: &NetworkCard| *card == NetworkCard(0) || !self.efa_only.contains(card) || serves(*card);
+        let cards: Vec<NetworkCard> = all.into_iter().filter(fit).collect();
+        if cards != self.pool.cards() {
+            tracing::info!(?cards, "pods get addresses of these network cards");
+            self.pool.set_cards(cards);
+        }
+    }
+
+    /// What a card can hold; `None` as long as nothing is known of the instance.
+    pub(super) fn limits_of(&self, card: NetworkCard) -> Option<Limits> {
+        let facts = self.facts.as_ref()?;
+        if !self.settings.families.has_ipv4_of_vpc() {
+            return Some(Limits { max_enis: 1, slots_per_eni: 0, card: NetworkCard(0) });
+        }
+        let max_enis = facts.limits.enis_on(card, self.settings.max_enis);
+        Some(Limits { max_enis, slots_per_eni: facts.limits.slots_per_eni(), card })
+    }
+
+    /// How many addresses for pods a card can hold.
+    fn capacity_of(&self, card: NetworkCard) -> Capacity {
+        match (&self.facts, card) {
+            (Some(facts), NetworkCard(1..)) => {
+                Capacity { addresses: facts.limits.addresses_on(card, &self.layout()), branch: 0 }
+            }
+            (None, _) | (Some(_), NetworkCard(0)) => self.capacity(),
+        }
+    }
+
+    /// How many addresses for pods all cards in use can hold.
+    pub(super) fn capacity_in_all(&self) -> u32 {
+        self.pool.cards().iter().map(|card| self.capacity_of(*card).addresses).sum()
+    }
+
+    /// What to ask EC2 for next, card by card. Those who want one address of any card wait for the first card that can still
+    /// give one.
+    pub(super) fn plan(&self, now: Moment) -> Option<Plan> {
+        self.facts.as_ref().filter(|_| self.settings.families.has_ipv4_of_vpc())?;
+        let (every, mut any) = self.waiting_for_cards();
+        let mut whole: Option<Plan> = None;
+        for card in self.pool.cards() {
+            let plan = self.pool.plan(&self.targets_of(*card), &self.limits_of(*card)?, every + any, now);
+            any = any.min(plan.unmet);
+            whole = Some(match whole {
+                Some(whole) => whole.and(plan),
+                None => plan,
+            });
+        }
+        whole.map(|plan| self.left_alone(plan))
+    }
+
+    /// Notes what is available on each card, for plans that give back.
+    pub(super) fn watch_cards(&mut self, now: Moment) {
+        let (every, any) = self.waiting_for_cards();
+        for card in self.pool.cards().to_vec() {
+            let first = card == NetworkCard(0);
+            self.pool.watch(card, if first { every + any } else { every }, now);
+        }
+    }
+
+    fn targets_of(&self, card: NetworkCard) -> Targets {
+        // Pods with host networking take none.
+        let most = self.capacity_of(card).addresses;
+        let targets = self.targets();
+        let max_pods = targets.max_pods.map_or(most, |max_pods| max_pods.min(most));
+        let targets = Targets { max_pods: Some(max_pods), ..targets };
+        if card == NetworkCard(0) { targets } else { targets.of_further_card() }
+    }
+
+    /// How many ADDs wait for an address of every card, and how many for one of any.
+    fn waiting_for_cards(&self) -> (u32, u32) {
+        let wants_all = |id| match self.pending.get(id) {
+            Some(Pending::Add(add)) => add.attachment.multi_nic,
+            Some(Pending::Release { .. } | Pending::Check) | None => false,
+        };
+        let every = self.queue.iter().filter(|id| wants_all(id)).count();
+        let as_count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        (as_count(every), as_count(self.queue.len() - every))
+    }
+
+    /// What an ADD wants: an address of each card, or one of any.
+    pub(super) fn wants(&self, add: &Add, now: Moment) -> Vec<Want> {
+        let cards = self.pool.cards();
+        if !add.attachment.multi_nic {
+            return vec![Want { owner: add.owner(0, now), cards: cards.to_vec() }];
+        }
+        let each = (0..).zip(cards);
+        each.map(|(index, card)| Want { owner: add.owner(index, now), cards: vec![*card] }).collect()
+    }
+
+    /// What `ipamd status` shows of the cards.
+    pub(super) fn card_reports(&self, now: Moment) -> Vec<CardReport> {
+        let enis = self.pool.enis();
+        let report = |card: &NetworkCard| CardReport {
+            card: *card,
+            enis: u32::try_from(enis.iter().filter(|eni| eni.card == *card).count()).unwrap_or(u32::MAX),
+            max_enis: self.limits_of(*card).map_or(0, |limits| limits.max_enis.into()),
+            addresses: count(self.pool.counts_on(*card, now)),
+            capacity: self.capacity_of(*card).addresses,
+        };
+        self.pool.cards().iter().map(report).collect()
+    }
+}

@@ -1,0 +1,196 @@
+//! Several network cards: pods with an interface of each.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use lab::LabError;
+use lab::ec2::{Action, Fault};
+use lab::fabric::{Drops, INTERNET_HOST, SECOND_CIDR_HOST};
+use lab::probe::{Conversation, Echo, PORT, transfer};
+use lab::runtime::Pod;
+use serde_json::Value;
+use types::{DeviceIndex, NetworkCard};
+use wire::Report;
+
+use crate::support::{Outcome, Setting, Test, ensure};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("a_pod_on_two_network_cards_is_reached_by_both_of_its_addresses", packets),
+    ("pods_on_two_network_cards_outlive_the_daemon_and_go_whole", restarts),
+    ("a_pod_that_lacks_one_network_card_waits_and_holds_nothing", lacks_one),
+    ("a_pod_that_asks_for_every_network_card_is_refused_where_there_is_one", refused),
+    ("a_node_that_stops_using_its_other_network_cards_keeps_their_pods", switched_off),
+];
+
+/// Two network cards with 8 ENIs each.
+const TWO_CARDS: &str = "c6in.32xlarge";
+const CARDS: (&str, &str) = ("ENABLE_MULTI_NIC", "true");
+const TARGET: (&str, &str) = ("WARM_IP_TARGET", "2");
+const SETTINGS: &[(&str, &str)] = &[CARDS, TARGET, ("IPAMD_ADD_TIMEOUT_SECONDS", "20")];
+
+/// A pod that asks for an interface of every card, and its addresses.
+struct Many {
+    pod: Pod,
+    addresses: Vec<IpAddr>,
+}
+
+impl Many {
+    fn add(setting: &Setting, name: &str) -> Result<Self, LabError> {
+        let mut pod = Pod { multi_nic: true, ..Pod::create(name, name)? };
+        let addresses = pod.add_any(&setting.node)?;
+        ensure!(addresses.len() == 2, "{name} has {addresses:?}");
+        Ok(Self { pod, addresses })
+    }
+
+    /// Asks by each address, and is asked by each.
+    fn reaches(&self, setting: &Setting) -> Outcome {
+        let _echoes = [Echo::start(setting.fabric.internet())?, Echo::start(setting.fabric.second())?];
+        for address in &self.addresses {
+            let ask = |to: Ipv4Addr| -> Result<Option<IpAddr>, LabError> {
+                Ok(Conversation::open_as(&self.pod.netns, *address, (to, PORT).into())?.ask())
+            };
+            let vpc = ask(SECOND_CIDR_HOST)?;
+            ensure!(vpc == Some(*address), "{address}: the VPC saw {vpc:?}");
+            let internet = ask(INTERNET_HOST)?;
+            let own = IpAddr::V4(setting.node.instance().address);
+            ensure!(internet == Some(own), "{address}: the internet saw {internet:?}");
+            if let IpAddr::V4(ipv4) = address {
+                transfer(setting.fabric.second(), &self.pod.netns, *ipv4, 100_000)?;
+            }
+        }
+        let drops = setting.fabric.drops()?;
+        ensure!(drops == Drops { wrong_source: 0, not_public: 0 }, "{drops:?}");
+        setting.fabric.troubles()
+    }
+
+    /// Whether the daemon knows it with all of its addresses, and CHECK finds nothing.
+    fn is_whole(&self, setting: &Setting) -> Outcome {
+        let report = setting.node.report()?;
+        let held = addresses_of(&report, &self.pod.name);
+        ensure!(held == self.addresses, "the daemon holds {held:?} for {:?}", self.addresses);
+        let checked = self.pod.call(&setting.node, "CHECK")?;
+        ensure!(checked.success, "CHECK: {}", checked.stdout);
+        Ok(())
+    }
+}
+
+/// The addresses of a pod, by interface.
+fn addresses_of(report: &Report, name: &str) -> Vec<IpAddr> {
+    let of_it = report.pods.iter().filter(|pod| pod.pod.name == name);
+    let mut found: Vec<_> = of_it.map(|pod| (pod.sandbox.if_name().to_owned(), pod.address)).collect();
+    found.sort();
+    found.into_iter().map(|(_, address)| address).collect()
+}
+
+fn packets() -> Outcome {
+    let setting = Setting::start_on(TWO_CARDS, SETTINGS)?;
+    let many = Many::add(&setting, "many")?;
+    let one = setting.pods(0..1)?;
+
+    many.reaches(&setting)?;
+    many.is_whole(&setting)?;
+
+    let result = many.pod.result.clone().unwrap_or_default();
+    let names = |of: &Value| of["name"].as_str().map(str::to_owned).unwrap_or_default();
+    let interfaces: Vec<String> = result["interfaces"].as_array().into_iter().flatten().map(names).collect();
+    ensure!(interfaces.len() == 5, "interfaces {interfaces:?}");
+    ensure!((interfaces[1].as_str(), interfaces[3].as_str()) == ("eth0", "mNicIf1"), "{interfaces:?}");
+    ensure!(result["interfaces"][3]["mac"] == "10100", "the table of the second card is not told: {result}");
+    ensure!(result["ips"][1]["interface"] == 3, "{result}");
+    let enis = setting.fabric.ec2().enis_of(&setting.node.instance().id);
+    let places: Vec<_> =
+        enis.iter().filter_map(|eni| eni.attachment.as_ref()).map(|at| (at.card, at.device)).collect();
+    let first = |card| (NetworkCard(card), DeviceIndex(0));
+    ensure!(places == [first(0), first(1)], "ENIs at {places:?}");
+    let report = setting.node.report()?;
+    ensure!(addresses_of(&report, "pod-0").len() == 1, "a pod that does not ask has more than one address");
+    let per_card: Vec<u32> = report.cards.iter().map(|card| card.addresses.assigned).collect();
+    ensure!(per_card == [2, 1], "{per_card:?} addresses are assigned per card");
+
+    // What CHECK says names the interface.
+    many.pod.netns.ip("route flush table 1\n")?;
+    let checked = many.pod.call(&setting.node, "CHECK")?;
+    ensure!(checked.stdout.to_string().contains("169.254.1.2"), "CHECK: {}", checked.stdout);
+    drop(one);
+    Ok(())
+}
+
+fn restarts() -> Outcome {
+    let setting = Setting::start_on(TWO_CARDS, SETTINGS)?;
+    let (kept, mut queued) = (Many::add(&setting, "kept")?, Many::add(&setting, "queued")?);
+    setting.node.kill_daemon();
+    kept.reaches(&setting)?;
+
+    queued.pod.del(&setting.node)?;
+    setting.node.start_daemon(SETTINGS)?;
+    setting.node.wait_ready()?;
+
+    kept.is_whole(&setting)?;
+    let report = setting.node.report()?;
+    ensure!(report.pods.len() == 2, "{:?} are held", report.pods);
+    ensure!(report.addresses.cooling == 2, "{} addresses cool", report.addresses.cooling);
+    kept.reaches(&setting)?;
+
+    let mut kept = kept;
+    kept.pod.del(&setting.node)?;
+    let report = setting.node.report()?;
+    ensure!(report.pods.is_empty(), "{:?} are held", report.pods);
+    ensure!(report.addresses.cooling == 4, "{} addresses cool", report.addresses.cooling);
+    // Its name is free again.
+    let mut again = Pod { multi_nic: true, ..Pod::create("kept", "again")? };
+    let addresses = again.add_any(&setting.node)?;
+    Many { pod: again, addresses }.reaches(&setting)
+}
+
+fn lacks_one() -> Outcome {
+    let setting = Setting::start_on(TWO_CARDS, &[TARGET])?;
+    setting.node.wait_for("two addresses", |report| report.addresses.free >= 2)?;
+    setting.node.stop_daemon()?;
+    let denied = Fault::error("UnauthorizedOperation", 403);
+    setting.fabric.ec2().fault_next(Action::CreateNetworkInterface, 1000, denied);
+    setting.node.start_daemon(&[CARDS, TARGET, ("IPAMD_ADD_TIMEOUT_SECONDS", "3")])?;
+    setting.node.wait_ready()?;
+    let many = Pod { multi_nic: true, ..Pod::create("many", "many")? };
+
+    let answer = many.call(&setting.node, "ADD")?;
+
+    let said = answer.stdout.to_string();
+    ensure!(!answer.success && said.contains("denied") && said.contains("network card 1"), "{said}");
+    let report = setting.node.report()?;
+    ensure!(report.pods.is_empty() && report.addresses.reserved == 0, "{report:?}");
+    // Who wants one address has it meanwhile.
+    setting.pods(0..1)?;
+
+    setting.fabric.ec2().clear_faults();
+    let ready =
+        |report: &Report| report.cards.iter().any(|card| card.card == NetworkCard(1) && card.enis == 1);
+    setting.node.wait_for("an ENI on the second card", ready)?;
+    Many::add(&setting, "again")?.reaches(&setting)
+}
+
+fn refused() -> Outcome {
+    let setting = Setting::start(&[])?;
+    let many = Pod { multi_nic: true, ..Pod::create("many", "many")? };
+
+    let answer = many.call(&setting.node, "ADD")?;
+
+    let said = answer.stdout.to_string();
+    ensure!(!answer.success && answer.stdout["code"] == 2 && said.contains("no-multi-nic"), "{said}");
+    ensure!(setting.node.report()?.pods.is_empty(), "it holds an address");
+    Ok(())
+}
+
+fn switched_off() -> Outcome {
+    let setting = Setting::start_on(TWO_CARDS, SETTINGS)?;
+    let mut many = Many::add(&setting, "many")?;
+    setting.node.stop_daemon()?;
+
+    setting.node.start_daemon(&[TARGET])?;
+    setting.node.wait_ready()?;
+
+    many.reaches(&setting)?;
+    let report = setting.node.report()?;
+    ensure!(report.cards.len() == 1, "cards {:?} are used", report.cards);
+    many.pod.del(&setting.node)?;
+    ensure!(setting.node.report()?.pods.is_empty(), "something of it is held");
+    setting.fabric.troubles()
+}
