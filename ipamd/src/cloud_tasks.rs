@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use ipnetwork::Ipv4Network;
 use pool::{Action, ActionId, EniSeen, Outcome, Role, Wanted};
 use tokio::sync::{OnceCell, mpsc, watch};
-use types::{DeviceIndex, EniId, InstanceTable, NetworkCard, SecurityGroupId, SubnetId};
+use types::{DeviceIndex, EniId, InstanceTable, Mac, NetworkCard, SecurityGroupId, SubnetId};
 
 use crate::clock::Clock;
 use crate::cloud::{
@@ -26,6 +27,10 @@ const CREATE_RETRY: Duration = Duration::from_secs(1);
 /// A detached ENI can be deleted once EC2 calls it available: attempts and the pause between them.
 const DELETE_ATTEMPTS: u32 = 12;
 const DELETE_RETRY: Duration = Duration::from_secs(1);
+
+/// Instance metadata does not show a new ENI at once: attempts to read its subnet's range, and the pause between them.
+const RANGE_ATTEMPTS: u32 = 40;
+const RANGE_RETRY: Duration = Duration::from_millis(250);
 
 /// Pause between two readings of what only instance metadata tells; local, and EC2 is asked only when it changes.
 const WATCH_EVERY: Duration = Duration::from_secs(10);
@@ -263,10 +268,30 @@ impl CloudTasks {
             }
             Err(error) => {
                 tracing::warn!(error = chain(&error), "the subnets are not known; those of before are used");
-                picture.no_choice = Some((error.kind(), chain(&error)));
+                picture.subnets_untold = true;
             }
         }
         Ok(())
+    }
+
+    /// Starts to ask for the range of the subnet that an ENI is in, which instance metadata tells a while after it is attached.
+    pub(crate) fn ask_range(self: &Arc<Self>, subnet: SubnetId, mac: Mac) {
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            let told = this.range_of(&subnet, mac).await;
+            drop(this.events.send(Event::Range(subnet, told)).await);
+        });
+    }
+
+    async fn range_of(&self, subnet: &SubnetId, mac: Mac) -> Result<Ipv4Network, CloudError> {
+        for _ in 0..RANGE_ATTEMPTS {
+            if let Some((_, range)) = self.imds.subnet_of(mac).await?.filter(|(of, _)| of == subnet) {
+                return Ok(range);
+            }
+            tokio::time::sleep(RANGE_RETRY).await;
+        }
+        let message = format!("the ENI with MAC {mac} is not shown");
+        Err(CloudError::new(CloudErrorKind::Gone, "instance metadata", message))
     }
 
     /// Starts to ask for an IPv6 prefix.

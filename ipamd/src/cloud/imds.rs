@@ -109,7 +109,11 @@ impl Imds {
         all.try_filter_map(|found| async { Ok(found) }).try_collect().await
     }
 
-    async fn subnet_of(&self, mac: Mac) -> Result<Option<(SubnetId, Ipv4Network)>, CloudError> {
+    /// The subnet of the interface with this MAC and its IPv4 range; `None` while the service does not show it.
+    ///
+    /// # Errors
+    /// When the service cannot be reached or says what cannot be.
+    pub async fn subnet_of(&self, mac: Mac) -> Result<Option<(SubnetId, Ipv4Network)>, CloudError> {
         let path = format!("{MACS}/{mac}/subnet-ipv4-cidr-block");
         let Some(text) = self.read(&path).await? else { return Ok(None) };
         let range = parse(&path, text.trim())?;

@@ -7,7 +7,6 @@ use pool::Role;
 use types::{Reason, SecurityGroupId, SubnetId};
 
 use super::Node;
-use crate::cloud::CloudErrorKind;
 use crate::cluster::{EniConfig, EniConfigName, EniConfigNews};
 
 /// What we know of the node's ENIConfig.
@@ -19,8 +18,8 @@ pub(super) struct CustomState {
     known: Option<EniConfig>,
     /// What is wrong with it now, in words that go on after its name.
     trouble: Option<String>,
-    /// Why EC2 does not tell the subnets, if it does not.
-    pub(super) subnets_untold: Option<(CloudErrorKind, String)>,
+    /// EC2 does not tell the subnets.
+    pub(super) subnets_untold: bool,
 }
 
 impl Node {
@@ -31,7 +30,7 @@ impl Node {
             tracing::info!(name = name.name, "the node's ENIConfig");
             let trouble =
                 (!name.is_possible()).then(|| "cannot exist: no object can have that name".to_owned());
-            let subnets_untold = self.custom.subnets_untold.take();
+            let subnets_untold = self.custom.subnets_untold;
             self.custom = CustomState { name: None, known: None, trouble, subnets_untold };
             self.place_enis();
         }
@@ -71,16 +70,16 @@ impl Node {
     pub(super) fn place_enis(&mut self) {
         if self.settings.custom_networking {
             let subnet = self.custom.known.as_ref().map(|config| &config.subnet);
-            // The way to its router is made of its range.
-            let subnet = subnet.filter(|subnet| self.subnets.contains_key(subnet)).cloned();
+            let subnet = subnet.filter(|_| self.unlisted().is_none()).cloned();
             self.pool.set_subnets(subnet.into_iter().collect());
         }
     }
 
-    /// The ENIConfig's subnet, where its range is not known.
+    /// The ENIConfig's subnet, where EC2 tells the subnets and it is not among them. Where EC2 does not tell them it finds out
+    /// when an ENI is made there, and instance metadata tells the range.
     pub(super) fn unlisted(&self) -> Option<&SubnetId> {
         let subnet = self.custom.known.as_ref().map(|config| &config.subnet);
-        subnet.filter(|subnet| !self.subnets.contains_key(subnet))
+        subnet.filter(|subnet| !self.subnets.contains_key(subnet) && !self.custom.subnets_untold)
     }
 
     /// Whether new ENIs go into this subnet, as far as an ENIConfig says.
@@ -116,12 +115,8 @@ impl Node {
             });
         };
         if let Some(subnet) = self.unlisted() {
-            return Some(match &self.custom.subnets_untold {
-                Some((_, why)) => format!("{name} says {subnet}, whose range EC2 does not tell: {why}"),
-                None => {
-                    format!("{name} says {subnet}, which EC2 does not list in this node's VPC and zone")
-                }
-            });
+            let why = "which EC2 does not list in this node's VPC and zone";
+            return Some(format!("{name} says {subnet}, {why}"));
         }
         match (&self.custom.known, &self.custom.trouble) {
             (Some(_), _) => None,
@@ -136,12 +131,6 @@ impl Node {
             true => self.custom.name.as_ref().map(|name| name.name.clone()),
             false => Some("default".to_owned()),
         }
-    }
-
-    /// Why new ENIs have no place, in one word.
-    pub(super) fn why_no_place_in_short(&self) -> Reason {
-        let untold = self.custom.subnets_untold.as_ref().filter(|_| self.unlisted().is_some());
-        untold.map_or(Reason::NoEniConfig, |(kind, _)| kind.reason())
     }
 
     /// What is known of the ENIConfig, for people.
@@ -161,6 +150,6 @@ impl Node {
 
     /// The same where it keeps ENIs from being made.
     pub(super) fn eni_config_trouble(&self) -> Option<String> {
-        self.why_no_place().map(|why| format!("{}: {why}", self.why_no_place_in_short()))
+        self.why_no_place().map(|why| format!("{}: {why}", Reason::NoEniConfig))
     }
 }

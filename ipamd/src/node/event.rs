@@ -14,7 +14,7 @@ use types::{
 };
 use wire::{Failure, Reply, Request};
 
-use crate::cloud::{CloudError, CloudErrorKind, ConnectionTracking};
+use crate::cloud::{CloudError, ConnectionTracking};
 use crate::cluster::News;
 use crate::hold::Hold;
 use crate::store::Record;
@@ -65,8 +65,8 @@ pub struct Picture {
     pub ipv6_prefixes: BTreeSet<Ipv6Prefix>,
     /// Which subnets may be used; `None` if that could not be found out.
     pub choice: Option<Subnets>,
-    /// Why not, if EC2 was asked.
-    pub no_choice: Option<(CloudErrorKind, String)>,
+    /// EC2 was asked for the subnets and does not tell them.
+    pub subnets_untold: bool,
     /// ENIs that instances of our cluster may have left behind.
     pub strays: Vec<Stray>,
     /// Instance metadata has told this, EC2 has not: tags and types of the ENIs are not known.
@@ -203,6 +203,8 @@ pub enum Event {
     Held(Hold),
     /// Something about our ENIs has changed outside: look at them.
     Stale,
+    /// Instance metadata has told the range of a subnet that a new ENI is in, or does not.
+    Range(SubnetId, Result<Ipv4Network, CloudError>),
     /// The VPC's IPv4 ranges have changed.
     Ranges(Vec<Ipv4Network>),
     /// The node's own IPv6 address has changed, or there is one now.
@@ -269,6 +271,8 @@ pub enum Effect {
         /// Security groups of a new ENI; none: the primary ENI's.
         groups: Vec<SecurityGroupId>,
     },
+    /// Ask instance metadata for the range of the subnet that the ENI with this MAC is in.
+    AskRange(SubnetId, Mac),
     /// Ask EC2 for an IPv6 prefix for the primary ENI, which is this one.
     AssignIpv6(EniId),
     /// Do chores, in order; one lot at a time.

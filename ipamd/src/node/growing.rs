@@ -250,6 +250,8 @@ impl Node {
     pub(super) fn why_starting(&self) -> Reason {
         let trouble = self.cloud.trouble.as_ref().map(|(kind, _)| kind.reason());
         match trouble {
+            // Whatever EC2 last refused, nothing is asked of it for want of this.
+            _ if self.lacks_place() => Reason::NoEniConfig,
             // Only the IPv6 prefix is missing, and EC2 gives none for a cause that has no word of its own.
             None | Some(Reason::CloudUnreachable) if self.cloud.pictured && self.lacks_ipv6() => {
                 match self.may(false) {
@@ -257,7 +259,6 @@ impl Node {
                     false => Reason::OnHold,
                 }
             }
-            None if self.lacks_place() => self.why_no_place_in_short(),
             None => Reason::Starting,
             Some(reason) => reason,
         }
@@ -275,7 +276,7 @@ impl Node {
             (Some(Reason::PoolEmpty), _) if !self.may(false) => Reason::OnHold,
             // What the pool could ask for it would ask EC2 for.
             (Some(Reason::PoolEmpty) | None, Some((kind, _))) => kind.reason(),
-            (Some(Reason::NoSubnet), _) if self.settings.custom_networking => self.why_no_place_in_short(),
+            (Some(Reason::NoSubnet), _) if self.settings.custom_networking => Reason::NoEniConfig,
             (Some(reason), _) => reason,
             (None, None) => Reason::Starting,
         }
@@ -315,7 +316,8 @@ impl Node {
         });
         let host = self.host.trouble.clone().into_iter().chain(self.host.fight());
         let cluster = self.eni_config_trouble();
-        cloud.into_iter().chain(hold).chain(cluster).chain(self.ipv6_trouble()).chain(host).collect()
+        let rest = cluster.into_iter().chain(self.range_trouble()).chain(self.ipv6_trouble());
+        cloud.into_iter().chain(hold).chain(rest).chain(host).collect()
     }
 
     pub(super) fn cloud_wakeup(&self) -> Option<Moment> {

@@ -104,11 +104,16 @@ impl Gain {
         }
     }
 
-    fn needs(&self, missing: &[Mac]) -> bool {
+    /// The ENI that a call has made.
+    pub(super) fn new_eni(&self) -> Option<&EniSeen> {
         match self {
-            Self::Action(_, Outcome::Created(eni)) => missing.contains(&eni.mac),
-            Self::Action(..) | Self::Picture(_) => false,
+            Self::Action(_, Outcome::Created(eni)) => Some(eni),
+            Self::Action(..) | Self::Picture(_) => None,
         }
+    }
+
+    fn needs(&self, missing: &[Mac]) -> bool {
+        self.new_eni().is_some_and(|eni| missing.contains(&eni.mac))
     }
 }
 
@@ -171,7 +176,8 @@ impl Node {
             match &settling.gain {
                 Gain::Action(id, Outcome::Created(eni))
                     if picture.as_of.since(settling.since) > LINK_PATIENCE
-                        && picture.enis.iter().all(|seen| seen.id != eni.id) =>
+                        && picture.enis.iter().all(|seen| seen.id != eni.id)
+                        && !picture.occupied.contains(&(eni.card, eni.device)) =>
                 {
                     tracing::warn!(eni = %eni.id, "a new ENI is gone before its link was there");
                     self.pool.finish(*id, Outcome::Failed, now);
@@ -211,9 +217,13 @@ impl Node {
             self.effects.push(Effect::Mend(self.wired_pods()));
         }
         self.host.repaired(now);
-        for settling in &mut self.host.settling {
+        let mut settling = std::mem::take(&mut self.host.settling);
+        // A wish says nothing of an ENI whose range is not known.
+        let covered = |s: &&mut Settling| !s.gain.new_eni().is_some_and(|eni| self.lacks_range(eni));
+        for settling in settling.iter_mut().filter(covered) {
             settling.generation.get_or_insert(self.host.generation);
         }
+        self.host.settling = settling;
         self.effects.push(Effect::Converge { generation: self.host.generation, host: Box::new(wish) });
     }
 

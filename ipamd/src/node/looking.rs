@@ -14,8 +14,6 @@ use crate::cloud::{CloudError, CloudErrorKind};
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// Pause before another look when only instance metadata has answered.
 const EC2_AGAIN: Duration = Duration::from_secs(300);
-/// Pause before another look when EC2 has not told the subnets, among which the ENIConfig's may be.
-const SUBNETS_AGAIN: Duration = Duration::from_secs(60);
 /// Pause before another look when chores could not be done.
 const TIDY_AGAIN: Duration = Duration::from_secs(300);
 /// Tags are put right only by a daemon that has run for this long: when many nodes start at once, pods go first.
@@ -43,6 +41,8 @@ impl Node {
                     self.tell_roles(&mut picture.enis);
                 }
                 self.make_local(&mut picture.enis);
+                self.subnets.extend(picture.subnets.clone());
+                picture.in_motion |= self.leave_out_unknown_ranges(&mut picture);
                 if self.cloud.blind {
                     self.cloud.worked();
                 }
@@ -52,7 +52,6 @@ impl Node {
                     (false, false) => self.settings.audit_every,
                 };
                 self.cloud.look_at = now.plus(self.cloud.jitter(pause));
-                self.subnets.extend(picture.subnets.clone());
                 self.settle(Gain::Picture(Box::new(picture)), now);
             }
             Err(error) => {
@@ -84,7 +83,6 @@ impl Node {
         self.cloud.pictured = true;
         self.ipv6_pictured(&picture.ipv6_prefixes, picture.as_of);
         self.pool.occupy(picture.occupied);
-        let listed = picture.choice.is_some();
         if let Some(Subnets { for_new, excluded, free }) = picture.choice {
             self.free_in_subnets = free;
             // Where an ENIConfig says which subnet it is, the tags of subnets mean nothing.
@@ -93,10 +91,10 @@ impl Node {
                 self.pool.set_excluded(excluded);
             }
         }
-        self.custom.subnets_untold = picture.no_choice;
+        self.custom.subnets_untold = picture.subnets_untold;
         self.place_enis();
         if self.unlisted().is_some() {
-            let again = now.plus(self.cloud.jitter(if listed { EC2_AGAIN } else { SUBNETS_AGAIN }));
+            let again = now.plus(self.cloud.jitter(EC2_AGAIN));
             self.cloud.look_at = self.cloud.look_at.min(again);
         }
         for note in self.pool.observe(&picture.enis, picture.as_of, now) {

@@ -10,6 +10,7 @@
 //! | `custom.rs` | Kubernetes: where new ENIs go, with custom networking |
 //! | `hosting.rs` | the host: what its kernel should hold |
 //! | `ipv6.rs` | the IPv6 prefix: when to ask for it; IPv6 by the node's address |
+//! | `ranges.rs` | ranges of subnets, without which an ENI has no way out |
 //! | `publishing.rs` | when to tell the runtime that there is a network |
 //! | `report.rs` | what `ipamd status` shows |
 //! | `adopt.rs` | what of the Go version's checkpoint is true |
@@ -26,6 +27,7 @@ mod hosting;
 mod ipv6;
 mod looking;
 mod publishing;
+mod ranges;
 mod report;
 mod restore;
 #[cfg(test)]
@@ -52,6 +54,7 @@ use custom::CustomState;
 use growing::CloudState;
 use hosting::HostState;
 use ipv6::Ipv6State;
+use ranges::RangeState;
 
 /// What the node is told to do, apart from the world.
 #[derive(Debug, Clone)]
@@ -124,6 +127,7 @@ pub struct Node {
     /// Network cards on which an EFA-only ENI stands.
     efa_only: BTreeSet<NetworkCard>,
     subnets: BTreeMap<SubnetId, Ipv4Network>,
+    ranges: RangeState,
     /// Free addresses of the subnets that may be used, when they were last looked at.
     free_in_subnets: BTreeMap<SubnetId, u32>,
     cloud: CloudState,
@@ -164,6 +168,7 @@ impl Node {
             facts: None,
             efa_only: BTreeSet::new(),
             subnets: BTreeMap::new(),
+            ranges: RangeState::default(),
             free_in_subnets: BTreeMap::new(),
             cloud: CloudState::new(seed),
             ipv6: Ipv6State::default(),
@@ -205,6 +210,7 @@ impl Node {
             Event::Held(hold) => self.held(hold),
             Event::Stale => self.cloud.stale = true,
             Event::Cluster(news) => self.cluster_says(news, now),
+            Event::Range(subnet, told) => self.range_told(subnet, told, now),
             Event::Ranges(ranges) => self.ranges(ranges),
             Event::NodeIpv6(address) => self.node_ipv6(address),
             Event::Stopping => self.stop(now),
@@ -233,6 +239,7 @@ impl Node {
             self.plan_again,
             queue,
             self.survey_wakeup(),
+            self.ranges_wakeup(),
         ];
         // What is past was looked at just now and waits for something else.
         let soonest = rest.into_iter().flatten().filter(|at| *at > now).min();
@@ -265,6 +272,7 @@ impl Node {
         self.grow(now);
         self.serve_early(now);
         self.expire(now);
+        self.learn_ranges(now);
         self.wish(now);
         self.publish(now);
     }

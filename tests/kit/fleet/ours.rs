@@ -168,6 +168,7 @@ impl Ours {
             | Effect::Waited(..)
             // Its pods have IPv4 addresses alone.
             | Effect::AssignIpv6(_)
+            | Effect::AskRange(..)
             | Effect::Publish
             | Effect::Rewrite(_) => {}
         }

@@ -179,3 +179,103 @@ fn a_changed_eni_config_is_for_new_enis_only() {
 
     assert_eq!(made(&effects), Some(("subnet-3".to_owned(), groups(&["sg-3"]))));
 }
+
+/// A look at what is there, by a daemon that EC2 does not tell the subnets.
+fn untold(world: &mut World) -> Vec<Effect> {
+    look(world, |picture| picture.subnets_untold = true)
+}
+
+fn asked_for_range(effects: &[Effect]) -> bool {
+    effects.iter().any(|effect| matches!(effect, Effect::AskRange(subnet, _) if subnet.as_str() == "subnet-2"))
+}
+
+/// A node whose new ENI in `subnet-2` was just made, although EC2 does not tell the subnets; and what follows from that.
+fn made_without_a_range() -> (World, Vec<Effect>) {
+    let mut world = custom(0);
+    name(&mut world, "zone-a");
+    says(&mut world, "zone-a", is("subnet-2", &[]));
+    let effects = untold(&mut world);
+    assert_eq!(made(&effects), Some(("subnet-2".to_owned(), Vec::new())));
+    assert_eq!(line(&world), "");
+    let (id, _) = action(&effects).unwrap();
+    let eni = EniSeen { subnet: "subnet-2".parse().unwrap(), ..secondary(&world, 3) };
+    let effects = world.handle(Event::Acted { id, result: Ok(Outcome::Created(Box::new(eni))) });
+    (world, effects)
+}
+
+#[test]
+fn an_eni_in_a_subnet_that_ec2_does_not_tell_joins_once_metadata_has_told_its_range() {
+    let (mut world, effects) = made_without_a_range();
+    assert!(asked_for_range(&effects), "{effects:?}");
+    assert!(!asked_for_range(&world.converge(&effects)), "it is being asked");
+    let (_, effects) = world.add("a");
+    assert_eq!((batch(&effects), waits_for(&world)), (None, Some(Reason::PoolEmpty)));
+
+    let range = "10.0.1.0/24".parse().unwrap();
+    let effects = world.handle(Event::Range("subnet-2".parse().unwrap(), Ok(range)));
+    assert!(batch(&effects).is_none(), "a pod is on an ENI without a way out");
+    let wired = effects.iter().any(|effect| {
+        matches!(effect, Effect::Converge { host, .. } if host.node.enis.iter().any(|eni| eni.subnet == range))
+    });
+    assert!(wired, "{effects:?}");
+
+    assert!(batch(&world.converge(&effects)).is_some(), "{effects:?}");
+}
+
+#[test]
+fn a_range_that_cannot_be_is_not_believed_and_asked_for_again() {
+    let (mut world, effects) = made_without_a_range();
+    world.converge(&effects);
+    let subnet = || "subnet-2".parse().unwrap();
+    let error = CloudError::new(CloudErrorKind::Unreachable, "instance metadata", "no answer");
+    for told in [Ok("192.168.0.0/24".parse().unwrap()), Err(error)] {
+        let effects = world.handle(Event::Range(subnet(), told));
+        assert!(!asked_for_range(&effects));
+        assert!(line(&world).starts_with("cloud-unreachable: "), "{}", line(&world));
+
+        world.now = world.node.next_wakeup(world.now).max(world.now.plus(Duration::from_secs(8)));
+        assert!(asked_for_range(&world.handle(Event::Tick)));
+    }
+    world.handle(Event::Range(subnet(), Ok("10.0.1.0/24".parse().unwrap())));
+    assert_eq!(line(&world), "");
+}
+
+#[test]
+fn a_picture_with_an_eni_whose_range_is_not_known_takes_nothing_away_and_keeps_its_place() {
+    let (mut world, effects) = made_without_a_range();
+    world.converge(&effects);
+    // Of a daemon before: EC2 shows it, and instance metadata does not yet.
+    let other = EniSeen {
+        id: "eni-2".parse().unwrap(),
+        mac: Mac([2, 0, 0, 0, 0, 2]),
+        device: DeviceIndex(2),
+        subnet: "subnet-3".parse().unwrap(),
+        ..secondary(&world, 3)
+    };
+    let own = EniSeen { subnet: "subnet-2".parse().unwrap(), ..secondary(&world, 3) };
+    world.now = world.now.plus(Duration::from_secs(60));
+
+    look(&mut world, |picture| {
+        picture.subnets_untold = true;
+        picture.enis.extend([own, other.clone()]);
+    });
+
+    let enis = world.node.report(world.now).enis;
+    assert_eq!(enis.len(), 1, "an ENI without a way out has joined");
+    let range = "10.0.1.0/24".parse().unwrap();
+    let effects = world.handle(Event::Range("subnet-2".parse().unwrap(), Ok(range)));
+    let effects = world.converge(&effects);
+    assert_eq!(world.node.report(world.now).enis.len(), 2, "the new ENI was given up");
+    assert_eq!(made(&effects), None, "the place of the other one is free");
+}
+
+#[test]
+fn what_ec2_refused_before_does_not_hide_that_no_eni_config_is_known() {
+    let mut world = custom(0);
+    let error = CloudError::new(CloudErrorKind::Throttled, "DescribeSubnets", "later");
+    world.handle(Event::Looked(Err(error)));
+
+    world.add("a");
+
+    assert_eq!(waits_for(&world), Some(Reason::NoEniConfig));
+}
