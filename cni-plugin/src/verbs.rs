@@ -182,7 +182,6 @@ fn retry_mends(reason: Reason) -> bool {
         | Reason::PolicyAgentUnreachable
         | Reason::PolicyRefused
         | Reason::PoolEmpty
-        | Reason::AllCooling
         | Reason::NodeFull
         | Reason::NoSubnet
         | Reason::NoEniConfig
@@ -191,6 +190,8 @@ fn retry_mends(reason: Reason) -> bool {
         | Reason::NoPrefix
         | Reason::NoIpv6
         | Reason::EniLimit
+        | Reason::EniFull
+        | Reason::InUse
         | Reason::Throttled
         | Reason::Denied
         | Reason::CloudUnreachable
@@ -239,7 +240,6 @@ fn as_add(failure: Failure) -> Failure {
         | Reason::StateNotWritable
         | Reason::Drifted
         | Reason::PoolEmpty
-        | Reason::AllCooling
         | Reason::NodeFull
         | Reason::NoSubnet
         | Reason::NoEniConfig
@@ -248,6 +248,8 @@ fn as_add(failure: Failure) -> Failure {
         | Reason::NoPrefix
         | Reason::NoIpv6
         | Reason::EniLimit
+        | Reason::EniFull
+        | Reason::InUse
         | Reason::Throttled
         | Reason::Denied
         | Reason::CloudUnreachable

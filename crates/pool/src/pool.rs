@@ -501,12 +501,11 @@ impl Pool {
             self.with_room(limits).into_iter().map(|eni| &eni.seen.subnet).chain(new).collect();
         let obtainable = self.calls_on(limits.card).next().is_some()
             || places.iter().any(|subnet| self.may_ask(subnet, now));
-        match self.counts_on(limits.card, now).cooling {
-            _ if obtainable => Reason::PoolEmpty,
-            _ if !places.is_empty() => Reason::SubnetFull,
-            0 if place_for_eni => Reason::NoSubnet,
-            0 => Reason::NodeFull,
-            _ => Reason::AllCooling,
+        match (obtainable, places.is_empty()) {
+            (true, _) => Reason::PoolEmpty,
+            (false, false) => Reason::SubnetFull,
+            (false, true) if place_for_eni => Reason::NoSubnet,
+            (false, true) => Reason::NodeFull,
         }
     }
 

@@ -104,13 +104,12 @@ reasons! {
     // The pool.
     /// Nothing is free and the allocation that this caused is still running.
     PoolEmpty = "pool-empty", TRY_AGAIN;
-    /// Everything that is not assigned is cooling.
-    AllCooling = "all-cooling", TRY_AGAIN;
     /// The instance type, `MAX_ENI` or maxPods allows no more addresses.
     NodeFull = "node-full", TRY_AGAIN;
     /// No subnet for new ENIs: the tags of the subnets allow none in any of them, or EC2 knows no such subnet or security group.
     NoSubnet = "no-subnet", TRY_AGAIN;
-    /// Custom networking: the node's ENIConfig is not known, so nobody knows where new ENIs go.
+    /// Custom networking: the node's ENIConfig is not known, or EC2 does not know the subnet or a group that it names, so nobody
+    /// knows where new ENIs go.
     NoEniConfig = "no-eni-config", TRY_AGAIN;
     /// Nothing may be changed in EC2: a setting or an operator's hold forbids it.
     OnHold = "on-hold", TRY_AGAIN;
@@ -123,6 +122,10 @@ reasons! {
     NoIpv6 = "no-ipv6", TRY_AGAIN;
     /// The instance has as many ENIs as its type allows, or the account as many as its quota allows.
     EniLimit = "eni-limit", TRY_AGAIN;
+    /// EC2 says that the ENI holds as many addresses as it can: somebody else has put some there.
+    EniFull = "eni-full", TRY_AGAIN;
+    /// What EC2 was asked for is used by somebody else, mostly the place of a new ENI on the instance.
+    InUse = "in-use", TRY_AGAIN;
     /// EC2 throttles us.
     Throttled = "throttled", TRY_AGAIN;
     /// EC2 denies a call: the IAM policy lacks an action.
@@ -141,7 +144,6 @@ impl Reason {
     pub const fn is_shortage(self) -> bool {
         match self {
             Self::PoolEmpty
-            | Self::AllCooling
             | Self::NodeFull
             | Self::NoSubnet
             | Self::NoEniConfig
@@ -150,6 +152,8 @@ impl Reason {
             | Self::NoPrefix
             | Self::NoIpv6
             | Self::EniLimit
+            | Self::EniFull
+            | Self::InUse
             | Self::Throttled
             | Self::Denied
             | Self::CloudUnreachable

@@ -55,13 +55,12 @@ impl CloudErrorKind {
             Self::SubnetFull => Reason::SubnetFull,
             Self::NoPrefix => Reason::NoPrefix,
             Self::EniLimit => Reason::EniLimit,
-            Self::AddressLimit => Reason::NodeFull,
+            Self::AddressLimit => Reason::EniFull,
+            Self::InUse => Reason::InUse,
             Self::Gone => Reason::CloudGone,
             Self::NoPlace => Reason::NoSubnet,
             Self::Denied => Reason::Denied,
-            Self::Unreachable | Self::InUse | Self::Unclear | Self::Garbage | Self::Other => {
-                Reason::CloudUnreachable
-            }
+            Self::Unreachable | Self::Unclear | Self::Garbage | Self::Other => Reason::CloudUnreachable,
         }
     }
 }

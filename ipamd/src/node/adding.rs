@@ -572,7 +572,10 @@ impl Node {
 
     pub(super) fn checked(&mut self, id: CallId, result: Result<(), Failure>) {
         if self.pending.remove(&id).is_some() {
-            self.reply(id, result.map_or_else(Reply::Failed, |()| Reply::Done));
+            match result {
+                Ok(()) => self.reply(id, Reply::Done),
+                Err(failure) => self.fail(id, failure),
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use pool::Role;
 use types::{Reason, SecurityGroupId, SubnetId};
 
 use super::Node;
+use crate::cloud::CloudErrorKind;
 use crate::cluster::{EniConfig, EniConfigName, EniConfigNews};
 
 /// What we know of the node's ENIConfig.
@@ -45,6 +46,8 @@ impl Node {
         match news {
             EniConfigNews::Is(config) => {
                 if self.custom.known.as_ref() != Some(&config) {
+                    // Whatever was refused was another place.
+                    self.cloud.forget(CloudErrorKind::NoPlace);
                     tracing::info!(name = of, subnet = %config.subnet, groups = ?config.groups, "where new ENIs go");
                 }
                 self.custom.known = Some(config);

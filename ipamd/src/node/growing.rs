@@ -73,6 +73,13 @@ impl CloudState {
         tracing::warn!(kind = ?error.kind(), error = crate::server::chain(error), "AWS does not do what it was asked");
     }
 
+    /// Forgets what was refused for a cause that is no more.
+    pub(super) fn forget(&mut self, refused: CloudErrorKind) {
+        if self.trouble.as_ref().is_some_and(|(kind, _)| *kind == refused) {
+            self.worked();
+        }
+    }
+
     pub(super) fn worked(&mut self) {
         self.trouble = None;
         self.blind = false;
@@ -246,9 +253,17 @@ impl Node {
         settling || self.pool.is_growing(card) || !self.missing().is_empty()
     }
 
+    /// What a refusal of EC2 means here: subnet and groups of a new ENI are the ENIConfig's, where there is one.
+    pub(super) const fn reason_of(&self, kind: CloudErrorKind) -> Reason {
+        match kind {
+            CloudErrorKind::NoPlace if self.settings.custom_networking => Reason::NoEniConfig,
+            kind => kind.reason(),
+        }
+    }
+
     /// Why no pod can be served yet, in one word.
     pub(super) fn why_starting(&self) -> Reason {
-        let trouble = self.cloud.trouble.as_ref().map(|(kind, _)| kind.reason());
+        let trouble = self.cloud.trouble.as_ref().map(|(kind, _)| self.reason_of(*kind));
         match trouble {
             // Whatever EC2 last refused, nothing is asked of it for want of this.
             _ if self.lacks_place() => Reason::NoEniConfig,
@@ -275,7 +290,7 @@ impl Node {
         match (of_pool, &self.cloud.trouble) {
             (Some(Reason::PoolEmpty), _) if !self.may(false) => Reason::OnHold,
             // What the pool could ask for it would ask EC2 for.
-            (Some(Reason::PoolEmpty) | None, Some((kind, _))) => kind.reason(),
+            (Some(Reason::PoolEmpty) | None, Some((kind, _))) => self.reason_of(*kind),
             (Some(Reason::NoSubnet), _) if self.settings.custom_networking => Reason::NoEniConfig,
             (Some(reason), _) => reason,
             (None, None) => Reason::Starting,
@@ -309,7 +324,8 @@ impl Node {
 
     /// What is wrong with EC2 or the host now, in words.
     pub(super) fn troubles(&self) -> Vec<String> {
-        let cloud = self.cloud.trouble.as_ref().map(|(kind, text)| format!("{}: {text}", kind.reason()));
+        let cloud =
+            self.cloud.trouble.as_ref().map(|(kind, text)| format!("{}: {text}", self.reason_of(*kind)));
         let hold = (self.hold() != Hold::Nothing).then(|| match self.settings.provisioning {
             true => format!("{}: an operator holds back {}", Reason::OnHold, self.hold()),
             false => format!("{}: a setting allows no changes", Reason::OnHold),

@@ -175,10 +175,6 @@ fn a_shortage_has_the_reason_that_fits() {
     assert_eq!(pool.shortage_reason(&limits(2, 1), at(0)), Reason::PoolEmpty);
     assert_eq!(pool.shortage_reason(&limits(1, 2), at(0)), Reason::PoolEmpty);
     assert_eq!(pool.shortage_reason(&limits(1, 1), at(0)), Reason::NodeFull);
-
-    pool.release(&sandbox(1), at(1)).unwrap();
-
-    assert_eq!(pool.shortage_reason(&limits(1, 1), at(1)), Reason::AllCooling);
 }
 
 // Pictures.

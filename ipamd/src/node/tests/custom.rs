@@ -46,6 +46,15 @@ fn listed(world: &mut World, subnets: &[&str]) -> Vec<Effect> {
     })
 }
 
+/// A node without addresses that is making an ENI where its ENIConfig says.
+pub(super) fn placed() -> World {
+    let mut world = custom(0);
+    name(&mut world, "zone-a");
+    says(&mut world, "zone-a", is("subnet-2", &["sg-2"]));
+    assert!(made(&listed(&mut world, &["subnet-2"])).is_some());
+    world
+}
+
 /// The ENI that is being made.
 fn made(effects: &[Effect]) -> Option<(String, Vec<SecurityGroupId>)> {
     effects.iter().find_map(|effect| match effect {
@@ -278,4 +287,18 @@ fn what_ec2_refused_before_does_not_hide_that_no_eni_config_is_known() {
     world.add("a");
 
     assert_eq!(waits_for(&world), Some(Reason::NoEniConfig));
+}
+
+#[test]
+fn a_changed_eni_config_is_tried_at_once_after_one_that_ec2_did_not_know() {
+    let mut world = placed();
+    let error = CloudError::new(CloudErrorKind::NoPlace, "CreateNetworkInterface", "sg-2 does not exist");
+    let effects = world.handle(Event::Acted { id: ActionId(1), result: Err(error) });
+    assert_eq!(made(&effects), None);
+    assert!(line(&world).starts_with("no-eni-config: "), "{}", line(&world));
+
+    let effects = says(&mut world, "zone-a", is("subnet-2", &["sg-3"]));
+
+    assert_eq!(made(&effects), Some(("subnet-2".to_owned(), groups(&["sg-3"]))));
+    assert_eq!(line(&world), "");
 }

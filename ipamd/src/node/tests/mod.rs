@@ -17,6 +17,7 @@ use super::{BatchId, CallId, Chore, Effect, Event, Facts, Node, Picture, Setting
 use super::{PodInKernel, restore};
 use crate::cloud::{CloudError, CloudErrorKind};
 use crate::families::Families;
+use crate::metrics::{Asked, Metrics};
 use crate::store::{Loaded, Record};
 
 mod cards;
@@ -35,6 +36,10 @@ struct World {
     node: Node,
     now: Moment,
     calls: u64,
+    asked: BTreeMap<CallId, Asked>,
+    metrics: Metrics,
+    /// Why the last request that failed did.
+    failure: Option<Failure>,
 }
 
 impl World {
@@ -65,7 +70,9 @@ impl World {
             audit_every: Duration::from_secs(3600),
         };
         let now = Moment(1_000_000);
-        Self { node: Node::new(settings, Pool::new(Duration::from_secs(30)), 1, now), now, calls: 0 }
+        let node = Node::new(settings, Pool::new(Duration::from_secs(30)), 1, now);
+        let (asked, metrics) = (BTreeMap::new(), Metrics::default());
+        Self { node, now, calls: 0, asked, metrics, failure: None }
     }
 
     /// Identified, looked at, and converged, with this many free addresses.
@@ -107,7 +114,24 @@ impl World {
     }
 
     fn handle(&mut self, event: Event) -> Vec<Effect> {
-        self.node.handle(event, self.now)
+        let effects = self.node.handle(event, self.now);
+        for effect in &effects {
+            self.count(effect);
+        }
+        effects
+    }
+
+    /// Counts what the daemon counts.
+    fn count(&mut self, effect: &Effect) {
+        match effect {
+            Effect::Reply(id, reply) => {
+                let asked = self.asked.remove(id).unwrap_or(Asked::Add);
+                self.metrics.answered(asked, reply.failure().map(|failure| failure.reason), Duration::ZERO);
+                self.failure = reply.failure().cloned().or(self.failure.take());
+            }
+            Effect::Waited(reason, time) => self.metrics.waited(*reason, *time),
+            _ => {}
+        }
     }
 
     /// Grants the wish for the host's kernel that is among the effects.
@@ -122,6 +146,7 @@ impl World {
     fn ask(&mut self, verb: Verb, started_ns: u64) -> (CallId, Vec<Effect>) {
         self.calls += 1;
         let id = CallId(self.calls);
+        self.asked.insert(id, Asked::of(&verb));
         let request = Request { version: PROTOCOL, patience_ms: 90_000, started_ns, verb };
         (id, self.handle(Event::Call { id, request, descriptors: true }))
     }

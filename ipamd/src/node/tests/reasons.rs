@@ -1,100 +1,197 @@
-//! Every way in which an ADD can wait or fail has one reason, the same in the answer and in the status (A6).
+//! Every way in which a request can wait or fail has one reason, the same word wherever somebody looks for it (A6): in the answer,
+//! in the log, as a metric's label and, while it waits, in the status.
+
+use std::io;
+use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::hold::Hold;
 
-/// An ADD that waits until its time is over, in a node where this has happened: the answer, the status while it waited.
-fn wait_in_vain(world: &mut World) -> (Failure, Reason, String) {
+/// How a reason comes up.
+enum Walk {
+    /// The node says it; this leads there.
+    Node(fn() -> World),
+    /// The plugin says it, or nobody but the runtime's caller could: this test of the plugin leads there.
+    Plugin(&'static str),
+}
+
+/// Where each reason comes from. One that is new has to be walked before this compiles.
+fn walk(reason: Reason) -> Walk {
+    let protocol = include_str!("../../../../cni-plugin/tests/conformance/protocol.rs");
+    let faults = include_str!("../../../../cni-plugin/tests/conformance/faults.rs");
+    match reason {
+        Reason::BadEnvironment | Reason::UnsupportedVersion | Reason::BadConfig => Walk::Plugin(protocol),
+        Reason::DeadlineExceeded => Walk::Plugin(faults),
+        Reason::BadInput => Walk::Node(without_descriptors),
+        Reason::BadNetns => Walk::Node(|| of_wiring(Reason::BadNetns)),
+        Reason::UnknownSandbox => Walk::Node(unknown_sandbox),
+        Reason::Superseded => Walk::Node(superseded),
+        Reason::NameInUse => Walk::Node(name_in_use),
+        Reason::NoMultiNic => Walk::Node(no_multi_nic),
+        Reason::DaemonUnreachable => Walk::Node(stopping),
+        Reason::Starting => Walk::Node(|| in_vain(World::new(), "0 assigned")),
+        Reason::Busy => Walk::Node(busy),
+        Reason::StateNotWritable => Walk::Node(state_not_writable),
+        Reason::KernelRefused => Walk::Node(|| of_wiring(Reason::KernelRefused)),
+        Reason::Drifted => Walk::Node(drifted),
+        Reason::PolicyAgentUnreachable => Walk::Node(|| policies::refused(Reason::PolicyAgentUnreachable)),
+        Reason::PolicyRefused => Walk::Node(|| policies::refused(Reason::PolicyRefused)),
+        Reason::PoolEmpty => Walk::Node(|| in_vain(World::ready(0), "1 of 3 ENIs")),
+        Reason::NodeFull => Walk::Node(node_full),
+        Reason::NoSubnet => Walk::Node(no_subnet),
+        Reason::NoEniConfig => Walk::Node(no_eni_config),
+        Reason::OnHold => Walk::Node(on_hold),
+        Reason::SubnetFull => Walk::Node(|| refused(CloudErrorKind::SubnetFull)),
+        Reason::NoPrefix => Walk::Node(|| refused(CloudErrorKind::NoPrefix)),
+        Reason::NoIpv6 => Walk::Node(no_ipv6),
+        Reason::EniLimit => Walk::Node(|| refused(CloudErrorKind::EniLimit)),
+        Reason::EniFull => Walk::Node(|| refused(CloudErrorKind::AddressLimit)),
+        Reason::InUse => Walk::Node(|| refused(CloudErrorKind::InUse)),
+        Reason::Throttled => Walk::Node(|| refused(CloudErrorKind::Throttled)),
+        Reason::Denied => Walk::Node(|| refused(CloudErrorKind::Denied)),
+        Reason::CloudUnreachable => Walk::Node(|| refused(CloudErrorKind::Unreachable)),
+        Reason::CloudGone => Walk::Node(|| refused(CloudErrorKind::Gone)),
+        Reason::Internal => Walk::Node(|| of_wiring(Reason::Internal)),
+    }
+}
+
+/// What was logged.
+#[derive(Debug, Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Walks a way with somebody who listens to the log, and holds all that is told at its end against the reason.
+fn told(reason: Reason, walk: impl FnOnce() -> World) {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber =
+        tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let world = tracing::subscriber::with_default(subscriber, walk);
+
+    let failure = world.failure.as_ref().expect("a failure");
+    assert_eq!((failure.reason, failure.code), (reason, reason.cni_code()));
+    assert!(!failure.message.is_empty(), "{reason}");
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(log.contains(&format!("reason={reason} ")), "{reason} is not in the log: {log}");
+    let metrics = world.metrics.text(&world.node.report(world.now)).unwrap();
+    let counted = |verb| format!("ipamd_requests_total{{verb=\"{verb}\",reason=\"{reason}\"}} 1");
+    let counted = ["add", "check"].map(counted);
+    assert!(counted.iter().any(|line| metrics.contains(line)), "{reason} is not counted: {metrics}");
+    // Whoever waited is told and counted with the same word too.
+    let waited: Vec<&str> =
+        metrics.lines().filter(|line| line.starts_with("ipamd_add_wait_seconds_count")).collect();
+    assert!(waited.iter().all(|line| line.contains(reason.word())), "{reason}: {waited:?}");
+}
+
+#[test]
+fn every_reason_is_the_same_word_in_the_answer_the_log_the_metrics_and_the_status() {
+    for reason in Reason::ALL {
+        match walk(*reason) {
+            Walk::Node(walk) => told(*reason, walk),
+            Walk::Plugin(test) => {
+                let name = format!("Reason::{reason:?}");
+                assert!(test.contains(reason.word()) || test.contains(&name), "nobody tests {reason}");
+            }
+        }
+    }
+}
+
+/// An ADD that waits until its time is over; what the status and the metrics said while it waited is what the answer says, and the
+/// answer has these words among its details.
+fn in_vain(mut world: World, details: &str) -> World {
     let (_, effects) = world.add("vain");
     assert!(reply(&effects).is_none(), "{effects:?}");
-    let waiting = world.node.report(world.now).waiting[0].reason;
+    let report = world.node.report(world.now);
+    let waiting = report.waiting.last().expect("somebody waits").reason;
+    let gauge = format!("ipamd_adds_waiting{{reason=\"{waiting}\"}} 1");
+    assert!(world.metrics.text(&report).unwrap().contains(&gauge), "no {gauge}");
+
     world.now = world.now.plus(Duration::from_secs(61));
     let effects = world.handle(Event::Tick);
-    let failure = failure(&effects).expect("a failure").clone();
-    let line = world.node.report(world.now).cloud.join("\n");
-    (failure, waiting, line)
+
+    let failure = failure(&effects).expect("a failure");
+    assert_eq!(failure.reason, waiting);
+    assert!(failure.details.contains(details), "{waiting}: {}", failure.details);
+    world
 }
 
-fn walk(world: &mut World, reason: Reason, details: &str) -> Reason {
-    let (failure, waiting, _) = wait_in_vain(world);
-    assert_eq!((failure.reason, waiting), (reason, reason));
-    assert_eq!(failure.code, reason.cni_code());
-    assert!(failure.details.contains(details), "{reason}: {}", failure.details);
-    reason
-}
-
-/// A node without a free address whose growth has just failed.
+/// A node without a free address whose growth has just failed, and a pod that waits.
 fn refused(kind: CloudErrorKind) -> World {
     let mut world = World::ready(0);
     let error = CloudError::new(kind, "AssignPrivateIpAddresses", "the words of EC2");
     world.handle(Event::Acted { id: ActionId(1), result: Err(error) });
+    let line = world.node.report(world.now).cloud.join("\n");
+    assert!(line.starts_with(kind.reason().word()), "{kind:?}: {line}");
+    // What somebody who has to act wants to know: how much there is, and what EC2 said.
+    let world = in_vain(world, "the words of EC2");
+    let details = &world.failure.as_ref().expect("a failure").details;
+    assert!(details.contains("0 free") && details.contains("of 3 ENIs"), "{kind:?}: {details}");
     world
 }
 
 /// What EC2 does, and what its words become.
-const OF_EC2: [(CloudErrorKind, Reason); 12] = [
+const OF_EC2: [(CloudErrorKind, Reason); 13] = [
     (CloudErrorKind::Throttled, Reason::Throttled),
     (CloudErrorKind::SubnetFull, Reason::SubnetFull),
     (CloudErrorKind::NoPrefix, Reason::NoPrefix),
     (CloudErrorKind::EniLimit, Reason::EniLimit),
-    (CloudErrorKind::AddressLimit, Reason::NodeFull),
+    (CloudErrorKind::AddressLimit, Reason::EniFull),
     (CloudErrorKind::Denied, Reason::Denied),
     (CloudErrorKind::Gone, Reason::CloudGone),
+    (CloudErrorKind::NoPlace, Reason::NoSubnet),
+    (CloudErrorKind::InUse, Reason::InUse),
     (CloudErrorKind::Unreachable, Reason::CloudUnreachable),
-    (CloudErrorKind::InUse, Reason::CloudUnreachable),
     (CloudErrorKind::Unclear, Reason::CloudUnreachable),
     (CloudErrorKind::Garbage, Reason::CloudUnreachable),
     (CloudErrorKind::Other, Reason::CloudUnreachable),
 ];
 
+/// The ways to a reason that has more than one.
 #[test]
-fn what_ec2_refuses_is_what_the_pod_the_status_and_the_log_are_told() {
+fn a_reason_with_several_causes_is_told_for_each() {
     for (kind, reason) in OF_EC2 {
-        let (failure, waiting, line) = wait_in_vain(&mut refused(kind));
-
-        assert_eq!((failure.reason, waiting), (reason, reason), "{kind:?}");
-        assert!(line.starts_with(reason.word()), "{kind:?}: {line}");
-        // What somebody who has to act wants to know: how much there is, and what EC2 said.
-        for part in ["0 free", "of 3 ENIs", "the words of EC2"] {
-            assert!(failure.details.contains(part), "{kind:?}: {}", failure.details);
-        }
+        told(reason, || refused(kind));
     }
+    told(Reason::Denied, denied_at_start);
+    told(Reason::OnHold, provisioning_off);
+    told(Reason::NoEniConfig, eni_config_of_nowhere);
 }
 
-fn starting() -> Reason {
-    walk(&mut World::new(), Reason::Starting, "0 assigned")
-}
-
-fn no_ipv6() -> Reason {
+fn no_ipv6() -> World {
     let mut world = World::of(Families::Dual).made_ready(1);
     let error = CloudError::new(CloudErrorKind::Other, "AssignIpv6Addresses", "the subnet has none");
     world.handle(Event::Ipv6Assigned(Err(error)));
-    walk(&mut world, Reason::NoIpv6, "the subnet has none")
+    in_vain(world, "the subnet has none")
 }
 
-fn denied_at_start() -> Reason {
+fn denied_at_start() -> World {
     let mut world = World::new();
     world.handle(Event::Unidentified(CloudError::new(CloudErrorKind::Denied, "DescribeInstanceTypes", "no")));
-    walk(&mut world, Reason::Denied, "DescribeInstanceTypes")
+    in_vain(world, "DescribeInstanceTypes")
 }
 
-fn growing() -> Reason {
-    walk(&mut World::ready(0), Reason::PoolEmpty, "1 of 3 ENIs")
-}
-
-fn on_hold() -> Reason {
+fn on_hold() -> World {
     let mut world = World::new();
     world.handle(Event::Held(Hold::Changes));
-    walk(&mut world.made_ready(0), Reason::OnHold, "an operator holds back changes")
+    in_vain(world.made_ready(0), "an operator holds back changes")
 }
 
-fn provisioning_off() -> Reason {
+fn provisioning_off() -> World {
     let mut world = World::new();
     world.node.settings.provisioning = false;
-    walk(&mut world.made_ready(0), Reason::OnHold, "a setting allows no changes")
+    in_vain(world.made_ready(0), "a setting allows no changes")
 }
 
-/// All nine slots of the primary ENI are pods', and nothing more was wanted until now.
+/// All nine slots of the primary ENI are pods', and nothing more was wanted until now. What they were given is not counted here.
 fn with_a_full_eni(max_enis: u8) -> World {
     let mut world = World::new();
     world.node.settings.max_enis = Some(max_enis);
@@ -104,136 +201,103 @@ fn with_a_full_eni(max_enis: u8) -> World {
     world
 }
 
-fn node_full() -> Reason {
-    let details = "9 assigned, 0 cooling, 0 reserved, 0 free; 1 of 1 ENIs";
-    walk(&mut with_a_full_eni(1), Reason::NodeFull, details)
+fn node_full() -> World {
+    in_vain(with_a_full_eni(1), "9 assigned, 0 cooling, 0 reserved, 0 free; 1 of 1 ENIs")
 }
 
-fn no_subnet() -> Reason {
+fn no_subnet() -> World {
     let mut world = with_a_full_eni(3);
     world.node.pool.set_subnets(Vec::new());
-    walk(&mut world, Reason::NoSubnet, "1 of 3 ENIs")
+    in_vain(world, "1 of 3 ENIs")
 }
 
-fn no_eni_config() -> Reason {
+fn no_eni_config() -> World {
     let details = "no-eni-config: the node object, which names the ENIConfig, is not known";
-    walk(&mut custom::custom(3), Reason::NoEniConfig, details)
+    in_vain(custom::custom(3), details)
 }
 
-/// An answer that comes at once.
-fn at_once(effects: &[Effect], reason: Reason) -> Reason {
-    let failure = failure(effects).expect("a failure");
-    assert_eq!((failure.reason, failure.code), (reason, reason.cni_code()));
-    assert!(!failure.message.is_empty());
-    reason
+/// What the ENIConfig names EC2 does not know.
+fn eni_config_of_nowhere() -> World {
+    let mut world = custom::placed();
+    let error = CloudError::new(CloudErrorKind::NoPlace, "CreateNetworkInterface", "sg-2 does not exist");
+    world.handle(Event::Acted { id: ActionId(1), result: Err(error) });
+    in_vain(world, "no-eni-config: CreateNetworkInterface: sg-2 does not exist")
 }
 
-fn name_in_use() -> Reason {
+fn name_in_use() -> World {
     let mut world = World::ready(3);
     world.added("web");
     world.ask(Verb::Add(attachment("web-again", "web")), 300);
     assert_eq!(world.node.report(world.now).waiting[0].reason, Reason::NameInUse);
     world.now = world.now.plus(Duration::from_secs(61));
-    at_once(&world.handle(Event::Tick), Reason::NameInUse)
+    world.handle(Event::Tick);
+    world
 }
 
-fn superseded() -> Reason {
+fn superseded() -> World {
     let mut world = World::ready(3);
     world.del("a", 200);
-    at_once(&world.ask(Verb::Add(attachment("a", "a")), 100).1, Reason::Superseded)
+    world.ask(Verb::Add(attachment("a", "a")), 100);
+    world
 }
 
-fn busy() -> Reason {
+fn stopping() -> World {
     let mut world = World::ready(0);
     world.add("a");
-    at_once(&world.add("a").1, Reason::Busy)
+    world.handle(Event::Stopping);
+    world
 }
 
-fn no_multi_nic() -> Reason {
-    let verb = Verb::Add(Attachment { multi_nic: true, ..attachment("a", "a") });
-    at_once(&World::ready(1).ask(verb, 100).1, Reason::NoMultiNic)
+fn busy() -> World {
+    let mut world = World::ready(0);
+    world.add("a");
+    world.add("a");
+    world
 }
 
-fn without_descriptors() -> Reason {
+fn no_multi_nic() -> World {
+    let mut world = World::ready(1);
+    world.ask(Verb::Add(Attachment { multi_nic: true, ..attachment("a", "a") }), 100);
+    world
+}
+
+fn without_descriptors() -> World {
     let mut world = World::ready(1);
     let verb = Verb::Add(attachment("a", "a"));
     let request = Request { version: PROTOCOL, patience_ms: 1000, started_ns: 1, verb };
-    let effects = world.handle(Event::Call { id: CallId(9), request, descriptors: false });
-    at_once(&effects, Reason::BadInput)
+    world.handle(Event::Call { id: CallId(9), request, descriptors: false });
+    world
 }
 
-fn state_not_writable() -> Reason {
+fn state_not_writable() -> World {
     let mut world = World::ready(1);
     let (id, effects) = world.add("a");
     let batch = batch(&effects).expect("an append");
     world.handle(Event::Wired { id, result: Ok(()) });
-    at_once(
-        &world.handle(Event::Written { batch, result: Err("no space".to_owned()) }),
-        Reason::StateNotWritable,
-    )
+    world.handle(Event::Written { batch, result: Err("no space".to_owned()) });
+    world
 }
 
 /// What the parts that do things report is passed on as it is.
-fn of_wiring(reason: Reason) -> Reason {
+fn of_wiring(reason: Reason) -> World {
     let mut world = World::ready(1);
     let (id, effects) = world.add("a");
     let batch = batch(&effects).expect("an append");
     world.handle(Event::Written { batch, result: Ok(()) });
-    at_once(&world.handle(Event::Wired { id, result: Err(Failure::new(reason, "no")) }), reason)
+    world.handle(Event::Wired { id, result: Err(Failure::new(reason, "no")) });
+    world
 }
 
-fn unknown_sandbox() -> Reason {
+fn unknown_sandbox() -> World {
     let mut world = World::ready(1);
-    at_once(&world.ask(Verb::Check(attachment("a", "a")), 1).1, Reason::UnknownSandbox)
+    world.ask(Verb::Check(attachment("a", "a")), 1);
+    world
 }
 
-/// Those that come up outside of the node, each with tests where that is: the plugin's conformance tests, the socket's, the
-/// datapath's.
-const ELSEWHERE: [Reason; 7] = [
-    Reason::BadEnvironment,
-    Reason::BadConfig,
-    Reason::UnsupportedVersion,
-    Reason::BadNetns,
-    Reason::DaemonUnreachable,
-    Reason::DeadlineExceeded,
-    Reason::Drifted,
-];
-
-#[test]
-fn every_reason_is_walked() {
-    let mut walked: BTreeSet<Reason> = BTreeSet::from([
-        starting(),
-        denied_at_start(),
-        no_ipv6(),
-        growing(),
-        on_hold(),
-        provisioning_off(),
-        node_full(),
-        all_cooling(),
-        no_subnet(),
-        no_eni_config(),
-        name_in_use(),
-        superseded(),
-        busy(),
-        no_multi_nic(),
-        without_descriptors(),
-        state_not_writable(),
-        of_wiring(Reason::KernelRefused),
-        of_wiring(Reason::Internal),
-        policies::refused(Reason::PolicyAgentUnreachable),
-        policies::refused(Reason::PolicyRefused),
-        unknown_sandbox(),
-    ]);
-    walked.extend(OF_EC2.map(|(_, reason)| reason));
-
-    let all: BTreeSet<Reason> = Reason::ALL.iter().copied().collect();
-    let here: BTreeSet<Reason> = all.difference(&ELSEWHERE.into()).copied().collect();
-    assert_eq!(walked, here);
-}
-
-/// On a full node an address that still cools is given early rather than none, so no ADD waits for this as things are.
-fn all_cooling() -> Reason {
-    let mut world = with_a_full_eni(1);
-    world.del("pod-0", 200);
-    world.node.why_short(NetworkCard(0), world.now)
+fn drifted() -> World {
+    let mut world = World::ready(1);
+    world.added("a");
+    let (id, _) = world.ask(Verb::Check(attachment("a", "a")), 1);
+    world.handle(Event::Checked { id, result: Err(Failure::new(Reason::Drifted, "there is no route")) });
+    world
 }
