@@ -70,9 +70,12 @@ async fn daemon(config: Config) -> Result<(), RunError> {
         LockedQueue::lock(&dir.join("delete-queue")).map_err(RunError::local("lock the delete queue"))?;
     let settings = settings(&config)?;
     let mut wirer = Wirer::open().map_err(RunError::local("reach the kernel"))?;
-    let Started { node, store, former, news, checkpointing } =
-        start::restored(&config, &settings, ran_before, &mut wirer, clock)?;
+    let started = start::restored(&config, &settings, ran_before, &mut wirer, clock)?;
+    let Started { node, store, remembered, memory, former, news, checkpointing } = started;
     let (sender, inbox) = events();
+    if let Some(remembered) = remembered {
+        drop(sender.send(Event::Remembered(Box::new(remembered))).await);
+    }
     let hold_files = vec![hold::file(&dir), config.hold_file.clone()];
     let held = hold::now(&hold_files);
     // Before anything can be begun.
@@ -106,7 +109,7 @@ async fn daemon(config: Config) -> Result<(), RunError> {
     let parts = Parts {
         wiring: workers::wiring(wirer, metrics.clone(), sender.clone())
             .map_err(failed("start the wiring thread"))?,
-        writing: workers::writing(store, dir.join("state"), sender.clone(), news)
+        writing: workers::writing(store, dir.join("state"), sender.clone(), news, memory)
             .map_err(failed("start the writing thread"))?,
         wishes,
         conflist: Some(Publisher::new(&config)),

@@ -15,7 +15,8 @@ use crate::checkpointing::{self, News};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::families::Families;
-use crate::node::{Node, PodInKernel, Restored, Settings, restore};
+use crate::memory::MemoryFile;
+use crate::node::{Node, PodInKernel, Remembered, Restored, Settings, restore};
 use crate::server::chain;
 use crate::store::Store;
 
@@ -26,6 +27,10 @@ pub(crate) struct Started {
     pub(crate) node: Node,
     /// The file in which it goes on.
     pub(crate) store: Store,
+    /// What the daemon before knew of this instance.
+    pub(crate) remembered: Option<Remembered>,
+    /// Where that is written down.
+    pub(crate) memory: Option<MemoryFile>,
     /// Whose leftovers of the Go version are to be removed.
     pub(crate) former: Former,
     /// Whoever changes the state tells it here.
@@ -48,6 +53,10 @@ pub(crate) fn restored(
     let (now, path) = (clock.now(), config.run_dir.join("state"));
     let mut loaded = Store::load(&path, now).map_err(RunError::local("read the state"))?;
     let (checkpoint, mut remarks) = checkpoint::load(&checkpoint_path(config), &config.veth_prefix, now);
+    // It may have changed what is in EC2, and knows nothing of what we remember.
+    let go_ran = checkpoint.as_ref().is_some_and(|checkpoint| !checkpoint.ours);
+    let memory = MemoryFile::here(&config.run_dir, settings.families);
+    let remembered = memory.as_ref().filter(|_| !go_ran).and_then(|memory| recall(memory, wirer));
     loaded.checkpoint = checkpoint.filter(|_| is_kept(settings.families));
     // What the process before this one had set aside.
     wirer.sweep().map_err(RunError::local("sweep old links away"))?;
@@ -86,7 +95,17 @@ pub(crate) fn restored(
     let mut node = Node::new(settings.clone(), pool, seed, now);
     node.doubt(doubted);
     lead_to_adopted(&node, &kernel, wirer);
-    Ok(Started { node, store, former: Former { held, gone }, news, checkpointing })
+    let former = Former { held, gone };
+    Ok(Started { node, store, remembered, memory, former, news, checkpointing })
+}
+
+/// What the daemon before knew, if it is of this instance.
+fn recall(memory: &MemoryFile, wirer: &mut Wirer) -> Option<Remembered> {
+    let links = wirer.macs().map_err(|error| chain(&error));
+    links.and_then(|links| memory.load(&links)).unwrap_or_else(|why| {
+        tracing::warn!(why, "what is remembered of the instance is not used");
+        None
+    })
 }
 
 /// Pods of the Go version get their route in our table before anybody can ask us to take it away.

@@ -14,8 +14,9 @@ use types::{HostVeth, Reason, SandboxKey};
 use wire::Failure;
 
 use crate::checkpointing::News;
+use crate::memory::MemoryFile;
 use crate::metrics::Metrics;
-use crate::node::{BatchId, CallId, Event};
+use crate::node::{BatchId, CallId, Event, Remembered};
 use crate::server::chain;
 use crate::store::{Record, Store, StoreError};
 
@@ -157,6 +158,8 @@ pub(crate) enum Writing {
     Append(BatchId, Vec<Record>),
     /// Start a new file.
     Rewrite(Box<Snapshot>),
+    /// Put down what a start would need to know.
+    Remember(Box<Remembered>),
 }
 
 /// Starts the writing thread. Appends that have piled up while one was being synced share the next sync.
@@ -165,9 +168,10 @@ pub(crate) fn writing(
     path: PathBuf,
     events: mpsc::Sender<Event>,
     news: Sender<News>,
+    memory: Option<MemoryFile>,
 ) -> std::io::Result<Sender<Writing>> {
     let (jobs, inbox) = channel();
-    let writer = Writer { store: Some(store), path, events, news, asked_for_new: false };
+    let writer = Writer { store: Some(store), path, events, news, memory, asked_for_new: false };
     std::thread::Builder::new().name("writing".to_owned()).spawn(move || writer.run(&inbox))?;
     Ok(jobs)
 }
@@ -177,6 +181,8 @@ struct Writer {
     store: Option<Store>,
     path: PathBuf,
     events: mpsc::Sender<Event>,
+    /// Where what a start would need is written down.
+    memory: Option<MemoryFile>,
     /// Who keeps the checkpoint; nobody waits for it, and it may have ended.
     news: Sender<News>,
     asked_for_new: bool,
@@ -195,6 +201,11 @@ impl Writer {
                             return;
                         }
                         self.rewrite(&snapshot);
+                    }
+                    Writing::Remember(remembered) => {
+                        if let Some(memory) = &self.memory {
+                            memory.write(&remembered);
+                        }
                     }
                 }
             }

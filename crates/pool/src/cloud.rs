@@ -73,6 +73,12 @@ impl Pool {
         self.occupied = places;
     }
 
+    /// Those places.
+    #[must_use]
+    pub const fn occupied(&self) -> &BTreeSet<(NetworkCard, DeviceIndex)> {
+        &self.occupied
+    }
+
     /// An ENI as a picture shows it, without what has left since as far as we know.
     fn without_what_is_gone(&self, eni: &EniSeen) -> EniSeen {
         let mut eni = eni.clone();

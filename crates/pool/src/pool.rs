@@ -180,6 +180,12 @@ impl Pool {
         self.excluded = excluded;
     }
 
+    /// Those subnets.
+    #[must_use]
+    pub const fn excluded(&self) -> &BTreeSet<SubnetId> {
+        &self.excluded
+    }
+
     /// Says that the primary ENI gets no more pods: custom networking. Pods that are there stay; what is idle there goes back.
     pub const fn spare_primary(&mut self) {
         self.spares_primary = true;

@@ -14,6 +14,7 @@ use types::{
 };
 use wire::{Failure, Reply, Request};
 
+use super::remembering::Remembered;
 use crate::cloud::{CloudError, ConnectionTracking};
 use crate::cluster::News;
 use crate::hold::Hold;
@@ -28,7 +29,7 @@ pub struct CallId(pub u64);
 pub struct BatchId(pub u64);
 
 /// What is known of the node itself once instance metadata has answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     /// The instance.
     pub instance: InstanceId,
@@ -71,6 +72,8 @@ pub struct Picture {
     pub strays: Vec<Stray>,
     /// Instance metadata has told this, EC2 has not: tags and types of the ENIs are not known.
     pub from_metadata: bool,
+    /// Nobody has told this since the start: it is what the daemon before knew.
+    pub recalled: bool,
 }
 
 /// Which subnets of the zone may be used.
@@ -184,6 +187,8 @@ pub enum Event {
     FileLong,
     /// Instance metadata has answered.
     Identified(Box<Facts>),
+    /// What the daemon before knew of this instance.
+    Remembered(Box<Remembered>),
     /// It cannot be found out who this instance is; it is tried again.
     Unidentified(CloudError),
     /// The ENIs were looked at.
@@ -273,6 +278,8 @@ pub enum Effect {
     },
     /// Ask instance metadata for the range of the subnet that the ENI with this MAC is in.
     AskRange(SubnetId, Mac),
+    /// Put on disk what a start would need to know, for when nobody tells it.
+    Remember(Box<Remembered>),
     /// Ask EC2 for an IPv6 prefix for the primary ENI, which is this one.
     AssignIpv6(EniId),
     /// Do chores, in order; one lot at a time.

@@ -117,6 +117,25 @@ const fn outcome_of(kind: CloudErrorKind) -> Outcome {
 
 impl Node {
     pub(super) fn identified(&mut self, facts: Facts, now: Moment) {
+        if let Some(before) = self.facts.as_ref().filter(|before| before.instance != facts.instance) {
+            tracing::error!(of = %before.instance, now = %facts.instance, "pods were served from another instance's state");
+        }
+        self.take_facts(facts);
+        self.memory.dirty = true;
+        // The host was brought in line with the old ones.
+        self.host.dirty |= std::mem::take(&mut self.memory.old_facts);
+        self.cloud.worked();
+        self.cloud.look_at = now;
+    }
+
+    /// It cannot be found out who this instance is, for now.
+    pub(super) fn unidentified(&mut self, error: &CloudError, now: Moment) {
+        self.cloud.trouble(error);
+        self.recall(now);
+    }
+
+    /// Sets all that depends on what the instance is.
+    pub(super) fn take_facts(&mut self, facts: Facts) {
         let can = facts.limits.prefix_delegation;
         if self.settings.prefix_delegation && !can {
             let instance_type = &facts.limits.instance_type;
@@ -135,8 +154,6 @@ impl Node {
         }
         self.facts = Some(facts);
         self.choose_cards();
-        self.cloud.worked();
-        self.cloud.look_at = now;
     }
 
     pub(super) fn acted(&mut self, id: ActionId, result: Result<Outcome, CloudError>, now: Moment) {
@@ -168,7 +185,8 @@ impl Node {
     /// Starts what the plan says, unless EC2 wants to be left alone.
     pub(super) fn grow(&mut self, now: Moment) {
         self.watch_cards(now);
-        if !self.may(false) || !self.cloud.pictured || self.cloud.hold_until > now {
+        let knows = self.cloud.pictured && self.is_up_to_date();
+        if !self.may(false) || !knows || self.cloud.hold_until > now {
             return;
         }
         let Some(plan) = self.plan(now) else { return };
@@ -332,8 +350,9 @@ impl Node {
         });
         let host = self.host.trouble.clone().into_iter().chain(self.host.fight());
         let cluster = self.eni_config_trouble();
+        let cloud = cloud.into_iter().chain(self.memory_trouble());
         let rest = cluster.into_iter().chain(self.range_trouble()).chain(self.ipv6_trouble());
-        cloud.into_iter().chain(hold).chain(rest).chain(host).collect()
+        cloud.chain(hold).chain(rest).chain(host).collect()
     }
 
     pub(super) fn cloud_wakeup(&self) -> Option<Moment> {

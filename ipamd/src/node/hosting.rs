@@ -152,6 +152,7 @@ impl Node {
                 s.generation.is_some_and(|g| g <= generation) && !s.gain.needs(&missing)
             });
         self.host.settling = waiting;
+        self.memory.dirty |= !settled.is_empty();
         for Settling { gain, .. } in settled {
             match gain {
                 Gain::Action(id, outcome) => self.pool.finish(id, outcome, now),
@@ -193,6 +194,7 @@ impl Node {
             tracing::info!(?ranges, "the VPC's ranges have changed");
             facts.vpc_cidrs = ranges;
             self.host.dirty = true;
+            self.memory.dirty = true;
         }
     }
 

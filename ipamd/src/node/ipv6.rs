@@ -65,6 +65,7 @@ impl Node {
             tracing::info!(%address, "the node has this IPv6 address now");
             facts.ipv6 = Some(address);
             self.host.dirty = true;
+            self.memory.dirty = true;
         }
     }
 
@@ -95,7 +96,7 @@ impl Node {
     /// Asks for a prefix where none is, unless EC2 wants to be left alone.
     pub(super) fn want_ipv6(&mut self, now: Moment) {
         let busy = self.ipv6.asking || self.ipv6.unsure || self.cloud.hold_until > now;
-        if !self.lacks_ipv6() || busy || !self.cloud.pictured || !self.may(false) {
+        if !self.lacks_ipv6() || busy || !self.cloud.pictured || !self.is_up_to_date() || !self.may(false) {
             return;
         }
         let Some(primary) = self.pool.enis().into_iter().find(|eni| eni.role == Role::Primary) else {

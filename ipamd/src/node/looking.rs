@@ -25,7 +25,8 @@ impl Node {
     /// Looks at the ENIs: at start, after an unclear outcome, and once in a while.
     pub(super) fn look_if_due(&mut self, now: Moment) {
         let due = self.cloud.stale || self.cloud.look_at <= now;
-        if self.facts.is_some() && !self.cloud.looking && due {
+        let knows = self.facts.is_some() && !self.memory.old_facts;
+        if knows && !self.cloud.looking && due {
             self.cloud.stale = false;
             self.cloud.looking = true;
             self.cloud.looked_at = now;
@@ -58,6 +59,7 @@ impl Node {
                 self.cloud.failed(&error, now);
                 self.cloud.blind = true;
                 self.cloud.look_at = self.cloud.hold_until;
+                self.recall(now);
             }
         }
     }
@@ -81,6 +83,7 @@ impl Node {
     pub(super) fn pictured(&mut self, picture: Picture, now: Moment) {
         self.give_up_what_is_gone(&picture, now);
         self.cloud.pictured = true;
+        self.memory.old_picture = picture.recalled;
         self.ipv6_pictured(&picture.ipv6_prefixes, picture.as_of);
         self.pool.occupy(picture.occupied);
         if let Some(Subnets { for_new, excluded, free }) = picture.choice {

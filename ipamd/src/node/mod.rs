@@ -11,6 +11,7 @@
 //! | `hosting.rs` | the host: what its kernel should hold |
 //! | `ipv6.rs` | the IPv6 prefix: when to ask for it; IPv6 by the node's address |
 //! | `ranges.rs` | ranges of subnets, without which an ENI has no way out |
+//! | `remembering.rs` | what a start goes on from while nobody tells anything |
 //! | `publishing.rs` | when to tell the runtime that there is a network |
 //! | `report.rs` | what `ipamd status` shows |
 //! | `adopt.rs` | what of the Go version's checkpoint is true |
@@ -28,6 +29,7 @@ mod ipv6;
 mod looking;
 mod publishing;
 mod ranges;
+mod remembering;
 mod report;
 mod restore;
 #[cfg(test)]
@@ -43,6 +45,7 @@ use types::{EniId, Moment, NetworkCard, SandboxKey, SubnetId};
 
 pub use adding::RELEASED_KEPT;
 pub use event::{BatchId, CallId, Chore, Effect, Event, Facts, HostWish, Picture, Stray, Subnets};
+pub use remembering::Remembered;
 pub use restore::{PodInKernel, Restored, restore};
 pub(crate) use restore::{is_placeholder, replay};
 
@@ -55,6 +58,7 @@ use growing::CloudState;
 use hosting::HostState;
 use ipv6::Ipv6State;
 use ranges::RangeState;
+use remembering::MemoryState;
 
 /// What the node is told to do, apart from the world.
 #[derive(Debug, Clone)]
@@ -128,6 +132,7 @@ pub struct Node {
     efa_only: BTreeSet<NetworkCard>,
     subnets: BTreeMap<SubnetId, Ipv4Network>,
     ranges: RangeState,
+    memory: MemoryState,
     /// Free addresses of the subnets that may be used, when they were last looked at.
     free_in_subnets: BTreeMap<SubnetId, u32>,
     cloud: CloudState,
@@ -169,6 +174,7 @@ impl Node {
             efa_only: BTreeSet::new(),
             subnets: BTreeMap::new(),
             ranges: RangeState::default(),
+            memory: MemoryState::default(),
             free_in_subnets: BTreeMap::new(),
             cloud: CloudState::new(seed),
             ipv6: Ipv6State::default(),
@@ -202,7 +208,8 @@ impl Node {
             Event::Written { batch, result } => self.written(batch, result, now),
             Event::FileLong => self.effects.push(Effect::Rewrite(Box::new(self.pool.snapshot()))),
             Event::Identified(facts) => self.identified(*facts, now),
-            Event::Unidentified(error) => self.cloud.trouble(&error),
+            Event::Unidentified(error) => self.unidentified(&error, now),
+            Event::Remembered(remembered) => self.remembered(*remembered),
             Event::Looked(result) => self.looked(result, now),
             Event::Acted { id, result } => self.acted(id, result, now),
             Event::Ipv6Assigned(result) => self.ipv6_assigned(result, now),
@@ -275,5 +282,6 @@ impl Node {
         self.learn_ranges(now);
         self.wish(now);
         self.publish(now);
+        self.remember();
     }
 }

@@ -169,6 +169,7 @@ impl Ours {
             // Its pods have IPv4 addresses alone.
             | Effect::AssignIpv6(_)
             | Effect::AskRange(..)
+            | Effect::Remember(_)
             | Effect::Publish
             | Effect::Rewrite(_) => {}
         }

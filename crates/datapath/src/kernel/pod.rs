@@ -154,6 +154,11 @@ pub(super) fn list_routes(family: Family, table: TableId) -> RouteNetlinkMessage
     RouteNetlinkMessage::GetRoute(message)
 }
 
+/// Asks for all links.
+pub(super) fn list_links() -> RouteNetlinkMessage {
+    RouteNetlinkMessage::GetLink(any_link())
+}
+
 /// Asks for all veths.
 pub(super) fn list_veths() -> RouteNetlinkMessage {
     let mut message = any_link();

@@ -116,6 +116,15 @@ impl Wirer {
         self.host.port().map_err(WireError::Open)
     }
 
+    /// The MAC addresses of the host's links. For the start only.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read.
+    pub fn macs(&mut self) -> Result<BTreeSet<Mac>, WireError> {
+        let told = self.host.dump(&pod::list_links()).map_err(step("read the links"))?;
+        Ok(pod::links_in(&told).filter_map(|link| link.mac).collect())
+    }
+
     /// Wires a pod that has one interface: [`Self::add_all`].
     ///
     /// # Errors

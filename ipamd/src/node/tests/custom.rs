@@ -195,7 +195,9 @@ fn untold(world: &mut World) -> Vec<Effect> {
 }
 
 fn asked_for_range(effects: &[Effect]) -> bool {
-    effects.iter().any(|effect| matches!(effect, Effect::AskRange(subnet, _) if subnet.as_str() == "subnet-2"))
+    effects
+        .iter()
+        .any(|effect| matches!(effect, Effect::AskRange(subnet, _) if subnet.as_str() == "subnet-2"))
 }
 
 /// A node whose new ENI in `subnet-2` was just made, although EC2 does not tell the subnets; and what follows from that.

@@ -28,6 +28,7 @@ mod ipv6;
 mod policies;
 mod publishing;
 mod reasons;
+mod remembering;
 mod repair;
 mod waiting;
 

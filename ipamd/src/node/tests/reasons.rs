@@ -73,8 +73,7 @@ impl io::Write for Log {
 fn told(reason: Reason, walk: impl FnOnce() -> World) {
     let log = Log::default();
     let writer = log.clone();
-    let subscriber =
-        tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
     let world = tracing::subscriber::with_default(subscriber, walk);
 
     let failure = world.failure.as_ref().expect("a failure");

@@ -355,7 +355,8 @@ impl World {
             Effect::Wire(call, pods) => self.wiring(Job::Add(call, pods)),
             Effect::Check(call, _) => self.wiring(Job::Check(call)),
             // Nobody takes a pod's route here.
-            Effect::Mend(_) | Effect::Waited(..) | Effect::Forget(_) | Effect::AskRange(..) => {}
+            Effect::Mend(_) | Effect::Waited(..) | Effect::Forget(_) => {}
+            Effect::AskRange(..) | Effect::Remember(_) => {}
             Effect::Enforce { id, patience, .. } => self.enforcing(id, patience),
             Effect::Survey(holders) => self.wiring(Job::Survey(holders)),
             Effect::Unwire(pod) => self.wiring(Job::Remove(pod)),

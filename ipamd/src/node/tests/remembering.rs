@@ -1,0 +1,162 @@
+//! A start while nobody tells anything: what holds is what the daemon before knew.
+
+use super::estate::look;
+use super::*;
+use crate::memory::tests::remembered;
+
+fn away(call: &'static str) -> CloudError {
+    CloudError::new(CloudErrorKind::Unreachable, call, "no answer")
+}
+
+/// A node that remembers two ENIs with three addresses each, before anybody has told anything.
+fn started() -> World {
+    let mut world = World::new();
+    world.handle(Event::Remembered(Box::new(remembered())));
+    world
+}
+
+/// The same once instance metadata has not answered, and the host is in line with what is remembered.
+fn recalled() -> World {
+    let mut world = started();
+    let effects = world.handle(Event::Unidentified(away("instance metadata")));
+    world.converge(&effects);
+    world
+}
+
+fn asks_ec2(effects: &[Effect]) -> bool {
+    effects.iter().any(|effect| matches!(effect, Effect::Act { .. } | Effect::Look | Effect::Tidy(_)))
+}
+
+fn writes_down(effects: &[Effect]) -> bool {
+    effects.iter().any(|effect| matches!(effect, Effect::Remember(_)))
+}
+
+fn line(world: &World) -> String {
+    world.node.report(world.now).cloud.join("\n")
+}
+
+#[test]
+fn without_instance_metadata_pods_are_served_from_what_is_remembered() {
+    let mut world = recalled();
+    assert_eq!(world.node.report(world.now).not_ready, Vec::<String>::new());
+    assert!(
+        line(&world).contains("pods are served from what was known before this start"),
+        "{}",
+        line(&world)
+    );
+
+    for pod in ["a", "b", "c", "d", "e", "f"] {
+        world.added(pod);
+    }
+    let (_, effects) = world.ask(Verb::Check(attachment("a", "a")), 1);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Check(..))), "{effects:?}");
+    let effects = world.del("a", 200);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Unwire(_))), "{effects:?}");
+    let counts = world.node.report(world.now).addresses;
+    assert_eq!((counts.assigned, counts.cooling, counts.free), (5, 1, 0));
+}
+
+#[test]
+fn nothing_is_asked_of_ec2_on_the_word_of_what_is_remembered() {
+    let mut world = recalled();
+    (0..6).for_each(|n| world.added(&format!("pod-{n}")));
+    let (_, effects) = world.add("one-more");
+    assert!(!asks_ec2(&effects), "{effects:?}");
+    let waiting = world.node.report(world.now).waiting.remove(0);
+    assert_eq!(waiting.reason, Reason::CloudUnreachable);
+
+    for _ in 0..20 {
+        world.now = world.node.next_wakeup(world.now);
+        let effects = world.handle(Event::Tick);
+        assert!(!asks_ec2(&effects) && !writes_down(&effects), "{effects:?}");
+    }
+}
+
+#[test]
+fn all_settles_once_metadata_and_the_enis_are_told() {
+    let mut world = recalled();
+    world.added("a");
+
+    let effects = world.handle(Event::Identified(Box::new(remembered().facts)));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Look)), "{effects:?}");
+    assert!(effects.iter().all(|effect| !matches!(effect, Effect::Act { .. })), "{effects:?}");
+    world.converge(&effects);
+    // Somebody has taken the second ENI away meanwhile.
+    world.now = world.now.plus(Duration::from_secs(60));
+    let effects = look(&mut world, |picture| picture.enis.truncate(1));
+
+    assert!(writes_down(&effects), "{effects:?}");
+    assert_eq!(line(&world), "");
+    let report = world.node.report(world.now);
+    assert_eq!((report.enis.len(), report.pods.len()), (1, 1));
+    (0..3).for_each(|n| drop(world.add(&format!("pod-{n}"))));
+    assert!(world.node.growing(NetworkCard(0)), "growth goes on");
+}
+
+#[test]
+fn what_is_remembered_is_not_used_where_metadata_answers() {
+    let mut world = started();
+
+    let effects = world.handle(Event::Identified(Box::new(remembered().facts)));
+
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Look)), "{effects:?}");
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Converge { .. })), "{effects:?}");
+    assert_eq!(world.node.report(world.now).enis.len(), 0);
+}
+
+#[test]
+fn enis_are_remembered_where_the_instance_is_known_and_the_first_look_fails() {
+    let mut world = started();
+    world.handle(Event::Identified(Box::new(remembered().facts)));
+    let effects = world.handle(Event::Looked(Err(away("DescribeNetworkInterfaces"))));
+    world.converge(&effects);
+
+    world.added("a");
+
+    // EC2 may be asked to look, and for nothing else.
+    (0..9).for_each(|n| drop(world.add(&format!("pod-{n}"))));
+    world.now = world.now.plus(Duration::from_secs(30));
+    let effects = world.handle(Event::Tick);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Look)), "{effects:?}");
+    assert!(action(&effects).is_none(), "{effects:?}");
+}
+
+#[test]
+fn what_is_remembered_of_another_instance_is_not_used() {
+    let mut world = started();
+    let facts = Facts { instance: "i-2".parse().unwrap(), ..remembered().facts };
+    world.handle(Event::Identified(Box::new(facts)));
+
+    let effects = world.handle(Event::Looked(Err(away("DescribeNetworkInterfaces"))));
+
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Converge { .. })), "{effects:?}");
+    assert_eq!(world.node.report(world.now).not_ready.len(), 1);
+}
+
+#[test]
+fn what_a_call_was_to_take_away_before_the_start_is_not_brought_back() {
+    let mut world = started();
+    let given = Given::addresses([Ipv4Addr::new(10, 0, 0, 10), Ipv4Addr::new(10, 0, 0, 11)].into());
+    let leaving = pool::Leaving { eni: "eni-0".parse().unwrap(), given: Some(given) };
+    let loaded = Loaded { records: vec![Record::Leaving { leaving }], ..Loaded::default() };
+    let restored = restore(Duration::from_secs(30), loaded, &[], &mut |_| true, true, world.now);
+    world.node.pool = restored.pool;
+
+    let effects = world.handle(Event::Unidentified(away("instance metadata")));
+    world.converge(&effects);
+
+    assert_eq!(world.node.report(world.now).addresses.free, 4);
+}
+
+#[test]
+fn what_changes_is_written_down_and_what_does_not_is_not() {
+    let mut world = World::new();
+    let effects = world.first_look(4);
+    assert!(writes_down(&world.converge(&effects)));
+
+    world.added("a");
+    assert!(!writes_down(&look(&mut world, |_| ())), "a pod is nothing that a start needs");
+    world.now = world.now.plus(Duration::from_secs(60));
+    let gone = |picture: &mut Picture| drop(picture.enis[0].addresses.pop_last());
+    assert!(writes_down(&look(&mut world, gone)));
+}
