@@ -18,7 +18,7 @@ const WAYS: [(&str, bool, bool); 4] = [
 /// Pods of a type by way, and beside each how many more can have a branch ENI.
 fn pods(limits: &InstanceLimits, max_enis: Option<u8>) -> [[u32; 3]; 4] {
     WAYS.map(|(_, prefixes, custom_networking)| {
-        let layout = Layout { prefixes, custom_networking, branch_enis: false, max_enis };
+        let layout = Layout { prefixes, custom_networking, max_enis, ..Layout::default() };
         let with_trunk = limits.capacity(&Layout { branch_enis: true, ..layout });
         [limits.capacity(&layout).max_pods(), with_trunk.max_pods(), with_trunk.branch]
     })

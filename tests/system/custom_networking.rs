@@ -1,6 +1,7 @@
 //! Custom networking: pods on ENIs of another subnet, as an ENIConfig says.
 
 use lab::LabError;
+use lab::ec2::{self, Action, Call, Fault};
 use lab::fabric::SECOND_CIDR_HOST;
 use lab::kube_api::{ApiWeather, KubeApi};
 use lab::probe::{Echo, ask};
@@ -14,6 +15,7 @@ use crate::support::{Outcome, Setting, Test, ensure, reach};
 
 pub(crate) const TESTS: &[Test] = &[
     ("with_custom_networking_pods_are_where_the_eni_config_says_and_reach_everything", packets),
+    ("without_the_right_to_describe_subnets_enis_are_made_by_the_subnets_id", subnets_denied),
     ("an_add_waits_for_an_eni_config_that_comes_late", late),
     ("enis_that_are_there_serve_pods_without_the_api_server", api_away),
     ("a_changed_eni_config_is_for_new_enis_and_garbage_changes_nothing", changed),
@@ -34,8 +36,17 @@ fn add_subnet(setting: &Setting, cidr: &str) -> Result<SubnetId, LabError> {
 
 /// A node whose ENIConfig `zone-a` says a subnet in the second CIDR and one group.
 fn ready(settings: &[(&str, &str)]) -> Result<(Stage, SubnetId), LabError> {
+    ready_after(settings, |_| ())
+}
+
+/// The same where something happens before the daemon starts.
+fn ready_after(
+    settings: &[(&str, &str)],
+    before: impl FnOnce(&Setting),
+) -> Result<(Stage, SubnetId), LabError> {
     let mut made = None;
     let stage = Stage::begin(&[&[CUSTOM], settings].concat(), |api, setting| {
+        before(setting);
         let subnet = add_subnet(setting, "100.64.16.0/24")?;
         api.put_eni_config("zone-a", &spec(&subnet, &["sg-0aa"]));
         // Nobody's here.
@@ -87,6 +98,32 @@ fn packets() -> Outcome {
     let drops = stage.setting.fabric.drops()?;
     ensure!((drops.wrong_source, drops.not_public) == (0, 0), "the VPC refused packets: {drops:?}");
     Ok(())
+}
+
+/// By the subnet's id alone, as its range is told by instance metadata once the ENI is there.
+fn subnets_denied() -> Outcome {
+    let denied = Fault::error("UnauthorizedOperation", 403);
+    let (stage, subnet) = ready_after(&[], |setting| {
+        setting.fabric.ec2().fault_next(Action::DescribeSubnets, u32::MAX, denied);
+    })?;
+    let pods = stage.setting.pods(0..12)?;
+
+    let report = stage.setting.accounts_for(&pods)?;
+    ensure!(on_primary(&report) == 0, "pods on the primary ENI: {report:#?}");
+    let enis = secondaries(&stage, &report);
+    let there = (subnet, vec!["sg-0aa".to_owned()]);
+    ensure!(enis == [there.clone(), there], "secondary ENIs are {enis:?}");
+    let calls = stage.setting.fabric.ec2().calls();
+    let told = |call: &Call| call.action == "DescribeSubnets" && call.outcome == ec2::Outcome::Done;
+    // The daemon before had asked without custom networking.
+    ensure!(calls.iter().filter(|call| told(call)).count() <= 1, "the subnets were told");
+    reach(&stage.setting, &pods)?;
+
+    // And again after a restart, which finds the ENIs there.
+    stage.restart()?;
+    stage.node().wait_ready()?;
+    stage.setting.accounts_for(&pods)?;
+    reach(&stage.setting, &pods)
 }
 
 /// Runs something beside an ADD that has to wait for an ENIConfig; the ADD succeeds.

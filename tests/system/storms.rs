@@ -11,8 +11,9 @@ use lab::imds::ImdsWeather;
 use lab::node::Node;
 use lab::probe::{Echo, ask, transfer};
 use lab::runtime::Pod;
+use wire::Report;
 
-use crate::support::{Outcome, Setting, Test, ensure, launch};
+use crate::support::{Outcome, Setting, Test, ensure, launch, reach};
 
 pub(crate) const TESTS: &[Test] = &[
     ("the_internet_drops_a_pod_that_is_not_translated", without_nat),
@@ -29,7 +30,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("addresses_taken_away_while_the_daemon_was_down_are_not_given", unassigned_meanwhile),
     ("an_eni_pulled_out_while_the_daemon_was_down_gets_no_pods", detached_meanwhile),
     ("twenty_pods_are_served_while_ec2_and_metadata_lag", lagging),
-    ("a_daemon_started_without_ec2_serves_when_ec2_is_back", started_in_the_dark),
+    ("a_daemon_started_without_metadata_and_ec2_serves_from_what_was_known_and_settles", started_in_the_dark),
     ("an_add_without_a_daemon_is_to_be_tried_again", no_daemon),
     ("the_node_is_as_before_when_the_last_pod_is_gone", nothing_left),
 ];
@@ -157,7 +158,7 @@ fn again_before_del() -> Outcome {
     let mut new = Pod::create("web-0", "web0new")?;
     std::thread::scope(|scope| {
         let add = scope.spawn(|| new.add(node).map(drop));
-        let waiting = |report: &wire::Report| !report.waiting.is_empty();
+        let waiting = |report: &Report| !report.waiting.is_empty();
         let waited = node.wait_for("the second ADD waiting", waiting).map(drop);
         let deleted = old.del(node).map(drop);
         let added =
@@ -366,24 +367,37 @@ fn lagging() -> Outcome {
 }
 
 fn started_in_the_dark() -> Outcome {
-    let setting = Setting::start(&[])?;
+    let setting = Setting::start(&[("MINIMUM_IP_TARGET", "14"), ("WARM_IP_TARGET", "1")])?;
+    setting.node.wait_for("addresses on two ENIs", |report| report.addresses.total() >= 14)?;
     let mut pods = setting.pods(0..2)?;
     setting.node.kill_daemon();
     setting.fabric.ec2().set_weather(Weather::Unreachable);
     setting.node.imds().set_weather(ImdsWeather::Unavailable);
+    setting.fabric.ec2().clear_calls();
     setting.node.start_daemon(&[])?;
-    eventually("a report", || setting.node.report().is_ok())?;
-    let report = setting.node.report()?;
-    ensure!(report.pods.len() == 2, "{} of 2 pods are in the books without EC2", report.pods.len());
-    let _echo = Echo::start(setting.fabric.second())?;
-    let seen = ask(&pods[0].netns, SECOND_CIDR_HOST)?;
-    ensure!(seen == pods[0].address, "{} is seen as {seen:?}", pods[0].name);
+    setting.node.wait_listening()?;
+    // By what the daemon before knew.
+    let from_memory = |report: &Report| {
+        let says = |line: &String| line.contains("what was known before this start");
+        report.not_ready.is_empty() && report.cloud.iter().any(says)
+    };
+    setting.node.wait_for("a node that serves without anybody's word", from_memory)?;
+    setting.accounts_for(&pods)?;
+    // On both ENIs.
+    pods.extend(setting.pods(2..11)?);
+    pods.swap_remove(1).del(&setting.node)?;
+    let checked = pods[2].call(&setting.node, "CHECK")?;
+    ensure!(checked.success, "CHECK says {}", checked.stdout);
+    let report = setting.accounts_for(&pods)?;
+    ensure!(report.addresses.cooling == 1, "{:?}", report.addresses);
+    reach(&setting, &pods)?;
+    let calls = setting.fabric.ec2().calls();
+    ensure!(calls.is_empty(), "EC2 was asked: {calls:?}");
 
     setting.fabric.ec2().set_weather(Weather::Fair);
     setting.node.imds().set_weather(ImdsWeather::Fair);
-    setting.node.wait_ready()?;
-
-    pods.extend(setting.pods(2..4)?);
+    setting.node.wait_for("a node that knows anew", |report| report.cloud.is_empty())?;
+    pods.extend(setting.pods(11..14)?);
     setting.accounts_for(&pods)?;
     Ok(())
 }

@@ -73,6 +73,16 @@ impl Pool {
         self.occupied = places;
     }
 
+    /// How many places on a network card are held by what pods cannot use.
+    #[must_use]
+    pub fn foreign_on(&self, card: NetworkCard) -> u8 {
+        let enis = self.enis.values().filter(|eni| !eni.seen.role.is_for_pods());
+        let places = enis.map(Eni::place).chain(self.occupied.iter().copied());
+        let devices: BTreeSet<DeviceIndex> =
+            places.filter(|(on, _)| *on == card).map(|(_, device)| device).collect();
+        u8::try_from(devices.len()).unwrap_or(u8::MAX)
+    }
+
     /// Those places.
     #[must_use]
     pub const fn occupied(&self) -> &BTreeSet<(NetworkCard, DeviceIndex)> {

@@ -180,6 +180,11 @@ impl Pool {
         self.excluded = excluded;
     }
 
+    /// Has this node ask full subnets again at other times than nodes with another seed do.
+    pub fn spread(&mut self, seed: u64) {
+        self.scarcity.spread(seed);
+    }
+
     /// Those subnets.
     #[must_use]
     pub const fn excluded(&self) -> &BTreeSet<SubnetId> {

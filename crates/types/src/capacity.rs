@@ -13,6 +13,8 @@ pub struct Layout {
     pub branch_enis: bool,
     /// `MAX_ENI`.
     pub max_enis: Option<u8>,
+    /// Places on the network card that ENIs hold which pods cannot use: somebody else's, or such as are for EFA alone.
+    pub foreign: u8,
 }
 
 /// How many pods there can be.
@@ -48,10 +50,11 @@ impl InstanceLimits {
         own.min(max_enis.unwrap_or(u8::MAX))
     }
 
-    /// How many addresses for pods a network card above 0 can hold: all of its ENIs are alike.
+    /// How many addresses for pods a network card above 0 can hold: all of its ENIs for pods are alike.
     #[must_use]
     pub fn addresses_on(&self, card: NetworkCard, layout: &Layout) -> u32 {
-        let slots = u32::from(self.enis_on(card, layout.max_enis)) * u32::from(self.slots_per_eni());
+        let enis = self.enis_on(card, layout.max_enis).saturating_sub(layout.foreign);
+        let slots = u32::from(enis) * u32::from(self.slots_per_eni());
         slots.saturating_mul(self.addresses_per_slot(layout))
     }
 
@@ -64,7 +67,7 @@ impl InstanceLimits {
     #[must_use]
     pub fn capacity(&self, layout: &Layout) -> Capacity {
         let trunk = layout.branch_enis && self.trunk == Some(true);
-        let all = self.enis_on(NetworkCard(0), layout.max_enis);
+        let all = self.enis_on(NetworkCard(0), layout.max_enis).saturating_sub(layout.foreign);
         // The trunk is an ENI like another where MAX_ENI is concerned too.
         let enis = all.saturating_sub(u8::from(layout.custom_networking)).saturating_sub(u8::from(trunk));
         let slots = u32::from(enis).saturating_mul(self.slots_per_eni().into());
@@ -112,6 +115,16 @@ mod tests {
     }
 
     #[test]
+    fn somebody_elses_enis_take_the_place_of_ours() {
+        let with = |foreign| of("m5.large", Layout { foreign, ..Layout::default() }).addresses;
+
+        assert_eq!([0, 1, 2, 9].map(with), [27, 18, 9, 0]);
+        // MAX_ENI counts all that are attached.
+        let both = Layout { foreign: 1, max_enis: Some(2), ..Layout::default() };
+        assert_eq!(of("m5.large", both).addresses, 9);
+    }
+
+    #[test]
     fn each_network_card_holds_what_the_table_says_of_it() {
         let p5 = InstanceTable::builtin().get("p5.48xlarge").unwrap();
         let prefixes = Layout { prefixes: true, ..Layout::default() };
@@ -132,6 +145,7 @@ mod tests {
                     branch_enis: true,
                     max_enis: Some(max_enis),
                     prefixes: true,
+                    foreign: 0,
                 };
                 let most = u32::from(max_enis.saturating_sub(1)) * u32::from(limits.slots_per_eni()) * 16;
                 assert!(limits.capacity(&layout).addresses <= most, "{}", limits.instance_type);

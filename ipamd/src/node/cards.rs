@@ -45,7 +45,7 @@ impl Node {
     fn capacity_of(&self, card: NetworkCard) -> Capacity {
         match (&self.facts, card) {
             (Some(facts), NetworkCard(1..)) => {
-                Capacity { addresses: facts.limits.addresses_on(card, &self.layout()), branch: 0 }
+                Capacity { addresses: facts.limits.addresses_on(card, &self.layout(card)), branch: 0 }
             }
             (None, _) | (Some(_), NetworkCard(0)) => self.capacity(),
         }

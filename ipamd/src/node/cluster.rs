@@ -48,7 +48,7 @@ impl Node {
             }
             News::EniConfig(name, says) => {
                 self.cluster = before;
-                return self.eni_config_says(&name, says);
+                return self.eni_config_says(&name, says, now);
             }
         };
     }

@@ -3,12 +3,17 @@
 //! ENIs that are there stay as they are, whatever the object says later. While it is not known nothing new is made, and what is
 //! there serves pods: the API server may be away for long.
 
+use std::time::Duration;
+
 use pool::Role;
-use types::{Reason, SecurityGroupId, SubnetId};
+use types::{Moment, Reason, SecurityGroupId, SubnetId};
 
 use super::Node;
 use crate::cloud::CloudErrorKind;
 use crate::cluster::{EniConfig, EniConfigName, EniConfigNews};
+
+/// Pause before a look for a subnet that an ENIConfig names and that the last one did not tell.
+const LOOK_FOR_SUBNET: Duration = Duration::from_secs(2);
 
 /// What we know of the node's ENIConfig.
 #[derive(Debug, Default)]
@@ -39,7 +44,7 @@ impl Node {
     }
 
     /// Takes in what the API server says of an ENIConfig.
-    pub(super) fn eni_config_says(&mut self, of: &str, news: EniConfigNews) {
+    pub(super) fn eni_config_says(&mut self, of: &str, news: EniConfigNews, now: Moment) {
         // That of another one comes late.
         let Some(name) = self.custom.name.clone().filter(|name| name.name == of) else { return };
         let before = self.custom.trouble.take();
@@ -65,8 +70,11 @@ impl Node {
             tracing::warn!(known, "{name} {trouble}");
         }
         self.place_enis();
-        // Each look tells the subnets of the zone; this one may be younger than the last.
-        self.cloud.stale |= self.cloud.pictured && self.unlisted().is_some();
+        // Each look tells the subnets of the zone; this one may be younger than the last. All nodes of the zone hear of it at once.
+        if self.cloud.pictured && self.unlisted().is_some() {
+            let soon = now.plus(self.cloud.jitter(LOOK_FOR_SUBNET));
+            self.cloud.look_at = self.cloud.look_at.min(soon);
+        }
     }
 
     /// Has new ENIs made where the ENIConfig says, and nowhere as long as that is not known.

@@ -249,11 +249,12 @@ impl Node {
             let addresses = u32::try_from(local_addresses().len()).unwrap_or(u32::MAX);
             return Capacity { addresses, branch: 0 };
         }
-        facts.limits.capacity(&self.layout())
+        facts.limits.capacity(&self.layout(NetworkCard(0)))
     }
 
-    pub(super) fn layout(&self) -> Layout {
+    pub(super) fn layout(&self, card: NetworkCard) -> Layout {
         Layout {
+            foreign: self.pool.foreign_on(card),
             prefixes: self.settings.prefix_delegation,
             custom_networking: self.settings.custom_networking,
             max_enis: self.settings.max_enis,

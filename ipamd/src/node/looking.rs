@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pool::{EniSeen, Role};
+use pool::{EniSeen, Note, PICTURE_LAG, Role};
 use types::{EniId, Moment};
 
 use super::Node;
@@ -12,6 +12,9 @@ use crate::cloud::{CloudError, CloudErrorKind};
 
 /// Pause before another look when the last one was of something in motion.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// How long instance metadata may lack a change of ours; the Go version too believes it no sooner. EC2's own answers lag by
+/// [`PICTURE_LAG`].
+const METADATA_LAG: Duration = Duration::from_secs(60);
 /// Pause before another look when only instance metadata has answered.
 const EC2_AGAIN: Duration = Duration::from_secs(300);
 /// Pause before another look when chores could not be done.
@@ -20,6 +23,11 @@ const TIDY_AGAIN: Duration = Duration::from_secs(300);
 const TAGS_LATER: Duration = Duration::from_secs(300);
 /// An ENI is a leak of another instance when it is as old as this, and so long after it was first seen still there.
 const STRAY: Duration = Duration::from_secs(300);
+
+/// When EC2 would have to be asked to know as little as instance metadata may.
+pub(super) fn as_of_metadata(asked: Moment) -> Moment {
+    asked.minus(METADATA_LAG - PICTURE_LAG)
+}
 
 impl Node {
     /// Looks at the ENIs: at start, after an unclear outcome, and once in a while.
@@ -40,6 +48,7 @@ impl Node {
             Ok(mut picture) => {
                 if picture.from_metadata {
                     self.tell_roles(&mut picture.enis);
+                    picture.as_of = as_of_metadata(picture.as_of);
                 }
                 self.make_local(&mut picture.enis);
                 self.subnets.extend(picture.subnets.clone());
@@ -100,13 +109,20 @@ impl Node {
             let again = now.plus(self.cloud.jitter(EC2_AGAIN));
             self.cloud.look_at = self.cloud.look_at.min(again);
         }
-        for note in self.pool.observe(&picture.enis, picture.as_of, now) {
+        let notes = self.pool.observe(&picture.enis, picture.as_of, now);
+        for note in &notes {
             tracing::info!("{note}");
+        }
+        // A picture may be older than it seems: what pods have lost by it a second one may bring back.
+        if notes.iter().any(|note| matches!(note, Note::Lost(..) | Note::EniLeft(_))) {
+            let again = now.plus(self.cloud.jitter(LOOK_AGAIN));
+            self.cloud.look_at = self.cloud.look_at.min(again);
         }
         self.efa_only = picture.efa_only;
         self.choose_cards();
         // What this picture could not settle the next one will.
         if let Some(until) = self.pool.doubtful_until(picture.as_of) {
+            let until = if picture.from_metadata { until.plus(METADATA_LAG - PICTURE_LAG) } else { until };
             self.cloud.look_at = self.cloud.look_at.min(until.max(now));
         }
         let leaks = self.leaks(&picture.strays, picture.as_of);

@@ -155,7 +155,8 @@ pub struct Node {
 impl Node {
     /// A node with a pool that was restored, or is empty.
     #[must_use]
-    pub fn new(settings: Settings, pool: Pool, seed: u64, now: Moment) -> Self {
+    pub fn new(settings: Settings, mut pool: Pool, seed: u64, now: Moment) -> Self {
+        pool.spread(seed);
         Self {
             settings,
             started: now,

@@ -13,6 +13,7 @@ use types::{DeviceIndex, Ipv6Prefix, Moment, NetworkCard, Reason, SubnetId};
 use super::Node;
 use super::event::{Effect, Facts, Picture};
 use super::hosting::Gain;
+use super::looking::as_of_metadata;
 
 /// What a start needs to know of its instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,7 +81,8 @@ impl Node {
         self.pool.set_excluded(excluded);
         self.subnets.extend(subnets.clone());
         let from_metadata = true;
-        let (as_of, recalled) = (now, true);
+        // Any word of anybody is newer.
+        let (as_of, recalled) = (as_of_metadata(now), true);
         let mut picture =
             Picture { as_of, enis, occupied, efa_only, subnets, recalled, ..Picture::default() };
         (picture.ipv6_prefixes, picture.from_metadata) = (ipv6_prefixes, from_metadata);

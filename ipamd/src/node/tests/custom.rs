@@ -96,8 +96,10 @@ fn a_new_eni_goes_where_the_eni_config_says_once_the_way_there_is_known() {
     name(&mut world, "zone-a");
     assert!(line(&world).contains("ENIConfig \"zone-a\""), "{}", line(&world));
     let effects = says(&mut world, "zone-a", is("subnet-2", &["sg-2", "sg-3"]));
-    assert!(effects.iter().any(|effect| matches!(effect, Effect::Look)), "{effects:?}");
     assert_eq!(made(&effects), None);
+    world.now = world.now.plus(Duration::from_secs(3));
+    let effects = world.handle(Event::Tick);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Look)), "{effects:?}");
     assert!(line(&world).contains("EC2 does not list"), "{}", line(&world));
 
     let effects = listed(&mut world, &["subnet-2"]);

@@ -163,6 +163,7 @@ fn pods_on_an_eni_make_it_ours_when_only_instance_metadata_answers() {
         role: Role::Unmanaged,
         ..restarted.node.pool.enis()[0].clone()
     };
+    restarted.now = restarted.now.plus(Duration::from_secs(60));
     look(&mut restarted, |picture| {
         picture.from_metadata = true;
         picture.enis[0].addresses.remove(&held);
@@ -186,4 +187,74 @@ fn new_enis_go_where_the_tags_of_the_subnets_say() {
 
     let (_, action) = action(&effects).expect("an action");
     assert!(matches!(action, Action::CreateEni { subnet, .. } if subnet.as_str() == "subnet-2"), "{action}");
+}
+
+/// A secondary ENI of this role, with three addresses.
+fn second(world: &World, role: Role) -> EniSeen {
+    EniSeen {
+        id: "eni-1".parse().unwrap(),
+        mac: Mac([2, 0, 0, 0, 0, 1]),
+        device: DeviceIndex(1),
+        primary_address: Ipv4Addr::new(10, 0, 1, 4),
+        addresses: (10..13).map(|n| Ipv4Addr::new(10, 0, 1, n)).collect(),
+        role,
+        ..world.node.pool.enis()[0].clone()
+    }
+}
+
+#[test]
+fn what_somebody_elses_enis_take_up_is_not_counted_on() {
+    let mut world = World::ready(4);
+    assert_eq!(world.node.report(world.now).capacity, 27);
+    let eni = second(&world, Role::Unmanaged);
+
+    look(&mut world, |picture| {
+        picture.enis.push(eni);
+        picture.occupied.insert((NetworkCard(0), DeviceIndex(2)));
+    });
+
+    assert_eq!(world.node.report(world.now).capacity, 9);
+}
+
+#[test]
+fn metadata_takes_nothing_away_that_it_may_not_know_yet() {
+    let mut world = World::ready(0);
+    let (_, effects) = world.add("a");
+    let id = action(&effects).map_or(ActionId(1), |(id, _)| id);
+    let given = Outcome::Assigned(Given::addresses((20..23).map(|n| Ipv4Addr::new(10, 0, 0, n)).collect()));
+    let effects = world.handle(Event::Acted { id, result: Ok(given) });
+    world.converge(&effects);
+    let total = |world: &World| world.node.report(world.now).addresses.total();
+    assert_eq!(total(&world), 3);
+    let lagging = |world: &mut World| {
+        look(world, |picture| {
+            picture.from_metadata = true;
+            picture.enis[0].addresses.clear();
+        });
+    };
+
+    world.now = world.now.plus(Duration::from_secs(45));
+    lagging(&mut world);
+    assert_eq!(total(&world), 3, "a minute has not passed");
+    let looks_again = world.node.next_wakeup(world.now);
+    assert!(looks_again > world.now, "looks without a pause");
+
+    world.now = world.now.plus(Duration::from_secs(45));
+    lagging(&mut world);
+    // The pod keeps what it has.
+    assert_eq!(total(&world), 1);
+}
+
+#[test]
+fn what_a_picture_takes_away_is_looked_for_once_more() {
+    let mut world = World::ready(3);
+    let eni = second(&world, Role::Secondary);
+    look(&mut world, |picture| picture.enis.push(eni));
+    world.now = world.now.plus(Duration::from_secs(120));
+
+    look(&mut world, |picture| picture.enis.truncate(1));
+
+    world.now = world.now.plus(Duration::from_secs(15));
+    let effects = world.handle(Event::Tick);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Look)), "{effects:?}");
 }

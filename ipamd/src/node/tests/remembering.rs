@@ -157,6 +157,8 @@ fn what_changes_is_written_down_and_what_does_not_is_not() {
     world.added("a");
     assert!(!writes_down(&look(&mut world, |_| ())), "a pod is nothing that a start needs");
     world.now = world.now.plus(Duration::from_secs(60));
-    let gone = |picture: &mut Picture| drop(picture.enis[0].addresses.pop_last());
-    assert!(writes_down(&look(&mut world, gone)));
+    let effects = look(&mut world, |picture| {
+        picture.enis[0].addresses.pop_last();
+    });
+    assert!(writes_down(&effects));
 }
