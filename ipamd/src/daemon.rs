@@ -25,7 +25,7 @@ use crate::hold::{self, Hold};
 use crate::host::{HostKeeper, NatSettings, Recording};
 use crate::install::Publisher;
 use crate::metrics::Metrics;
-use crate::node::{Event, Settings};
+use crate::node::{Event, Remembered, Settings};
 use crate::queue::LockedQueue;
 use crate::readers::{Readers, readers};
 use crate::server::{self, FromSocket, chain};
@@ -73,15 +73,9 @@ async fn daemon(config: Config) -> Result<(), RunError> {
     let started = start::restored(&config, &settings, ran_before, &mut wirer, clock)?;
     let Started { node, store, remembered, memory, former, news, checkpointing } = started;
     let (sender, inbox) = events();
-    if let Some(remembered) = remembered {
-        drop(sender.send(Event::Remembered(Box::new(remembered))).await);
-    }
     let hold_files = vec![hold::file(&dir), config.hold_file.clone()];
     let held = hold::now(&hold_files);
-    // Before anything can be begun.
-    if held != Hold::Nothing {
-        drop(sender.send(Event::Held(held)).await);
-    }
+    tell_first(held, remembered, &sender).await;
     tokio::spawn(hold::watch(hold_files, held, sender.clone()));
     let imds = Imds::connect(&config);
     let metrics = Metrics::default();
@@ -133,6 +127,15 @@ async fn daemon(config: Config) -> Result<(), RunError> {
         start::leave(&node, checkpointing);
     }
     Ok(())
+}
+
+/// What the node has to know before anything can be begun.
+async fn tell_first(held: Hold, remembered: Option<Remembered>, events: &mpsc::Sender<Event>) {
+    let held = (held != Hold::Nothing).then_some(Event::Held(held));
+    let remembered = remembered.map(|remembered| Event::Remembered(Box::new(remembered)));
+    for event in held.into_iter().chain(remembered) {
+        drop(events.send(event).await);
+    }
 }
 
 /// Serves what is read over HTTP.

@@ -274,10 +274,10 @@ impl Node {
 
     /// What a refusal of EC2 means here: subnet and groups of a new ENI are the ENIConfig's, where there is one.
     pub(super) const fn reason_of(&self, kind: CloudErrorKind) -> Reason {
-        match kind {
-            CloudErrorKind::NoPlace if self.settings.custom_networking => Reason::NoEniConfig,
-            kind => kind.reason(),
+        if matches!(kind, CloudErrorKind::NoPlace) && self.settings.custom_networking {
+            return Reason::NoEniConfig;
         }
+        kind.reason()
     }
 
     /// Why no pod can be served yet, in one word.
