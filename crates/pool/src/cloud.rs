@@ -10,10 +10,14 @@ use std::time::Duration;
 use types::{DeviceIndex, EniId, Moment, NetworkCard, Prefix, SubnetId};
 
 use crate::model::{Action, ActionId, EniSeen, Given, Leaving, Note, Outcome, Wanted};
-use crate::pool::{Address, Call, Eni, Gone, Pool};
+use crate::pool::{Address, Call, Came, Eni, Gone, Pool};
 
-/// How long after a change of ours EC2's answers may still lack it.
+/// How long after a change of ours EC2's answers lack it as a rule: so long after a call that ended unclearly a picture tells
+/// what became of it.
 pub const PICTURE_LAG: Duration = Duration::from_secs(10);
+/// How long they may lack it at worst ("Eventual consistency in the Amazon EC2 API" advises to wait up to five minutes): so long
+/// what EC2 has confirmed holds against pictures, and what it may have taken away is given to nobody.
+pub const PICTURE_LAG_MAX: Duration = Duration::from_secs(300);
 
 impl Pool {
     /// Takes in a complete picture of the ENIs, asked for at `as_of`.
@@ -30,8 +34,7 @@ impl Pool {
         if as_of < self.distrusted_until {
             seen.iter().for_each(|eni| self.distrust_idle(eni));
         }
-        let settled = |since: Moment| since.plus(PICTURE_LAG) <= as_of;
-        self.in_flight.retain(|_, call| !call.unclear_since.is_some_and(settled));
+        self.settle_unclear(as_of);
         // What was doubted is there after all if it has what a pod of ours holds: no ENI is deleted under a pod.
         let held: BTreeSet<Ipv4Addr> = self.held.values().map(|held| held.address).collect();
         let serves = |eni: &EniSeen| held.iter().any(|address| eni.given().covers(*address));
@@ -40,17 +43,19 @@ impl Pool {
             whole && seen.iter().any(|eni| eni.id == gone.what.eni && serves(eni))
         };
         self.gone.retain(|gone| gone.until > as_of && !alive(gone));
+        self.gone.iter_mut().for_each(|gone| gone.confirm(seen, as_of));
+        self.came.retain(|came| came.until > as_of);
         self.cooling_elsewhere.retain(|_, until| *until > now);
 
         let there: BTreeSet<&EniId> = seen.iter().map(|eni| &eni.id).collect();
         let known: Vec<EniId> = self.enis.keys().filter(|id| self.is_believed(id, as_of)).cloned().collect();
-        for id in known.iter().filter(|id| !there.contains(id)) {
-            self.drop_eni(id, &mut notes);
-        }
+        let left: Vec<&EniId> =
+            known.iter().filter(|id| !there.contains(id) && !self.is_just_made(id)).collect();
+        left.into_iter().for_each(|id| self.drop_eni(id, &mut notes));
         let news: Vec<&EniSeen> =
             seen.iter().filter(|eni| known.contains(&eni.id) || self.is_new(eni)).collect();
         // All that left before all that joined: an address may have moved from one ENI to another, or become primary.
-        let news: Vec<EniSeen> = news.into_iter().map(|eni| self.without_what_is_gone(eni)).collect();
+        let news: Vec<EniSeen> = news.into_iter().map(|eni| self.corrected(eni)).collect();
         for picture in &news {
             self.clear_primary(picture.primary_address, &mut notes);
             self.join(picture, now);
@@ -89,6 +94,35 @@ impl Pool {
         &self.occupied
     }
 
+    /// Ends calls that a picture is late enough for. What such a call was to take away may be gone although the picture shows it.
+    fn settle_unclear(&mut self, as_of: Moment) {
+        let settled = |call: &Call| call.unclear_since.is_some_and(|since| since.plus(PICTURE_LAG) <= as_of);
+        let ended: Vec<Call> =
+            self.in_flight.extract_if(.., |_, call| settled(call)).map(|(_, call)| call).collect();
+        for Call { action, unclear_since } in ended {
+            if let (Some(leaving), Some(since)) = (action.leaving(), unclear_since) {
+                self.doubt(leaving, since);
+            }
+        }
+    }
+
+    /// Whether EC2 has confirmed an ENI so short a while ago that pictures may lack it.
+    fn is_just_made(&self, id: &EniId) -> bool {
+        self.came.iter().any(|came| came.made && came.eni == *id)
+    }
+
+    /// An ENI as a picture shows it, without what has left since as far as we know, and with what EC2 has given it since.
+    fn corrected(&self, eni: &EniSeen) -> EniSeen {
+        let mut eni = self.without_what_is_gone(eni);
+        let Some(known) = self.enis.get(&eni.id) else { return eni };
+        for came in self.came.iter().filter(|came| came.eni == eni.id) {
+            let there = |address: &&Ipv4Addr| known.addresses.contains_key(*address);
+            eni.addresses.extend(came.given.addresses.iter().filter(there));
+            eni.prefixes.extend(came.given.prefixes.intersection(&known.prefixes));
+        }
+        eni
+    }
+
     /// An ENI as a picture shows it, without what has left since as far as we know.
     fn without_what_is_gone(&self, eni: &EniSeen) -> EniSeen {
         let mut eni = eni.clone();
@@ -108,23 +142,33 @@ impl Pool {
         self.gone.iter().any(|gone| gone.what.eni == *eni && gone.what.given.is_none())
     }
 
-    /// Takes in that a call which takes this away may have been sent before a restart: pictures asked for before
-    /// `until` do not bring it back.
+    /// Takes in that a call which takes this away was made at `since` or may have been, and that its end is not known: pictures
+    /// asked for before [`PICTURE_LAG_MAX`] has passed do not bring it back.
     ///
     /// What a pod holds stays its own: such a call was never made for it.
-    pub fn doubt(&mut self, leaving: Leaving, until: Moment) {
+    pub fn doubt(&mut self, leaving: Leaving, since: Moment) {
+        self.hide(leaving, since.plus(PICTURE_LAG), since.plus(PICTURE_LAG_MAX));
+    }
+
+    fn hide(&mut self, leaving: Leaving, telling: Moment, until: Moment) {
         let held: BTreeSet<Ipv4Addr> = self.held.values().map(|held| held.address).collect();
         let place = self.enis.get(&leaving.eni).filter(|_| leaving.given.is_none()).map(Eni::place);
         if let Some(eni) = self.enis.get_mut(&leaving.eni) {
             let goes = |address: &Ipv4Addr| leaving.given.as_ref().is_none_or(|given| given.covers(*address));
-            eni.addresses.retain(|address, _| !goes(address) || held.contains(address));
+            let going = |address: &Ipv4Addr, _: &mut Address| goes(address) && !held.contains(address);
+            for (address, state) in eni.addresses.extract_if(.., going) {
+                // Should it come back, it still has to cool.
+                if let Address::Cooling(until) | Address::Leaving(until) = state {
+                    self.cooling_elsewhere.insert(address, until);
+                }
+            }
             let kept: BTreeSet<Prefix> = held.iter().map(|address| Prefix::of(*address)).collect();
             eni.prefixes.retain(|prefix| !goes(&prefix.first()) || kept.contains(prefix));
             if leaving.given.is_none() && eni.addresses.is_empty() {
                 self.enis.remove(&leaving.eni);
             }
         }
-        self.gone.push(Gone { what: leaving, place, until, sure: false });
+        self.gone.push(Gone { what: leaving, place, telling, until, sure: false });
     }
 
     /// Says that what calls took away shortly before is not known any more: what pictures asked for before `until` show as idle
@@ -145,7 +189,7 @@ impl Pool {
         given.prefixes.retain(|prefix| prefix.addresses().all(|address| !held.contains(&address)));
         if !given.is_empty() {
             let what = Leaving { eni: eni.id.clone(), given: Some(given) };
-            self.gone.push(Gone { what, place: None, until, sure: false });
+            self.gone.push(Gone { what, place: None, telling: until, until, sure: false });
         }
     }
 
@@ -153,8 +197,8 @@ impl Pool {
     #[must_use]
     pub fn doubtful_until(&self, now: Moment) -> Option<Moment> {
         let unclear = self.in_flight.values().filter_map(|call| call.unclear_since);
-        let gone = self.gone.iter().filter(|gone| !gone.sure).map(|gone| gone.until);
-        unclear.map(|since| since.plus(PICTURE_LAG)).chain(gone).filter(|until| *until > now).max()
+        let gone = self.gone.iter().filter(|gone| !gone.sure).flat_map(|gone| [gone.telling, gone.until]);
+        unclear.map(|since| since.plus(PICTURE_LAG)).chain(gone).filter(|until| *until > now).min()
     }
 
     /// Whether a picture asked for at `as_of` knows all that we know of an ENI.
@@ -315,6 +359,7 @@ impl Pool {
             self.is_back(given);
             self.leave_others(&eni, given);
             self.add_addresses(&eni, given, now);
+            self.came(&eni, given, false, now);
             self.believe_later(&eni, now);
             if let Some(eni) = self.enis.get(&eni) {
                 self.scarcity.given(&eni.seen.subnet, wanted.form(), now);
@@ -346,6 +391,7 @@ impl Pool {
             self.join(seen, now);
             self.leave_others(&seen.id, &seen.given());
             self.add_addresses(&seen.id, &seen.given(), now);
+            self.came(&seen.id, &seen.given(), true, now);
             self.believe_later(&seen.id, now);
             self.scarcity.given(&subnet, wanted.form(), now);
         }
@@ -403,7 +449,14 @@ impl Pool {
 
     /// What an action took away is gone, for pictures of some time after too.
     fn went(&mut self, leaving: Leaving, now: Moment) {
-        self.gone.push(Gone { what: leaving, place: None, until: now.plus(PICTURE_LAG), sure: true });
+        let (telling, until) = (now.plus(PICTURE_LAG), now.plus(PICTURE_LAG_MAX));
+        self.gone.push(Gone { what: leaving, place: None, telling, until, sure: true });
+    }
+
+    /// What EC2 has just given is there, for pictures of some time after too.
+    fn came(&mut self, eni: &EniId, given: &Given, made: bool, now: Moment) {
+        let until = now.plus(PICTURE_LAG_MAX);
+        self.came.push(Came { eni: eni.clone(), given: given.clone(), made, until });
     }
 
     fn believe_later(&mut self, eni: &EniId, now: Moment) {
@@ -455,6 +508,22 @@ impl Pool {
     /// Whether a call in progress deletes this ENI.
     pub(crate) fn is_being_deleted(&self, eni: &EniId) -> bool {
         self.in_flight.values().any(|call| matches!(&call.action, Action::DeleteEni { eni: id } if id == eni))
+    }
+}
+
+impl Gone {
+    /// Takes in that a picture asked for late enough does not show it any more: it is not doubted then, and holds no room.
+    fn confirm(&mut self, seen: &[EniSeen], as_of: Moment) {
+        let shows = |eni: &EniSeen| {
+            eni.id == self.what.eni
+                && self.what.given.as_ref().is_none_or(|given| {
+                    !given.addresses.is_disjoint(&eni.addresses) || !given.prefixes.is_disjoint(&eni.prefixes)
+                })
+        };
+        if !self.sure && self.telling <= as_of && !seen.iter().any(shows) {
+            self.sure = true;
+            self.place = None;
+        }
     }
 }
 

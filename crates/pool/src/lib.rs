@@ -33,7 +33,7 @@ mod snapshot;
 mod surplus;
 
 pub use books::Violation;
-pub use cloud::PICTURE_LAG;
+pub use cloud::{PICTURE_LAG, PICTURE_LAG_MAX};
 pub use model::{
     Action, ActionId, Counts, EniSeen, Exclusion, Further, Given, Grant, Leaving, Limits, Mode, Note,
     Outcome, Owner, Place, Role, Shortage, Targets, Want, Wanted,

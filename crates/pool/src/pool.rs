@@ -45,6 +45,8 @@ pub struct Pool {
     pub(crate) pictured: Moment,
     /// What calls have taken away, or may have.
     pub(crate) gone: Vec<Gone>,
+    /// What calls of ours brought a short while ago: pictures may lack it.
+    pub(crate) came: Vec<Came>,
     /// What calls took away before now is not known: pictures asked for before this moment are not believed.
     pub(crate) distrusted_until: Moment,
     /// Places on the instance that are taken by what is no ENI of `enis`.
@@ -88,10 +90,24 @@ pub(crate) struct Gone {
     pub(crate) what: Leaving,
     /// The place of an ENI that may be gone with all that it had: until a picture tells, no new one goes there.
     pub(crate) place: Option<(NetworkCard, DeviceIndex)>,
+    /// A picture that was asked for after this moment and does not show it tells that it is gone.
+    pub(crate) telling: Moment,
     /// A picture that was asked for before this moment may still show it.
     pub(crate) until: Moment,
     /// EC2 has said so; otherwise it may be there after all, and only a picture tells.
     pub(crate) sure: bool,
+}
+
+/// What EC2 has given.
+#[derive(Debug, Clone)]
+pub(crate) struct Came {
+    /// To this ENI.
+    pub(crate) eni: EniId,
+    pub(crate) given: Given,
+    /// The ENI itself is new.
+    pub(crate) made: bool,
+    /// A picture that was asked for before this moment may lack it.
+    pub(crate) until: Moment,
 }
 
 /// What a sandbox has.
@@ -146,6 +162,7 @@ impl Pool {
             last_release: Moment(0),
             pictured: Moment(0),
             gone: Vec::new(),
+            came: Vec::new(),
             distrusted_until: Moment(0),
             occupied: BTreeSet::new(),
             cooling_elsewhere: BTreeMap::new(),

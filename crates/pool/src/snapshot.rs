@@ -7,7 +7,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use types::Moment;
 
-use crate::cloud::PICTURE_LAG;
 use crate::model::{EniSeen, Leaving, Owner};
 use crate::pool::{Address, Pool};
 
@@ -56,7 +55,7 @@ impl Pool {
             pool.adopt(owner, address);
         }
         for leaving in snapshot.gone {
-            pool.doubt(leaving, now.plus(PICTURE_LAG));
+            pool.doubt(leaving, now);
         }
         pool
     }

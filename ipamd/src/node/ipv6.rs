@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use pool::{EniSeen, PICTURE_LAG, Role};
+use pool::{EniSeen, PICTURE_LAG_MAX, Role};
 use types::{Ipv6Prefix, Moment, Reason};
 
 use super::Node;
@@ -71,7 +71,7 @@ impl Node {
 
     /// Takes in which prefixes the primary ENI has.
     pub(super) fn ipv6_pictured(&mut self, seen: &BTreeSet<Ipv6Prefix>, as_of: Moment) {
-        if self.ipv6.given_at.is_some_and(|at| as_of < at.plus(PICTURE_LAG)) {
+        if self.ipv6.given_at.is_some_and(|at| as_of < at.plus(PICTURE_LAG_MAX)) {
             return;
         }
         self.ipv6.unsure = false;

@@ -97,7 +97,7 @@ pub(crate) fn replay(records: Vec<Record>, cooldown: Duration, now: Moment) -> R
                 released.remove(&owner.host_if);
                 pool.adopt(owner, address);
             }
-            Record::Leaving { leaving } => pool.doubt(leaving, now.plus(PICTURE_LAG)),
+            Record::Leaving { leaving } => pool.doubt(leaving, now),
             Record::Released { sandbox, at } => {
                 let gone = pool.release(&sandbox, at.min(now));
                 released.extend(gone.map(|(owner, grant)| (owner.host_if, (owner.sandbox, grant.address))));

@@ -202,9 +202,13 @@ fn simulate(first: u64, seeds: u64, json: Option<&Path>) -> Result<bool, LabErro
     let told = sim::tell_many(first, seeds, Duration::MAX, &|number| {
         println!("   {number} after {} s", started.elapsed().as_secs());
     });
-    let sim::Tally { events, adds, changes } = told.tally;
+    let sim::Tally { events, adds, changes, met } = told.tally;
     let seconds = started.elapsed().as_secs_f64();
     println!("   {events} events, {adds} ADDs, {changes} changes in EC2 in {seconds:.1} s");
+    println!("   how often they met the world's bad manners:");
+    for manner in sim::Manner::ALL {
+        println!("   {:>9} {manner}", met.of(manner));
+    }
     for finding in &told.findings {
         println!(
             "   seed {}: {}\n      cargo xtask sim --seed {}",

@@ -2,23 +2,25 @@
 //!
 //! The tasks here follow those of the daemon call by call. What a task has done in EC2 stays done when the daemon dies.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipamd::cloud::{CloudError, CloudErrorKind, ConnectionTracking, Effect};
-use ipamd::node::{Chore, Event, Picture, Stray, Subnets};
+use ipamd::node::{Chore, Event, Picture, Stray};
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use pool::{Action, ActionId, EniSeen, Given, Outcome, Role, Wanted};
-use types::{DeviceIndex, EniId, Ipv6Prefix, Moment, NetworkCard, Prefix, SubnetId};
+use types::{DeviceIndex, EniId, InstanceTable, Ipv6Prefix, Moment, Prefix, SecurityGroupId, SubnetId};
 
+use super::cluster::no_such_group;
+use super::foreign::Left;
+use super::met::{Manner, Met};
 use super::rng::Rng;
-use super::script::{Fault, Setup};
-use crate::ec2::{AddressWish, ApiError, AttachState, Config, EniView, Instance, Model, NewEni, Tracking};
+use super::script::{Fault, Lags, Setup};
+use crate::ec2::{AddressWish, ApiError, AttachState, Config, Instance, Model, NewEni, Tracking};
 
 /// Tag of every ENI that the daemon makes.
-const INSTANCE_TAG: &str = "node.k8s.amazonaws.com/instance_id";
+pub(super) const INSTANCE_TAG: &str = "node.k8s.amazonaws.com/instance_id";
 /// As in the daemon: attempts of a create without an answer, of a delete, and the pause between them.
 const CREATE_ATTEMPTS: u32 = 3;
 const DELETE_ATTEMPTS: u32 = 12;
@@ -36,6 +38,8 @@ pub(crate) struct Cloud {
     pub(crate) faults: VecDeque<Fault>,
     pub(crate) dark_until: Moment,
     pub(crate) denied_until: Moment,
+    /// Descriptions are denied until then.
+    pub(crate) blind_until: Moment,
     /// What somebody else has taken of the subnet.
     pub(crate) taken: Vec<Ipv4Addr>,
     /// ENIs of other instances that are attached to nothing.
@@ -44,9 +48,21 @@ pub(crate) struct Cloud {
     pub(crate) foul: Option<String>,
     /// Calls that change something, performed or not.
     pub(crate) changes: u64,
-    metadata: bool,
-    tagged_only: bool,
-    lag: Duration,
+    /// ENIs of others on the instance.
+    pub(super) foreign: BTreeMap<EniId, Left>,
+    /// Which bad manners were met.
+    pub(crate) met: Met,
+    /// ENIs that the instance has places for.
+    pub(super) places: usize,
+    pub(super) metadata: bool,
+    pub(super) tagged_only: bool,
+    pub(super) lags: Lags,
+    /// A daemon has looked since the instance was launched.
+    pub(super) looked: bool,
+    /// When EC2 last confirmed a change.
+    pub(super) wrote_at: Moment,
+    /// The youngest state that a description has told.
+    pub(super) described: Moment,
     latency: Duration,
     tokens: u64,
 }
@@ -135,21 +151,29 @@ impl Cloud {
         model.set_ipv6(first, ipv6)?;
         let instance = model.launch(setup.instance_type, first, now)?;
         model.remember(now);
+        let limits = InstanceTable::builtin().get(setup.instance_type);
         Ok(Self {
             model,
             instance,
             subnets,
             excluded: BTreeSet::new(),
+            foreign: BTreeMap::new(),
+            met: Met::default(),
+            places: limits.map_or(1, |limits| limits.max_enis.into()),
             metadata: setup.metadata,
             tagged_only: setup.tagged_only,
+            lags: setup.lags,
+            looked: false,
+            wrote_at: Moment(0),
+            described: Moment(0),
             faults: VecDeque::new(),
             dark_until: Moment(0),
             denied_until: Moment(0),
+            blind_until: Moment(0),
             taken: Vec::new(),
             strays: BTreeMap::new(),
             foul: None,
             changes: 0,
-            lag: setup.lag,
             latency: setup.latency,
             tokens: 0,
         })
@@ -184,7 +208,7 @@ impl Cloud {
     }
 
     /// Those that a picture tells.
-    fn forsaken(&mut self, as_of: Moment, now: Moment) -> Vec<Stray> {
+    pub(super) fn forsaken(&mut self, as_of: Moment, now: Moment) -> Vec<Stray> {
         let there = self
             .strays
             .iter_mut()
@@ -214,7 +238,8 @@ impl Cloud {
         self.faults.clear();
         self.dark_until = Moment(0);
         self.denied_until = Moment(0);
-        self.lag = Duration::ZERO;
+        self.blind_until = Moment(0);
+        self.lags = Lags::default();
         self.excluded.clear();
         self.vacate();
     }
@@ -231,7 +256,7 @@ impl Cloud {
         let _given_back = self.model.vacate(&self.instance.subnet, &taken);
     }
 
-    pub(crate) fn task(&mut self, id: ActionId, action: Action) -> Task {
+    pub(crate) fn task(&mut self, id: ActionId, action: Action, groups: Vec<SecurityGroupId>) -> Task {
         let act = match action {
             Action::Assign { eni, wanted } => Act::Assign(eni, wanted),
             Action::Release { eni, given } => Act::Release(eni, given),
@@ -241,7 +266,8 @@ impl Cloud {
                 self.tokens += 1;
                 let tags = BTreeMap::from([(INSTANCE_TAG.to_owned(), self.instance.id.as_str().to_owned())]);
                 let token = Some(format!("token-{}", self.tokens));
-                let want = NewEni { tags, addresses: wish(wanted), token, ..NewEni::plain(subnet) };
+                let addresses = wish(wanted);
+                let want = NewEni { tags, addresses, groups, token, ..NewEni::plain(subnet) };
                 Act::Create { want: Box::new(want), device, attempt: 1 }
             }
         };
@@ -267,99 +293,13 @@ impl Cloud {
         next
     }
 
-    fn delay(&self, rng: &mut Rng) -> Duration {
+    pub(super) fn delay(&self, rng: &mut Rng) -> Duration {
         let most = u64::try_from(self.latency.as_millis()).unwrap_or(0);
         rng.millis(1, most.max(1))
     }
 
-    fn tell(&self, event: Event, rng: &mut Rng) -> Next {
+    pub(super) fn tell(&self, event: Event, rng: &mut Rng) -> Next {
         Next::Tell(self.delay(rng), Box::new(event))
-    }
-
-    fn look(&mut self, as_of: Moment, before: Option<Picture>, rng: &mut Rng, now: Moment) -> Next {
-        if now < self.dark_until && self.metadata {
-            let picture = Picture { as_of, ..self.as_metadata_tells(now) };
-            return self.tell(Event::Looked(Ok(picture)), rng);
-        }
-        if now < self.dark_until {
-            let error = CloudError::new(CloudErrorKind::Unreachable, "DescribeNetworkInterfaces", "dark");
-            return self.tell(Event::Looked(Err(error)), rng);
-        }
-        let Some(mut picture) = before else {
-            let picture = Picture { as_of, ..self.attached(now) };
-            return Next::Call(self.delay(rng), Box::new(Task::Look(as_of, Some(picture))));
-        };
-        let enis = self.model.as_of(now, self.lag).values();
-        let forgotten = enis.filter(|eni| self.is_ours(eni) && eni.attachment.is_none());
-        picture.chores.extend(forgotten.map(|eni| Chore::Delete(eni.id.clone())));
-        picture.choice = Some(self.choice());
-        picture.strays = self.forsaken(as_of, now);
-        self.tell(Event::Looked(Ok(picture)), rng)
-    }
-
-    fn is_ours(&self, eni: &EniView) -> bool {
-        eni.tags.get(INSTANCE_TAG).is_some_and(|tag| tag == self.instance.id.as_str())
-    }
-
-    /// What describes the instance's ENIs, as of a while ago.
-    fn attached(&self, now: Moment) -> Picture {
-        let mut picture = Picture::default();
-        for eni in self.model.as_of(now, self.lag).values() {
-            let Some(tie) = eni.attachment.as_ref().filter(|tie| tie.instance == self.instance.id) else {
-                continue;
-            };
-            if matches!(tie.state, AttachState::Detaching { .. }) {
-                picture.in_motion = true;
-                picture.occupied.insert((tie.card, tie.device));
-                continue;
-            }
-            picture.enis.push(self.seen(eni, tie.device));
-            if tie.device == DeviceIndex(0) {
-                picture.ipv6_prefixes = ipv6_prefixes(&eni.ipv6_prefixes);
-            }
-            if self.is_ours(eni) && !tie.delete_on_termination {
-                let chore = Chore::Tie { eni: eni.id.clone(), attachment: tie.id.clone() };
-                picture.chores.push(chore);
-            }
-        }
-        picture.subnets = self.model.subnets().map(|subnet| (subnet.id, subnet.cidr)).collect();
-        picture
-    }
-
-    /// What instance metadata tells while EC2 is away: no tags, no chores, no subnets to choose from.
-    fn as_metadata_tells(&self, now: Moment) -> Picture {
-        let mut picture = Picture { from_metadata: true, ..self.attached(now) };
-        picture.chores.clear();
-        for eni in picture.enis.iter_mut().filter(|eni| eni.role == Role::Secondary && self.tagged_only) {
-            eni.role = Role::Unmanaged;
-        }
-        picture
-    }
-
-    /// Which subnets may be used, the emptiest first.
-    fn choice(&self) -> Subnets {
-        let mut open: Vec<_> =
-            self.model.subnets().filter(|subnet| !self.excluded.contains(&subnet.id)).collect();
-        open.sort_by_key(|subnet| (Reverse(subnet.available), subnet.id.clone()));
-        Subnets {
-            free: open.iter().map(|subnet| (subnet.id.clone(), subnet.available)).collect(),
-            for_new: open.into_iter().map(|subnet| subnet.id).collect(),
-            excluded: self.excluded.clone(),
-        }
-    }
-
-    pub(crate) fn seen(&self, eni: &EniView, device: DeviceIndex) -> EniSeen {
-        EniSeen {
-            id: eni.id.clone(),
-            mac: eni.mac,
-            card: NetworkCard(0),
-            device,
-            subnet: eni.subnet.clone(),
-            primary_address: eni.primary,
-            addresses: eni.secondary.iter().copied().collect(),
-            prefixes: prefixes(&eni.prefixes),
-            role: if device == DeviceIndex(0) { Role::Primary } else { Role::Secondary },
-        }
     }
 
     fn tidy(&mut self, mut chores: VecDeque<Chore>, rng: &mut Rng, now: Moment) -> Next {
@@ -410,7 +350,9 @@ impl Cloud {
             }
             Act::Release(eni, given) => Step::End(self.release(&eni, &given, now)),
             Act::Create { want, device, attempt } => {
-                match self.change("CreateNetworkInterface", now, |model| model.create_eni(&want)) {
+                let unknown = self.unknown_group(&want);
+                let create = |model: &mut Model| unknown.map_or_else(|| model.create_eni(&want), Err);
+                match self.change("CreateNetworkInterface", now, create) {
                     Ok(eni) => Step::Then(at_once, Act::Attach(Box::new(self.seen(&eni, device)))),
                     Err(error) if error.kind() == CloudErrorKind::Unclear && attempt < CREATE_ATTEMPTS => {
                         Step::Then(RETRY, Act::Create { want, device, attempt: attempt + 1 })
@@ -432,12 +374,16 @@ impl Cloud {
                 (Deleted::Never(error), _) => Step::End(Err(error)),
             },
             Act::Describe(eni) => {
-                if now < self.dark_until {
-                    let error =
-                        CloudError::new(CloudErrorKind::Unreachable, "DescribeNetworkInterfaces", "dark");
+                if let Some(error) = self.untold(now) {
                     return Step::End(Err(error));
                 }
-                let tie = self.model.as_of(now, self.lag).get(&eni).and_then(|eni| eni.attachment.clone());
+                let seen = self.model.as_of(now, self.lags.attached).get(&eni);
+                let tie = seen.and_then(|eni| eni.attachment.clone());
+                let role = tie.as_ref().map(|tie| self.role(&eni, tie.device));
+                if role.is_some_and(|role| role != Role::Secondary) {
+                    let stays = CloudError::new(CloudErrorKind::Unclear, "DetachNetworkInterface", "stays");
+                    return Step::End(Err(stays));
+                }
                 match tie.filter(|tie| tie.state == AttachState::Attached) {
                     Some(tie) => Step::Then(at_once, Act::Detach { eni, attachment: tie.id }),
                     None => Step::Then(at_once, Act::Delete { eni, attempt: 1 }),
@@ -457,6 +403,13 @@ impl Cloud {
         }
     }
 
+    /// What making an ENI meets where its security group does not exist.
+    fn unknown_group(&mut self, want: &NewEni) -> Option<ApiError> {
+        let group = no_such_group().filter(|group| want.groups.contains(group))?;
+        self.met.note(Manner::GroupRefused);
+        Some(ApiError::new("InvalidGroup.NotFound", format!("The security group '{group}' does not exist")))
+    }
+
     fn attach(&mut self, made: Box<EniSeen>, now: Moment) -> Step {
         let instance = self.instance.id.clone();
         let attach = |model: &mut Model| model.attach(&made.id, &instance, made.card, made.device, now);
@@ -464,6 +417,9 @@ impl Cloud {
             Ok(attachment) => Step::Then(Duration::ZERO, Act::Tie { made, attachment }),
             Err(error) if error.kind() == CloudErrorKind::Unclear => Step::End(Err(error)),
             Err(error) => {
+                if matches!(error.kind(), CloudErrorKind::EniLimit | CloudErrorKind::InUse) {
+                    self.met.note(Manner::PlaceTaken);
+                }
                 Step::Then(Duration::ZERO, Act::Discard { eni: made.id, why: Some(error), attempt: 1 })
             }
         }
@@ -522,7 +478,11 @@ impl Cloud {
         }
         let silence = || CloudError::new(CloudErrorKind::Unclear, call, "no answer");
         match self.faults.pop_front() {
-            None | Some(Fault::Half) => perform(&mut self.model).map_err(|error| refusal(call, &error)),
+            None | Some(Fault::Half) => {
+                let done = perform(&mut self.model).map_err(|error| refusal(call, &error))?;
+                self.wrote_at = now;
+                Ok(done)
+            }
             Some(Fault::LoseAnswer) => {
                 drop(perform(&mut self.model));
                 Err(silence())
@@ -534,7 +494,7 @@ impl Cloud {
 
     /// Addresses from which packets of the instance pass, and that are no ENI's primary one.
     pub(crate) fn allowed(&self) -> BTreeSet<Ipv4Addr> {
-        let enis = self.model.enis_of(&self.instance.id);
+        let enis = self.model.enis_of(&self.instance.id).filter(|eni| !self.is_closed(&eni.id));
         enis.flat_map(|eni| eni.sources().into_iter().filter(|address| *address != eni.primary)).collect()
     }
 }

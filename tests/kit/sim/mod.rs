@@ -6,7 +6,11 @@
 //! the books. The same seed is the same history; one that fails is cut down to the steps that matter.
 
 mod cloud;
+mod cluster;
+mod foreign;
+mod met;
 mod named;
+mod pictures;
 mod plant;
 pub(crate) mod rng;
 mod script;
@@ -18,9 +22,10 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use types::{InstanceLimits, NetworkCard, NetworkCardLimits};
 
+pub use met::{Manner, Met};
 pub use named::{NAMED, Named};
 pub use plant::Plant;
 pub use world::{Broken, Tally};
@@ -117,6 +122,7 @@ impl Tally {
         self.events += other.events;
         self.adds += other.adds;
         self.changes += other.changes;
+        self.met.add(other.met);
     }
 }
 
@@ -189,12 +195,15 @@ pub fn as_json(told: &Told, plants: &[(Plant, Option<u64>)], started: Instant) -
         .iter()
         .map(|(plant, found)| json!({"name": plant.name(), "found_after_seeds": found}))
         .collect();
+    let manners: Map<String, Value> =
+        Manner::ALL.iter().map(|manner| (manner.to_string(), told.tally.met.of(*manner).into())).collect();
     json!({
         "seeds": told.seeds,
         "violations": told.findings.len(),
         "seconds": started.elapsed().as_secs(),
         "events": told.tally.events,
         "adds": told.tally.adds,
+        "manners": manners,
         "planted": planted,
     })
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::rng::Rng;
-use super::script::{PODS, Script, Setup, Step};
+use super::script::{Lags, PODS, Script, Setup, Step};
 use super::world::{Broken, World};
 
 /// A history by name.
@@ -45,7 +45,7 @@ fn forgotten(rng: &mut Rng, setup: &mut Setup) -> Vec<(Duration, Step)> {
     setup.instance_type = "t3.small";
     setup.prefixes = true;
     setup.metadata = true;
-    setup.lag = rng.millis(3_000, 9_000);
+    setup.lags = Lags::all(rng.millis(3_000, 9_000));
     vec![
         (SECOND * 5, Step::Flood(20)),
         (rng.millis(100, 3_000), crash(rng)),

@@ -1,7 +1,9 @@
 //! Bugs put between the node and its world on purpose, to see that the simulator finds them.
 
 use ipamd::cloud::{CloudError, CloudErrorKind};
-use ipamd::node::{Chore, Effect, Event};
+use ipamd::cluster::{EniConfigNews, News};
+use ipamd::node::{Chore, Effect, Event, Picture};
+use pool::Role;
 use types::Moment;
 
 /// A bug.
@@ -29,6 +31,14 @@ pub enum Plant {
     HasNoPatience,
     /// Idle addresses in the form of the mode before are never given back.
     KeepsTheOtherForm,
+    /// ENIs of others are taken for ours.
+    TakesOthersForOurs,
+    /// ENIs with EFA are taken for plain ones.
+    TakesEfaForPlain,
+    /// With custom networking pods get addresses of the primary ENI.
+    UsesThePrimary,
+    /// That an ENIConfig was deleted is taken for trouble with the API server.
+    TakesAbsenceForTrouble,
 }
 
 impl Plant {
@@ -45,6 +55,10 @@ impl Plant {
         Self::KeepsLinks,
         Self::HasNoPatience,
         Self::KeepsTheOtherForm,
+        Self::TakesOthersForOurs,
+        Self::TakesEfaForPlain,
+        Self::UsesThePrimary,
+        Self::TakesAbsenceForTrouble,
     ];
 
     /// Its name in reports.
@@ -62,6 +76,10 @@ impl Plant {
             Self::KeepsLinks => "keeps-links",
             Self::HasNoPatience => "has-no-patience",
             Self::KeepsTheOtherForm => "keeps-the-other-form",
+            Self::TakesOthersForOurs => "takes-others-for-ours",
+            Self::TakesEfaForPlain => "takes-efa-for-plain",
+            Self::UsesThePrimary => "uses-the-primary",
+            Self::TakesAbsenceForTrouble => "takes-absence-for-trouble",
         }
     }
 
@@ -83,6 +101,18 @@ impl Plant {
                 picture.chores.extend(picture.strays.iter().map(|stray| Chore::Delete(stray.eni.clone())));
                 Event::Looked(Ok(picture))
             }
+            (Self::TakesOthersForOurs, Event::Looked(Ok(mut picture))) => {
+                take_for_plain(&mut picture, &[Role::Unmanaged, Role::Trunk]);
+                Event::Looked(Ok(picture))
+            }
+            (Self::TakesEfaForPlain, Event::Looked(Ok(mut picture))) => {
+                take_for_plain(&mut picture, &[Role::Efa]);
+                Event::Looked(Ok(picture))
+            }
+            (Self::TakesAbsenceForTrouble, Event::Cluster(News::EniConfig(name, EniConfigNews::Absent))) => {
+                let trouble = EniConfigNews::Trouble("it is not there".to_owned());
+                Event::Cluster(News::EniConfig(name, trouble))
+            }
             (_, event) => event,
         }
     }
@@ -93,5 +123,11 @@ impl Plant {
             (Self::LeavesChores, Effect::Tidy(_)) | (Self::KeepsLinks, Effect::Unwire(_)) => None,
             (_, effect) => Some(effect),
         }
+    }
+}
+
+fn take_for_plain(picture: &mut Picture, roles: &[Role]) {
+    for eni in picture.enis.iter_mut().filter(|eni| roles.contains(&eni.role)) {
+        eni.role = Role::Secondary;
     }
 }

@@ -9,6 +9,8 @@ use ipamd::node::Settings;
 use pool::Targets;
 use types::InstanceTable;
 
+use super::cluster::{TURNS, Turn};
+use super::foreign::{DEVICES, FOREIGN, Foreign};
 use super::rng::Rng;
 
 /// Pods that come and go, at most.
@@ -33,8 +35,8 @@ pub(crate) struct Setup {
     pub(crate) warm_prefix: u32,
     pub(crate) automatic: bool,
     pub(crate) cooldown: Duration,
-    /// How far EC2's descriptions look into the past.
-    pub(crate) lag: Duration,
+    /// How far descriptions look into the past.
+    pub(crate) lags: Lags,
     pub(crate) attach_delay: Duration,
     pub(crate) detach_delay: Duration,
     /// Longest time a write takes.
@@ -55,6 +57,23 @@ pub(crate) struct Setup {
     pub(crate) custom: bool,
     /// A network policy agent has a say in each pod.
     pub(crate) policies: bool,
+}
+
+/// How far the world's descriptions of the instance look into the past, each for itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Lags {
+    /// EC2's of the ENIs that are attached.
+    pub(crate) attached: Duration,
+    /// EC2's of those that are not.
+    pub(crate) loose: Duration,
+    /// Instance metadata's list of ENIs.
+    pub(crate) metadata: Duration,
+    /// Its lists of their single addresses.
+    pub(crate) addresses: Duration,
+    /// Its lists of their prefixes.
+    pub(crate) prefixes: Duration,
+    /// These are the longest: each answer is as old as chance will have it, so that a later one may be older.
+    pub(crate) shuffled: bool,
 }
 
 /// One thing that happens.
@@ -91,6 +110,8 @@ pub(crate) enum Step {
     Dark(Duration),
     /// EC2 denies all changes for a time.
     Deny(Duration),
+    /// EC2 denies all descriptions for a time.
+    Blind(Duration),
     /// Somebody else takes all of the subnet but so many addresses.
     Fill(u32),
     /// Somebody else takes one address of each free /28.
@@ -105,6 +126,12 @@ pub(crate) enum Step {
     Pull(u32),
     /// Somebody takes an address or a prefix of the node away.
     Rob(u32),
+    /// Somebody attaches an ENI of theirs at this device, with so many addresses.
+    Attach(Foreign, u8, u32),
+    /// Somebody detaches an ENI of theirs.
+    Detach(u32),
+    /// Something happens to the ENIConfig, or to who tells it.
+    Config(Turn),
     /// Another instance of the cluster leaves an ENI behind; where a time is given, it takes it up again then.
     Stray(Option<Duration>),
     /// The next writes to the disk fail.
@@ -142,7 +169,10 @@ impl Script {
         let count = 10 + rng.below(50);
         // How wild it is: some histories are calm, so that the rest can be seen.
         let wildness = rng.below(60);
-        let steps = (0..count).map(|_| (pause(&mut rng), Step::of(&mut rng, wildness))).collect();
+        // With custom networking it may begin before all is well.
+        let first = (setup.custom && rng.percent(50)).then(|| (Duration::ZERO, Step::Config(turn(&mut rng))));
+        let steps = (0..count).map(|_| (pause(&mut rng), Step::of(&mut rng, wildness, &setup)));
+        let steps = first.into_iter().chain(steps).collect();
         Self { setup, steps }
     }
 }
@@ -203,7 +233,7 @@ impl Setup {
             warm_prefix: rng.small(3),
             automatic: rng.percent(30),
             cooldown: Duration::from_secs(rng.below(40)),
-            lag: if rng.percent(50) { rng.millis(0, 9_000) } else { Duration::ZERO },
+            lags: Lags::of(rng),
             attach_delay: rng.millis(0, 2_000),
             detach_delay: rng.millis(0, 4_000),
             disk: if rng.percent(20) { rng.millis(0, 2_000) } else { rng.millis(0, 10) },
@@ -215,7 +245,7 @@ impl Setup {
             tagged_only: rng.percent(20),
             // Neither is drawn: the other histories stay as they are.
             dual: can_ipv6 && rng.clone().percent(30),
-            custom: rng.clone().below(1000) >= 850,
+            custom: rng.clone().below(1000) >= 800,
             policies: rng.clone().below(4) == 0,
         };
         // The two are refused together.
@@ -223,8 +253,53 @@ impl Setup {
     }
 }
 
+impl Lags {
+    /// All the same.
+    pub(crate) const fn all(lag: Duration) -> Self {
+        let (attached, loose, metadata) = (lag, lag, lag);
+        Self { attached, loose, metadata, addresses: lag, prefixes: lag, shuffled: false }
+    }
+
+    /// None at all, some seconds, or up to minutes, longer than anybody may count on.
+    fn of(rng: &mut Rng) -> Self {
+        let (long, shuffled) = (rng.percent(20), rng.percent(50));
+        if rng.percent(40) {
+            return Self::default();
+        }
+        let most = if long { 240_000 } else { 9_000 };
+        Self {
+            attached: rng.millis(0, most),
+            loose: rng.millis(0, most),
+            metadata: rng.millis(0, most),
+            addresses: rng.millis(0, most),
+            prefixes: rng.millis(0, most),
+            shuffled,
+        }
+    }
+
+    /// The same, none longer than this.
+    pub(crate) fn at_most(self, most: Duration) -> Self {
+        Self {
+            attached: self.attached.min(most),
+            loose: self.loose.min(most),
+            metadata: self.metadata.min(most),
+            addresses: self.addresses.min(most),
+            prefixes: self.prefixes.min(most),
+            ..self
+        }
+    }
+
+    /// How old an answer is that may be as old as this.
+    pub(crate) fn draw(self, most: Duration, rng: &mut Rng) -> Duration {
+        match self.shuffled {
+            true => rng.millis(0, u64::try_from(most.as_millis()).unwrap_or(0)),
+            false => most,
+        }
+    }
+}
+
 impl Step {
-    fn of(rng: &mut Rng, wildness: u64) -> Self {
+    fn of(rng: &mut Rng, wildness: u64, setup: &Setup) -> Self {
         let pod = rng.small(PODS);
         if !rng.percent(wildness) {
             return match rng.below(20) {
@@ -234,8 +309,11 @@ impl Step {
                 _ => Self::Ebb(pod),
             };
         }
+        if setup.custom && rng.percent(30) {
+            return Self::Config(turn(rng));
+        }
         let times = 1 + rng.small(4);
-        match rng.below(23) {
+        match rng.below(28) {
             // Not drawn, so that other histories stay as they are.
             2 if rng.clone().percent(50) => Self::ChangeMode(Duration::from_secs(2)),
             0..=2 => Self::Crash {
@@ -264,7 +342,23 @@ impl Step {
             19 => Self::Exclude(u8::try_from(rng.below(3)).unwrap_or(0)),
             20 => Self::Admit,
             21 => Self::Stray(rng.percent(50).then(|| rng.millis(0, 900_000))),
+            22..=23 => Self::Attach(
+                rng.pick(FOREIGN).unwrap_or(Foreign::Unmanaged),
+                rng.pick(DEVICES).unwrap_or(1),
+                rng.small(3),
+            ),
+            24 => Self::Detach(rng.small(3)),
+            25..=26 => Self::Blind(rng.millis(0, 900_000)),
             _ => Self::Gc,
         }
+    }
+}
+
+fn turn(rng: &mut Rng) -> Turn {
+    let number = u8::try_from(rng.below(3)).unwrap_or(0);
+    match rng.below(12) {
+        0..=2 => Turn::Subnet(number),
+        3..=4 => Turn::Renamed(number),
+        _ => rng.pick(TURNS).unwrap_or(Turn::Back),
     }
 }

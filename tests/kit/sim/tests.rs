@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{NAMED, find_plants, tell, tell_many};
+use super::{Manner, NAMED, find_plants, tell, tell_many};
 
 #[test]
 fn histories_hold() {
@@ -12,6 +12,16 @@ fn histories_hold() {
         told.findings.iter().map(|finding| format!("seed {}: {}", finding.seed, finding.broken)).collect();
     assert!(wrong.is_empty(), "{wrong:#?}\ncargo xtask sim --seed {}", told.findings[0].seed);
     assert!(told.seeds > 100, "{} histories only", told.seeds);
+}
+
+#[test]
+fn every_bad_manner_is_met() {
+    let told = tell_many(1, 300, Duration::MAX, &|_| {});
+
+    let met = told.tally.met;
+    let missed: Vec<String> =
+        Manner::ALL.iter().filter(|manner| met.of(**manner) == 0).map(Manner::to_string).collect();
+    assert_eq!(missed, [""; 0], "{met:?}");
 }
 
 #[test]

@@ -241,13 +241,47 @@ fn an_older_picture_does_not_undo_what_a_call_did() {
     let id = pool.begin(&Action::Assign { eni: eni_id(0), wanted: Wanted::Addresses(1) });
     pool.finish(id, Outcome::Assigned(Given::addresses([address(0, 77)].into())), at(5));
 
-    for as_of in [4, 5, 14] {
-        pool.observe(std::slice::from_ref(&primary), at(as_of), at(20));
-        assert_eq!(pool.counts(at(20)).free, 2, "picture of second {as_of}");
+    for as_of in [4, 5, 14, 15, 304] {
+        pool.observe(std::slice::from_ref(&primary), at(as_of), at(304));
+        assert_eq!(pool.counts(at(304)).free, 2, "picture of second {as_of}");
     }
-    pool.observe(&[primary], at(15), at(20));
+    pool.observe(&[primary], at(305), at(305));
 
-    assert_eq!(pool.counts(at(20)).free, 1);
+    assert_eq!(pool.counts(at(305)).free, 1);
+}
+
+#[test]
+fn an_older_picture_does_not_undo_the_making_of_an_eni() {
+    let primary = eni(0, Role::Primary, 1);
+    let mut pool = pool(std::slice::from_ref(&primary));
+    let wanted = Wanted::Addresses(2);
+    let create = Action::CreateEni { card: NetworkCard(0), device: DeviceIndex(1), subnet: subnet(), wanted };
+    let id = pool.begin(&create);
+    pool.finish(id, Outcome::Created(Box::new(eni(1, Role::Secondary, 2))), at(5));
+
+    for as_of in [4, 15, 304] {
+        pool.observe(std::slice::from_ref(&primary), at(as_of), at(304));
+        assert_eq!(pool.counts(at(304)).free, 3, "picture of second {as_of}");
+    }
+    pool.observe(&[primary], at(305), at(305));
+
+    assert_eq!(pool.counts(at(305)).free, 1);
+}
+
+#[test]
+fn what_was_given_and_given_back_does_not_come_back_with_an_older_picture() {
+    let primary = eni(0, Role::Primary, 1);
+    let mut pool = pool(std::slice::from_ref(&primary));
+    let id = pool.begin(&Action::Assign { eni: eni_id(0), wanted: Wanted::Addresses(1) });
+    pool.finish(id, Outcome::Assigned(Given::addresses([address(0, 11)].into())), at(5));
+    let id =
+        pool.begin(&Action::Release { eni: eni_id(0), given: Given::addresses([address(0, 11)].into()) });
+    pool.finish(id, Outcome::Released, at(40));
+
+    for as_of in [50, 339] {
+        pool.observe(&[eni(0, Role::Primary, 2)], at(as_of), at(339));
+        assert_eq!(pool.counts(at(339)).free, 1, "picture of second {as_of}");
+    }
 }
 
 #[test]
@@ -346,19 +380,38 @@ fn an_unclear_call_counts_as_under_way_until_a_newer_picture_settles_it() {
 }
 
 #[test]
-fn an_unclear_release_gives_back_only_what_the_next_picture_lacks() {
+fn an_unclear_release_takes_everything_as_long_as_a_picture_may_be_of_before_it() {
     let primary = eni(0, Role::Primary, 2);
     let mut pool = pool(std::slice::from_ref(&primary));
     let id = pool.begin(&Action::Release { eni: eni_id(0), given: Given::addresses(all_of(&primary)) });
     pool.finish(id, Outcome::Unclear, at(1));
     assert_eq!(pool.counts(at(1)).free, 0);
 
-    pool.observe(std::slice::from_ref(&primary), at(10), at(10));
-    assert_eq!(pool.counts(at(10)).free, 0, "a picture that may be of before the call gives nothing back");
-    pool.observe(&[eni(0, Role::Primary, 1)], at(11), at(11));
+    for as_of in [10, 11, 300] {
+        pool.observe(std::slice::from_ref(&primary), at(as_of), at(as_of));
+        assert_eq!(pool.counts(at(as_of)).total(), 0, "picture of second {as_of}");
+    }
+    pool.observe(&[eni(0, Role::Primary, 1)], at(301), at(301));
 
-    assert_eq!(pool.counts(at(11)).total(), 1);
-    assert_eq!(pool.reserve(owner(1), at(11)).unwrap().address, address(0, 10));
+    assert_eq!(pool.counts(at(301)).total(), 1);
+    assert_eq!(pool.reserve(owner(1), at(301)).unwrap().address, address(0, 10));
+}
+
+#[test]
+fn what_an_unclear_release_may_have_left_holds_its_room_until_a_picture_lacks_it() {
+    let primary = eni(0, Role::Primary, 2);
+    let (targets, limits) = (warm_ips(2, 0), limits(1, 2));
+    let mut pool = pool(std::slice::from_ref(&primary));
+    let id = pool.begin(&Action::Release { eni: eni_id(0), given: Given::addresses(all_of(&primary)) });
+    pool.finish(id, Outcome::Unclear, at(1));
+
+    pool.observe(&[primary], at(11), at(11));
+    assert!(actions(&pool, &targets, &limits, 0, at(11)).is_empty());
+    assert_eq!(pool.doubtful_until(at(11)), Some(at(301)));
+    pool.observe(&[eni(0, Role::Primary, 0)], at(20), at(20));
+
+    assert_eq!(pool.doubtful_until(at(20)), None);
+    assert_eq!(actions(&pool, &targets, &limits, 0, at(20)), ["assign 2 addresses to eni-000"]);
 }
 
 #[test]
@@ -369,14 +422,14 @@ fn what_a_call_may_have_taken_before_a_restart_is_not_given_while_descriptions_l
     before.begin(&Action::Release { eni: eni_id(0), given: Given::addresses([address(0, 11)].into()) });
 
     let mut pool = Pool::restore(before.snapshot(), COOLDOWN, at(20));
-    for as_of in [20, 29] {
-        pool.observe(std::slice::from_ref(&primary), at(as_of), at(29));
-        assert_eq!(pool.counts(at(29)).total(), 2, "picture of second {as_of}");
+    for (as_of, doubtful_until) in [(20, 30), (29, 30), (30, 320), (319, 320)] {
+        pool.observe(std::slice::from_ref(&primary), at(as_of), at(as_of));
+        assert_eq!(pool.counts(at(as_of)).total(), 2, "picture of second {as_of}");
+        assert_eq!(pool.doubtful_until(at(as_of)), Some(at(doubtful_until)));
     }
-    assert_eq!(pool.doubtful_until(at(29)), Some(at(30)));
-    pool.observe(&[primary], at(30), at(30));
+    pool.observe(&[primary], at(320), at(320));
 
-    assert_eq!(pool.counts(at(30)).total(), 3);
+    assert_eq!(pool.counts(at(320)).total(), 3);
     pool.check().unwrap();
 }
 

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use types::{Moment, NetworkCard};
 
 use super::kit::{COOLDOWN, Ec2, at, eni, limits, owner, pool, sandbox, settle, subnet, warm_enis, warm_ips};
-use crate::{Action, ActionId, EniSeen, Limits, Mode, Outcome, Pool, Role, Targets};
+use crate::{Action, ActionId, EniSeen, Limits, Mode, Outcome, PICTURE_LAG_MAX, Pool, Role, Targets};
 
 /// Sandboxes that come and go.
 const SANDBOXES: u16 = 12;
@@ -339,7 +339,7 @@ impl World {
         while let Some(call) = self.begun.pop_front() {
             self.end(call, Ending::Done);
         }
-        self.now = self.now.plus(Duration::from_secs(90));
+        self.now = self.now.plus(PICTURE_LAG_MAX);
         self.pool.observe(&self.ec2.picture(), self.now, self.now);
         self.compare();
     }

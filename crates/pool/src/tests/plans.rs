@@ -162,7 +162,8 @@ fn excess_goes_from_the_emptiest_eni_and_at_most_every_half_minute() {
     let id = pool.begin(&plan.actions[0].action);
     pool.finish(id, Outcome::Released, at(10));
     pool.release(&sandbox(1), at(10)).unwrap();
-    pool.observe(&[eni(0, Role::Primary, 4), eni(1, Role::Secondary, 4)], at(21), at(21));
+    // Somebody gives it two others.
+    pool.observe(&[eni(0, Role::Primary, 4), eni(1, Role::Secondary, 6)], at(21), at(21));
 
     let resting = pool.plan(&targets, &limits, 0, at(39));
 

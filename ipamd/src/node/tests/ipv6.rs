@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use pool::PICTURE_LAG_MAX;
 use types::Ipv6Prefix;
 
 use super::*;
@@ -92,7 +93,9 @@ fn a_picture_that_lags_does_not_take_the_prefix_and_a_later_one_does() {
     let effects = world.handle(Event::Looked(Ok(old)));
     world.converge(&effects);
     assert_eq!(world.node.report(world.now).ipv6_prefix, Some(prefix()));
+    assert!(!asked(&pictured(&mut world, &[])), "it may still be of before the prefix was given");
 
+    world.now = world.now.plus(PICTURE_LAG_MAX);
     assert!(asked(&pictured(&mut world, &[])));
 
     let pods = world.node.report(world.now).pods;

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipamd::node::Node;
-use pool::Role;
-use types::{InstanceTable, Prefix, SandboxKey};
+use pool::{Action, Role};
+use types::{EniId, InstanceTable, Prefix, SandboxKey, SecurityGroupId};
 
 use super::super::cloud::ipv6_prefixes;
 use super::super::script::PODS;
@@ -32,6 +32,8 @@ impl World {
             return Ok(());
         }
         self.seen_changes = self.cloud.changes;
+        let touched = self.cloud.touched();
+        hold!(touched.is_none(), "I7: {touched:?}, which is not ours, is not as it was left");
         let allowed = self.cloud.allowed();
         let lost = owned.keys().find(|address| !allowed.contains(address) && !self.robbed.contains(address));
         hold!(lost.is_none(), "I7: {lost:?} of a live pod is on no ENI any more");
@@ -42,6 +44,14 @@ impl World {
     pub(super) fn is_spared(&self, address: Ipv4Addr) -> bool {
         let primary = self.cloud.model.eni(&self.cloud.instance.primary_eni);
         self.script.setup.custom && primary.is_ok_and(|eni| eni.sources().contains(&address))
+    }
+
+    /// With custom networking ENIs are made where the ENIConfig says, as far as the daemon was told, and nowhere else.
+    pub(super) fn check_place(&self, action: &Action, groups: &[SecurityGroupId]) -> Held {
+        let Action::CreateEni { subnet, .. } = action else { return Ok(()) };
+        let allowed = !self.script.setup.custom || self.told.allows(subnet, groups);
+        hold!(allowed, "an ENI is made in {subnet} with {groups:?}; the ENIConfig: {:?}", self.told);
+        Ok(())
     }
 
     /// The runtime is told that there is a network: an address is free, or one can be had.
@@ -60,6 +70,10 @@ impl World {
     pub(super) fn rest(&mut self) {
         self.say(|| "rest".to_owned());
         self.cloud.calm();
+        let away = self.cluster.restore(&mut self.cloud.met);
+        if away {
+            self.tell_cluster();
+        }
         self.disk.fails = 0;
         self.wiring_fails = 0;
         self.host_fails = 0;
@@ -84,9 +98,9 @@ impl World {
         let wanted = self.pods.values().filter(|pod| pod.wanted).count();
         let runs = self.live.len();
         // A single address that a pod holds keeps a prefix from its slot.
-        let singles: u32 =
-            report.enis.iter().map(|eni| eni.addresses.total() - eni.prefixes * Prefix::ADDRESSES).sum();
-        let lost = if self.script.setup.prefixes { singles * 15 } else { 0 };
+        let open = report.enis.iter().filter(|eni| !self.cloud.is_closed(&eni.id));
+        let singles: u32 = open.map(|eni| eni.addresses.total() - eni.prefixes * Prefix::ADDRESSES).sum();
+        let lost = if self.script.setup.prefixes { singles * 15 } else { 0 } + self.held_by_others();
         let room = usize::try_from(report.capacity.saturating_sub(lost)).unwrap_or(usize::MAX);
         hold!(
             runs >= wanted.min(room),
@@ -103,12 +117,21 @@ impl World {
         self.agreed(&report)
     }
 
+    /// Addresses for which others hold the places.
+    fn held_by_others(&self) -> u32 {
+        let limits = InstanceTable::builtin().get(self.script.setup.instance_type);
+        let slots = limits.map_or(0, |limits| u32::from(limits.slots_per_eni()));
+        let each = if self.script.setup.prefixes { slots * Prefix::ADDRESSES } else { slots };
+        each.saturating_mul(u32::try_from(self.cloud.closed()).unwrap_or(u32::MAX))
+    }
+
     pub(super) fn agreed(&self, report: &wire::Report) -> Held {
-        let here: BTreeSet<_> =
-            self.cloud.model.enis_of(&self.cloud.instance.id).map(|eni| &eni.id).collect();
+        let here = self.cloud.model.enis_of(&self.cloud.instance.id).map(|eni| &eni.id);
+        let here: BTreeSet<_> = here.filter(|eni| !self.cloud.is_efa_only(eni)).collect();
         let known: BTreeSet<_> = report.enis.iter().map(|eni| &eni.id).collect();
         hold!(here == known, "EC2 has {here:?}, the books {known:?}");
-        for eni in self.cloud.model.enis().filter(|eni| !self.cloud.is_claimed(&eni.id)) {
+        let others = |eni: &EniId| self.cloud.is_claimed(eni) || self.cloud.is_foreign(eni);
+        for eni in self.cloud.model.enis().filter(|eni| !others(&eni.id)) {
             let tie = eni.attachment.as_ref();
             hold!(tie.is_some(), "{} is leaked", eni.id);
             hold!(tie.is_some_and(|tie| tie.delete_on_termination), "{} would outlive the instance", eni.id);
@@ -161,7 +184,8 @@ impl World {
         } else if prefixes {
             (setup.warm_prefix * Prefix::ADDRESSES).max(1) + step
         } else {
-            (setup.warm_eni + 1) * slots
+            // What came with an ENI that is never deleted stays there.
+            (setup.warm_eni + 1) * slots + self.cloud.lent()
         }
     }
 }

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use ipamd::node::{CallId, Event, Facts, Node, PodInKernel, Restored, restore};
 use ipamd::store::{Loaded, Record, VERSION};
-use pool::Action;
+use pool::{Action, PICTURE_LAG};
 use types::{InstanceTable, Moment};
 use wire::queue::QueuedDel;
 use wire::{PROTOCOL, Request, Verb};
 
+use super::super::cluster::Told;
 use super::super::no_limits;
 use super::super::plant::Plant;
 use super::{Due, Held, Job, Pending, World};
@@ -25,6 +26,8 @@ impl World {
         self.skew = self.skew.saturating_add(jump.saturating_mul(1000)).clamp(-900_000_000, 900_000_000);
         if amnesia {
             self.disk.records.clear();
+            // What it has just given back it cannot know: it allows for what descriptions lag as a rule, and no more.
+            self.cloud.lags = self.cloud.lags.at_most(PICTURE_LAG);
         }
         self.disk.broken = false;
         self.disk.asked_for_new = false;
@@ -85,13 +88,17 @@ impl World {
         );
         self.disk.records = vec![Record::Snapshot { version: VERSION, pool: Box::new(pool.snapshot()) }];
         self.published = false;
+        self.told = Told::default();
+        self.telling = self.now;
         self.early = 0;
         self.say(|| format!("the daemon starts; it holds {} addresses", pool.owners().count()));
         for pod in leftovers {
             self.wire(Job::Remove(pod))?;
         }
         let seed = self.rng.next();
-        self.node = Some(Node::new(self.script.setup.settings(), pool, seed, now));
+        let mut settings = self.script.setup.settings();
+        settings.custom_networking &= self.plant != Some(Plant::UsesThePrimary);
+        self.node = Some(Node::new(settings, pool, seed, now));
         self.tick_at = Moment(u64::MAX);
         for QueuedDel { detachment, started_ns } in std::mem::take(&mut self.queue) {
             self.last_call += 1;
@@ -106,7 +113,7 @@ impl World {
         let pause = self.rng.millis(1, 500);
         self.at(pause, Due::Hear(self.epoch, Box::new(Event::Identified(facts))));
         if self.script.setup.custom {
-            self.name_eni_config();
+            self.tell_cluster();
         }
         Ok(())
     }

@@ -20,6 +20,8 @@ use wire::queue::QueuedDel;
 use wire::{Failure, Reply, Request, Verb};
 
 use super::cloud::{Cloud, Next, Task};
+use super::cluster::{Cluster, Told};
+use super::met::Met;
 use super::plant::Plant;
 use super::rng::Rng;
 use super::script::{PODS, Script};
@@ -57,6 +59,8 @@ pub struct Tally {
     pub adds: u64,
     /// Calls that change something in EC2.
     pub changes: u64,
+    /// Which bad manners were met.
+    pub met: Met,
 }
 
 type Held = Result<(), String>;
@@ -156,6 +160,12 @@ pub(crate) struct World {
     epoch: u32,
     tick_at: Moment,
     cloud: Cloud,
+    /// The API server, with custom networking.
+    cluster: Cluster,
+    /// What it has told the daemon that runs.
+    told: Told,
+    /// What it tells next it tells after this.
+    telling: Moment,
     pods: BTreeMap<u32, Pod>,
     calls: BTreeMap<CallId, Pending>,
     last_call: u64,
@@ -205,7 +215,10 @@ impl World {
             node: None,
             epoch: 0,
             tick_at: Moment(u64::MAX),
+            cluster: Cluster::new(cloud.subnets.get(1).unwrap_or_else(|| cloud.subnet()).clone()),
             cloud,
+            told: Told::default(),
+            telling: START,
             pods: BTreeMap::new(),
             calls: BTreeMap::new(),
             last_call: 1 << 20,
@@ -241,6 +254,7 @@ impl World {
         let told = self.tell();
         told.map_err(|what| Broken { what, after: self.now.since(START) })?;
         self.tally.changes = self.cloud.changes;
+        self.tally.met = self.cloud.met;
         Ok(self.tally)
     }
 
@@ -310,6 +324,9 @@ impl World {
 impl World {
     /// The node handles an event; its wishes are put in line, and what must always hold is checked.
     fn hear(&mut self, event: Event) -> Held {
+        if let (Event::Cluster(news), Some(_)) = (&event, &self.node) {
+            self.told.hear(news);
+        }
         let event = match &self.plant {
             Some(plant) => plant.event(event, self.clock()),
             None => event,
@@ -379,9 +396,10 @@ impl World {
                 let refusal = CloudError::new(CloudErrorKind::Other, "release", "planted");
                 self.hear_later(Duration::ZERO, Event::Acted { id, result: Err(refusal) });
             }
-            Effect::Act { id, action, .. } => {
+            Effect::Act { id, action, groups } => {
                 self.say(|| action.to_string());
-                let task = self.cloud.task(id, action);
+                self.check_place(&action, &groups)?;
+                let task = self.cloud.task(id, action, groups);
                 self.ask(task);
             }
             Effect::Converge { generation, host } => {
@@ -561,6 +579,8 @@ impl World {
         hold!(other.is_none(), "I4: {address} is given to {sandbox} and is {other:?}'s");
         self.check_cooling(address)?;
         hold!(!self.is_spared(address), "{address} of the primary ENI is given with custom networking");
+        let others = self.cloud.closed_with(address);
+        hold!(others.is_none(), "I7: {address} of {others:?}, which is not ours, is given to {sandbox}");
         self.links.insert(pod.host_if.clone(), Link { sandbox, address, addresses });
         Ok(Ok(()))
     }

@@ -1,16 +1,17 @@
 //! The steps of a script: what the runtime, the cloud and bad luck do.
 
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use ipamd::cluster::{EniConfig, EniConfigName, EniConfigNews, NameKeys, News, NodeObject};
 use ipamd::node::{CallId, Event};
 use types::{Reason, SandboxKey, VethPrefix};
 use wire::{Attachment, Detachment, Failure, Kept, PROTOCOL, Request, Verb};
 
+use super::super::cluster::Turn;
 use super::super::script::Step;
 use super::{Due, Held, NETWORK, PATIENCE, Pending, Phase, World, name, sandbox};
+use crate::ec2::EniView;
 
 /// Steps of the script.
 impl World {
@@ -34,6 +35,7 @@ impl World {
             Step::Ec2(fault, times) => self.cloud.faults.extend((0..times).map(|_| fault)),
             Step::Dark(long) => self.cloud.dark_until = self.now.plus(long),
             Step::Deny(long) => self.cloud.denied_until = self.now.plus(long),
+            Step::Blind(long) => self.cloud.blind_until = self.now.plus(long),
             Step::Fill(left) => {
                 let subnet = self.cloud.subnet().clone();
                 let taken = self.cloud.model.occupy_all_but(&subnet, left);
@@ -55,6 +57,11 @@ impl World {
             Step::Admit => self.cloud.excluded.clear(),
             Step::Pull(number) => self.pull(number),
             Step::Rob(number) => self.rob(number),
+            Step::Attach(kind, device, addresses) => {
+                self.cloud.attach_foreign(kind, device, addresses, self.now);
+            }
+            Step::Detach(number) => self.robbed.extend(self.cloud.detach_foreign(number)),
+            Step::Config(turn) => self.configure(turn),
             Step::Stray(claimed_after) => self.cloud.forsake(claimed_after, self.now),
             Step::DiskFails(times) => self.disk.fails = times,
             Step::WiringFails(times) => self.wiring_fails = times,
@@ -64,18 +71,22 @@ impl World {
         Ok(())
     }
 
-    /// The API server tells the node object and then its ENIConfig; now and then late.
-    pub(super) fn name_eni_config(&mut self) {
-        let keys = NameKeys { annotation: String::new(), label: String::new() };
-        let named = EniConfigName::of(&BTreeMap::new(), &BTreeMap::new(), &keys);
-        let name = named.name.clone();
-        let object = NodeObject { eni_config: Some(named), ..NodeObject::default() };
-        let subnet = self.cloud.subnets.get(1).unwrap_or_else(|| self.cloud.subnet()).clone();
-        let says = EniConfigNews::Is(EniConfig { subnet, groups: Vec::new() });
+    /// The API server tells the node object and then its ENIConfig; now and then late, and always in order.
+    pub(super) fn tell_cluster(&mut self) {
         let pause = if self.rng.percent(20) { self.rng.millis(0, 60_000) } else { self.rng.millis(0, 500) };
-        let node = Event::Cluster(News::Node(Box::new(object)));
-        self.hear_later(pause, node);
-        self.hear_later(pause + Duration::from_millis(5), Event::Cluster(News::EniConfig(name, says)));
+        self.telling = self.telling.max(self.now.plus(pause));
+        for news in self.cluster.news() {
+            self.telling = self.telling.plus(Duration::from_millis(5));
+            self.hear_later(self.telling.since(self.now), Event::Cluster(news));
+        }
+    }
+
+    /// Something happens to the ENIConfig; without custom networking nobody asks for it.
+    fn configure(&mut self, turn: Turn) {
+        if self.script.setup.custom {
+            self.cluster.take(turn, &self.cloud.subnets, &mut self.cloud.met);
+            self.tell_cluster();
+        }
     }
 
     pub(super) fn sandbox(&self, pod: u32) -> SandboxKey {
@@ -172,9 +183,10 @@ impl World {
     pub(super) fn pull(&mut self, number: u32) {
         let enis: Vec<_> = self.cloud.model.enis_of(&self.cloud.instance.id).cloned().collect();
         let index = usize::try_from(number).unwrap_or(0);
-        let Some(eni) = enis.get(index).filter(|eni| eni.id != self.cloud.instance.primary_eni) else {
-            return;
+        let ours = |eni: &&Arc<EniView>| {
+            eni.id != self.cloud.instance.primary_eni && !self.cloud.is_foreign(&eni.id)
         };
+        let Some(eni) = enis.get(index).filter(ours) else { return };
         self.robbed.extend(eni.sources());
         if self.cloud.model.pull(&eni.id).is_ok() {
             // It was attached a moment ago and is nobody's now.
@@ -197,7 +209,8 @@ impl World {
 
     pub(super) fn rob(&mut self, number: u32) {
         self.rob_ipv6(number);
-        let enis: Vec<_> = self.cloud.model.enis_of(&self.cloud.instance.id).cloned().collect();
+        let enis = self.cloud.model.enis_of(&self.cloud.instance.id);
+        let enis: Vec<_> = enis.filter(|eni| !self.cloud.is_closed(&eni.id)).cloned().collect();
         let mut index = usize::try_from(number).unwrap_or(0);
         for eni in enis {
             if let Some(address) = eni.secondary.get(index) {

@@ -1,0 +1,181 @@
+//! The API server around one node with custom networking: its node object and the ENIConfigs, which change, go wrong and come
+//! back; and, beside it, what a daemon that was told so may do.
+
+use std::collections::BTreeMap;
+
+use ipamd::cluster::{EniConfig, EniConfigName, EniConfigNews, NameKeys, News, NodeObject};
+use types::{SecurityGroupId, SubnetId};
+
+use super::met::{Manner, Met};
+
+/// Label of the node object that names its ENIConfig.
+const LABEL: &str = "zone";
+/// The ENIConfig of nodes that name none.
+const DEFAULT: &str = "default";
+
+/// Something that happens to the node's ENIConfig.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// It names the subnet with this number.
+    Subnet(u8),
+    /// It names a subnet that does not exist.
+    NoSubnet,
+    /// It names a security group that does not exist.
+    NoGroup,
+    /// It cannot be read.
+    Unreadable,
+    /// It is deleted.
+    Deleted,
+    /// The node object names another one; some of those exist.
+    Renamed(u8),
+    /// The node object is deleted.
+    NoNode,
+    /// The API server goes away.
+    Away,
+    /// It is back.
+    Back,
+}
+
+/// All but those with numbers; the one that has to meet a new ENI twice.
+pub(crate) const TURNS: &[Turn] =
+    &[Turn::NoSubnet, Turn::NoGroup, Turn::Unreadable, Turn::Deleted, Turn::NoNode, Turn::Away, Turn::Back];
+
+/// What the API server has.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    /// Which the node object names, if there is one.
+    named: String,
+    has_node: bool,
+    objects: BTreeMap<String, EniConfigNews>,
+    away: bool,
+    home: EniConfig,
+}
+
+impl Cluster {
+    /// All is well: the ENIConfig of nodes that name none says this subnet.
+    pub(crate) fn new(subnet: SubnetId) -> Self {
+        let home = EniConfig { subnet, groups: Vec::new() };
+        let objects = BTreeMap::from([(DEFAULT.to_owned(), EniConfigNews::Is(home.clone()))]);
+        Self { named: DEFAULT.to_owned(), has_node: true, objects, away: false, home }
+    }
+
+    /// All is well again; whether it was not.
+    pub(crate) fn restore(&mut self, met: &mut Met) -> bool {
+        let before = std::mem::replace(self, Self::new(self.home.subnet.clone()));
+        let well = before.objects.get(&before.named) == self.objects.get(DEFAULT);
+        let was_off = before.away || !before.has_node || before.named != DEFAULT || !well;
+        if was_off {
+            met.note(Manner::ConfigRestored);
+        }
+        was_off
+    }
+
+    /// Something happens.
+    pub(crate) fn take(&mut self, turn: Turn, subnets: &[SubnetId], met: &mut Met) {
+        let manner = match turn {
+            Turn::Subnet(number) => {
+                let Some(subnet) = subnets.get(usize::from(number)) else { return };
+                let says = EniConfigNews::Is(EniConfig { subnet: subnet.clone(), groups: Vec::new() });
+                let before = self.objects.insert(self.named.clone(), says.clone());
+                (before != Some(says)).then_some(Manner::ConfigElsewhere)
+            }
+            Turn::NoSubnet => self
+                .say(no_such_subnet().map(|subnet| EniConfig { subnet, groups: Vec::new() }))
+                .then_some(Manner::ConfigWithoutSubnet),
+            Turn::NoGroup => {
+                let subnet = self.home.subnet.clone();
+                let group = no_such_group();
+                self.say(group.map(|group| EniConfig { subnet, groups: vec![group] }))
+                    .then_some(Manner::ConfigWithoutGroup)
+            }
+            Turn::Unreadable => {
+                let wrong = EniConfigNews::Wrong("spec.subnet is a number".to_owned());
+                self.objects.insert(self.named.clone(), wrong);
+                Some(Manner::ConfigUnreadable)
+            }
+            Turn::Deleted => self.objects.remove(&self.named).map(|_| Manner::ConfigAbsent),
+            Turn::Renamed(number) => {
+                self.named = if number == 0 { DEFAULT.to_owned() } else { format!("zone-{number}") };
+                Some(Manner::ConfigRenamed)
+            }
+            Turn::NoNode => std::mem::take(&mut self.has_node).then_some(Manner::NodeObjectGone),
+            Turn::Away => (!std::mem::replace(&mut self.away, true)).then_some(Manner::ClusterAway),
+            Turn::Back => {
+                self.away = false;
+                self.has_node = true;
+                None
+            }
+        };
+        manner.into_iter().for_each(|manner| met.note(manner));
+    }
+
+    fn say(&mut self, config: Option<EniConfig>) -> bool {
+        let Some(config) = config else { return false };
+        self.objects.insert(self.named.clone(), EniConfigNews::Is(config));
+        true
+    }
+
+    /// What it tells now, in order.
+    pub(crate) fn news(&self) -> Vec<News> {
+        let config = |says| News::EniConfig(self.named.clone(), says);
+        if self.away {
+            let why = "connection refused".to_owned();
+            return vec![News::Trouble(why.clone()), config(EniConfigNews::Trouble(why))];
+        }
+        let says = self.objects.get(&self.named).cloned().unwrap_or(EniConfigNews::Absent);
+        if !self.has_node {
+            // Who watches the ENIConfig goes on with that.
+            return vec![News::NoNode, config(says)];
+        }
+        vec![News::Node(Box::new(self.node())), config(says)]
+    }
+
+    fn node(&self) -> NodeObject {
+        let keys = NameKeys { annotation: String::new(), label: LABEL.to_owned() };
+        let named = (self.named != DEFAULT).then(|| (LABEL.to_owned(), self.named.clone()));
+        let named = EniConfigName::of(&named.into_iter().collect(), &BTreeMap::new(), &keys);
+        NodeObject { eni_config: Some(named), ..NodeObject::default() }
+    }
+}
+
+fn no_such_subnet() -> Option<SubnetId> {
+    "subnet-0ffffffffffffffff".parse().ok()
+}
+
+/// A security group that EC2 does not know.
+pub(crate) fn no_such_group() -> Option<SecurityGroupId> {
+    "sg-0ffffffffffffffff".parse().ok()
+}
+
+/// What one daemon has been told of its ENIConfig in its life.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    name: Option<String>,
+    config: Option<EniConfig>,
+}
+
+impl Told {
+    /// The daemon hears this.
+    pub(crate) fn hear(&mut self, news: &News) {
+        match news {
+            News::Node(object) => {
+                let name = object.eni_config.as_ref().map(|named| named.name.clone());
+                if name.is_some() && name != self.name {
+                    *self = Self { name, config: None };
+                }
+            }
+            News::EniConfig(of, says) if self.name.as_ref() == Some(of) => match says {
+                EniConfigNews::Is(config) => self.config = Some(config.clone()),
+                EniConfigNews::Absent => self.config = None,
+                // What it said before stays true.
+                EniConfigNews::Wrong(_) | EniConfigNews::Trouble(_) => {}
+            },
+            News::EniConfig(..) | News::NoNode | News::Trouble(_) => {}
+        }
+    }
+
+    /// Whether an ENI may be made like this.
+    pub(crate) fn allows(&self, subnet: &SubnetId, groups: &[SecurityGroupId]) -> bool {
+        self.config.as_ref().is_some_and(|config| config.subnet == *subnet && config.groups == groups)
+    }
+}
