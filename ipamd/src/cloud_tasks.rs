@@ -24,9 +24,10 @@ const IDENTITY_RETRY: (Duration, Duration) = (Duration::from_millis(200), Durati
 /// A call to create an ENI that is not answered: attempts under one token, and the pause between them.
 const CREATE_ATTEMPTS: u32 = 3;
 const CREATE_RETRY: Duration = Duration::from_secs(1);
-/// A detached ENI can be deleted once EC2 calls it available: attempts and the pause between them.
-const DELETE_ATTEMPTS: u32 = 12;
-const DELETE_RETRY: Duration = Duration::from_secs(1);
+/// A detached ENI can be deleted once EC2 calls it available, which takes it some seconds and a refused call for each earlier
+/// attempt: attempts and the pause before each.
+const DELETE_ATTEMPTS: u32 = 5;
+const DETACHING: Duration = Duration::from_secs(6);
 
 /// Instance metadata does not show a new ENI at once: attempts to read its subnet's range, and the pause between them.
 const RANGE_ATTEMPTS: u32 = 40;
@@ -431,6 +432,7 @@ async fn delete(ec2: &Ec2, known: &Known, eni: &EniId) -> Result<(), CloudError>
     }
     if let Some(attachment) = record.and_then(|record| record.attachment) {
         forgive(ec2.detach(&attachment).await, &[CloudErrorKind::Gone])?;
+        tokio::time::sleep(DETACHING).await;
     }
     delete_available(ec2, eni).await
 }
@@ -453,7 +455,7 @@ async fn delete_available(ec2: &Ec2, eni: &EniId) -> Result<(), CloudError> {
             Err(error) => tracing::debug!(%eni, error = chain(&error), "cannot delete the ENI yet"),
         }
         attempt += 1;
-        tokio::time::sleep(DELETE_RETRY).await;
+        tokio::time::sleep(DETACHING).await;
     }
 }
 

@@ -11,6 +11,10 @@ use crate::pool::Pool;
 const AUTOMATIC_LOW: (u32, u32) = (4, 16);
 const AUTOMATIC_HIGH: (u32, u32) = (12, 32);
 
+/// While addresses cool, a `WARM_IP_TARGET` that is short is filled up by as many again, but no more than this: one call for
+/// those that go on cooling with each pod that is replaced, where it would be one for each of the first.
+const AHEAD: u32 = 4;
+
 /// The pool in numbers, with what is on its way.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stock {
@@ -26,6 +30,11 @@ impl Stock {
     /// ADDs for which nothing is there or on its way.
     fn demand(self) -> u32 {
         at_least_zero(-self.available)
+    }
+
+    /// How many are short of so many free ones, and not about to come of themselves: up to half of what is to be free may cool.
+    fn short_of(self, free: i64) -> u32 {
+        at_least_zero(free - self.available - i64::from(self.cooling).min(free / 2))
     }
 }
 
@@ -84,11 +93,14 @@ pub(crate) enum Aim {
 
 impl Pool {
     /// The rule that the targets make. `WARM_IP_TARGET` and `MINIMUM_IP_TARGET` go before all others; 0 is as good as not set.
-    pub(crate) fn aim(&self, targets: &Targets, now: Moment) -> Aim {
+    pub(crate) fn aim(&self, targets: &Targets, stock: Stock, now: Moment) -> Aim {
         let (warm, minimum) = (targets.warm_ip.unwrap_or(0), targets.minimum_ip.unwrap_or(0));
         match self.mode {
             _ if targets.demand_only => Aim::Addresses { low: 0, high: 0, minimum: 0 },
-            _ if (warm, minimum) != (0, 0) => Aim::Addresses { low: warm, high: warm, minimum },
+            _ if (warm, minimum) != (0, 0) => {
+                let ahead = if targets.patient && stock.cooling > 0 { warm.min(AHEAD) } else { 0 };
+                Aim::Addresses { low: warm, high: warm.saturating_add(ahead), minimum }
+            }
             _ if targets.automatic => {
                 let recent = self.recent_starts(now);
                 let low = (recent / 2).clamp(AUTOMATIC_LOW.0, AUTOMATIC_LOW.1);
@@ -107,11 +119,11 @@ impl Aim {
         let (missing, why) = match self {
             Self::Addresses { low, high, minimum } => short(low, high, minimum, stock),
             Self::Enis(target) => {
-                let by = at_least_zero(of_enis(target, limits).max(1) - stock.available);
+                let by = stock.short_of(of_enis(target, limits).max(1));
                 (by, Why::WarmEniShort { target, by })
             }
             Self::Prefixes(target) => {
-                let by = at_least_zero(of_prefixes(target) - stock.available);
+                let by = stock.short_of(of_prefixes(target));
                 (by, Why::WarmPrefixShort { target, by })
             }
         };
@@ -122,7 +134,7 @@ impl Aim {
         let whole_enis = matches!(self, Self::Enis(_));
         let urgent = match self {
             Self::Addresses { low, minimum, .. } => {
-                at_least_zero(i64::from(low) - stock.available).max(minimum.saturating_sub(stock.total))
+                stock.short_of(i64::from(low)).max(minimum.saturating_sub(stock.total))
             }
             Self::Enis(_) | Self::Prefixes(_) => missing,
         };

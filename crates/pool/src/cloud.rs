@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use types::{DeviceIndex, EniId, Moment, NetworkCard, Prefix, SubnetId};
 
-use crate::model::{Action, ActionId, EniSeen, Given, Leaving, Note, Outcome, Wanted};
+use crate::model::{Action, ActionId, EniSeen, Given, Leaving, Mode, Note, Outcome, Wanted};
 use crate::pool::{Address, Call, Came, Eni, Gone, Pool};
 
 /// How long after a change of ours EC2's answers lack it as a rule: so long after a call that ended unclearly a picture tells
@@ -399,6 +399,7 @@ impl Pool {
 
     fn finish_released(&mut self, id: ActionId, now: Moment) {
         if let Some(Action::Release { eni, given }) = self.end(id) {
+            self.spared(&eni, &given);
             self.went(Leaving { eni: eni.clone(), given: Some(given.clone()) }, now);
             for address in given.all() {
                 self.drop_address(&eni, address, &mut Vec::new());
@@ -411,8 +412,28 @@ impl Pool {
         }
     }
 
+    /// What was to spare for a while and has been given back is to spare no longer. What pods could not get was never counted.
+    fn spared(&mut self, eni: &EniId, given: &Given) {
+        let Some(seen) = self.enis.get(eni).map(|eni| &eni.seen) else { return };
+        let slots = match self.mode {
+            Mode::Addresses => given.addresses.len(),
+            Mode::Prefixes => given.prefixes.len(),
+        };
+        let card = seen.card;
+        let counted =
+            if self.exclusion(seen).is_some() { 0 } else { u32::try_from(slots).unwrap_or(u32::MAX) };
+        if let Some(lately) = self.lately.get_mut(&card) {
+            lately.spared(Wanted::new(self.mode, counted).addresses());
+        }
+    }
+
     fn finish_deleted(&mut self, id: ActionId, now: Moment) {
         if let Some(Action::DeleteEni { eni }) = self.end(id) {
+            let all = self.enis.get(&eni).map(|eni| Given {
+                addresses: eni.singles().map(|(address, _)| address).collect(),
+                prefixes: eni.prefixes.clone(),
+            });
+            self.spared(&eni, &all.unwrap_or_default());
             self.drop_eni(&eni, &mut Vec::new());
             self.went(Leaving { eni, given: None }, now);
             self.last_release = now;
@@ -494,10 +515,10 @@ impl Pool {
         self.calls_on(card).map(|call| call.action.brings()).sum()
     }
 
-    /// Addresses that calls in progress bring to an ENI that is there.
-    pub(crate) fn coming_to(&self, eni: &EniId) -> u32 {
+    /// Slots of an ENI that is there which calls in progress fill.
+    pub(crate) fn slots_coming_to(&self, eni: &EniId) -> u32 {
         let calls = self.in_flight.values().filter(|call| call.action.eni() == Some(eni));
-        calls.map(|call| call.action.brings()).sum()
+        calls.map(|call| call.action.fills()).sum()
     }
 
     /// Whether a call in progress is about this ENI.

@@ -214,6 +214,9 @@ pub struct Targets {
     pub automatic: bool,
     /// Nothing is kept free, whatever the others say: only what ADDs wait for is asked for.
     pub demand_only: bool,
+    /// Nobody is short of addresses: what pods lately needed is kept for hours, not minutes, because giving it back and taking
+    /// it again costs calls. A subnet that has refused something ends that.
+    pub patient: bool,
     /// Pods the node can run: no more than so many addresses that do not cool are asked for.
     pub max_pods: Option<u32>,
     /// Excess addresses are returned at most this often.
@@ -232,6 +235,7 @@ impl Default for Targets {
             warm_prefix: 1,
             automatic: false,
             demand_only: false,
+            patient: false,
             max_pods: None,
             release_every: Duration::from_secs(30),
             eni_age_min: Duration::from_secs(60),
@@ -448,6 +452,14 @@ impl Action {
         match self {
             Self::Assign { eni, .. } | Self::Release { eni, .. } | Self::DeleteEni { eni } => Some(eni),
             Self::CreateEni { .. } => None,
+        }
+    }
+
+    /// How many slots it fills of an ENI that is there.
+    pub(crate) const fn fills(&self) -> u32 {
+        match self {
+            Self::Assign { wanted, .. } => wanted.slots(),
+            Self::CreateEni { .. } | Self::Release { .. } | Self::DeleteEni { .. } => 0,
         }
     }
 

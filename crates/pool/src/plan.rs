@@ -10,7 +10,7 @@ use types::{DeviceIndex, EniId, Moment, NetworkCard, Prefix};
 use crate::aim::{Aim, Need, Stock};
 use crate::model::{Action, Exclusion, Given, Limits, Mode, Role, Targets, Wanted};
 use crate::pool::{Eni, Pool};
-use crate::surplus::Lately;
+use crate::surplus::{Lately, Patience, Spells};
 
 /// What to do now. Grows or shrinks, never both; at most one action per ENI.
 #[must_use = "a plan does nothing until it is carried out"]
@@ -191,17 +191,28 @@ impl Pool {
         self.lately.entry(card).or_insert_with(|| Lately::new(cooldown)).note(available, now);
     }
 
-    /// When more of what is available on a network card may count as lasting.
-    fn lately_until(&self, card: NetworkCard) -> Option<Moment> {
-        self.lately.get(&card).and_then(|lately| lately.next_change())
+    /// What was available lately on a network card, if anybody has watched.
+    fn spells(&self, targets: &Targets, aim: Aim, card: NetworkCard, now: Moment) -> Option<Spells> {
+        let patience = match aim {
+            _ if !targets.patient || self.scarcity.next_change(now).is_some() => Patience::None,
+            Aim::Addresses { .. } => Patience::Addresses,
+            Aim::Enis(_) | Aim::Prefixes(_) => Patience::Units,
+        };
+        self.lately.get(&card).map(|lately| lately.spells(patience))
+    }
+
+    /// When more of what is available may count as lasting.
+    fn lately_until(&self, situation: Situation<'_>) -> Option<Moment> {
+        let Situation { targets, limits, aim, now, .. } = situation;
+        self.spells(targets, aim, limits.card, now).and_then(Spells::next_change)
     }
 
     /// Decides what to ask EC2 for next on one network card; `waiting` ADDs are without an address of it.
     pub fn plan(&self, targets: &Targets, limits: &Limits, waiting: u32, now: Moment) -> Plan {
         let stock = self.stock(limits.card, waiting, now);
-        let aim = self.aim(targets, now);
-        let lately = self.lately.get(&limits.card);
-        let lasting = lately.map_or(stock.available, |lately| lately.of(stock.available));
+        let aim = self.aim(targets, stock, now);
+        let spells = self.spells(targets, aim, limits.card, now);
+        let lasting = spells.map_or(stock.available, |spells| spells.lasting(stock.available));
         let lasting = Stock { available: lasting, ..stock };
         let situation = Situation { targets, limits, aim, stock, lasting, now };
         let need = aim.need(targets, limits, stock, waiting);
@@ -307,7 +318,7 @@ impl Pool {
     /// Room on ENIs that are busy or being made: they can take more sooner than another new ENI could.
     fn room_later(&self, limits: &Limits) -> u32 {
         let busy = self.usable_on(limits.card).filter(|eni| self.is_busy(&eni.seen.id));
-        let busy = busy.map(|eni| self.room(eni, limits).saturating_sub(self.coming_to(&eni.seen.id)));
+        let busy = busy.map(|eni| self.room(eni, limits).saturating_sub(self.slots_coming_to(&eni.seen.id)));
         // One that may never come has no room.
         let made = self.calls_on(limits.card).filter(|call| call.unclear_since.is_none());
         let made = made.filter_map(|call| match call.action {
@@ -347,7 +358,7 @@ impl Pool {
             None => self.give_back(situation),
         };
         let more_now = situation.aim.over(situation.stock) > situation.aim.over(situation.lasting);
-        let look_again = self.lately_until(situation.limits.card).filter(|_| more_now && actions.is_empty());
+        let look_again = self.lately_until(situation).filter(|_| more_now && actions.is_empty());
         self.paced(situation, Plan { actions, look_again, ..Plan::default() })
     }
 
@@ -462,7 +473,7 @@ impl Pool {
             Role::Secondary if needed(stock) => Some(KeptReason::Needed),
             Role::Secondary if old_enough > now => Some(KeptReason::Young(old_enough)),
             Role::Secondary if needed(lasting) => {
-                Some(KeptReason::NeededLately(self.lately_until(limits.card).unwrap_or(now)))
+                Some(KeptReason::NeededLately(self.lately_until(situation).unwrap_or(now)))
             }
             Role::Secondary => None,
         }

@@ -18,6 +18,9 @@ const BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// Longest pause.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
+/// Pause between looks while EC2 goes on refusing a place, the first and the longest: a limit does not go away by looking.
+const REFUSED_AGAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(1800));
+
 /// What we know of EC2's mood.
 #[derive(Debug)]
 pub(super) struct CloudState {
@@ -38,6 +41,10 @@ pub(super) struct CloudState {
     pub(super) stale: bool,
     /// The trouble is that of a look.
     pub(super) blind: bool,
+    /// EC2 has refused a place that is free in our picture: nothing more is asked for before a look has answered.
+    pub(super) wrong: bool,
+    /// How often that was so since an ENI was made.
+    refusals: u32,
     /// At least one inventory has come, the host's kernel is in line with it, and it is in the pool.
     pub(super) pictured: bool,
     rng: u64,
@@ -55,6 +62,8 @@ impl CloudState {
             look_at: Moment(0),
             stale: false,
             blind: false,
+            wrong: false,
+            refusals: 0,
             pictured: false,
             rng: seed | 1,
         }
@@ -65,6 +74,21 @@ impl CloudState {
         self.failures = self.failures.saturating_add(1);
         self.hold_until = now.plus(self.jitter(pause));
         self.trouble(error);
+    }
+
+    /// EC2 has refused a place or an ENI: somebody may have attached one since the last look. The first refusal is looked at
+    /// before anything more is asked for; of those that follow only some are.
+    fn place_refused(&mut self) {
+        let (first, longest) = REFUSED_AGAIN;
+        let pause = match self.refusals {
+            0 => Duration::ZERO,
+            n => self.jitter(first.saturating_mul(1 << (n - 1).min(16)).min(longest)),
+        };
+        let due = self.looked_at.plus(pause);
+        self.refusals = self.refusals.saturating_add(1);
+        self.wrong = due <= self.hold_until;
+        self.stale |= self.wrong && self.looking;
+        self.look_at = self.look_at.min(due.max(self.hold_until));
     }
 
     /// Remembers what is wrong, without holding off.
@@ -160,13 +184,14 @@ impl Node {
         match result {
             Ok(outcome) => {
                 self.cloud.worked();
+                if matches!(outcome, Outcome::Created(_)) {
+                    self.cloud.refusals = 0;
+                }
                 self.settle(Gain::Action(id, outcome), now);
             }
             Err(error) => {
                 let outcome = outcome_of(error.kind());
-                // Somebody else has something where we thought that nothing is.
-                let taken = matches!(error.kind(), CloudErrorKind::InUse | CloudErrorKind::EniLimit);
-                let look = taken || outcome == Outcome::Unclear;
+                let look = outcome == Outcome::Unclear;
                 // Fewer, or another subnet, or a rest of that subnet alone: the pool knows.
                 let scarce = outcome == Outcome::Scarce;
                 self.pool.finish(id, outcome, now);
@@ -178,6 +203,9 @@ impl Node {
                 if look {
                     self.cloud.look_at = self.cloud.look_at.min(self.cloud.hold_until);
                 }
+                if matches!(error.kind(), CloudErrorKind::InUse | CloudErrorKind::EniLimit) {
+                    self.cloud.place_refused();
+                }
             }
         }
     }
@@ -185,7 +213,7 @@ impl Node {
     /// Starts what the plan says, unless EC2 wants to be left alone.
     pub(super) fn grow(&mut self, now: Moment) {
         self.watch_cards(now);
-        let knows = self.cloud.pictured && self.is_up_to_date();
+        let knows = self.cloud.pictured && !self.cloud.wrong && self.is_up_to_date();
         if !self.may(false) || !knows || self.cloud.hold_until > now {
             return;
         }

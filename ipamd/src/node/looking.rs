@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pool::{EniSeen, Note, PICTURE_LAG, Role};
-use types::{EniId, Moment};
+use types::{EniId, Moment, SubnetId};
 
 use super::Node;
 use super::event::{Chore, Effect, Picture, Stray, Subnets};
@@ -21,6 +21,8 @@ const EC2_AGAIN: Duration = Duration::from_secs(300);
 const TIDY_AGAIN: Duration = Duration::from_secs(300);
 /// Tags are put right only by a daemon that has run for this long: when many nodes start at once, pods go first.
 const TAGS_LATER: Duration = Duration::from_secs(300);
+/// A subnet of which less than one part in so many is free is tight: what is to spare goes back soon, for others.
+const TIGHT: u64 = 4;
 /// An ENI is a leak of another instance when it is as old as this, and so long after it was first seen still there.
 const STRAY: Duration = Duration::from_secs(300);
 
@@ -67,6 +69,7 @@ impl Node {
             Err(error) => {
                 self.cloud.failed(&error, now);
                 self.cloud.blind = true;
+                self.cloud.wrong = false;
                 self.cloud.look_at = self.cloud.hold_until;
                 self.recall(now);
             }
@@ -93,6 +96,8 @@ impl Node {
         self.give_up_what_is_gone(&picture, now);
         self.cloud.pictured = true;
         self.memory.old_picture = picture.recalled;
+        // A look that began before the refusal is followed by another one.
+        self.cloud.wrong &= self.cloud.stale || self.cloud.looking;
         self.ipv6_pictured(&picture.ipv6_prefixes, picture.as_of);
         self.pool.occupy(picture.occupied);
         if let Some(Subnets { for_new, excluded, free }) = picture.choice {
@@ -135,6 +140,16 @@ impl Node {
         };
         let chores = chores.filter(due).collect();
         self.tidy(chores, now);
+    }
+
+    /// Whether nobody is short of addresses, as far as the last look tells of the subnets where ours are.
+    pub(super) fn has_plenty(&self) -> bool {
+        let has_plenty = |(subnet, free): (&SubnetId, &u32)| {
+            let range = self.subnets.get(subnet);
+            range.is_some_and(|range| u64::from(*free).saturating_mul(TIGHT) >= u64::from(range.size()))
+        };
+        let mut ours = self.free_in_subnets.iter().filter(|(subnet, _)| self.is_place(subnet)).peekable();
+        ours.peek().is_some() && ours.all(has_plenty)
     }
 
     fn tidy(&mut self, mut chores: Vec<Chore>, now: Moment) {

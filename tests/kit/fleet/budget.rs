@@ -2,35 +2,30 @@
 //!
 //! The counts are of virtual time and a fixed history, so they are the same on every machine, and tests hold them.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use types::InstanceLimits;
 
-use super::account::{Api, Calls, Rates};
+use super::account::{Api, Calls};
+use super::churn::Trace;
 use super::figures::ratio;
 use super::policy::Policy;
-use super::world::{Setting, World};
+use super::world::World;
 use crate::LabError;
 
 /// The node.
 pub const INSTANCE_TYPE: &str = "m5.xlarge";
 /// Pods that stay.
-const RESIDENTS: u32 = 20;
+pub(super) const RESIDENTS: u32 = 20;
 /// How long the node is left alone before it is watched: longer than until its first audit, which puts tags right.
-const SETTLING: Duration = Duration::from_secs(2 * 3600);
+pub(super) const SETTLING: Duration = Duration::from_secs(2 * 3600);
 /// How long it is then watched while idle.
 const DAY_HOURS: u64 = 24;
 const DAY: Duration = Duration::from_secs(DAY_HOURS * 3600);
 /// The first addresses, and the pods that come one by one until they are there.
 const FIRST: u64 = 16;
 const ONE_BY_ONE: Duration = Duration::from_secs(10);
-/// Churn: one pod is replaced so often for an hour; in the middle so many more come for a quarter of it.
-const CHURN_EVERY: Duration = Duration::from_secs(10);
-const CHURN_STEPS: u32 = 360;
-const BURST: u32 = 15;
-const BURST_STEPS: (u32, u32) = (120, 210);
 
 /// What a policy costs.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -62,21 +57,17 @@ pub fn of_all(seed: u64) -> Result<Vec<Budget>, LabError> {
 
 impl Budget {
     fn of(policy: Policy, seed: u64, limits: &InstanceLimits) -> Self {
-        let world = || {
-            let retry = super::KUBELET_RETRY;
-            let (rates, limits) = (Rates::default(), limits.clone());
-            World::new(Setting { policy, limits, rates, retry, seed })
-        };
+        let world = || super::one_node(policy, limits, seed);
         let idle = idle(world());
-        let (churn, churn_failed, pods) = churn(world());
+        let churn = Trace::default().tell(world());
         Self {
             policy,
             idle_changes: idle.done(Api::changes),
             idle_describes: idle.done(|api| !api.changes()),
             first_sixteen: first_sixteen(world()),
-            churn_changes: ratio(churn.done(Api::changes), pods),
-            churn_describes: ratio(churn.done(|api| !api.changes()), pods),
-            churn_failed,
+            churn_changes: ratio(churn.changes, churn.pods),
+            churn_describes: ratio(churn.describes, churn.pods),
+            churn_failed: churn.failed,
         }
     }
 }
@@ -103,30 +94,6 @@ fn first_sixteen(mut world: World) -> u64 {
         world.want(node, Duration::ZERO);
     }
     world.calls().done(|api| api.changes() && !api.is_about_the_eni())
-}
-
-/// Calls, failed ADDs and pods of an hour of coming and going and the rest after it.
-fn churn(mut world: World) -> (Calls, u64, u64) {
-    let node = world.boot(Duration::ZERO);
-    let mut residents: VecDeque<u32> = (0..RESIDENTS).map(|_| world.want(node, Duration::ZERO)).collect();
-    let mut burst = Vec::new();
-    world.pass(SETTLING);
-    world.end_spell();
-    for step in 0..CHURN_STEPS {
-        if step == BURST_STEPS.0 {
-            burst = (0..BURST).map(|_| world.want(node, Duration::ZERO)).collect();
-        }
-        if step == BURST_STEPS.1 {
-            burst.drain(..).for_each(|pod| world.drop_pod(pod, Duration::ZERO));
-        }
-        let oldest = residents.pop_front();
-        oldest.into_iter().for_each(|pod| world.drop_pod(pod, Duration::ZERO));
-        residents.push_back(world.want(node, Duration::ZERO));
-        world.pass(CHURN_EVERY);
-    }
-    world.pass(SETTLING);
-    let spell = world.end_spell();
-    (spell.calls, spell.failed, spell.wanted)
 }
 
 /// The table for people: idle for an hour, the first 16 addresses, and churn.

@@ -16,10 +16,11 @@
 //! | `world.rs` | the nodes, the pods, the kubelet, and time |
 //! | `scenario.rs` | what the fleet goes through |
 //! | `figures.rs`, `show.rs`, `plot.rs` | what it came to, in numbers, tables and pictures |
-//! | `budget.rs` | what one node may cost in EC2 calls |
+//! | `budget.rs`, `churn.rs` | what one node may cost in EC2 calls |
 
 mod account;
 pub mod budget;
+mod churn;
 mod daemon;
 mod errand;
 mod figures;
@@ -48,7 +49,7 @@ pub use policy::Policy;
 pub use scenario::{APPLICATION_PODS, Phase, SYSTEM_PODS};
 pub use show::{markdown, table};
 
-use world::Setting;
+use world::{Setting, World};
 
 use crate::LabError;
 
@@ -137,6 +138,17 @@ fn tell(wish: &Wish, limits: &InstanceLimits, nodes: u32, policy: Policy) -> Run
     let spells = scenario::tell(setting, nodes, applications);
     let phases = spells.into_iter().map(|(phase, spell)| (phase, Figures::of(spell))).collect();
     Run { policy, nodes, phases }
+}
+
+/// A world for one node, with all the calls that it may want.
+fn one_node(policy: Policy, limits: &InstanceLimits, seed: u64) -> World {
+    World::new(Setting {
+        policy,
+        limits: limits.clone(),
+        rates: Rates::default(),
+        retry: KUBELET_RETRY,
+        seed,
+    })
 }
 
 fn limits_of(instance_type: &str) -> Result<InstanceLimits, LabError> {

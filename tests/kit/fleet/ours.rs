@@ -7,7 +7,7 @@ use std::time::Duration;
 use datapath::Marks;
 use ipamd::cloud::{CloudError, Effect as Kind};
 use ipamd::families::Families;
-use ipamd::node::{CallId, Chore, Effect, Event, Facts, Node, Picture, Settings};
+use ipamd::node::{CallId, Chore, Effect, Event, Facts, Node, Picture, Settings, Subnets};
 use ipnetwork::Ipv4Network;
 use pool::{Action, ActionId, EniSeen, Outcome, Pool, Role, Targets};
 use types::{
@@ -22,7 +22,8 @@ use super::instance::{Eni, Instance, State};
 /// As the daemon's SDK reads: three attempts, the first pause up to a second.
 const READS: Tries = Tries::sdk(3, Duration::from_secs(1));
 /// As the daemon deletes an ENI that is being detached.
-const DELETES: Tries = Tries::ONCE.rounds(12, Duration::from_secs(1));
+const DETACHING: Duration = Duration::from_secs(6);
+const DELETES: Tries = Tries::ONCE.rounds(5, DETACHING);
 /// As the daemon's defaults.
 const COOLDOWN: Duration = Duration::from_secs(30);
 const ADD_TIMEOUT: Duration = Duration::from_secs(80);
@@ -35,6 +36,8 @@ const PATIENCE_MS: u32 = 90_000;
 pub(crate) struct Ours {
     node: Node,
     facts: Facts,
+    /// The range of its subnet, which is never short.
+    subnet: Ipv4Network,
     ready: bool,
     looked: bool,
     /// ADDs that were not answered.
@@ -80,7 +83,8 @@ impl Ours {
             ipv6: None,
         };
         let node = Node::new(settings, Pool::new(COOLDOWN), seed, now);
-        Some(Self { node, facts, ready: false, looked: false, adds: BTreeMap::new(), last_call: 0 })
+        let subnet = Ipv4Network::new(Ipv4Addr::new(10, 0, 0, 0), 8).ok()?;
+        Some(Self { node, facts, subnet, ready: false, looked: false, adds: BTreeMap::new(), last_call: 0 })
     }
 
     pub(crate) fn wakeup(&self, now: Moment) -> Moment {
@@ -226,8 +230,14 @@ impl Ours {
     }
 
     fn picture(&self, as_of: Moment, found: &[Eni]) -> Picture {
-        let subnets = [(self.facts.subnet.clone(), Ipv4Network::from(self.facts.primary_address))];
-        let mut picture = Picture { as_of, subnets: subnets.into(), ..Picture::default() };
+        let subnet = &self.facts.subnet;
+        let choice = Subnets {
+            for_new: vec![subnet.clone()],
+            free: [(subnet.clone(), self.subnet.size())].into(),
+            ..Subnets::default()
+        };
+        let subnets = [(subnet.clone(), self.subnet)].into();
+        let mut picture = Picture { as_of, subnets, choice: Some(choice), ..Picture::default() };
         for eni in found {
             match eni.state {
                 State::Available => picture.chores.push(Chore::Delete(eni.id.clone())),
@@ -261,8 +271,12 @@ fn errand(id: ActionId, action: Action) -> Errand {
             (None, steps)
         }
         Action::DeleteEni { eni } => {
-            let steps =
-                vec![Step::must(Deed::Look, READS), once(Deed::Detach), Step::must(Deed::Delete, DELETES)];
+            let steps = vec![
+                Step::must(Deed::Look, READS),
+                once(Deed::Detach),
+                Step::quiet(Deed::Rest(DETACHING)),
+                Step::must(Deed::Delete, DELETES),
+            ];
             (Some(eni.clone()), steps)
         }
     };

@@ -21,10 +21,11 @@ use crate::ec2::{AddressWish, ApiError, AttachState, Config, Instance, Model, Ne
 
 /// Tag of every ENI that the daemon makes.
 pub(super) const INSTANCE_TAG: &str = "node.k8s.amazonaws.com/instance_id";
-/// As in the daemon: attempts of a create without an answer, of a delete, and the pause between them.
+/// As in the daemon: attempts of a create without an answer, of a delete, and the pauses between them.
 const CREATE_ATTEMPTS: u32 = 3;
-const DELETE_ATTEMPTS: u32 = 12;
+const DELETE_ATTEMPTS: u32 = 5;
 const RETRY: Duration = Duration::from_secs(1);
+const DETACHING: Duration = Duration::from_secs(6);
 
 /// The cloud around one node.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub(crate) struct Cloud {
     pub(crate) subnets: Vec<SubnetId>,
     /// Those that keep us out.
     pub(crate) excluded: BTreeSet<SubnetId>,
+    /// EC2 tells that nothing is free in any subnet.
+    pub(super) crowded: bool,
     pub(crate) faults: VecDeque<Fault>,
     pub(crate) dark_until: Moment,
     pub(crate) denied_until: Moment,
@@ -160,6 +163,7 @@ impl Cloud {
             foreign: BTreeMap::new(),
             met: Met::default(),
             places: limits.map_or(1, |limits| limits.max_enis.into()),
+            crowded: false,
             metadata: setup.metadata,
             tagged_only: setup.tagged_only,
             lags: setup.lags,
@@ -242,6 +246,11 @@ impl Cloud {
         self.lags = Lags::default();
         self.excluded.clear();
         self.vacate();
+    }
+
+    /// From now on EC2 tells that nothing is free in any subnet.
+    pub(crate) const fn crowd(&mut self) {
+        self.crowded = true;
     }
 
     /// The subnet that the instance is in.
@@ -370,7 +379,9 @@ impl Cloud {
             Act::Discard { eni, why, attempt } => match (self.delete(&eni, attempt, now), why) {
                 (Deleted::Yes, Some(why)) => Step::End(Err(why)),
                 (Deleted::Yes, None) => Step::End(Ok(Outcome::Deleted)),
-                (Deleted::Later, why) => Step::Then(RETRY, Act::Discard { eni, why, attempt: attempt + 1 }),
+                (Deleted::Later, why) => {
+                    Step::Then(DETACHING, Act::Discard { eni, why, attempt: attempt + 1 })
+                }
                 (Deleted::Never(error), _) => Step::End(Err(error)),
             },
             Act::Describe(eni) => {
@@ -392,12 +403,12 @@ impl Cloud {
             Act::Detach { eni, attachment } => {
                 match self.change("DetachNetworkInterface", now, |model| model.detach(&attachment, now)) {
                     Err(error) if error.kind() != CloudErrorKind::Gone => Step::End(Err(error)),
-                    _ => Step::Then(at_once, Act::Delete { eni, attempt: 1 }),
+                    _ => Step::Then(DETACHING, Act::Delete { eni, attempt: 1 }),
                 }
             }
             Act::Delete { eni, attempt } => match self.delete(&eni, attempt, now) {
                 Deleted::Yes => Step::End(Ok(Outcome::Deleted)),
-                Deleted::Later => Step::Then(RETRY, Act::Delete { eni, attempt: attempt + 1 }),
+                Deleted::Later => Step::Then(DETACHING, Act::Delete { eni, attempt: attempt + 1 }),
                 Deleted::Never(error) => Step::End(Err(error)),
             },
         }

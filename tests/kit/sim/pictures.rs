@@ -11,7 +11,7 @@ use types::{DeviceIndex, Moment, NetworkCard};
 use super::cloud::{Cloud, INSTANCE_TAG, Next, Task, ipv6_prefixes, prefixes};
 use super::met::Manner;
 use super::rng::Rng;
-use crate::ec2::{AttachState, EniView};
+use crate::ec2::{AttachState, EniView, SubnetView};
 
 /// What is outdated by more than this is old indeed.
 const MINUTE: Duration = Duration::from_secs(60);
@@ -156,8 +156,9 @@ impl Cloud {
         let mut open: Vec<_> =
             self.model.subnets().filter(|subnet| !self.excluded.contains(&subnet.id)).collect();
         open.sort_by_key(|subnet| (Reverse(subnet.available), subnet.id.clone()));
+        let free = |subnet: &SubnetView| if self.crowded { 0 } else { subnet.available };
         Subnets {
-            free: open.iter().map(|subnet| (subnet.id.clone(), subnet.available)).collect(),
+            free: open.iter().map(|subnet| (subnet.id.clone(), free(subnet))).collect(),
             for_new: open.into_iter().map(|subnet| subnet.id).collect(),
             excluded: self.excluded.clone(),
         }

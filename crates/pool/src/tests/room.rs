@@ -5,9 +5,10 @@ use std::time::Duration;
 use types::{Moment, NetworkCard, Reason};
 
 use super::kit::{
-    Ec2, actions, assign, at, eni, eni_id, limits, owner, pool, sandbox, settle, warm_ips, warm_prefixes,
+    Ec2, actions, assign, at, eni, eni_id, limits, owner, pool, sandbox, settle, warm_enis, warm_ips,
+    warm_prefixes,
 };
-use crate::{EniSeen, KeptReason, Limits, Mode, Outcome, Pool, Role, Targets};
+use crate::{Action, EniSeen, KeptReason, Limits, Mode, Outcome, Pool, Role, Targets, Wanted};
 
 /// Begins what the plan says; the subnet has not so many.
 fn refused(pool: &mut Pool, targets: &Targets, limits: &Limits, now: Moment) -> Vec<String> {
@@ -163,4 +164,90 @@ fn what_was_to_spare_for_a_while_goes_and_a_restart_begins_anew() {
 
     pool.watch(NetworkCard(0), 0, at(250));
     assert_eq!(actions(&pool, &targets, &limits, 0, at(250)), ["delete eni-001"]);
+}
+
+/// Keeps watch for so many minutes in which nothing happens.
+fn quiet(pool: &mut Pool, minutes: std::ops::Range<u64>) {
+    for minute in minutes {
+        pool.watch(NetworkCard(0), 0, at(minute * 60));
+    }
+}
+
+#[test]
+fn where_nobody_is_short_an_eni_is_kept_for_hours_unless_a_subnet_refuses_something() {
+    let mut pool = pool(&[eni(0, Role::Primary, 9), eni(1, Role::Secondary, 9), eni(2, Role::Secondary, 9)]);
+    let (limits, patient) = (limits(3, 9), Targets { patient: true, ..warm_enis(1) });
+    let plan = |pool: &Pool, targets: &Targets, minute: u64| {
+        let plan = pool.plan(targets, &limits, 0, at(minute * 60));
+        plan.actions.iter().map(|planned| planned.action.to_string()).collect::<Vec<_>>()
+    };
+    quiet(&mut pool, 1..60);
+    assert_eq!(plan(&pool, &warm_enis(1), 60), ["delete eni-002"]);
+    assert!(plan(&pool, &patient, 60).is_empty());
+
+    let mut refused = pool.clone();
+    let action = Action::Assign { eni: eni_id(0), wanted: Wanted::Addresses(1) };
+    let id = refused.begin(&action);
+    refused.finish(id, Outcome::Scarce, at(60 * 60));
+    assert_eq!(plan(&refused, &patient, 60), ["delete eni-002"]);
+
+    quiet(&mut pool, 60..482);
+    assert_eq!(plan(&pool, &patient, 482), ["delete eni-002"]);
+}
+
+#[test]
+fn what_has_been_given_back_is_to_spare_no_longer() {
+    let mut pool = pool(&[eni(0, Role::Primary, 20)]);
+    let (targets, limits) = (warm_ips(2, 0), limits(1, 20));
+    assign(&mut pool, 0..12, at(60));
+    quiet(&mut pool, 1..6);
+    (0..6).for_each(|n| drop(pool.release(&sandbox(n), at(360))));
+    quiet(&mut pool, 6..8);
+    // Eight have been free all the time, of fourteen.
+    let plan = pool.plan(&targets, &limits, 0, at(420));
+    assert_eq!(plan.actions[0].action.to_string(), "release 6 addresses of eni-000");
+    let id = pool.begin(&plan.actions[0].action);
+    pool.finish(id, Outcome::Released, at(421));
+
+    assert!(pool.plan(&targets, &limits, 0, at(460)).actions.is_empty());
+    quiet(&mut pool, 8..20);
+    assert_eq!(actions(&pool, &targets, &limits, 0, at(1200)), ["release 6 addresses of eni-000"]);
+}
+
+#[test]
+fn no_eni_is_made_for_what_is_about_to_have_cooled_unless_pods_wait() {
+    let mut pool = pool(&[eni(0, Role::Primary, 9)]);
+    let (targets, limits) = (warm_ips(2, 0), limits(2, 9));
+    assign(&mut pool, 0..8, at(0));
+    pool.release(&sandbox(0), at(10));
+
+    // One is free, and one of the two may cool.
+    assert!(actions(&pool, &targets, &limits, 0, at(11)).is_empty());
+    let for_pods = actions(&pool, &targets, &limits, 1, at(11));
+    assert_eq!(for_pods, ["create an ENI with 2 addresses at device 1 in subnet-1"]);
+}
+
+#[test]
+fn while_addresses_cool_a_short_target_is_filled_up_by_more_than_is_missing() {
+    let mut pool = pool(&[eni(0, Role::Primary, 9)]);
+    let (warm, limits) = (warm_ips(5, 0), limits(1, 20));
+    assign(&mut pool, 0..4, at(0));
+    pool.release(&sandbox(0), at(10));
+    assign(&mut pool, 4..5, at(10));
+
+    let patient = Targets { patient: true, ..warm };
+    assert_eq!(actions(&pool, &warm, &limits, 0, at(11)), ["assign 1 addresses to eni-000"]);
+    assert_eq!(actions(&pool, &patient, &limits, 0, at(11)), ["assign 5 addresses to eni-000"]);
+}
+
+#[test]
+fn a_prefix_on_its_way_leaves_room_for_others_on_its_eni() {
+    let mut pool = pool(&[eni(0, Role::Primary, 0)]);
+    pool.set_mode(Mode::Prefixes);
+    let (targets, limits) = (warm_prefixes(1), limits(2, 9));
+    let first = pool.plan(&targets, &limits, 0, at(0));
+    assert_eq!(first.actions.len(), 1, "{first}");
+    pool.begin(&first.actions[0].action);
+
+    assert!(actions(&pool, &targets, &limits, 20, at(1)).is_empty());
 }

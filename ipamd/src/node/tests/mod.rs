@@ -24,6 +24,7 @@ mod cards;
 mod cluster;
 mod custom;
 mod estate;
+mod growing;
 mod ipv6;
 mod policies;
 mod publishing;

@@ -271,6 +271,8 @@ impl World {
         for pod in 0..PODS {
             self.stop(pod);
         }
+        // What is to spare goes back at the latest when the subnets are full.
+        self.cloud.crowd();
         self.pass(Some(REST))?;
         self.emptied()
     }
