@@ -5,13 +5,13 @@
 use std::net::IpAddr;
 
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use netlink_packet_route::rule::RuleMessage;
 use types::{Mac, TableId};
 
-use super::message::{number_of, to_route};
+use super::message::{any_address, number_of, to_route};
 use super::pod;
 use super::socket::Socket;
 use super::wirer::{WireError, known, step};
@@ -49,6 +49,11 @@ pub(super) fn differences(
             found.push(format!("{address} is not routed to {}", outer.name));
         }
     }
+    if let Some(own) = pod::own_address(pod)
+        && !has_address(own, outer.index, host)?
+    {
+        found.push(format!("{} has no address {own}", outer.name));
+    }
     for rule in pod::rules_inside(pod) {
         if !has_rule(&rule, inside)? {
             found.push(format!("the pod has no rule for packets of {}", inner.name));
@@ -67,16 +72,14 @@ fn has_rule(rule: &RuleMessage, inside: &mut Socket) -> Result<bool, WireError> 
     Ok(replies.iter().any(|reply| matches!(reply, RouteNetlinkMessage::NewRule(told) if same(told))))
 }
 
-fn has_address(address: IpAddr, link: IfIndex, inside: &mut Socket) -> Result<bool, WireError> {
+fn has_address(address: IpAddr, link: IfIndex, there: &mut Socket) -> Result<bool, WireError> {
     let mut message = AddressMessage::default();
     message.header.family = number_of(Family::of(address));
     message.header.index = link.0;
-    let replies = inside.dump(&RouteNetlinkMessage::GetAddress(message));
+    let replies = there.dump(&RouteNetlinkMessage::GetAddress(message));
     let replies = replies.map_err(step("look at the pod's addresses"))?;
-    // IPv6 tells an address that has no other end without saying which of the two it is.
-    let told = [AddressAttribute::Local(address), AddressAttribute::Address(address)];
     Ok(replies.iter().any(|reply| match reply {
-        RouteNetlinkMessage::NewAddress(message) => told.iter().any(|a| message.attributes.contains(a)),
+        RouteNetlinkMessage::NewAddress(message) => any_address(message) == Some((address, link)),
         _ => false,
     }))
 }

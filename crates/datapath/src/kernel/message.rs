@@ -321,12 +321,26 @@ pub(super) fn to_link(message: &LinkMessage) -> LinkSeen {
 
 /// An address that the kernel told; none for link-local ones, which are nobody's business.
 pub(super) fn to_address(message: &AddressMessage) -> Option<Address> {
-    let local = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(IpAddr::V4(ip)) if !ip.is_link_local() => Some(*ip),
+    let (IpAddr::V4(ip), link) = any_address(message)? else { return None };
+    let address = Ipv4Network::new(ip, message.header.prefix_len).ok()?;
+    (!ip.is_link_local()).then_some(Address { link, address })
+}
+
+/// Any address that the kernel told, and its link.
+pub(super) fn any_address(message: &AddressMessage) -> Option<(IpAddr, IfIndex)> {
+    let of = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(wanted);
+    let local = of(|attribute| match attribute {
+        AddressAttribute::Local(ip) => Some(*ip),
         _ => None,
-    })?;
-    let address = Ipv4Network::new(local, message.header.prefix_len).ok()?;
-    Some(Address { link: IfIndex(message.header.index), address })
+    });
+    // IPv6 tells an address that has no other end without saying which of the two it is.
+    let any = local.or_else(|| {
+        of(|attribute| match attribute {
+            AddressAttribute::Address(ip) => Some(*ip),
+            _ => None,
+        })
+    });
+    any.map(|ip| (ip, IfIndex(message.header.index)))
 }
 
 #[cfg(test)]

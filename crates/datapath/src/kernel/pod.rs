@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
@@ -117,13 +118,24 @@ fn gateway(pod: &PodSpec, family: Family, link: IfIndex) -> NeighbourMessage {
     message
 }
 
-/// What the host needs to reach the pod: the routes, which replace those that are there; and for IPv6 an address on its end, from
-/// which it asks who has the pod's. The kernel gives it one too, and uses it once a second has passed.
+/// The address on the host end of a pod with IPv6, from which the host asks who has the pod's: without one it cannot. The kernel
+/// gives the link one too, and uses it once a second has passed; somebody may remove either.
+pub(super) fn own_address(pod: &PodSpec) -> Option<IpAddr> {
+    pod.addresses.iter().any(IpAddr::is_ipv6).then(|| gateway_of(Family::V6, pod.index))
+}
+
+/// What the host needs to reach the pod: the routes, which replace those that are there, and the address of its end.
 pub(super) fn reach(pod: &PodSpec, link: IfIndex) -> Vec<Ask> {
-    let ipv6 = pod.addresses.iter().any(IpAddr::is_ipv6);
-    let own = address_on(link, gateway_of(Family::V6, pod.index).into());
     let routes = pod_routes(pod, link).map(|route| (RouteNetlinkMessage::NewRoute(of_route(&route)), PUT));
-    routes.chain(ipv6.then_some((RouteNetlinkMessage::NewAddress(own), PUT))).collect()
+    let own = own_address(pod).map(|own| address_on(link, own.into()));
+    routes.chain(own.map(|own| (RouteNetlinkMessage::NewAddress(own), PUT))).collect()
+}
+
+/// Asks for the IPv6 addresses of all links.
+pub(super) fn list_ipv6_addresses() -> RouteNetlinkMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = number_of(Family::V6);
+    RouteNetlinkMessage::GetAddress(message)
 }
 
 /// Removes the routes to the pod by exactly this link.

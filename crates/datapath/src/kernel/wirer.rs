@@ -11,7 +11,7 @@ use types::{HostVeth, Mac, TableId};
 
 use super::check;
 use super::leftovers;
-use super::message::{ADD, to_route};
+use super::message::{ADD, any_address, to_route};
 use super::pod;
 use super::socket::{Ask, Socket, SocketError};
 use super::sysctl;
@@ -89,6 +89,15 @@ struct CountedOn {
     mac: Mac,
     /// Of both ends, in bytes; it may be that of an older setting.
     mtu: u32,
+}
+
+/// What the host has of what it needs to reach pods.
+#[derive(Debug)]
+struct Reached {
+    /// Where our table leads addresses.
+    routes: BTreeSet<(IpAddr, IfIndex)>,
+    /// The IPv6 addresses of its links.
+    own: BTreeSet<(IpAddr, IfIndex)>,
 }
 
 /// Wires pods, on a thread of its own.
@@ -275,21 +284,26 @@ impl Wirer {
         self.settle(pod::set_aside(link), "set the pod's link aside").map(|_existed| ())
     }
 
-    /// Puts back what others have taken of pods that are wired: host ends that are down or have another MAC address or MTU, routes
-    /// that are gone or lead elsewhere. Returns the pods for which something was wrong; one without a link is left alone.
+    /// Puts back what others have taken of pods that are wired: host ends that are down or have another MAC address or MTU, or lack
+    /// the address that IPv6 needs; routes that are gone or lead elsewhere. Returns the pods for which something was wrong; one without a link is left alone.
     ///
     /// # Errors
     /// When links or routes cannot be read, or what the kernel refused first; the other pods are seen to nevertheless.
     pub fn mend<'a>(&mut self, pods: &'a [PodSpec]) -> Result<Vec<Mended<'a>>, WireError> {
-        let routes: BTreeSet<(IpAddr, IfIndex)> =
-            self.pod_routes()?.iter().map(|route| (route.destination.ip(), route.link)).collect();
+        let there = Reached {
+            routes: self.pod_routes()?.iter().map(|route| (route.destination.ip(), route.link)).collect(),
+            own: match pods.iter().any(|pod| pod::own_address(pod).is_some()) {
+                true => self.ipv6_addresses()?,
+                false => BTreeSet::new(),
+            },
+        };
         let veths = self.veths()?;
         self.counted_on.retain(|link, _| veths.values().any(|veth| veth.index == *link));
         let (mut mended, mut refused) = (Vec::new(), None);
         for pod in pods {
             let Some(veth) = veths.get(pod.host_if.as_str()) else { continue };
             let Some(counted_on) = self.counted_on(&pod.host_if, veth) else { continue };
-            let what = wrong(pod, veth, counted_on, &routes);
+            let what = wrong(pod, veth, counted_on, &there);
             if what.is_empty() {
                 continue;
             }
@@ -379,6 +393,15 @@ impl Wirer {
         Ok(self.host.index_of(name).map_err(step("look for a link"))?.map(IfIndex))
     }
 
+    fn ipv6_addresses(&mut self) -> Result<BTreeSet<(IpAddr, IfIndex)>, WireError> {
+        let told = self.host.dump(&pod::list_ipv6_addresses()).map_err(step("read the addresses"))?;
+        let addresses = told.iter().filter_map(|reply| match reply {
+            RouteNetlinkMessage::NewAddress(message) => any_address(message),
+            _ => None,
+        });
+        Ok(addresses.collect())
+    }
+
     fn pod_routes(&mut self) -> Result<Vec<Route>, WireError> {
         let mut told = Vec::new();
         for family in Family::ALL {
@@ -419,12 +442,7 @@ impl Wirer {
 }
 
 /// What is wrong with a pod's host end and routes, in words.
-fn wrong(
-    pod: &PodSpec,
-    veth: &LinkSeen,
-    counted_on: CountedOn,
-    routes: &BTreeSet<(IpAddr, IfIndex)>,
-) -> Vec<String> {
+fn wrong(pod: &PodSpec, veth: &LinkSeen, counted_on: CountedOn, there: &Reached) -> Vec<String> {
     let mut found = Vec::new();
     if !veth.up {
         found.push("the link was down".to_owned());
@@ -435,8 +453,10 @@ fn wrong(
     if let Some(mac) = veth.mac.filter(|mac| *mac != counted_on.mac) {
         found.push(format!("its MAC address was {mac}, not {}", counted_on.mac));
     }
-    let missing = pod.addresses.iter().filter(|address| !routes.contains(&(**address, veth.index)));
+    let missing = pod.addresses.iter().filter(|address| !there.routes.contains(&(**address, veth.index)));
     found.extend(missing.map(|address| format!("{address} was not routed to it")));
+    let own = pod::own_address(pod).filter(|own| !there.own.contains(&(*own, veth.index)));
+    found.extend(own.map(|own| format!("it had no address {own}")));
     found
 }
 

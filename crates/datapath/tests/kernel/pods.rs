@@ -210,6 +210,20 @@ pub(crate) fn dual_stack() -> Outcome {
     let found = wirer.check(&one.spec, one.socket()?)?;
     assert_eq!(found, ["the pod has no route to ::/0"]);
 
+    // The host asks who has a pod's address from one of its own end.
+    let (name, socket) = (two.name(), UdpSocket::bind("[::]:0")?);
+    ip("-6 addr add 2001:db8:0:2::1/128 dev lo")?;
+    ip(&format!("-6 addr flush dev {name}"))?;
+    ip(&format!("-6 neigh flush dev {name}"))?;
+    assert_eq!(wirer.check(&two.spec, two.socket()?)?, [format!("{name} has no address fe80::1")]);
+    let lost = wirer.mend(std::slice::from_ref(&two.spec))?;
+    assert_eq!(lost.iter().map(|it| it.what.join(", ")).collect::<Vec<_>>(), ["it had no address fe80::1"]);
+    assert_eq!(wirer.check(&two.spec, two.socket()?)?, Vec::<String>::new());
+    assert_eq!(mended(&mut wirer, std::slice::from_ref(&two.spec))?, Vec::<String>::new());
+    socket.send_to(b"node", "[2001:db8:0:1::2]:7000")?;
+    let (got, _) = server.recv_from(&mut buffer)?;
+    assert_eq!(&buffer[..got], b"node");
+
     wirer.remove(&one.spec)?;
     wirer.remove(&two.spec)?;
     wirer.sweep()?;
