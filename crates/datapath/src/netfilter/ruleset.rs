@@ -168,14 +168,17 @@ fn from_pods(spec: &NatSpec, steering: &BTreeMap<Interval, u32>) -> Chain {
     Chain { name: "from_pods".to_owned(), hook: Some(Hook::AfterDnat), rules }
 }
 
-/// Branch ENIs (`vlan*`) translate nothing: they carry their pod's own address.
+/// Branch ENIs (`vlan*`) translate nothing: they carry their pod's own address. Where pods have addresses of the node alone, those
+/// are translated wherever they go and nothing else is: the node's own connections keep their source inside the VPC and outside.
 fn source_nat(spec: &NatSpec, ports: SnatPorts) -> Chain {
-    let rule = vec![
+    let of_pods = spec.local.map(IpNetwork::V4).map(Term::SourceIn);
+    let leaving = [
         Term::NotTo(Link::Prefixed("vlan".to_owned())),
         Term::DestinationOutsideNoSnat,
         Term::DestinationNotLocal,
         Term::Snat { to: spec.primary_address.into(), ports },
     ];
+    let rule = of_pods.into_iter().chain(leaving).collect();
     Chain { name: "source_nat".to_owned(), hook: Some(Hook::SourceNat), rules: vec![rule] }
 }
 

@@ -124,7 +124,7 @@ fn pod_side(address: Ipv4Addr) -> Outcome {
     ip("route add default via 169.254.1.1")
 }
 
-fn ip(arguments: &str) -> Outcome {
+pub(crate) fn ip(arguments: &str) -> Outcome {
     let output = Command::new("ip").args(arguments.split_whitespace()).output()?;
     check(output.status.success(), format!("ip {arguments}: {}", String::from_utf8_lossy(&output.stderr)))
 }

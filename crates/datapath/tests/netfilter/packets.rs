@@ -9,7 +9,7 @@ use datapath::netfilter::{NatSpec, Netfilter, SnatPorts, ruleset};
 use ipnetwork::Ipv4Network;
 use libtest_mimic::Failed;
 
-use crate::lab::{Lab, serve};
+use crate::lab::{Lab, ip, serve};
 use crate::table::{nft, nft_json};
 use crate::values::{FIRST, IN_VPC, NODE, OUTSIDE, PORT, SECOND, sourced, spec, wanted};
 use crate::{Outcome, Test, check};
@@ -73,6 +73,14 @@ fn local() -> Outcome {
     let lab = Lab::new(&ruleset(&NatSpec { local: Some(range), no_snat: BTreeSet::new(), ..spec() }))?;
     let first = lab.first.run(|| exchange(&mut client()?, IN_VPC, PORT))?;
     check(first.starts_with("primary 10.0.0.10:"), format!("first is seen as {first:?}"))?;
+
+    let from_second_address = || {
+        let mut socket = UdpSocket::bind((Ipv4Addr::new(10, 0, 0, 11), 0))?;
+        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        exchange(&mut socket, IN_VPC, PORT)
+    };
+    let own = lab.node.run(|| ip("addr add 10.0.0.11/24 dev ens5").and_then(|()| from_second_address()))?;
+    check(own.starts_with("primary 10.0.0.11:"), format!("the node's second address is seen as {own:?}"))?;
 
     lab.first.run(|| serve("pod", FIRST))?;
     let reach = || {
