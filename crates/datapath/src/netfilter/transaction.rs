@@ -81,8 +81,10 @@ fn adjustment(seen: &Table, wanted: &Table, ruleset: &Ruleset) -> Batch {
     };
     change_steering(&mut batch, Change::Delete, &minus(&seen.sources, &wanted.sources));
     change_steering(&mut batch, Change::Add, &minus(&wanted.sources, &seen.sources));
-    for name in seen.chains.keys().filter(|name| !wanted.chains.contains_key(*name)) {
-        flush_chain(&mut batch, name);
+    let gone: Vec<&String> = seen.chains.keys().filter(|name| !wanted.chains.contains_key(*name)).collect();
+    // All are emptied before the first goes: the kernel keeps a chain that another one jumps to.
+    gone.iter().for_each(|name| flush_chain(&mut batch, name));
+    for name in gone {
         let chain = Attributes::default().text(NFTA_CHAIN_TABLE, TABLE).text(NFTA_CHAIN_NAME, name);
         batch.step(format!("delete chain {name}"), NFT_MSG_DELCHAIN, 0, &chain);
     }

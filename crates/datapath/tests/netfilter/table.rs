@@ -63,6 +63,7 @@ fn drift() -> Outcome {
         "flush chain ip aws-vpc-cni mark_200",
         "add chain ip aws-vpc-cni other { type filter hook input priority 0; policy drop; }",
         "add table ip aws-vpc-cni { flags dormant; }",
+        "table ip aws-vpc-cni {\n chain aa {\n }\n chain zz {\n jump aa\n }\n }\n",
     ] {
         nft(change)?;
         check(!netfilter.matches(&wanted())?, format!("not noticed: {change}"))?;
