@@ -108,10 +108,11 @@ pub fn removable(seen: &Leftovers, spec: &NodeSpec, former: &Former) -> Vec<Remo
     let known = |address: Ipv4Addr| {
         former.held.contains(&address) || former.gone.contains(&address) || eni_of(address).is_some()
     };
+    let leads = |address: Ipv4Addr| seen.ours.iter().any(|(to, _)| *to == IpAddr::V4(address).into());
     let superfluous = |rule: &&GoRule| match **rule {
         // One with an address of no ENI that we know is not steered by us.
         GoRule::FromPod { address, .. } => former.gone.contains(&address) || eni_of(address).is_some(),
-        GoRule::ToPod(address) => known(address),
+        GoRule::ToPod(address) => former.gone.contains(&address) || known(address) && leads(address),
         GoRule::Connmark(mark) => mark == spec.marks.connmark,
         GoRule::FromEni { address, table } => spec
             .enis
@@ -265,7 +266,7 @@ ip route del 10.0.0.20/32 table main
 
     proptest! {
         #[test]
-        fn a_route_goes_only_if_ours_leads_to_the_same_link(link in 0..4_u32, ours in 0..4_u32, last in 0..64_u8) {
+        fn a_route_goes_only_if_ours_leads_to_the_same_link_and_a_rule_if_ours_leads_anywhere(link in 0..4_u32, ours in 0..4_u32, last in 0..64_u8) {
             let address = Ipv4Addr::new(10, 0, 0, last);
             let seen = Leftovers {
                 rules: vec![GoRule::ToPod(address)],
@@ -275,6 +276,8 @@ ip route del 10.0.0.20/32 table main
             let goes = removable(&seen, &spec(), &Former::default());
             let route_goes = goes.iter().any(|removal| matches!(removal, Removal::Route(_)));
             prop_assert!(!route_goes || (link == ours && goes.len() == 2));
+            let not_led = removable(&Leftovers { ours: BTreeSet::new(), ..seen }, &spec(), &Former::default());
+            prop_assert_eq!(not_led, vec![]);
         }
     }
 }
