@@ -7,14 +7,17 @@ use std::io;
 
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
 
-/// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV4_RULE`, `RTMGRP_IPV6_ROUTE` and the bit of `RTNLGRP_IPV6_RULE`,
-/// of `linux/rtnetlink.h`.
-const ROUTE_GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x80 | 0x400 | 0x4_0000;
+/// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV4_RULE`, `RTMGRP_IPV6_IFADDR`, `RTMGRP_IPV6_ROUTE` and the bit of
+/// `RTNLGRP_IPV6_RULE`, of `linux/rtnetlink.h`.
+const ROUTE_GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x4_0000;
 /// `NFNLGRP_NFTABLES`, the seventh group, of `linux/netfilter/nfnetlink.h`.
 const NETFILTER_GROUPS: u32 = 1 << 6;
 /// Longer than any notice.
 const NOTICE_BYTES: usize = 64 * 1024;
+/// Room for notices that wait: transactions of others with thousands of rules come as one burst.
+const QUEUE_BYTES: usize = 4 << 20;
 /// `ENOBUFS`: notices came faster than they were read, and some are lost.
 const ENOBUFS: i32 = 105;
 
@@ -56,7 +59,7 @@ impl Watch {
             Self::open(NETLINK_ROUTE, ROUTE_GROUPS, Judge::Routes(crate::kernel::RouteJudge::new(ours)))?;
         // After the socket is there, so that no change falls in between.
         if let Judge::Routes(judge) = &mut watch.judge {
-            judge.learn_links();
+            judge.learn();
         }
         Ok(watch)
     }
@@ -71,6 +74,9 @@ impl Watch {
 
     fn open(protocol: isize, groups: u32, judge: Judge) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
+        // The second way obeys the host's limit, the first needs a privilege outside of containers' own user namespaces.
+        set_socket_recv_buffer_size_force(&socket, QUEUE_BYTES)
+            .or_else(|_not_privileged| set_socket_recv_buffer_size(&socket, QUEUE_BYTES))?;
         socket.bind(&SocketAddr::new(0, groups))?;
         Ok(Self { socket, judge, buffer: vec![0; NOTICE_BYTES] })
     }

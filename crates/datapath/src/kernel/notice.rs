@@ -1,14 +1,17 @@
 //! Notices of links, addresses, routes and rules: which of them are about something of ours.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use netlink_packet_core::NetlinkPayload;
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use types::{HostVeth, Mac, TableId};
 
-use super::message::{any_link, to_link, to_route, to_rule};
-use super::pod::{self, TRASH_GROUP};
+use super::message::{any_address, any_link, to_link, to_route, to_rule};
+use super::pod::TRASH_GROUP;
 use super::socket::{Socket, messages};
 use crate::model::{IfIndex, LinkSeen};
 use crate::seen::Maker;
@@ -18,21 +21,46 @@ use crate::watch::Ours;
 #[derive(Debug)]
 pub(crate) struct RouteJudge {
     ours: Ours,
-    /// MTU and MAC address of links as last told: a notice says what a link is like, not what has changed.
-    links: BTreeMap<IfIndex, (u32, Option<Mac>)>,
+    /// Links as last told: a notice says what a link is like, not what has changed.
+    links: BTreeMap<IfIndex, Known>,
+    /// The tables of secondary ENIs by their links, as our own routes tell them.
+    enis: BTreeMap<IfIndex, TableId>,
+}
+
+/// What is known of a link.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    mtu: u32,
+    mac: Option<Mac>,
+    role: Role,
+}
+
+/// What a link may be to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// The host end of a pod that we have not set aside ourselves.
+    HostEnd,
+    /// A device of no kind that the kernel knows by name: an ENI is one.
+    Device,
+    /// Bridges, tunnels, VLANs, other container networks' veths and the loopback, which come and go all the time.
+    Other,
 }
 
 impl RouteJudge {
     pub(crate) const fn new(ours: Ours) -> Self {
-        Self { ours, links: BTreeMap::new() }
+        Self { ours, links: BTreeMap::new(), enis: BTreeMap::new() }
     }
 
-    /// Reads what links are like now. Where that cannot be, the first notice of a link teaches it.
-    pub(crate) fn learn_links(&mut self) {
-        let ask = RouteNetlinkMessage::GetLink(any_link());
-        let told = Socket::open().ok().and_then(|mut socket| socket.dump(&ask).ok()).unwrap_or_default();
-        let links = pod::links_in(&told).map(|link| (link.index, (link.mtu, link.mac)));
-        self.links.extend(links);
+    /// Reads what links and our routes are like now. Where that cannot be, the first notice of each teaches it.
+    pub(crate) fn learn(&mut self) {
+        let Ok(mut socket) = Socket::open() else { return };
+        let mut routes = RouteMessage::default();
+        routes.header.address_family = AddressFamily::Inet;
+        for ask in [RouteNetlinkMessage::GetLink(any_link()), RouteNetlinkMessage::GetRoute(routes)] {
+            for message in socket.dump(&ask).unwrap_or_default() {
+                self.take_in(&message);
+            }
+        }
     }
 
     /// Whether a datagram tells a change of something of ours by a socket that is not ours. What cannot be read is left to the
@@ -41,32 +69,42 @@ impl RouteJudge {
         let told = messages(datagram).map_while(Result::ok).filter(|message| {
             let NetlinkPayload::InnerMessage(inner) = &message.payload else { return false };
             let port = message.header.port_number;
-            // First, for of our own links too it is to be known what they are like.
-            let reshaped = self.reshaped(inner);
-            reshaped
-                || !self.ours.ports.contains(&port) && is_about_ours(inner, port, &self.ours.pod_if_prefix)
+            let about = !self.ours.ports.contains(&port) && self.is_about_ours(inner, port);
+            // Always, for of our own links too it is to be known what they are like.
+            self.take_in(inner) || about
         });
         // All of them, to learn.
         told.count() > 0
     }
 
-    /// Whether a link has been given an MTU that ours do not have, or a host end of ours another MAC address than its name gives.
-    /// The kernel does not say by whom.
-    fn reshaped(&mut self, message: &RouteNetlinkMessage) -> bool {
+    /// Learns what a message tells. Whether it is that a link has been given an MTU that ours do not have, or a host end of ours
+    /// another MAC address than its name gives: the kernel does not say by whom.
+    fn take_in(&mut self, message: &RouteNetlinkMessage) -> bool {
         match message {
             RouteNetlinkMessage::DelLink(message) => {
-                self.links.remove(&IfIndex(message.header.index));
+                let link = IfIndex(message.header.index);
+                self.links.remove(&link);
+                self.enis.remove(&link);
                 false
             }
             RouteNetlinkMessage::NewLink(message) => {
                 let link = to_link(message);
-                let last = self.links.insert(link.index, (link.mtu, link.mac));
+                let known = Known { mtu: link.mtu, mac: link.mac, role: self.role(message, &link) };
+                let last = self.links.insert(link.index, known);
                 let of_pod = link.name.starts_with(&self.ours.pod_if_prefix);
                 let right = if of_pod { self.ours.pod_mtu } else { self.ours.mtu };
-                let wrong = |(mtu, mac)| {
-                    mtu != link.mtu && link.mtu != right || mac != link.mac && self.has_other_mac(&link)
+                let wrong = |last: Known| {
+                    last.mtu != link.mtu && link.mtu != right
+                        || last.mac != link.mac && self.has_other_mac(&link)
                 };
                 link.group != TRASH_GROUP && last.is_some_and(wrong)
+            }
+            RouteNetlinkMessage::NewRoute(message) => {
+                let ours = to_route(message).filter(|(maker, route)| {
+                    *maker == Maker::We && ![TableId::PODS, TableId::MAIN].contains(&route.table)
+                });
+                self.enis.extend(ours.map(|(_, route)| (route.link, route.table)));
+                false
             }
             _ => false,
         }
@@ -77,22 +115,58 @@ impl RouteJudge {
         let name = HostVeth::found(&link.name).filter(|_| link.name.starts_with(&self.ours.pod_if_prefix));
         name.is_some_and(|name| link.mac != Some(name.mac()))
     }
-}
 
-fn is_about_ours(message: &RouteNetlinkMessage, port: u32, pod_if_prefix: &str) -> bool {
-    match message {
-        // Port 0 is the kernel: it tells of IPv6 routes that go with their link.
-        RouteNetlinkMessage::DelRoute(message) => {
-            port != 0 && to_route(message).is_some_and(|(maker, _)| maker == Maker::We)
+    fn is_about_ours(&self, message: &RouteNetlinkMessage, port: u32) -> bool {
+        match message {
+            // Port 0 is the kernel: it tells of IPv6 routes that go with their link.
+            RouteNetlinkMessage::DelRoute(message) => {
+                port != 0 && to_route(message).is_some_and(|(maker, _)| maker == Maker::We)
+            }
+            // One that takes the place of ours.
+            RouteNetlinkMessage::NewRoute(message) => to_route(message).is_some_and(|(maker, route)| {
+                let is_ours = route.table == TableId::PODS || self.enis.values().any(|it| *it == route.table);
+                maker != Maker::We && is_ours
+            }),
+            RouteNetlinkMessage::DelRule(message) => to_rule(message).is_some(),
+            RouteNetlinkMessage::DelAddress(message) => self.is_address_of_ours(message, port, true),
+            RouteNetlinkMessage::NewAddress(message) => self.is_address_of_ours(message, port, false),
+            RouteNetlinkMessage::NewLink(message) => {
+                let link = to_link(message);
+                let role = self.role(message, &link);
+                let is_eni = role == Role::Device || self.enis.contains_key(&link.index);
+                let is_new = !self.links.contains_key(&link.index);
+                // A new device may be an ENI that was waited for.
+                went_down(message) && (is_eni || role == Role::HostEnd) || is_new && role == Role::Device
+            }
+            _ => false,
         }
-        // One that takes the place of ours.
-        RouteNetlinkMessage::NewRoute(message) => {
-            to_route(message).is_some_and(|(maker, route)| maker != Maker::We && route.table == TableId::PODS)
+    }
+
+    /// Whether an address is one of a secondary ENI, none of which are anybody else's; or was that from which the host asks for an
+    /// IPv6 pod. Of IPv6 the kernel never says who asked for the change.
+    fn is_address_of_ours(&self, message: &AddressMessage, port: u32, removed: bool) -> bool {
+        let role = |link: &IfIndex| self.links.get(link).map_or(Role::Other, |known| known.role);
+        any_address(message).is_some_and(|(address, link)| match address {
+            IpAddr::V4(_) => port != 0 && self.enis.contains_key(&link),
+            IpAddr::V6(address) => removed && address.is_unicast_link_local() && role(&link) == Role::HostEnd,
+        })
+    }
+
+    fn role(&self, message: &LinkMessage, link: &LinkSeen) -> Role {
+        let infos = message.attributes.iter().filter_map(|attribute| match attribute {
+            LinkAttribute::LinkInfo(infos) => Some(infos),
+            _ => None,
+        });
+        let kind = infos.flatten().find_map(|info| match info {
+            LinkInfo::Kind(kind) => Some(kind),
+            _ => None,
+        });
+        let of_pod = link.name.starts_with(&self.ours.pod_if_prefix) && link.group != TRASH_GROUP;
+        match kind {
+            None | Some(InfoKind::Veth) if of_pod => Role::HostEnd,
+            None if !message.header.flags.contains(LinkFlags::Loopback) => Role::Device,
+            _ => Role::Other,
         }
-        RouteNetlinkMessage::DelRule(message) => to_rule(message).is_some(),
-        RouteNetlinkMessage::DelAddress(_) => port != 0,
-        RouteNetlinkMessage::NewLink(message) => went_down(message) && may_be_ours(message, pod_if_prefix),
-        _ => false,
     }
 }
 
@@ -101,30 +175,14 @@ fn went_down(message: &LinkMessage) -> bool {
     message.header.change_mask.contains(LinkFlags::Up) && !message.header.flags.contains(LinkFlags::Up)
 }
 
-/// Whether a link may be an ENI or the host end of a pod that we have not set aside ourselves. Other container networks' links
-/// come and go all the time.
-fn may_be_ours(message: &LinkMessage, pod_if_prefix: &str) -> bool {
-    message.attributes.iter().all(|attribute| match attribute {
-        LinkAttribute::Group(group) => *group != TRASH_GROUP,
-        LinkAttribute::LinkInfo(infos) => {
-            !infos.contains(&LinkInfo::Kind(InfoKind::Veth)) || named(message, pod_if_prefix)
-        }
-        _ => true,
-    })
-}
-
-fn named(message: &LinkMessage, prefix: &str) -> bool {
-    let name = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::IfName(name) if name.starts_with(prefix));
-    message.attributes.iter().any(name)
-}
-
 #[cfg(test)]
 mod tests {
     use netlink_packet_core::NetlinkMessage;
+    use netlink_packet_route::route::RouteProtocol;
 
-    use super::super::message::{of_route, of_rule};
+    use super::super::message::{address_on, of_route, of_rule};
     use super::*;
-    use crate::model::{Family, IfIndex, PodSpec, Rule, RulePriority, Selector};
+    use crate::model::{Family, IfIndex, PodSpec, Route, Rule, RulePriority, Selector};
 
     const OURS: u32 = 7;
 
@@ -145,7 +203,7 @@ mod tests {
         RouteJudge::new(ours()).touches_ours(&notice(message, port))
     }
 
-    fn pod_route() -> netlink_packet_route::route::RouteMessage {
+    fn pod_route() -> RouteMessage {
         let pod = PodSpec {
             host_if: HostVeth::found("eni0123456789a").unwrap(),
             container_if: "eth0".to_owned(),
@@ -170,16 +228,73 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_goes_down_is_told_and_one_that_comes_up_is_not() {
+    fn a_device_that_goes_down_is_told_and_one_that_comes_up_or_is_of_a_kind_is_not() {
+        let mut judge = RouteJudge::new(ours());
+        let mut told =
+            |link: &LinkMessage| judge.touches_ours(&notice(RouteNetlinkMessage::NewLink(link.clone()), 0));
         let mut link = LinkMessage::default();
         link.header.change_mask = LinkFlags::Up;
-        assert!(told(RouteNetlinkMessage::NewLink(link.clone()), 0));
-
         link.header.flags = LinkFlags::Up;
-        assert!(!told(RouteNetlinkMessage::NewLink(link.clone()), 0));
-        link.header.change_mask = LinkFlags::empty();
+        assert!(told(&link), "a new one may be an ENI");
+        assert!(!told(&link));
+
         link.header.flags = LinkFlags::empty();
-        assert!(!told(RouteNetlinkMessage::NewLink(link), 0));
+        assert!(told(&link));
+        let bridge = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]);
+        link.attributes = vec![bridge];
+        assert!(!told(&link));
+        link.header.change_mask = LinkFlags::empty();
+        assert!(!told(&link));
+    }
+
+    fn address(ip: &str, link: u32) -> AddressMessage {
+        address_on(IfIndex(link), ip.parse().unwrap())
+    }
+
+    #[test]
+    fn addresses_of_secondary_enis_are_told_and_those_of_others_are_not() {
+        let mut judge = RouteJudge::new(ours());
+        let table = TableId(2);
+        let destination = "0.0.0.0/0".parse().unwrap();
+        let via = Some("10.0.0.1".parse().unwrap());
+        let mut route = of_route(&Route { table, destination, via, link: IfIndex(6) });
+        assert!(!judge.touches_ours(&notice(RouteNetlinkMessage::NewRoute(route.clone()), OURS)));
+
+        for (link, port, is_told) in [(6, OURS + 1, true), (6, OURS, false), (6, 0, false), (5, 99, false)] {
+            for told in [
+                RouteNetlinkMessage::DelAddress(address("10.0.0.5/32", link)),
+                RouteNetlinkMessage::NewAddress(address("10.0.0.9/24", link)),
+            ] {
+                assert_eq!(judge.touches_ours(&notice(told, port)), is_told, "link {link} by {port}");
+            }
+        }
+        // As a DHCP client does: the kernel says nothing of the one that was there.
+        route.header.protocol = RouteProtocol::Dhcp;
+        assert!(judge.touches_ours(&notice(RouteNetlinkMessage::NewRoute(route), OURS + 1)));
+    }
+
+    #[test]
+    fn the_address_from_which_the_host_asks_for_a_pod_is_told_when_it_goes() {
+        let mut judge = RouteJudge::new(ours());
+        let mut link = |name: &str, index, group| {
+            let mut link = LinkMessage::default();
+            link.header.index = index;
+            let kind = LinkInfo::Kind(InfoKind::Veth);
+            link.attributes = vec![
+                LinkAttribute::IfName(name.to_owned()),
+                LinkAttribute::Group(group),
+                LinkAttribute::LinkInfo(vec![kind]),
+            ];
+            judge.touches_ours(&notice(RouteNetlinkMessage::NewLink(link), OURS));
+        };
+        link("eni0123456789a", 4, 0);
+        link("eni0123456789b", 5, TRASH_GROUP);
+        link("veth0", 6, 0);
+
+        for (index, is_told) in [(4, true), (5, false), (6, false), (7, false)] {
+            let gone = notice(RouteNetlinkMessage::DelAddress(address("fe80::1/128", index)), 0);
+            assert_eq!(judge.touches_ours(&gone), is_told, "link {index}");
+        }
     }
 
     #[test]
@@ -195,7 +310,7 @@ mod tests {
             ];
             judge.touches_ours(&notice(RouteNetlinkMessage::NewLink(link), port))
         };
-        let (pod, eni, bridge) = ("eni0123456789a", "xens5", "cni0");
+        let (pod, eni, other_device) = ("eni0123456789a", "xens5", "usb0");
         let (right, other) = (HostVeth::found(pod).unwrap().mac(), Mac([2; 6]));
 
         // The first time there is nothing to compare with, whoever asked.
@@ -204,11 +319,11 @@ mod tests {
         assert!(!told(pod, 8900, right, 0), "the right one, by us");
         assert!(told(pod, 9001, right, 0), "the MTU of ENIs");
         assert!(!told(pod, 8900, right, 0), "the right one, by us");
-        assert!(!told(eni, 1500, other, 0));
+        assert!(told(eni, 1500, other, 0), "a new device");
         assert!(!told(eni, 9001, other, 0));
         assert!(told(eni, 1500, other, 0), "an ENI's MTU");
-        assert!(!told(bridge, 1500, other, 0));
-        assert!(!told(bridge, 1500, right, 0), "MAC addresses of others may change");
+        assert!(told(other_device, 1500, other, 0), "a new device");
+        assert!(!told(other_device, 1500, right, 0), "MAC addresses of others may change");
     }
 
     #[test]

@@ -329,32 +329,53 @@ fn ipv6() -> bool {
 
 /// Notices wait in the socket, so nothing is missed.
 fn notices() -> Outcome {
-    let mut wirer = Wirer::open()?;
-    let ours =
-        Ours { ports: [wirer.port()?].into(), pod_if_prefix: "eni".to_owned(), mtu: 9001, pod_mtu: 9001 };
-    let mut watch = Watch::routes(ours)?;
+    let spec = NodeSpec { ipv6: ipv6(), ..node()? };
+    let (runtime, mut wirer) = (runtime()?, Wirer::open()?);
+    let mut host = runtime.block_on(async { Host::open() })?;
+    let ports = [wirer.port()?, host.port()].into();
+    let mut watch = Watch::routes(Ours { ports, pod_if_prefix: "eni".to_owned(), mtu: 9001, pod_mtu: 9001 })?;
     let pod = Pod::new(7)?;
     pod.add(&mut wirer)?;
     wirer.remove(&pod.spec)?;
     wirer.sweep()?;
-    ip("link add name others0 up type veth peer name others1")?;
-    ip("link del others0")?;
+    for of_others in [
+        "link add name others0 up type veth peer name others1",
+        "link del others0",
+        "link add others2 up type bridge",
+        "addr add 10.9.0.1/24 dev others2",
+        "addr del 10.9.0.1/24 dev others2",
+        "link set others2 down",
+    ] {
+        ip(of_others)?;
+    }
+    let done = runtime.block_on(host.converge(&spec, None))?;
+    assert!(done.refused.is_empty() && !done.changes.is_empty(), "{done:?}");
     let (told, heard) = std::sync::mpsc::channel();
     std::thread::spawn(move || while watch.wait().is_ok() && told.send(()).is_ok() {});
     let second = Duration::from_secs(1);
     assert!(heard.recv_timeout(second).is_err(), "changes that are not others' or not of ours are told");
 
-    let again = Pod::new(9)?;
+    let again = if ipv6() { Pod::dual(9)? } else { Pod::new(9)? };
     again.add(&mut wirer)?;
-    for damage in [
+    let mut damages = vec![
         "route flush table 51200".to_owned(),
         format!("link set {} mtu 1400", again.name()),
         format!("link set {} address 02:00:00:00:00:77", again.name()),
-    ] {
+        "rule del pref 1536".to_owned(),
+        "route replace default via 10.0.0.1 dev ens1 table 2".to_owned(),
+        "addr add 10.0.0.99/24 dev ens1".to_owned(),
+        "addr del 10.0.0.11/24 dev ens1".to_owned(),
+        "link set ens1 down".to_owned(),
+    ];
+    damages.extend(ipv6().then(|| format!("-6 addr flush dev {}", again.name())));
+    for damage in damages {
         ip(&damage)?;
         heard.recv_timeout(10 * second).map_err(|error| format!("{damage}: {error}"))?;
-        wirer.mend(std::slice::from_ref(&again.spec))?;
-        assert!(heard.recv_timeout(second).is_err(), "what puts {damage} right is told");
+        while heard.recv_timeout(second / 5).is_ok() {}
+        let mended = wirer.mend(std::slice::from_ref(&again.spec))?.len();
+        let done = runtime.block_on(host.converge(&spec, None))?;
+        assert!(mended + done.changes.len() > 0, "{damage} needs nothing");
+        assert!(heard.recv_timeout(second / 2).is_err(), "what puts {damage} right is told");
     }
     Ok(())
 }

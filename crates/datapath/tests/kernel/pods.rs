@@ -220,8 +220,9 @@ pub(crate) fn dual_stack() -> Outcome {
     assert_eq!(lost.iter().map(|it| it.what.join(", ")).collect::<Vec<_>>(), ["it had no address fe80::1"]);
     assert_eq!(wirer.check(&two.spec, two.socket()?)?, Vec::<String>::new());
     assert_eq!(mended(&mut wirer, std::slice::from_ref(&two.spec))?, Vec::<String>::new());
+    server.set_read_timeout(Some(Duration::from_secs(5)))?;
     socket.send_to(b"node", "[2001:db8:0:1::2]:7000")?;
-    let (got, _) = server.recv_from(&mut buffer)?;
+    let (got, _) = server.recv_from(&mut buffer).map_err(|error| format!("from the node: {error}"))?;
     assert_eq!(&buffer[..got], b"node");
 
     wirer.remove(&one.spec)?;
