@@ -15,7 +15,7 @@ use types::{Ipv6Prefix, Mac};
 
 use crate::families::Families;
 use crate::metrics::Metrics;
-use crate::node::{Event, HostWish};
+use crate::node::{Event, HostMade, HostWish};
 use crate::server::chain;
 
 /// What the SNAT rules need besides the wish.
@@ -81,8 +81,9 @@ pub(crate) struct HostKeeper {
     netfilter: Netfilter,
     settings: NatSettings,
     metrics: Metrics,
-    /// What was wished and made last: whatever the same wish changes again, others have changed meanwhile.
-    made: Option<HostWish>,
+    /// What was wished and made last, and the ENIs whose link was not there: whatever the same wish changes again, others have
+    /// changed meanwhile.
+    made: Option<(HostWish, BTreeSet<Mac>)>,
     record: Recording,
     /// Whose leftovers of the Go version are to be removed; `None` once that is done.
     former: Option<Former>,
@@ -109,7 +110,7 @@ impl HostKeeper {
         while let Some((generation, wish)) = wishes.recv().await {
             self.write_down(&wish);
             let result = self.fulfil(&wish).await;
-            self.made = result.as_ref().is_ok_and(Vec::is_empty).then_some(*wish);
+            self.made = result.as_ref().ok().map(|made| (*wish, made.missing.clone()));
             if events.send(Event::Converged { generation, result }).await.is_err() {
                 return;
             }
@@ -138,33 +139,51 @@ impl HostKeeper {
         }
     }
 
-    /// Links, addresses, tables and rules first, then netfilter: a mark is set only once its rule is there.
-    async fn fulfil(&mut self, wish: &HostWish) -> Result<Vec<Mac>, String> {
+    /// Links, addresses, tables and rules first, then netfilter: a mark is set only once its rule is there. Whatever of it fails, the
+    /// rest is done.
+    async fn fulfil(&mut self, wish: &HostWish) -> Result<HostMade, String> {
         let done = self.host.converge(&wish.node, wish.pods.as_deref()).await;
-        let Converged { changes, missing, links } = done.map_err(|error| chain(&error))?;
-        let repair = self.made.as_ref() == Some(wish);
-        for change in changes {
-            self.tell(repair, &change);
+        let Converged { changes, missing, links, refused, undone } = done.map_err(|error| chain(&error))?;
+        let mut made = HostMade { missing: missing.into_iter().collect(), ..HostMade::default() };
+        let before = self.made.as_ref();
+        let repair = before.is_some_and(|(before, lacked)| before == wish && *lacked == made.missing);
+        let mut trouble = Vec::new();
+        for refusal in refused {
+            let told = format!("the kernel refused: {refusal}");
+            match refusal.eni {
+                Some(eni) => made.refused.entry(eni).or_default().push(told),
+                None => trouble.push(told),
+            }
         }
-        let nat = nat_spec(wish, &self.settings, &links).map_err(|error| chain(&error))?;
-        if let Some(nat) = nat
-            && self.netfilter.put(ruleset(&nat)).map_err(|error| chain(&error))?
-        {
-            let (sources, no_snat) = (nat.sources.len(), nat.no_snat.len());
-            self.tell(
-                repair,
-                &format!("nftables table with {sources} sources and {no_snat} ranges without SNAT"),
-            );
+        trouble.extend(undone.into_iter().map(|change| format!("this does not last: {change}")));
+        let mut told = changes;
+        for netfilter in [self.nat(wish, &links), self.egress(wish)] {
+            match netfilter {
+                Ok(change) => told.extend(change),
+                Err(error) => trouble.push(error),
+            }
         }
-        self.egress(wish, repair)?;
-        if missing.is_empty() {
-            self.take_over(wish).await;
+        made.put_back = repair && !told.is_empty();
+        told.iter().for_each(|change| self.tell(repair, change));
+        if !trouble.is_empty() {
+            return Err(trouble.join("; "));
         }
-        Ok(missing)
+        self.take_over(wish, &made).await;
+        Ok(made)
     }
 
-    /// IPv6 by the node's address: its table, or none.
-    fn egress(&mut self, wish: &HostWish, repair: bool) -> Result<(), String> {
+    /// Source NAT and steering: the IPv4 table, as soon as the primary ENI's link is there. What was changed, in words.
+    fn nat(&mut self, wish: &HostWish, links: &BTreeMap<Mac, LinkSeen>) -> Result<Option<String>, String> {
+        let nat = nat_spec(wish, &self.settings, links).map_err(|error| chain(&error))?;
+        let Some(nat) = nat else { return Ok(None) };
+        let changed = self.netfilter.put(ruleset(&nat)).map_err(|error| chain(&error))?;
+        let (sources, no_snat) = (nat.sources.len(), nat.no_snat.len());
+        let told = format!("nftables table with {sources} sources and {no_snat} ranges without SNAT");
+        Ok(changed.then_some(told))
+    }
+
+    /// IPv6 by the node's address: its table, or none. What was changed, in words.
+    fn egress(&mut self, wish: &HostWish) -> Result<Option<String>, String> {
         let spec = wish.ipv6_egress.and_then(|node_address| {
             let local = Ipv6Network::new(Ipv6Prefix::LOCAL.first(), Ipv6Prefix::LENGTH).ok()?;
             Some(EgressSpec { local, node_address, ports: self.settings.ipv6_ports })
@@ -173,28 +192,31 @@ impl HostKeeper {
             Some(spec) => self.netfilter.put(egress_ruleset(&spec)),
             None => self.netfilter.remove(Family::V6),
         };
-        if changed.map_err(|error| chain(&error))? {
-            let by = wish.ipv6_egress.map_or("none".to_owned(), |address| format!("by {address}"));
-            self.tell(repair, &format!("nftables table for IPv6 of pods with IPv4 addresses: {by}"));
-        }
-        Ok(())
+        let by = wish.ipv6_egress.map_or("none".to_owned(), |address| format!("by {address}"));
+        let told = format!("nftables table for IPv6 of pods with IPv4 addresses: {by}");
+        Ok(changed.map_err(|error| chain(&error))?.then_some(told))
     }
 
-    /// Removes what the Go version has left, once after the start, when all that stands for it is in place. A packet's way changes
-    /// from its rules to ours: first its netfilter rules, one of which takes our marks away, then its policy rules.
+    /// Removes what the Go version has left, once after the start, when what stands for it is in place. A packet's way changes
+    /// from its rules to ours: first its netfilter rules, then its policy rules. What it has for the pods of an ENI stays as long as
+    /// ours for that ENI is not whole.
     ///
     /// What cannot be removed is superfluous and does no harm: the next round tries again.
-    async fn take_over(&mut self, wish: &HostWish) {
+    async fn take_over(&mut self, wish: &HostWish, made: &HostMade) {
         let Some(former) = self.former.take() else { return };
+        let mut ready = wish.node.clone();
+        ready.enis.retain(|eni| made.is_ready(&eni.mac));
+        let whole = ready.enis.len() == wish.node.enis.len();
         let removed = match self.netfilter.take_over() {
             Ok(removed) => self
                 .host
-                .take_over(&wish.node, &former)
+                .take_over(&wish.node, &ready, &former)
                 .await
                 .map(|more| (removed, more))
                 .map_err(|error| chain(&error)),
             Err(error) => Err(chain(&error)),
         };
+        self.former = (removed.is_err() || !whole).then_some(former);
         match removed {
             Ok((netfilter, routes)) => {
                 for change in netfilter.iter().chain(&routes) {
@@ -212,7 +234,6 @@ impl HostKeeper {
             }
             Err(error) => {
                 tracing::warn!(error, "what the Go version left cannot be removed yet");
-                self.former = Some(former);
             }
         }
     }

@@ -82,8 +82,10 @@ fn wire_pods(wirer: &mut Wirer, metrics: &Metrics, inbox: &Receiver<Wiring>, eve
                 Event::Dead(holders.into_iter().map(|(sandbox, _)| sandbox).collect())
             }
             Wiring::Mend(pods) => {
-                mend(wirer, metrics, &pods);
-                continue;
+                if !mend(wirer, metrics, &pods) {
+                    continue;
+                }
+                Event::PutBack
             }
             Wiring::Remove(pod) => {
                 removed = true;
@@ -99,16 +101,22 @@ fn wire_pods(wirer: &mut Wirer, metrics: &Metrics, inbox: &Receiver<Wiring>, eve
     }
 }
 
-fn mend(wirer: &mut Wirer, metrics: &Metrics, pods: &[PodSpec]) {
+/// Whether there was anything to put back.
+fn mend(wirer: &mut Wirer, metrics: &Metrics, pods: &[PodSpec]) -> bool {
     match wirer.mend(pods) {
         Ok(mended) => {
+            let any = !mended.is_empty();
             for Mended { pod, what } in mended {
                 metrics.repaired("pod");
                 let what = what.join(", ");
                 tracing::warn!(link = %pod.host_if, addresses = ?pod.addresses, what, "somebody else has changed a pod's wiring; put back");
             }
+            any
         }
-        Err(error) => tracing::warn!(error = chain(&error), "cannot put back what others took of pods"),
+        Err(error) => {
+            tracing::warn!(error = chain(&error), "cannot put back what others took of pods");
+            false
+        }
     }
 }
 

@@ -222,9 +222,11 @@ pub enum Event {
     Converged {
         /// Which wish.
         generation: u64,
-        /// MACs of ENIs whose link is not there yet; or the trouble.
-        result: Result<Vec<Mac>, String>,
+        /// What came of it; or the trouble that the whole node has.
+        result: Result<HostMade, String>,
     },
+    /// Others had changed the wiring of pods, and it was put back.
+    PutBack,
     /// Somebody else has changed routes, rules, addresses, links or nftables of ours, or may have.
     Touched,
     /// Time has passed.
@@ -293,6 +295,25 @@ pub enum Effect {
     },
     /// Tell the runtime that there is a network: the next ADD would succeed.
     Publish,
+}
+
+/// What came of a wish for the host's kernel, but for what was not to be had for the whole node.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HostMade {
+    /// ENIs whose link is not there (yet).
+    pub missing: BTreeSet<Mac>,
+    /// ENIs of which the kernel refused something, and what.
+    pub refused: BTreeMap<Mac, Vec<String>>,
+    /// Others had undone something that was made before.
+    pub put_back: bool,
+}
+
+impl HostMade {
+    /// Whether the kernel holds all that an ENI needs.
+    #[must_use]
+    pub fn is_ready(&self, eni: &Mac) -> bool {
+        !self.missing.contains(eni) && !self.refused.contains_key(eni)
+    }
 }
 
 /// What the host's kernel should hold.

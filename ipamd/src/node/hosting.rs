@@ -11,22 +11,25 @@ use ipnetwork::Ipv4Network;
 use pool::{ActionId, EniSeen, Given, Outcome};
 use types::{EniId, Mac, Moment, Prefix};
 
-use super::event::{Effect, Facts, HostWish, Picture};
+use super::event::{Effect, Facts, HostMade, HostWish, Picture};
 use super::{Node, Settings};
 
-/// How often to see whether the link of a new ENI has appeared.
+/// How often to see whether the link of an ENI has appeared, as long as it may take.
 const LINK_POLL: Duration = Duration::from_millis(100);
-/// How long the link of a new ENI may take; longer than EC2's descriptions lag.
+/// How long the link of a new ENI may take; longer than EC2's descriptions lag. Afterwards it is looked for as often as the rest.
 const LINK_PATIENCE: Duration = Duration::from_secs(20);
 /// How often the host's kernel is compared with what it should be although nothing happened.
 const REPAIR_EVERY: Duration = Duration::from_secs(30);
 /// Pause between a notice that somebody has changed something of ours and the look at it, so that one look is for all of
-/// what was changed together. Doubles with each look that a notice has led to, up to [`REPAIR_EVERY`]: with somebody who
-/// keeps undoing what we do there is no race.
+/// what was changed together. Doubles with each such look that follows one which had to put something back, up to
+/// [`REPAIR_EVERY`]: with somebody who keeps undoing what we do there is no race.
 const NOTICE_AFTER: Duration = Duration::from_millis(100);
+/// The longest such pause while there is nothing to put back: others may be busy with what only looks like ours.
+const IN_VAIN: Duration = Duration::from_millis(500);
 /// With such a pause the race is told.
 const FIGHT: Duration = Duration::from_secs(5);
-/// Pause before the host's kernel is tried again after a refusal.
+/// Pause before the host's kernel is tried again after a failure that concerns the whole node. Doubles with each, up to
+/// [`REPAIR_EVERY`].
 const HOST_RETRY: Duration = Duration::from_secs(1);
 
 /// How far the host's kernel is from what it should be.
@@ -38,12 +41,18 @@ pub(super) struct HostState {
     /// Something has changed since the newest wish.
     pub(super) dirty: bool,
     retry_at: Option<Moment>,
+    /// Pause before that; none after a success.
+    retry_after: Duration,
+    /// ENIs whose link is not there, and since when.
+    missing: BTreeMap<Mac, Moment>,
     /// When to see whether somebody else has changed something.
     repair_at: Moment,
     /// When that was last done.
     repaired_at: Moment,
     /// Somebody else has changed something since then.
     touched: bool,
+    /// The last look has put something back.
+    put_back: bool,
     /// Pause between two looks that notices lead to.
     pause: Duration,
     /// What was wrong the last time.
@@ -64,12 +73,48 @@ impl HostState {
         self.repair_at = self.repair_at.min(soon);
     }
 
-    fn repaired(&mut self, now: Moment) {
-        let next = if self.touched { self.pause * 2 } else { Duration::ZERO };
-        self.pause = next.clamp(NOTICE_AFTER, REPAIR_EVERY);
-        self.touched = false;
+    /// Something that others had changed was put back.
+    pub(super) const fn put_back(&mut self) {
+        self.put_back = true;
+    }
+
+    /// A look begins, at pods too.
+    fn looks(&mut self, now: Moment) {
+        self.pause = match (self.touched, self.put_back) {
+            (true, true) => (self.pause * 2).clamp(NOTICE_AFTER, REPAIR_EVERY),
+            (true, false) => (self.pause * 2).clamp(NOTICE_AFTER, IN_VAIN),
+            (false, _) => NOTICE_AFTER,
+        };
+        (self.touched, self.put_back) = (false, false);
         self.repaired_at = now;
         self.repair_at = now.plus(REPAIR_EVERY);
+    }
+
+    /// It failed for the whole node.
+    fn failed(&mut self, error: String, now: Moment) {
+        self.told(Some(error));
+        self.dirty = true;
+        self.retry_after = (self.retry_after * 2).clamp(HOST_RETRY, REPAIR_EVERY);
+        self.retry_at = Some(now.plus(self.retry_after));
+    }
+
+    fn told(&mut self, trouble: Option<String>) {
+        if let Some(error) = trouble.as_ref().filter(|_| trouble != self.trouble) {
+            tracing::error!(error, "the host's kernel is not as it should be");
+        }
+        self.trouble = trouble;
+    }
+
+    /// Which links are missing now. What may just be on its way is looked for soon.
+    fn lacks(&mut self, missing: &BTreeSet<Mac>, now: Moment) {
+        self.missing.retain(|mac, _| missing.contains(mac));
+        for mac in missing {
+            self.missing.entry(*mac).or_insert(now);
+        }
+        if self.missing.values().any(|since| now.since(*since) <= LINK_PATIENCE) {
+            self.dirty = true;
+            self.retry_at = Some(now.plus(LINK_POLL));
+        }
     }
 
     /// That somebody keeps undoing what we do, in words.
@@ -111,10 +156,6 @@ impl Gain {
             Self::Action(..) | Self::Picture(_) => None,
         }
     }
-
-    fn needs(&self, missing: &[Mac]) -> bool {
-        self.new_eni().is_some_and(|eni| missing.contains(&eni.mac))
-    }
 }
 
 /// As networks: single addresses, and prefixes as what they are.
@@ -134,23 +175,20 @@ impl Node {
         self.host.dirty = true;
     }
 
-    pub(super) fn converged(&mut self, generation: u64, result: Result<Vec<Mac>, String>, now: Moment) {
+    pub(super) fn converged(&mut self, generation: u64, result: Result<HostMade, String>, now: Moment) {
         self.host.under_way = false;
-        let missing = match result {
-            Ok(missing) => missing,
-            Err(error) => {
-                tracing::error!(error, "the host's kernel is not as it should be");
-                self.host.trouble = Some(error);
-                self.host.dirty = true;
-                self.host.retry_at = Some(now.plus(HOST_RETRY));
-                return;
-            }
+        let made = match result {
+            Ok(made) => made,
+            Err(error) => return self.host.failed(error, now),
         };
-        self.host.trouble = None;
-        let (settled, waiting) =
-            std::mem::take(&mut self.host.settling).into_iter().partition(|s: &Settling| {
-                s.generation.is_some_and(|g| g <= generation) && !s.gain.needs(&missing)
-            });
+        self.host.retry_after = Duration::ZERO;
+        self.host.put_back |= made.put_back;
+        let refused: Vec<String> = made.refused.values().flatten().cloned().collect();
+        self.host.told((!refused.is_empty()).then(|| refused.join("; ")));
+        let covered = |s: &Settling| s.generation.is_some_and(|covered| covered <= generation);
+        let (settled, waiting) = std::mem::take(&mut self.host.settling)
+            .into_iter()
+            .partition(|s: &Settling| covered(s) && !self.waits_for_its_eni(&s.gain, &made));
         self.host.settling = waiting;
         self.memory.dirty |= !settled.is_empty();
         for Settling { gain, .. } in settled {
@@ -159,14 +197,24 @@ impl Node {
                 Gain::Picture(picture) => self.pictured(*picture, now),
             }
         }
-        if !missing.is_empty() {
-            self.host.dirty = true;
-            self.host.retry_at = Some(now.plus(LINK_POLL));
-        }
+        self.host.lacks(&made.missing, now);
         // Somebody may have taken the ENI away before its link was there.
         let late = |settling: &Settling| now.since(settling.since) > LINK_PATIENCE;
         if self.host.settling.iter().any(late) && now.since(self.cloud.looked_at) > LINK_PATIENCE {
             self.cloud.look_at = now;
+        }
+    }
+
+    /// Whether the kernel is not ready for what a gain brings to one ENI. A picture brings what is there, in whatever state.
+    fn waits_for_its_eni(&self, gain: &Gain, made: &HostMade) -> bool {
+        match gain {
+            Gain::Action(_, Outcome::Created(eni)) => !made.is_ready(&eni.mac),
+            Gain::Action(id, Outcome::Assigned(_)) => {
+                let on = self.pool.eni_of(*id);
+                let mac = self.pool.enis().into_iter().find(|eni| Some(&eni.id) == on).map(|eni| eni.mac);
+                mac.is_some_and(|mac| made.refused.contains_key(&mac))
+            }
+            Gain::Action(..) | Gain::Picture(_) => false,
         }
     }
 
@@ -207,7 +255,10 @@ impl Node {
             self.host.retry_at = None;
         }
         let Some(facts) = &self.facts else { return };
-        if !self.host.dirty || self.host.under_way || self.host.retry_at.is_some() {
+        // Before the first picture nobody knows the ENIs' subnets, and a wish without ENIs takes their rules and tables away.
+        let known =
+            self.cloud.pictured || self.host.settling.iter().any(|s| matches!(s.gain, Gain::Picture(_)));
+        if !known || !self.host.dirty || self.host.under_way || self.host.retry_at.is_some() {
             return;
         }
         let wish = self.host_wish(facts);
@@ -217,8 +268,8 @@ impl Node {
         // The start looks too: others may have been here while nobody did.
         if repair || self.host.touched || !self.cloud.pictured {
             self.effects.push(Effect::Mend(self.wired_pods()));
+            self.host.looks(now);
         }
-        self.host.repaired(now);
         let mut settling = std::mem::take(&mut self.host.settling);
         // A wish says nothing of an ENI whose range is not known.
         let covered = |s: &&mut Settling| !s.gain.new_eni().is_some_and(|eni| self.lacks_range(eni));

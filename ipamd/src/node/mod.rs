@@ -44,7 +44,7 @@ use pool::{Action, ActionId, Pool, Targets};
 use types::{EniId, Moment, NetworkCard, SandboxKey, SubnetId};
 
 pub use adding::RELEASED_KEPT;
-pub use event::{BatchId, CallId, Chore, Effect, Event, Facts, HostWish, Picture, Stray, Subnets};
+pub use event::{BatchId, CallId, Chore, Effect, Event, Facts, HostMade, HostWish, Picture, Stray, Subnets};
 pub use remembering::Remembered;
 pub use restore::{PodInKernel, Restored, restore};
 pub(crate) use restore::{is_placeholder, replay};
@@ -224,6 +224,7 @@ impl Node {
             Event::Stopping => self.stop(now),
             Event::Converged { generation, result } => self.converged(generation, result, now),
             Event::Touched => self.host.touched(now),
+            Event::PutBack => self.host.put_back(),
             Event::Tick => {}
         }
         self.advance(now);

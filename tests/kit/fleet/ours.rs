@@ -7,7 +7,7 @@ use std::time::Duration;
 use datapath::Marks;
 use ipamd::cloud::{CloudError, Effect as Kind};
 use ipamd::families::Families;
-use ipamd::node::{CallId, Chore, Effect, Event, Facts, Node, Picture, Settings, Subnets};
+use ipamd::node::{CallId, Chore, Effect, Event, Facts, HostMade, Node, Picture, Settings, Subnets};
 use ipnetwork::Ipv4Network;
 use pool::{Action, ActionId, EniSeen, Outcome, Pool, Role, Targets};
 use types::{
@@ -143,7 +143,8 @@ impl Ours {
             Effect::Converge { generation, host } => {
                 let there = |mac| linked(instance, mac, now);
                 let missing = host.node.enis.iter().map(|eni| eni.mac).filter(|mac| !there(*mac)).collect();
-                return Some(Event::Converged { generation, result: Ok(missing) });
+                let result = Ok(HostMade { missing, ..HostMade::default() });
+                return Some(Event::Converged { generation, result });
             }
             Effect::Reply(call, reply) => {
                 let good = matches!(reply, Reply::Added(_));

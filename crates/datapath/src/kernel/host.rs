@@ -20,7 +20,7 @@ use super::{KernelError, Refusal, leftovers, message, sysctl};
 use crate::desired;
 use crate::diff::{Op, diff};
 use crate::leftovers::{Former, Leftovers, removable};
-use crate::model::{Address, Family, IfIndex, LinkSeen, NodeSpec, PodSpec};
+use crate::model::{Address, EniSpec, Family, IfIndex, LinkSeen, NodeSpec, PodSpec};
 use crate::seen::{HostSeen, Maker, RouteSeen, RuleSeen};
 
 /// What the kernel answers about a family that it lacks.
@@ -40,6 +40,10 @@ pub struct Converged {
     pub missing: Vec<Mac>,
     /// Links by MAC.
     pub links: BTreeMap<Mac, LinkSeen>,
+    /// What the kernel refused; all the rest was done nevertheless.
+    pub refused: Vec<Refusal>,
+    /// Changes of the last round: somebody keeps undoing them.
+    pub undone: Vec<String>,
 }
 
 /// The host's kernel. One owner: `&mut self` keeps one dump in flight, as the kernel wants it.
@@ -74,46 +78,48 @@ impl Host {
     /// Does all it can: one refused change does not keep the others from being made.
     ///
     /// # Errors
-    /// When the kernel cannot be read, refused some changes, or somebody keeps undoing them.
+    /// When the kernel cannot be read, or an ENI has no mark.
     pub async fn converge(
         &mut self,
         spec: &NodeSpec,
         pods: Option<&[PodSpec]>,
     ) -> Result<Converged, KernelError> {
         let mut done = Converged::default();
-        let mut refused = Vec::new();
-        let mut last = Vec::new();
         for _ in 0..ROUNDS_MAX {
             let seen = self.look().await?;
-            let want = desired::host(spec, pods.unwrap_or_default(), &seen)?;
-            let have = seen.ours(spec, pods.is_some());
-            last = self.make(&diff(&want, &have), &seen.names(), &mut refused).await?;
-            done.changes.extend(last.iter().cloned());
             done.links = seen.by_mac();
-            if last.is_empty() || !refused.is_empty() {
+            let want = desired::host(spec, pods.unwrap_or_default(), &seen)?;
+            let ops = diff(&want, &seen.ours(spec, pods.is_some()));
+            done.undone = self.make(&ops, spec, &seen, &mut done.refused).await?;
+            done.changes.extend(done.undone.iter().cloned());
+            if done.undone.is_empty() {
+                break;
+            }
+            if !done.refused.is_empty() {
+                done.undone.clear();
                 break;
             }
         }
-        set_all(spec, &mut done, &mut refused);
-        if !refused.is_empty() {
-            return Err(KernelError::Refused(refused));
-        }
-        if !last.is_empty() {
-            return Err(KernelError::Restless(last));
-        }
+        set_all(spec, &mut done);
         let macs = spec.enis.iter().map(|eni| eni.mac);
         done.missing = macs.filter(|mac| !done.links.contains_key(mac)).collect();
         Ok(done)
     }
 
-    /// Removes what the Go version has left and ours does too. Call it once all of ours is in place.
+    /// Removes what the Go version has left and ours does too. Call it once ours is in place; `ready` is what of the node it is in
+    /// place for.
     ///
     /// # Errors
     /// When the kernel cannot be read or refused something.
-    pub async fn take_over(&mut self, spec: &NodeSpec, former: &Former) -> Result<Vec<String>, KernelError> {
+    pub async fn take_over(
+        &mut self,
+        spec: &NodeSpec,
+        ready: &NodeSpec,
+        former: &Former,
+    ) -> Result<Vec<String>, KernelError> {
         let mut removed = Vec::new();
         for _ in 0..ROUNDS_MAX {
-            let removals = removable(&self.leftovers().await?, spec, former);
+            let removals = removable(&self.leftovers().await?, ready, former);
             if removals.is_empty() {
                 break;
             }
@@ -125,6 +131,7 @@ impl Host {
                     Some(answer) if matches!(answer.errno.raw_os_error(), Some(2 | 3)) => {}
                     Some(answer) => {
                         return Err(KernelError::Refused(vec![Refusal {
+                            eni: None,
                             command: removal.command(),
                             answer,
                         }]));
@@ -162,15 +169,23 @@ impl Host {
     async fn make(
         &mut self,
         ops: &[Op],
-        names: &BTreeMap<IfIndex, String>,
+        spec: &NodeSpec,
+        seen: &HostSeen,
         refused: &mut Vec<Refusal>,
     ) -> Result<Vec<String>, KernelError> {
+        let (names, links) = (seen.names(), seen.by_mac());
         let mut made = Vec::new();
         for op in ops {
             match self.apply(op).await? {
-                None => made.push(op.command(names)),
+                None => made.push(op.command(&names)),
                 Some(answer) if already_so(op, answer.errno.raw_os_error()) => {}
-                Some(answer) => refused.push(Refusal { command: op.command(names), answer }),
+                Some(answer) => {
+                    refused.push(Refusal {
+                        eni: eni_of(op, spec, &links),
+                        command: op.command(&names),
+                        answer,
+                    });
+                }
             }
         }
         Ok(made)
@@ -302,15 +317,37 @@ impl Host {
     }
 }
 
+/// Which ENI a change is for; none for what is the whole node's.
+fn eni_of(op: &Op, spec: &NodeSpec, links: &BTreeMap<Mac, LinkSeen>) -> Option<Mac> {
+    let on = |index: IfIndex| {
+        let has = |mac: &Mac| links.get(mac).is_some_and(|link| link.index == index);
+        spec.enis.iter().map(|eni| eni.mac).find(has)
+    };
+    match op {
+        Op::SetLink { link, .. } => on(*link),
+        Op::AddAddress(address) | Op::DelAddress(address) => on(address.link),
+        Op::AddRoute(route) | Op::DelRoute(route) => on(route.link),
+        Op::AddRule(rule) | Op::DelRule(rule) => {
+            let mut secondary = spec.enis.iter().filter(|eni| !eni.is_primary());
+            secondary.find(|eni| eni.table() == rule.table).map(|eni| eni.mac)
+        }
+    }
+}
+
 /// Kernel settings.
-fn set_all(spec: &NodeSpec, done: &mut Converged, refused: &mut Vec<Refusal>) {
+fn set_all(spec: &NodeSpec, done: &mut Converged) {
     for setting in desired::sysctls(spec, &done.links) {
         let command = format!("sysctl -w {}={}", setting.path, setting.value);
         match sysctl::put(&setting) {
             Ok(false) => {}
             Ok(true) => done.changes.push(command),
             Err(errno) => {
-                refused.push(Refusal { command, answer: Answer { errno, detail: String::new() } });
+                // The fourth part of a setting's path is the link, where there is one.
+                let link = setting.path.split('/').nth(3);
+                let named =
+                    |eni: &&EniSpec| done.links.get(&eni.mac).is_some_and(|seen| Some(&*seen.name) == link);
+                let eni = spec.enis.iter().find(named).map(|eni| eni.mac);
+                done.refused.push(Refusal { eni, command, answer: Answer { errno, detail: String::new() } });
             }
         }
     }

@@ -19,6 +19,8 @@ mod wirer;
 use std::fmt;
 use std::io;
 
+use types::Mac;
+
 use answer::Answer;
 pub use host::{Converged, Host};
 pub(crate) use notice::RouteJudge;
@@ -50,14 +52,13 @@ pub enum KernelError {
     /// Some changes were refused; the others were made.
     #[error("the kernel refused: {}", .0.iter().map(Refusal::to_string).collect::<Vec<_>>().join("; "))]
     Refused(Vec<Refusal>),
-    /// Somebody keeps undoing these changes.
-    #[error("these changes do not last: {}", .0.join("; "))]
-    Restless(Vec<String>),
 }
 
 /// A change that the kernel refused.
 #[derive(Debug)]
 pub struct Refusal {
+    /// For which ENI it is; none for the whole node.
+    pub eni: Option<Mac>,
     /// The command that would make it.
     command: String,
     /// Why not.

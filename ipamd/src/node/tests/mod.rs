@@ -13,7 +13,9 @@ use types::{
 };
 use wire::{Attachment, Detachment, Failure, PROTOCOL, Reply, Request, Verb};
 
-use super::{BatchId, CallId, Chore, Effect, Event, Facts, Node, Picture, Settings, Stray, Subnets};
+use super::{
+    BatchId, CallId, Chore, Effect, Event, Facts, HostMade, Node, Picture, Settings, Stray, Subnets,
+};
 use super::{PodInKernel, restore};
 use crate::cloud::{CloudError, CloudErrorKind};
 use crate::families::Families;
@@ -142,7 +144,10 @@ impl World {
             Effect::Converge { generation, .. } => Some(*generation),
             _ => None,
         });
-        self.handle(Event::Converged { generation: generation.expect("a wish"), result: Ok(Vec::new()) })
+        self.handle(Event::Converged {
+            generation: generation.expect("a wish"),
+            result: Ok(HostMade::default()),
+        })
     }
 
     fn ask(&mut self, verb: Verb, started_ns: u64) -> (CallId, Vec<Effect>) {

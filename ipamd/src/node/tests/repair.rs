@@ -2,23 +2,41 @@
 
 use super::*;
 
-/// Handles the next tick; whether it looks at the host and mends pods.
-fn looks(world: &mut World) -> bool {
-    world.now = world.node.next_wakeup(world.now);
-    let effects = world.handle(Event::Tick);
-    let mends = effects.iter().any(|effect| matches!(effect, Effect::Mend(pods) if pods.len() == 1));
-    if mends {
-        world.converge(&effects);
+/// What the keeper of the host says: `put_back` is whether it found something undone.
+fn made(put_back: bool) -> HostMade {
+    HostMade { put_back, ..HostMade::default() }
+}
+
+/// Answers the wish that is among the effects, if there is one.
+fn answer(world: &mut World, effects: &[Effect], result: Result<HostMade, String>) -> bool {
+    let generation = effects.iter().find_map(|effect| match effect {
+        Effect::Converge { generation, .. } => Some(*generation),
+        _ => None,
+    });
+    if let Some(generation) = generation {
+        world.handle(Event::Converged { generation, result });
     }
-    mends
+    generation.is_some()
+}
+
+fn mends(effects: &[Effect]) -> bool {
+    effects.iter().any(|effect| matches!(effect, Effect::Mend(pods) if pods.len() == 1))
+}
+
+/// Handles the next tick.
+fn tick(world: &mut World) -> Vec<Effect> {
+    world.now = world.node.next_wakeup(world.now);
+    world.handle(Event::Tick)
 }
 
 /// The time from a notice to the look.
-fn notice(world: &mut World) -> Duration {
+fn notice(world: &mut World, put_back: bool) -> Duration {
     let told = world.now;
     world.handle(Event::Touched);
     for _ in 0..10 {
-        if looks(world) {
+        let effects = tick(world);
+        if mends(&effects) {
+            answer(world, &effects, Ok(made(put_back)));
             return world.now.since(told);
         }
     }
@@ -36,10 +54,128 @@ fn a_notice_leads_to_a_look_within_a_second_and_many_to_one() {
     world.handle(Event::Touched);
     world.handle(Event::Touched);
 
-    let after = notice(&mut world);
+    let after = notice(&mut world, true);
 
     assert!(after <= Duration::from_millis(500), "{after:?}");
     assert!(!told(&world));
+}
+
+#[test]
+fn notices_of_what_is_not_ours_are_no_fight() {
+    let mut world = World::ready(4);
+    world.added("a");
+
+    for round in 0..100 {
+        let after = notice(&mut world, false);
+        assert!(after < Duration::from_secs(1), "{after:?} in round {round}");
+        assert!(!told(&world));
+    }
+}
+
+#[test]
+fn what_pods_lost_counts_as_a_fight_too() {
+    let mut world = World::ready(4);
+    world.added("a");
+
+    for _ in 0..12 {
+        notice(&mut world, false);
+        world.handle(Event::PutBack);
+    }
+
+    assert!(told(&world));
+}
+
+#[test]
+fn pods_are_looked_at_although_the_node_wishes_all_the_time() {
+    let mut world = World::ready(4);
+    world.added("a");
+    let mut looks = 0;
+
+    for round in 0..12 {
+        world.now = world.now.plus(Duration::from_secs(10));
+        let range = format!("10.{round}.0.0/16").parse().unwrap();
+        let effects = world.handle(Event::Ranges(vec![range]));
+        looks += u32::from(mends(&effects));
+        assert!(answer(&mut world, &effects, Ok(made(false))));
+    }
+
+    assert!((3..=4).contains(&looks), "{looks} looks in two minutes");
+}
+
+#[test]
+fn a_link_that_never_appears_is_looked_for_eagerly_for_a_short_time_only() {
+    let mut world = World::ready(4);
+    world.added("a");
+    let missing = BTreeSet::from([Mac([2, 0, 0, 0, 0, 0])]);
+    let until = world.now.plus(Duration::from_secs(3600));
+    let mut wishes = 0;
+
+    while world.now < until {
+        let effects = tick(&mut world);
+        let result = Ok(HostMade { missing: missing.clone(), ..HostMade::default() });
+        wishes += u32::from(answer(&mut world, &effects, result));
+    }
+
+    assert!((300..=350).contains(&wishes), "{wishes} wishes in an hour");
+}
+
+#[test]
+fn a_host_that_cannot_be_set_up_is_tried_ever_less_often() {
+    let mut world = World::ready(4);
+    world.added("a");
+    let until = world.now.plus(Duration::from_secs(600));
+    let mut wishes = 0;
+
+    while world.now < until {
+        let effects = tick(&mut world);
+        wishes += u32::from(answer(&mut world, &effects, Err("refused".to_owned())));
+    }
+
+    assert!((20..=30).contains(&wishes), "{wishes} wishes in ten minutes");
+    let effects = tick(&mut world);
+    answer(&mut world, &effects, Ok(made(false)));
+    assert!(notice(&mut world, false) < Duration::from_secs(1));
+}
+
+#[test]
+fn a_refusal_for_one_eni_holds_up_what_comes_to_that_one_alone() {
+    let mut world = World::ready(0);
+    let (_, effects) = world.add("waits");
+    // The growth for the warm target may be on its way already.
+    let id = action(&effects).map_or(ActionId(1), |(id, _)| id);
+    let given = Given::addresses([Ipv4Addr::new(10, 0, 0, 99)].into());
+    let effects = world.handle(Event::Acted { id, result: Ok(Outcome::Assigned(given)) });
+    let refused = |device| {
+        let told = vec!["the kernel refused: ip link set ens5 mtu 9001".to_owned()];
+        HostMade { refused: [(Mac([2, 0, 0, 0, 0, device]), told)].into(), ..HostMade::default() }
+    };
+
+    assert!(answer(&mut world, &effects, Ok(refused(0))));
+    assert!(world.node.pool.owners().count() == 0, "a pod has an address that the kernel is not ready for");
+    let report = world.node.report(world.now);
+    assert!(report.cloud.iter().any(|line| line.contains("mtu 9001")), "{:?}", report.cloud);
+
+    while world.node.pool.owners().count() == 0 {
+        let effects = tick(&mut world);
+        answer(&mut world, &effects, Ok(refused(1)));
+        assert!(world.now < Moment(0).plus(Duration::from_secs(3600)), "it waits for another ENI");
+    }
+}
+
+#[test]
+fn before_the_first_picture_the_host_is_left_as_it_is() {
+    let mut before = World::ready(4);
+    before.added("a");
+    let mut world = World::new();
+    world.node.pool = Pool::restore(before.node.pool.snapshot(), Duration::from_secs(30), world.now);
+    let facts = before.node.facts.clone().unwrap();
+    let mut effects = world.handle(Event::Identified(Box::new(facts)));
+    effects.extend(world.handle(Event::Ranges(vec!["10.7.0.0/16".parse().unwrap()])));
+
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Converge { .. })), "{effects:?}");
+
+    let effects = world.first_look(4);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Converge { .. })));
 }
 
 #[test]
@@ -59,7 +195,7 @@ fn who_keeps_changing_is_answered_less_often_and_told_until_it_ends() {
     let mut world = World::ready(4);
     world.added("a");
 
-    let pauses: Vec<Duration> = (0..12).map(|_| notice(&mut world)).collect();
+    let pauses: Vec<Duration> = (0..12).map(|_| notice(&mut world, true)).collect();
 
     assert!(pauses.is_sorted(), "{pauses:?}");
     assert_eq!(pauses.last(), Some(&Duration::from_secs(30)));
@@ -67,9 +203,10 @@ fn who_keeps_changing_is_answered_less_often_and_told_until_it_ends() {
 
     let quiet = world.now.plus(Duration::from_secs(31));
     while world.now < quiet {
-        looks(&mut world);
+        let effects = tick(&mut world);
+        answer(&mut world, &effects, Ok(made(false)));
     }
 
     assert!(!told(&world));
-    assert!(notice(&mut world) < Duration::from_secs(1));
+    assert!(notice(&mut world, true) < Duration::from_secs(1));
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use datapath::PodSpec;
 use ipamd::cloud::{CloudError, CloudErrorKind};
 use ipamd::families::address_in_pool;
-use ipamd::node::{BatchId, CallId, Effect, Event, HostWish, Node};
+use ipamd::node::{BatchId, CallId, Effect, Event, HostMade, HostWish, Node};
 use ipamd::store::{Record, VERSION};
 use pool::Snapshot;
 use types::{HostVeth, Moment, PodName, Reason, SandboxKey, VethPrefix};
@@ -437,7 +437,7 @@ impl World {
     }
 
     /// MACs of the ENIs whose links are not there yet.
-    fn converge(&mut self, host: &HostWish) -> Result<Vec<types::Mac>, String> {
+    fn converge(&mut self, host: &HostWish) -> Result<HostMade, String> {
         if self.host_fails > 0 {
             self.host_fails -= 1;
             return Err("the kernel refuses".to_owned());
@@ -445,7 +445,8 @@ impl World {
         self.cloud.advance(self.now);
         let enis = self.cloud.model.enis_of(&self.cloud.instance.id);
         let there: BTreeSet<_> = enis.filter(|eni| eni.inside().is_some()).map(|eni| eni.mac).collect();
-        Ok(host.node.enis.iter().map(|eni| eni.mac).filter(|mac| !there.contains(mac)).collect())
+        let missing = host.node.enis.iter().map(|eni| eni.mac).filter(|mac| !there.contains(mac)).collect();
+        Ok(HostMade { missing, ..HostMade::default() })
     }
 }
 
