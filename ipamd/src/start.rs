@@ -121,8 +121,8 @@ fn lead_to_adopted(node: &Node, kernel: &[PodInKernel], wirer: &mut Wirer) {
     }
 }
 
-/// Leaves behind what the Go version needs to go on: a rule for each pod on a secondary ENI, as it takes our marks away, and the
-/// checkpoint. The next start of ours removes the rules again.
+/// Leaves behind what the Go version needs to go on: a rule for each pod on a secondary ENI, needed once our nftables
+/// table is removed and with it our marks, and the checkpoint. The next start of ours removes the rules again.
 pub(crate) fn leave(node: &Node, checkpointing: Option<JoinHandle<()>>) {
     let steered: Vec<(Ipv4Addr, TableId)> = node
         .pool()

@@ -15,6 +15,7 @@
 //! | 1535 | to an external service's range | main | 1 per range in settings |
 //! | 1536 | mark of a secondary ENI | that ENI's table | 1 per secondary ENI |
 //! | 32765 | from a secondary ENI's own address | that ENI's table | 1 per secondary ENI |
+//! | 32766 | everything | main | the kernel's own, put back where it is gone |
 //!
 //! IPv6 addresses are all of one prefix of the primary ENI, or translated to the node's: their packets leave by the main
 //! table without being steered.

@@ -362,7 +362,7 @@ impl Wirer {
     }
 
     /// Adds a rule for each of these pods that leads its packets to a table, as the Go version has them: it makes them for the pods
-    /// that it adds itself, and takes away our marks.
+    /// that it adds itself. They are needed once our nftables table is removed, and with it our marks.
     ///
     /// # Errors
     /// What the kernel refused first; the others are added nevertheless.

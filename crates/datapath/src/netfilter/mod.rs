@@ -7,7 +7,7 @@
 //!   prerouting -150  (NAT) node port: to an address of the primary ENI              ct mark |= connmark
 //!   prerouting  -95  a new connection to an address that means something on this node only: dropped
 //!   prerouting  -95  packets from pods (after kube-proxy's DNAT at -100)
-//!                      mark := the ENI of the source address, one map lookup
+//!                      mark := the ENI of the source address, a map lookup
 //!                      new and leaving the VPC:                                     ct mark |= connmark
 //!                      ct mark has connmark:                                        mark |= connmark
 //!   postrouting 110  leaving the VPC:                                               source := the node's address

@@ -45,7 +45,8 @@ pub(super) struct Chain {
     pub(super) rules: Vec<Vec<Term>>,
 }
 
-/// Where in the kernel packets enter a chain.
+/// Where in the kernel packets enter a chain. The kernel calls all chains of kind NAT at one place (-100 in prerouting, 100 in
+/// postrouting); their own priorities are only their order there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Hook {
     /// Destination NAT, before everybody's at -100: seen by the first packet of a connection only, so it costs the others nothing.
