@@ -228,12 +228,15 @@ impl Owner {
                     });
                 }
             }
-            Effect::Rewrite(snapshot) => drop(self.parts.writing.send(Writing::Rewrite(snapshot))),
+            Effect::Rewrite(snapshot, ipv6) => {
+                drop(self.parts.writing.send(Writing::Rewrite(snapshot, ipv6)));
+            }
             Effect::Look => self.parts.cloud.look(),
             Effect::Act { id, action, groups } => self.parts.cloud.act(id, action, groups),
             Effect::Remember(remembered) => drop(self.parts.writing.send(Writing::Remember(remembered))),
             Effect::AskRange(subnet, mac) => self.parts.cloud.ask_range(subnet, mac),
             Effect::AssignIpv6(eni) => self.parts.cloud.assign_ipv6(eni),
+            Effect::ReleaseIpv6(eni, prefix) => self.parts.cloud.release_ipv6(eni, prefix),
             Effect::Tidy(chores) => self.parts.cloud.tidy(chores),
             Effect::Publish => {
                 if let Some(publisher) = self.parts.conflist.take() {

@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -13,7 +13,9 @@ use std::time::Duration;
 use pool::Owner;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use types::{HostVeth, Moment, PodName, SandboxKey, VethPrefix};
+use types::{HostVeth, Ipv6Prefix, Moment, PodName, SandboxKey, VethPrefix};
+
+use crate::families::Families;
 
 /// The only version there is.
 const VERSION: &str = "vpc-cni-ipam/1";
@@ -37,8 +39,10 @@ pub struct Entry {
     pub pod: PodName,
     /// The host end that a pod of that name has.
     pub host_if: Option<HostVeth>,
-    /// What.
+    /// What, as the pool knows it: an IPv6 address of the Go version goes with the IPv4 address that its last 32 bits make.
     pub address: Ipv4Addr,
+    /// The IPv6 address, if it is one.
+    pub ipv6: Option<Ipv6Addr>,
     /// Since when.
     pub since: Moment,
 }
@@ -48,10 +52,8 @@ pub struct Entry {
 pub struct Checkpoint {
     /// We wrote it.
     pub ours: bool,
-    /// Its IPv4 addresses.
+    /// Its addresses.
     pub entries: Vec<Entry>,
-    /// Entries of IPv6 addresses, which are not taken over.
-    pub ipv6: usize,
     /// Entries that cannot be read.
     pub unreadable: usize,
 }
@@ -126,13 +128,9 @@ pub fn load(path: &Path, prefix: &VethPrefix, now: Moment) -> (Option<Checkpoint
     }
     match parse(&bytes, prefix) {
         Ok(checkpoint) => {
-            let Checkpoint { ipv6, unreadable, .. } = checkpoint;
-            let told = [(ipv6, "of IPv6, which is not taken over"), (unreadable, "that cannot be read")];
-            let told = told.into_iter().filter(|(count, _)| *count > 0);
-            (
-                Some(checkpoint),
-                told.map(|(count, which)| format!("{name} has {count} entries {which}")).collect(),
-            )
+            let unreadable = Some(checkpoint.unreadable).filter(|count| *count > 0);
+            let told = unreadable.map(|count| format!("{name} has {count} entries that cannot be read"));
+            (Some(checkpoint), told.into_iter().collect())
         }
         Err(error) => {
             let why = crate::server::chain(&error);
@@ -154,15 +152,14 @@ fn parse(bytes: &[u8], prefix: &VethPrefix) -> Result<Checkpoint, ParseError> {
     let mut checkpoint = Checkpoint { ours: found.writer == WRITER, ..Checkpoint::default() };
     for value in found.allocations.unwrap_or_default() {
         match entry(value, prefix) {
-            Some((IpAddr::V4(address), entry)) => checkpoint.entries.push(Entry { address, ..entry }),
-            Some((IpAddr::V6(_), _)) => checkpoint.ipv6 += 1,
+            Some(entry) => checkpoint.entries.push(entry),
             None => checkpoint.unreadable += 1,
         }
     }
     Ok(checkpoint)
 }
 
-fn entry(value: Value, prefix: &VethPrefix) -> Option<(IpAddr, Entry)> {
+fn entry(value: Value, prefix: &VethPrefix) -> Option<Entry> {
     let allocation: Allocation = serde_json::from_value(value).ok()?;
     let Allocation { network_name, container_id, if_name, ipv4, ipv6, .. } = &allocation;
     let (network, interface) = match network_name == MIGRATED {
@@ -171,32 +168,43 @@ fn entry(value: Value, prefix: &VethPrefix) -> Option<(IpAddr, Entry)> {
     };
     let sandbox = SandboxKey::new(network, container_id, interface).ok()?;
     let set = |text: &Option<String>| text.as_ref().filter(|text| !text.is_empty()).cloned();
-    let address: IpAddr = set(ipv4).or_else(|| set(ipv6))?.parse().ok()?;
+    let (address, ipv6) = match set(ipv4) {
+        Some(ipv4) => (ipv4.parse().ok()?, None),
+        None => {
+            let ipv6: Ipv6Addr = set(ipv6)?.parse().ok()?;
+            (Ipv6Prefix::beneath(ipv6)?, Some(ipv6))
+        }
+    };
     let Metadata { namespace, name, .. } = allocation.metadata;
     let known = !namespace.is_empty() && !name.is_empty();
     let pod = if known { PodName { namespace, name } } else { PodName::default() };
     let host_if = known.then(|| HostVeth::of_pod(prefix, &pod, 0));
     let since = Moment(allocation.allocation_timestamp / 1_000_000);
-    Some((address, Entry { sandbox, pod, host_if, address: Ipv4Addr::UNSPECIFIED, since }))
+    Some(Entry { sandbox, pod, host_if, address, ipv6, since })
 }
 
-/// The checkpoint of these owners, as the Go version reads it.
+/// The checkpoint of these owners, as the Go version reads it: with the address of its only family.
 #[must_use]
-pub fn render<'a, I: IntoIterator<Item = (&'a Owner, Ipv4Addr)>>(owners: I) -> Vec<u8> {
+pub fn render<'a, I: IntoIterator<Item = (&'a Owner, Ipv4Addr)>>(families: Families, owners: I) -> Vec<u8> {
     let allocation = |(owner, address): (&Owner, Ipv4Addr)| {
+        let (ipv4, ipv6) = match families.has_ipv4_of_vpc() {
+            true => (Some(address.to_string()), None),
+            // One without is of the Go version's egress plugin, which has books of its own.
+            false => (None, Some(owner.ipv6?.to_string())),
+        };
         let PodName { namespace, name } = owner.pod.clone();
         let since = Duration::from_millis(owner.since.0).as_nanos();
-        Allocation {
+        Some(Allocation {
             network_name: owner.sandbox.network_name().to_owned(),
             container_id: owner.sandbox.container_id().to_owned(),
             if_name: owner.sandbox.if_name().to_owned(),
-            ipv4: Some(address.to_string()),
-            ipv6: None,
+            ipv4,
+            ipv6,
             allocation_timestamp: u64::try_from(since).unwrap_or(u64::MAX),
             metadata: Metadata { namespace, name, interfaces: Some(1) },
-        }
+        })
     };
-    let allocations = owners.into_iter().map(allocation).collect();
+    let allocations = owners.into_iter().filter_map(allocation).collect();
     let file = Written { version: VERSION, writer: WRITER, allocations };
     // Texts and numbers alone: there is nothing that JSON cannot say.
     let mut bytes = serde_json::to_vec(&file).unwrap_or_default();
@@ -258,15 +266,35 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_cannot_be_read_or_is_of_ipv6_is_counted_and_costs_no_other() {
+    fn an_entry_that_cannot_be_read_is_counted_and_costs_no_other() {
         let checkpoint =
             of(r#"[7, {}, {"networkName":"aws-cni","containerID":"../x","ifName":"eth0","ipv4":"10.0.0.1"},
             {"networkName":"aws-cni","containerID":"a","ifName":"eth0","ipv4":"10.0.0.256"},
-            {"networkName":"aws-cni","containerID":"v6","ifName":"eth0","ipv6":"2001:db8::1"},
+            {"networkName":"aws-cni","containerID":"v6","ifName":"eth0","ipv6":"2001:db8::1:2:3:4"},
             {"networkName":"aws-cni","containerID":"good","ifName":"eth0","ipv4":"10.0.0.9"}]"#);
 
-        assert_eq!((checkpoint.entries.len(), checkpoint.ipv6, checkpoint.unreadable), (1, 1, 4));
+        assert_eq!((checkpoint.entries.len(), checkpoint.unreadable), (1, 5));
         assert_eq!(of("null"), of("[]"));
+    }
+
+    #[test]
+    fn an_ipv6_address_goes_with_the_ipv4_address_that_its_end_makes_and_is_written_as_it_was() {
+        let checkpoint = of(r#"[{"networkName":"aws-cni","containerID":"a","ifName":"eth0",
+            "ipv6":"2001:db8:0:1:4a2f::5","metadata":{"k8sPodNamespace":"default","k8sPodName":"web"}}]"#);
+        let [entry] = checkpoint.entries.as_slice() else { panic!("{checkpoint:?}") };
+        let ipv6 = "2001:db8:0:1:4a2f::5".parse().unwrap();
+        assert_eq!((entry.address, entry.ipv6), ([0, 0, 0, 5].into(), Some(ipv6)));
+        let (sandbox, pod) = (entry.sandbox.clone(), entry.pod.clone());
+        let host_if = entry.host_if.clone().unwrap();
+        let owner = Owner { sandbox, pod, host_if, since: Moment(1), ipv6: Some(ipv6), further: None };
+        let of_egress = Owner { ipv6: None, ..owner.clone() };
+        let local = [169, 254, 172, 9].into();
+
+        let bytes = render(Families::V6 { egress: true }, [(&owner, entry.address), (&of_egress, local)]);
+
+        let text = String::from_utf8(bytes).unwrap();
+        assert!(text.contains(r#""ifName":"eth0","ipv6":"2001:db8:0:1:4a2f::5","alloc"#), "{text}");
+        assert!(!text.contains("ipv4"), "{text}");
     }
 
     #[test]
@@ -281,7 +309,7 @@ mod tests {
             further: None,
         };
 
-        let bytes = render([(&owner, [10, 0, 1, 23].into())]);
+        let bytes = render(Families::V4 { egress: false }, [(&owner, [10, 0, 1, 23].into())]);
 
         assert_eq!(
             String::from_utf8(bytes.clone()).unwrap(),
@@ -311,7 +339,7 @@ mod tests {
             assert_eq!((checkpoint, remarks.len()), (None, 1), "{text}");
             assert_eq!(std::fs::read_to_string(directory.path().join("ipam.damaged-9")).unwrap(), text);
         }
-        write(&path, &render([])).unwrap();
+        write(&path, &render(Families::Dual, [])).unwrap();
         assert_eq!(load().0.map(|checkpoint| checkpoint.ours), Some(true));
     }
 }

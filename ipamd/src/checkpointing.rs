@@ -14,6 +14,7 @@ use pool::{Owner, Snapshot};
 use types::SandboxKey;
 
 use crate::checkpoint;
+use crate::families::Families;
 use crate::store::Record;
 
 /// Pause after a change: those that come meanwhile share the next file.
@@ -29,16 +30,23 @@ pub(crate) enum News {
 }
 
 /// Who has what, as far as it is told.
-#[derive(Debug, Default)]
-struct Mirror(BTreeMap<SandboxKey, (Owner, Ipv4Addr)>);
+#[derive(Debug)]
+struct Mirror {
+    families: Families,
+    held: BTreeMap<SandboxKey, (Owner, Ipv4Addr)>,
+}
 
 impl Mirror {
+    const fn new(families: Families) -> Self {
+        Self { families, held: BTreeMap::new() }
+    }
+
     /// Takes news in; false if they change nothing that the checkpoint says.
     fn take_in(&mut self, news: News) -> bool {
         match news {
             News::All(snapshot) => {
                 let all = snapshot.owners.into_iter();
-                self.0 = all.map(|(owner, address)| (owner.sandbox.clone(), (owner, address))).collect();
+                self.held = all.map(|(owner, address)| (owner.sandbox.clone(), (owner, address))).collect();
                 true
             }
             News::Changed(records) => {
@@ -54,19 +62,19 @@ impl Mirror {
     fn record(&mut self, record: Record) -> bool {
         match record {
             Record::Assigned { owner, address } => {
-                self.0.insert(owner.sandbox.clone(), (owner, address));
+                self.held.insert(owner.sandbox.clone(), (owner, address));
                 true
             }
-            Record::Released { sandbox, .. } => self.0.remove(&sandbox).is_some(),
+            Record::Released { sandbox, .. } => self.held.remove(&sandbox).is_some(),
             Record::Snapshot { pool, .. } => self.take_in(News::All(pool)),
-            Record::Leaving { .. } => false,
+            Record::Leaving { .. } | Record::Ipv6(_) => false,
         }
     }
 
     fn render(&self) -> Vec<u8> {
         // The Go version keeps those of further interfaces in files of their own.
-        let known = self.0.values().filter(|(owner, _)| owner.further.is_none());
-        checkpoint::render(known.map(|(owner, address)| (owner, *address)))
+        let known = self.held.values().filter(|(owner, _)| owner.further.is_none());
+        checkpoint::render(self.families, known.map(|(owner, address)| (owner, *address)))
     }
 }
 
@@ -75,8 +83,12 @@ impl Mirror {
 ///
 /// # Errors
 /// When there is no thread to be had.
-pub(crate) fn start(path: PathBuf, snapshot: Snapshot) -> std::io::Result<(Sender<News>, JoinHandle<()>)> {
-    let mut mirror = Mirror::default();
+pub(crate) fn start(
+    path: PathBuf,
+    families: Families,
+    snapshot: Snapshot,
+) -> std::io::Result<(Sender<News>, JoinHandle<()>)> {
+    let mut mirror = Mirror::new(families);
     mirror.take_in(News::All(Box::new(snapshot)));
     // Before anybody is served: from now on a checkpoint that is not ours means that the Go version has run.
     put(&path, &mirror);
@@ -110,6 +122,8 @@ mod tests {
 
     use super::*;
 
+    const V4: Families = Families::V4 { egress: false };
+
     fn assigned(id: &str, last: u8) -> Record {
         let pod = PodName { namespace: "default".to_owned(), name: id.to_owned() };
         let sandbox = SandboxKey::new("aws-cni", id, "eth0").unwrap();
@@ -128,7 +142,7 @@ mod tests {
         let path = directory.path().join("ipam.json");
         let load = || checkpoint::load(&path, &VethPrefix::default(), Moment(1)).0.unwrap();
 
-        let (news, thread) = start(path.clone(), Snapshot::default()).unwrap();
+        let (news, thread) = start(path.clone(), V4, Snapshot::default()).unwrap();
         assert!(load().ours && load().entries.is_empty());
         news.send(News::Changed(vec![assigned("a", 1), assigned("b", 2)])).unwrap();
         news.send(News::Changed(vec![released("a"), assigned("c", 3)])).unwrap();
@@ -141,11 +155,11 @@ mod tests {
 
     #[test]
     fn what_changes_nothing_writes_nothing() {
-        let mut mirror = Mirror::default();
+        let mut mirror = Mirror::new(V4);
 
         assert!(!mirror.take_in(News::Changed(vec![released("never")])));
         assert!(mirror.take_in(News::Changed(vec![assigned("a", 1), released("never")])));
         assert!(mirror.take_in(News::All(Box::default())));
-        assert_eq!(mirror.render(), checkpoint::render([]));
+        assert_eq!(mirror.render(), checkpoint::render(V4, []));
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ipnetwork::Ipv4Network;
 use pool::{Action, ActionId, EniSeen, Outcome, Role, Wanted};
 use tokio::sync::{OnceCell, mpsc, watch};
-use types::{DeviceIndex, EniId, InstanceTable, Mac, NetworkCard, SecurityGroupId, SubnetId};
+use types::{DeviceIndex, EniId, InstanceTable, Ipv6Prefix, Mac, NetworkCard, SecurityGroupId, SubnetId};
 
 use crate::clock::Clock;
 use crate::cloud::{
@@ -301,6 +301,15 @@ impl CloudTasks {
         tokio::spawn(async move {
             let asked = async { this.known()?.ec2()?.assign_ipv6_prefix(&eni).await };
             drop(this.events.send(Event::Ipv6Assigned(asked.await)).await);
+        });
+    }
+
+    /// Starts to give an IPv6 prefix back.
+    pub(crate) fn release_ipv6(self: &Arc<Self>, eni: EniId, prefix: Ipv6Prefix) {
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            let asked = async { this.known()?.ec2()?.release_ipv6_prefix(&eni, prefix).await };
+            drop(this.events.send(Event::Ipv6Released(asked.await)).await);
         });
     }
 

@@ -68,6 +68,14 @@ impl Families {
         }
     }
 
+    /// Whether pods reach the other family by a translated address.
+    const fn has_egress(self) -> bool {
+        match self {
+            Self::V4 { egress } | Self::V6 { egress } => egress,
+            Self::Dual => false,
+        }
+    }
+
     /// Whether pods with IPv4 addresses of the VPC reach IPv6 by the node's address.
     #[must_use]
     pub fn has_ipv6_egress(self) -> bool {
@@ -77,9 +85,14 @@ impl Families {
     /// The IPv4 range that means something on this node only; nobody outside may begin a connection to it.
     #[must_use]
     pub fn local_range(self) -> Option<Ipv4Network> {
+        self.range_of_node().filter(|_| self == Self::V6 { egress: true })
+    }
+
+    /// The IPv4 range that the pool of this node has, where that is not EC2's. The egress plugin of the Go version has the same.
+    #[must_use]
+    pub fn range_of_node(self) -> Option<Ipv4Network> {
         let (first, length) = LOCAL;
-        let range = Ipv4Network::new(first, length).ok();
-        range.filter(|_| self == Self::V6 { egress: true })
+        Ipv4Network::new(first, length).ok().filter(|_| !self.has_ipv4_of_vpc())
     }
 
     /// What the runtime hears that a pod has.
@@ -93,7 +106,12 @@ impl Families {
     /// What the kernel should hold for a pod.
     #[must_use]
     pub(crate) fn pod_spec(self, owner: &Owner, address: Ipv4Addr, mtu: u32) -> PodSpec {
-        let ipv4 = (self != Self::V6 { egress: false }).then_some(IpAddr::V4(address));
+        let has_ipv4 = match self.range_of_node() {
+            None => true,
+            // One that is not of the range stands for an IPv6 address that the Go version gave; and who has no other has this one.
+            Some(range) => owner.ipv6.is_none() || (self.has_egress() && range.contains(address)),
+        };
+        let ipv4 = has_ipv4.then_some(IpAddr::V4(address));
         let addresses = ipv4.into_iter().chain(owner.ipv6.map(IpAddr::V6)).collect();
         let container_if = owner.sandbox.if_name().to_owned();
         PodSpec { host_if: owner.host_if.clone(), container_if, index: owner.index(), addresses, mtu }
@@ -138,6 +156,7 @@ mod tests {
     use super::*;
 
     const IPV4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
+    const OF_NODE: Ipv4Addr = Ipv4Addr::new(169, 254, 172, 9);
 
     fn owner(ipv6: Option<Ipv6Addr>) -> Owner {
         let pod = types::PodName { namespace: "default".to_owned(), name: "web".to_owned() };
@@ -154,7 +173,7 @@ mod tests {
     #[test]
     fn what_a_pod_gets_and_what_is_told_depends_on_the_families() {
         let prefix: Ipv6Prefix = "2001:db8::/80".parse().unwrap();
-        let ipv6 = prefix.beside(IPV4);
+        let (ipv6, of_node) = (prefix.beside(IPV4), prefix.beside(OF_NODE));
         let cases = [
             (Families::V4 { egress: false }, None, vec!["10.0.0.9/32"], vec!["10.0.0.9"]),
             (
@@ -171,24 +190,36 @@ mod tests {
             ),
             (
                 Families::V6 { egress: true },
-                Some(ipv6),
-                vec!["2001:db8::a00:9/128"],
-                vec!["10.0.0.9", "2001:db8::a00:9"],
+                Some(of_node),
+                vec!["2001:db8::a9fe:ac09/128"],
+                vec!["169.254.172.9", "2001:db8::a9fe:ac09"],
             ),
             (
                 Families::V6 { egress: false },
-                Some(ipv6),
-                vec!["2001:db8::a00:9/128"],
-                vec!["2001:db8::a00:9"],
+                Some(of_node),
+                vec!["2001:db8::a9fe:ac09/128"],
+                vec!["2001:db8::a9fe:ac09"],
             ),
         ];
         for (families, ipv6, told, wired) in cases {
             let words = |of: Vec<String>| of.join(" ");
-            let spec = families.pod_spec(&owner(ipv6), IPV4, 9001);
-            let got = words(families.told(IPV4, ipv6).iter().map(ToString::to_string).collect());
+            let address = if families.has_ipv4_of_vpc() { IPV4 } else { OF_NODE };
+            let spec = families.pod_spec(&owner(ipv6), address, 9001);
+            let got = words(families.told(address, ipv6).iter().map(ToString::to_string).collect());
             assert_eq!(got, told.join(" "), "{families:?}");
             assert_eq!(words(spec.addresses.iter().map(ToString::to_string).collect()), wired.join(" "));
-            assert_eq!(address_in_pool(&spec.addresses), Some(IPV4));
+            assert_eq!(address_in_pool(&spec.addresses), Some(address));
+        }
+    }
+
+    #[test]
+    fn a_pod_of_the_go_version_has_its_ipv6_address_alone_and_its_egress_plugins_link_the_ipv4_one() {
+        let of_go: Ipv6Addr = "2001:db8::5".parse().unwrap();
+        for families in [Families::V6 { egress: true }, Families::V6 { egress: false }] {
+            let wired = |ipv6, address| families.pod_spec(&owner(ipv6), address, 9001).addresses;
+            assert_eq!(wired(Some(of_go), Ipv4Addr::new(0, 0, 0, 5)), [IpAddr::V6(of_go)]);
+            let egress = Ipv4Addr::new(169, 254, 172, 5);
+            assert_eq!(wired(None, egress), [IpAddr::V4(egress)]);
         }
     }
 

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use datapath::netfilter::{EgressSpec, NatSpec, Netfilter, SnatPorts, egress_ruleset, ruleset};
-use datapath::{Converged, Family, Former, Host, LinkSeen, MarkError, desired};
-use ipnetwork::Ipv6Network;
+use datapath::{Converged, Family, Former, Host, HostSeen, LinkSeen, MarkError, NodeSpec, Route, desired};
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use types::{Ipv6Prefix, Mac};
@@ -52,6 +53,12 @@ impl HostRecord {
         nat_spec(&self.wish, &self.nat, links)
     }
 }
+
+/// Ranges of the Go version's egress plugin.
+const GO_LOCAL: [(IpAddr, u8); 2] = [
+    (IpAddr::V4(Ipv4Addr::new(169, 254, 172, 0)), 22),
+    (IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0xac, 0)), 118),
+];
 
 /// Where the record is.
 #[must_use]
@@ -207,15 +214,7 @@ impl HostKeeper {
         let mut ready = wish.node.clone();
         ready.enis.retain(|eni| made.is_ready(&eni.mac));
         let whole = ready.enis.len() == wish.node.enis.len();
-        let removed = match self.netfilter.take_over() {
-            Ok(removed) => self
-                .host
-                .take_over(&wish.node, &ready, &former)
-                .await
-                .map(|more| (removed, more))
-                .map_err(|error| chain(&error)),
-            Err(error) => Err(chain(&error)),
-        };
+        let removed = self.remove_leftovers(wish, &ready, &former).await;
         self.former = (removed.is_err() || !whole).then_some(former);
         match removed {
             Ok((netfilter, routes)) => {
@@ -238,6 +237,19 @@ impl HostKeeper {
         }
     }
 
+    async fn remove_leftovers(
+        &mut self,
+        wish: &HostWish,
+        ready: &NodeSpec,
+        former: &Former,
+    ) -> Result<(Vec<String>, Vec<String>), String> {
+        let seen = self.host.look().await.map_err(|error| chain(&error))?;
+        let guarded = guarded(&seen, wish.local);
+        let netfilter = self.netfilter.take_over(&guarded).map_err(|error| chain(&error))?;
+        let routes = self.host.take_over(&wish.node, ready, former).await.map_err(|error| chain(&error))?;
+        Ok((netfilter, routes))
+    }
+
     fn tell(&self, repair: bool, change: &str) {
         if repair {
             self.metrics.repaired("host");
@@ -246,6 +258,17 @@ impl HostKeeper {
             tracing::info!(change, "host");
         }
     }
+}
+
+/// Families of which pods of the Go version have addresses that mean something on the node only, and nothing of ours keeps others from
+/// them.
+fn guarded(seen: &HostSeen, local: Option<Ipv4Network>) -> BTreeSet<Family> {
+    let ranges = GO_LOCAL.into_iter().filter_map(|(first, length)| IpNetwork::new(first, length).ok());
+    // Ours does it for the first of them.
+    let ranges: Vec<IpNetwork> = ranges.filter(|range| range.is_ipv6() || local.is_none()).collect();
+    let is_of = |route: &Route| ranges.iter().any(|range| range.contains(route.destination.ip()));
+    let routes = seen.routes.iter().map(|seen| &seen.route);
+    routes.filter(|route| is_of(route)).map(Route::family).collect()
 }
 
 /// The table's content; `None` while the primary ENI's link is not there.

@@ -15,7 +15,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::{Registry, Unit};
 use types::Reason;
-use wire::{AddressCount, Report, Verb};
+use wire::{AddressCount, EniReport, Report, Verb};
 
 /// Label of what went well.
 const NONE: &str = "none";
@@ -329,11 +329,16 @@ fn state(report: &Report) -> Registry {
         waiting.get_or_create(&ReasonLabel { reason: wait.reason.word() }).inc();
     }
     all.register("ipamd_adds_waiting", "ADDs that wait for an address now, by what for", waiting);
-    let per_eni = Family::<EniLabel, Gauge>::default();
-    for eni in &report.enis {
-        per_eni.get_or_create(&EniLabel { eni: eni.id.to_string() }).set(eni.addresses.assigned.into());
-    }
-    all.register("awscni_assigned_ip_per_eni", "Addresses that pods have, by ENI", per_eni);
+    let mut per_eni = |name: &str, help: &str, of: &dyn Fn(&EniReport) -> u32| {
+        let family = Family::<EniLabel, Gauge>::default();
+        for eni in &report.enis {
+            family.get_or_create(&EniLabel { eni: eni.id.to_string() }).set(of(eni).into());
+        }
+        all.register(name, help, family);
+    };
+    per_eni("awscni_assigned_ip_per_eni", "Addresses that pods have, by ENI", &|eni| eni.addresses.assigned);
+    per_eni("ipamd_ipv6_prefixes", "IPv6 prefixes, by ENI", &|eni| eni.ipv6_prefixes);
+    per_eni("ipamd_ipv6_addresses", "IPv6 addresses that pods have, by ENI", &|eni| eni.ipv6_assigned);
     let reused: Counter = Counter::default();
     reused.inc_by(report.reused_early);
     all.register("ipamd_addresses_reused_early", "Addresses given out before they had cooled", reused);

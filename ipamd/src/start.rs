@@ -1,12 +1,13 @@
 //! The state at the start, from files and kernel, and what is left behind at the end.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 
 use datapath::{Former, Wirer};
+use pool::{Grant, Owner};
 use types::{HostVeth, TableId};
 
 use crate::app::RunError;
@@ -14,7 +15,6 @@ use crate::checkpoint;
 use crate::checkpointing::{self, News};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::families::Families;
 use crate::memory::MemoryFile;
 use crate::node::{Node, PodInKernel, Remembered, Restored, Settings, restore};
 use crate::server::chain;
@@ -36,7 +36,7 @@ pub(crate) struct Started {
     /// Whoever changes the state tells it here.
     pub(crate) news: Sender<News>,
     /// Keeps the checkpoint; ends when nobody can tell it any more.
-    pub(crate) checkpointing: Option<JoinHandle<()>>,
+    pub(crate) checkpointing: JoinHandle<()>,
 }
 
 /// Brings the state back.
@@ -57,11 +57,12 @@ pub(crate) fn restored(
     let go_ran = checkpoint.as_ref().is_some_and(|checkpoint| !checkpoint.ours);
     let memory = MemoryFile::here(&config.run_dir, settings.families);
     let remembered = memory.as_ref().filter(|_| !go_ran).and_then(|memory| recall(memory, wirer));
-    loaded.checkpoint = checkpoint.filter(|_| is_kept(settings.families));
+    loaded.checkpoint = checkpoint;
     // What the process before this one had set aside.
     wirer.sweep().map_err(RunError::local("sweep old links away"))?;
-    let kernel =
-        wirer.pods(config.veth_prefix.as_str()).map_err(RunError::local("ask the kernel for pods"))?;
+    let kernel = wirer
+        .pods(config.veth_prefix.as_str(), settings.families.range_of_node())
+        .map_err(RunError::local("ask the kernel for pods"))?;
     let kernel: Vec<PodInKernel> = kernel
         .into_iter()
         .filter_map(|pod| {
@@ -72,7 +73,7 @@ pub(crate) fn restored(
     // A link that cannot be looked for is taken to be there: an address is rather held for too long than given twice.
     let mut has_link = |host_if: &HostVeth| wirer.has_link(host_if.as_str()).unwrap_or(true);
     let restored = restore(settings.cooldown, loaded, &kernel, &mut has_link, ran_before, now);
-    let Restored { pool, leftovers, gone, doubted, remarks: more } = restored;
+    let Restored { pool, leftovers, gone, doubted, ipv6, remarks: more } = restored;
     for pod in leftovers {
         if let Err(error) = wirer.remove(&pod) {
             tracing::warn!(host_if = %pod.host_if, error = chain(&error), "a deleted pod's wiring stays");
@@ -82,18 +83,18 @@ pub(crate) fn restored(
     for remark in remarks {
         tracing::warn!("{remark}");
     }
-    let held = pool.owners().map(|(_, grant)| grant.address).collect();
-    let snapshot = pool.snapshot();
-    let store = Store::create(&path, &snapshot).map_err(RunError::local("write the state"))?;
-    let (news, checkpointing) = match is_kept(settings.families) {
-        true => checkpointing::start(checkpoint_path(config), snapshot)
-            .map(|(news, thread)| (news, Some(thread)))
-            .map_err(RunError::local("start the checkpointing thread"))?,
-        false => (channel().0, None),
+    let addresses = |(owner, grant): (&Owner, Grant)| {
+        [Some(IpAddr::V4(grant.address)), owner.ipv6.map(IpAddr::V6)].into_iter().flatten()
     };
+    let held = pool.owners().flat_map(addresses).collect();
+    let snapshot = pool.snapshot();
+    let store = Store::create(&path, &snapshot, ipv6).map_err(RunError::local("write the state"))?;
+    let (news, checkpointing) = checkpointing::start(checkpoint_path(config), settings.families, snapshot)
+        .map_err(RunError::local("start the checkpointing thread"))?;
     let seed = now.0 ^ u64::from(std::process::id());
     let mut node = Node::new(settings.clone(), pool, seed, now);
     node.doubt(doubted);
+    node.remember_ipv6(ipv6);
     lead_to_adopted(&node, &kernel, wirer);
     let former = Former { held, gone };
     Ok(Started { node, store, remembered, memory, former, news, checkpointing })
@@ -123,7 +124,7 @@ fn lead_to_adopted(node: &Node, kernel: &[PodInKernel], wirer: &mut Wirer) {
 
 /// Leaves behind what the Go version needs to go on: a rule for each pod on a secondary ENI, needed once our nftables
 /// table is removed and with it our marks, and the checkpoint. The next start of ours removes the rules again.
-pub(crate) fn leave(node: &Node, checkpointing: Option<JoinHandle<()>>) {
+pub(crate) fn leave(node: &Node, checkpointing: JoinHandle<()>) {
     let steered: Vec<(Ipv4Addr, TableId)> = node
         .pool()
         .owners()
@@ -133,21 +134,14 @@ pub(crate) fn leave(node: &Node, checkpointing: Option<JoinHandle<()>>) {
         })
         .filter(|(_, table)| *table != TableId::MAIN)
         .collect();
-    if checkpointing.is_some()
-        && let Err(error) = Wirer::open().and_then(|mut wirer| wirer.steer_each(&steered))
-    {
+    if let Err(error) = Wirer::open().and_then(|mut wirer| wirer.steer_each(&steered)) {
         tracing::warn!(error = chain(&error), "the Go version would not lead some pods out by their ENI");
     }
-    if checkpointing.is_some_and(|thread| thread.join().is_err()) {
+    if checkpointing.join().is_err() {
         tracing::error!("the checkpointing thread has ended early: the checkpoint may be old");
     }
 }
 
 fn checkpoint_path(config: &Config) -> PathBuf {
     config.checkpoint.clone().unwrap_or_else(|| config.run_dir.join("ipam.json"))
-}
-
-/// Whether pods' addresses are such as the checkpoint can have of us: those of IPv6 nodes it numbers otherwise.
-const fn is_kept(families: Families) -> bool {
-    families.has_ipv4_of_vpc()
 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use pool::Snapshot;
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
-use types::{Moment, SandboxKey};
+use types::{Ipv6Prefix, Moment, SandboxKey};
 
 use crate::checkpoint::Checkpoint;
 
@@ -34,7 +34,12 @@ pub enum Record {
         version: u32,
         /// The pool.
         pool: Box<Snapshot>,
+        /// The IPv6 prefix.
+        #[serde(default)]
+        ipv6: Ipv6Books,
     },
+    /// All that is remembered of the IPv6 prefix, anew.
+    Ipv6(Ipv6Books),
     /// A sandbox got an address.
     Assigned {
         /// Who.
@@ -54,6 +59,15 @@ pub enum Record {
         /// When; the address cools from then on.
         at: Moment,
     },
+}
+
+/// What is remembered of the primary ENI's IPv6 prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Ipv6Books {
+    /// The one that we asked EC2 for and have not given back; one of others is never given back.
+    pub ours: Option<Ipv6Prefix>,
+    /// The one that was last given back, or may have been, and when: EC2 may go on showing it for a while.
+    pub left: Option<(Ipv6Prefix, Moment)>,
 }
 
 /// What the files held.
@@ -125,8 +139,8 @@ impl Store {
     ///
     /// # Errors
     /// When the file system refuses; the old file is then as it was.
-    pub fn create(path: &Path, snapshot: &Snapshot) -> Result<Self, StoreError> {
-        let record = Record::Snapshot { version: VERSION, pool: Box::new(snapshot.clone()) };
+    pub fn create(path: &Path, snapshot: &Snapshot, ipv6: Ipv6Books) -> Result<Self, StoreError> {
+        let record = Record::Snapshot { version: VERSION, pool: Box::new(snapshot.clone()), ipv6 };
         let replace = || -> io::Result<(File, u64)> {
             let staged = path.with_extension("new");
             let mut file =
@@ -234,7 +248,7 @@ mod tests {
 
     fn written(directory: &Path) -> PathBuf {
         let path = directory.join("state");
-        let mut store = Store::create(&path, &Snapshot::default()).unwrap();
+        let mut store = Store::create(&path, &Snapshot::default(), Ipv6Books::default()).unwrap();
         store.append(&[released("a"), released("b")]).unwrap();
         path
     }
@@ -248,6 +262,20 @@ mod tests {
 
         assert_eq!(loaded.damage, None);
         assert_eq!(loaded.records[1..], [released("a"), released("b")]);
+    }
+
+    #[test]
+    fn what_is_remembered_of_the_ipv6_prefix_is_loaded_and_older_files_have_none() {
+        let prefix: Ipv6Prefix = "2001:db8::/80".parse().unwrap();
+        let books = Ipv6Books { ours: Some(prefix), left: Some((prefix, Moment(7))) };
+        let snapshot = |ipv6| Record::Snapshot { version: VERSION, pool: Box::default(), ipv6 };
+        for record in [snapshot(books), Record::Ipv6(books)] {
+            assert_eq!(parse(&line(&record).unwrap()), (vec![record], None));
+        }
+        let mut json = serde_json::to_value(snapshot(books)).unwrap();
+        json.as_object_mut().unwrap().remove("ipv6");
+        let old: Record = serde_json::from_value(json).unwrap();
+        assert_eq!(old, snapshot(Ipv6Books::default()));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::memory::MemoryFile;
 use crate::metrics::Metrics;
 use crate::node::{BatchId, CallId, Event, Remembered};
 use crate::server::chain;
-use crate::store::{Record, Store, StoreError};
+use crate::store::{Ipv6Books, Record, Store, StoreError};
 
 /// How long the wiring thread must be idle before it sweeps away the links of released pods, all in one go:
 /// the kernel then waits for RCU once, and not while an ADD waits for the kernel's lock.
@@ -165,7 +165,7 @@ pub(crate) enum Writing {
     /// Append.
     Append(BatchId, Vec<Record>),
     /// Start a new file.
-    Rewrite(Box<Snapshot>),
+    Rewrite(Box<Snapshot>, Ipv6Books),
     /// Put down what a start would need to know.
     Remember(Box<Remembered>),
 }
@@ -203,12 +203,12 @@ impl Writer {
             for job in std::iter::once(first).chain(inbox.try_iter()) {
                 match job {
                     Writing::Append(batch, records) => drop(appends.insert(batch, records)),
-                    Writing::Rewrite(snapshot) => {
+                    Writing::Rewrite(snapshot, ipv6) => {
                         // The snapshot holds what these records say and may hold more: they go first.
                         if !self.append(std::mem::take(&mut appends)) {
                             return;
                         }
-                        self.rewrite(&snapshot);
+                        self.rewrite(&snapshot, ipv6);
                     }
                     Writing::Remember(remembered) => {
                         if let Some(memory) = &self.memory {
@@ -247,10 +247,10 @@ impl Writer {
         listened
     }
 
-    fn rewrite(&mut self, snapshot: &Snapshot) {
+    fn rewrite(&mut self, snapshot: &Snapshot, ipv6: Ipv6Books) {
         self.asked_for_new = false;
         drop(self.news.send(News::All(Box::new(snapshot.clone()))));
-        match Store::create(&self.path, snapshot) {
+        match Store::create(&self.path, snapshot, ipv6) {
             Ok(store) => self.store = Some(store),
             Err(error) => self.complain(&error),
         }

@@ -3,7 +3,7 @@
 //! What counts is how many in a row stay without an answer. On a busy machine the pace slows for all, but nothing is lost by that.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -81,7 +81,10 @@ impl Mirror {
     /// # Errors
     /// When the port cannot be had.
     pub fn start(netns: &Netns) -> Result<Self, LabError> {
-        let socket = netns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)))?;
+        // Of both families, where there are two.
+        let any = [IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V4(Ipv4Addr::UNSPECIFIED)];
+        let any = any.map(|address| SocketAddr::from((address, PORT)));
+        let socket = netns.run(|| UdpSocket::bind(&any[..]))?;
         let socket = socket.map_err(LabError::doing("bind the mirror"))?;
         socket.set_read_timeout(Some(PACE)).map_err(LabError::doing("set a timeout"))?;
         let worker = Worker::start(move |stop| {
@@ -101,9 +104,13 @@ impl Flow {
     ///
     /// # Errors
     /// When the socket cannot be made.
-    pub fn new(name: &str, from: &Netns, to: Ipv4Addr) -> Result<Self, LabError> {
+    pub fn new(name: &str, from: &Netns, to: IpAddr) -> Result<Self, LabError> {
+        let any = match to {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
         let open = || -> std::io::Result<UdpSocket> {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            let socket = UdpSocket::bind((any, 0))?;
             socket.connect(SocketAddr::from((to, PORT)))?;
             socket.set_nonblocking(true)?;
             Ok(socket)

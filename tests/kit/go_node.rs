@@ -196,6 +196,7 @@ impl<'a> GoNode<'a> {
         // Deleted first, whoever made it.
         let _none_there = netns.ip("rule del pref 1024 fwmark 0x80/0x80 lookup main\n");
         netns.ip("rule add pref 1024 fwmark 0x80/0x80 lookup main\n")?;
+        self.set_up_more()?;
         for (device, eni) in self.enis().into_iter().filter(|(device, _)| *device > 0) {
             self.set_up_eni(device, &eni)?;
         }
@@ -205,6 +206,22 @@ impl<'a> GoNode<'a> {
             GoVersion::V23 => netns.nft(CONNMARK_TABLE),
             GoVersion::V19 | GoVersion::V19Legacy => Ok(()),
         }
+    }
+
+    /// What it does for settings that not everybody has: a range of external services, IPv6 egress, strict security groups.
+    fn set_up_more(&self) -> Result<(), LabError> {
+        let netns = self.node.netns();
+        let _none_there = netns.ip("rule del pref 1535 to 198.51.100.0/24 lookup main\n");
+        netns.ip("rule add pref 1535 to 198.51.100.0/24 lookup main\n")?;
+        if self.version == GoVersion::V19 {
+            netns.ip("rule add pref 20 lookup local\nrule del pref 0 lookup local\n")?;
+        }
+        let block = r#"-I FORWARD -d fd00::ac:0/118 -m conntrack --ctstate NEW -m comment --comment "Block Node Local Pod access via IPv6" -j REJECT"#;
+        if crate::fabric::ipv6() && self.version == GoVersion::V23 {
+            let text = format!("*filter\n:FORWARD ACCEPT [0:0]\n{block}\nCOMMIT\n");
+            netns.feed("ip6tables-nft-restore", &text)?;
+        }
+        Ok(())
     }
 
     fn set_up_eni(&self, device: u8, eni: &EniView) -> Result<(), LabError> {

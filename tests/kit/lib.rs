@@ -12,6 +12,7 @@ pub mod ec2;
 pub mod fabric;
 pub mod fleet;
 pub mod flows;
+pub mod go_ipv6;
 pub mod go_node;
 pub mod grpc;
 pub mod imds;

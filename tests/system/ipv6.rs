@@ -21,6 +21,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_pod_of_an_ipv4_node_reaches_ipv6_by_the_nodes_address_and_is_reached_by_nobody", egress),
     ("a_node_without_ipv6_says_that_its_pods_do_not_reach_it", no_egress),
     ("ipv6_is_switched_on_in_a_pod_where_a_runtime_has_switched_it_off", switched_off),
+    ("the_prefix_goes_back_when_the_mode_is_off_and_the_last_pod_is_gone", prefix_goes_back),
+    ("a_prefix_that_somebody_else_has_asked_for_stays", prefix_of_others),
     ("without_ipv6_in_the_subnet_a_dual_stack_pod_is_told_so", no_ipv6),
     ("doctor_finds_nothing_on_nodes_with_ipv6_that_are_well", well),
 ];
@@ -245,6 +247,70 @@ fn no_ipv6() -> Outcome {
     node.wait_ready()?;
     let mut served = Pod::create("pod", "sandbox-2")?;
     add(node, &mut served)?;
+    Ok(())
+}
+
+/// The prefixes of the node's ENIs, and how often one was given back.
+fn prefixes(setting: &Setting) -> (usize, usize) {
+    let ec2 = setting.fabric.ec2();
+    let held = ec2.enis_of(&setting.node.instance().id).iter().map(|eni| eni.ipv6_prefixes.len()).sum();
+    let calls = ec2.calls();
+    (held, calls.iter().filter(|call| call.action.as_str() == "UnassignIpv6Addresses").count())
+}
+
+fn restart(node: &Node, settings: &[(&str, &str)]) -> Outcome {
+    node.stop_daemon()?;
+    node.start_daemon(settings)?;
+    node.wait_ready()
+}
+
+fn prefix_goes_back() -> Outcome {
+    let setting = Setting::start(DUAL)?;
+    let node = &setting.node;
+    let mut pod = Pod::create("pod", "sandbox")?;
+    let ipv6 = add(node, &mut pod)?;
+    let report = node.report()?;
+    let of_enis: Vec<(u32, u32)> =
+        report.enis.iter().map(|eni| (eni.ipv6_prefixes, eni.ipv6_assigned)).collect();
+    ensure!(of_enis.first() == Some(&(1, 1)), "the status says {of_enis:?}");
+    let metrics = node.metrics()?;
+    ensure!(metrics.contains("ipamd_ipv6_addresses{eni=\"eni-"), "no IPv6 in {metrics}");
+
+    restart(node, &[])?;
+    let _echo = Echo::start(setting.fabric.second())?;
+    let by_ipv6 = seen(&pod, SECOND_CIDR_HOST6)?;
+    ensure!(by_ipv6 == Some(IpAddr::V6(ipv6)), "without the mode it is seen as {by_ipv6:?}");
+    ensure!(prefixes(&setting) == (1, 0), "a pod has an address of it: {:?}", prefixes(&setting));
+
+    pod.del(node)?;
+    node.wait_for("the prefix has gone back", |_| prefixes(&setting) == (0, 1))?;
+    restart(node, &[])?;
+    let report = node.report()?;
+    ensure!(report.cloud.is_empty() && prefixes(&setting) == (0, 1), "after it: {:?}", report.cloud);
+    restart(node, DUAL)?;
+    let mut again = Pod::create("again", "again")?;
+    add(node, &mut again).map(drop)
+}
+
+fn prefix_of_others() -> Outcome {
+    let setting = Setting::start(&[])?;
+    let node = &setting.node;
+    let enis = setting.fabric.ec2().enis_of(&node.instance().id);
+    let primary = enis.iter().find(|eni| eni.ipv6.is_some()).map(|eni| eni.id.clone());
+    let primary = primary.ok_or_else(|| LabError::Otherwise("no primary ENI".to_owned()))?;
+    let given = setting.fabric.ec2().assign_ipv6(&primary, 1);
+    given.map_err(|error| LabError::Otherwise(error.to_string()))?;
+    restart(node, DUAL)?;
+    let mut pod = Pod::create("pod", "sandbox")?;
+    add(node, &mut pod)?;
+    pod.del(node)?;
+
+    restart(node, &[])?;
+
+    // What would give it back would do so before it serves the next request.
+    let mut next = Pod::create("next", "next")?;
+    next.add(node)?;
+    ensure!(prefixes(&setting) == (1, 0), "it has gone: {:?}", prefixes(&setting));
     Ok(())
 }
 

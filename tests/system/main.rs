@@ -29,6 +29,7 @@ mod routing;
 mod storms;
 mod support;
 mod takeover;
+mod takeover_ipv6;
 
 use libtest_mimic::{Arguments, Trial};
 use support::{Test, run, tell_skips};
@@ -70,9 +71,12 @@ fn main() -> std::process::ExitCode {
     for (test, missing) in kube_proxy::TESTS {
         trials.extend(self::trials(&[*test], without_lab.clone().or_else(missing).as_deref()));
     }
-    let without_ipv6 = without_lab.or_else(|| (!lab::fabric::ipv6()).then(|| "no IPv6 here".to_owned()));
+    let no_ipv6 = || (!lab::fabric::ipv6()).then(|| "no IPv6 here".to_owned());
+    let without_ipv6 = without_lab.or_else(no_ipv6);
+    let without_both = without_iptables.clone().or_else(no_ipv6);
     trials.extend(self::trials(ipv6::TESTS, without_ipv6.as_deref()));
     trials.extend(self::trials(takeover::TESTS, without_iptables.as_deref()));
+    trials.extend(self::trials(takeover_ipv6::TESTS, without_both.as_deref()));
     trials.extend(self::trials(containerd::TESTS, without_containerd.as_deref()));
     trials.extend(self::trials(moto::TESTS, without_moto.as_deref()));
     trials.extend(self::trials(chart::TESTS, chart::missing().as_deref()));

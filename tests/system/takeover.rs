@@ -101,8 +101,8 @@ impl Place {
         let routes = routes.lines().filter(|line| line.contains("dev eni"));
         let nft = netns.read("nft list ruleset")?;
         let nft = nft.lines().filter(|line| line.contains("AWS") || line.contains("table ip aws-cni "));
-        let tables = netns.read("iptables-nft-save")?;
-        let tables = tables.lines().filter(|line| line.contains("AWS"));
+        let tables = netns.read("iptables-nft-save")? + &netns.read("ip6tables-nft-save")?;
+        let tables = tables.lines().filter(|line| line.contains("AWS") || line.contains("Block Node Local"));
         let all = rules.chain(routes).chain(nft).chain(tables);
         Ok(all.filter(|line| !line.contains(FOREIGN)).map(str::to_owned).collect())
     }
@@ -140,22 +140,22 @@ fn talk(place: &Place, pods: &[GoPod]) -> Result<(Flows, Vec<Mirror>), LabError>
     let mut mirrors = vec![Mirror::start(vpc)?, Mirror::start(internet)?];
     let mut flows = Vec::new();
     for (number, GoPod { pod, address, .. }) in pods.iter().enumerate() {
-        flows.push(Flow::new(&format!("{address} to the VPC"), &pod.netns, SECOND_CIDR_HOST)?);
+        flows.push(Flow::new(&format!("{address} to the VPC"), &pod.netns, SECOND_CIDR_HOST.into())?);
         if number % 4 == 0 {
-            flows.push(Flow::new(&format!("{address} to the internet"), &pod.netns, INTERNET_HOST)?);
+            flows.push(Flow::new(&format!("{address} to the internet"), &pod.netns, INTERNET_HOST.into())?);
         }
         // Of each ENI one.
         if number < 4 {
             mirrors.push(Mirror::start(&pod.netns)?);
-            flows.push(Flow::new(&format!("the VPC to {address}"), vpc, *address)?);
+            flows.push(Flow::new(&format!("the VPC to {address}"), vpc, (*address).into())?);
             let other = pods.last().map_or(&pod.netns, |last| &last.pod.netns);
-            flows.push(Flow::new(&format!("the last pod to {address}"), other, *address)?);
+            flows.push(Flow::new(&format!("the last pod to {address}"), other, (*address).into())?);
         }
     }
     Ok((Flows::start(flows), mirrors))
 }
 
-fn never_silent(tallies: &[Tally]) -> Outcome {
+pub(crate) fn never_silent(tallies: &[Tally]) -> Outcome {
     let most = SILENCE.as_millis() / PACE.as_millis();
     for Tally { name, sent, gap } in tallies {
         ensure!(u128::from(*gap) <= most, "{name}: {gap} datagrams in a row of {sent} were lost");
@@ -182,6 +182,7 @@ fn while_they_talk(version: GoVersion, count: usize) -> Result<Place, LabError> 
     let enis: BTreeSet<_> = report.pods.iter().map(|pod| pod.eni.clone()).collect();
     ensure!(enis.len() > 1 && !enis.contains(&None), "pods are on {enis:?}");
     let rules = place.node.netns().read("ip rule")?;
+    ensure!(rules.starts_with("0:\tfrom all lookup local"), "the kernel's first rule is not back:\n{rules}");
     ensure!(rules.lines().count() <= 3 + 3 + 2 + 2 * enis.len(), "rules grow with pods:\n{rules}");
     place.reach(&go.pods.iter().take(6).map(|pod| &pod.pod).collect::<Vec<_>>())?;
     let mut pods = std::mem::take(&mut go.pods);

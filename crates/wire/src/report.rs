@@ -113,6 +113,12 @@ pub struct EniReport {
     pub table: TableId,
     /// How many prefixes are delegated to it.
     pub prefixes: u32,
+    /// How many IPv6 prefixes pods get addresses of.
+    #[serde(default)]
+    pub ipv6_prefixes: u32,
+    /// IPv6 addresses of them that pods have.
+    #[serde(default)]
+    pub ipv6_assigned: u32,
     /// Its addresses by state.
     pub addresses: AddressCount,
     /// Why it gets no pods, if so.

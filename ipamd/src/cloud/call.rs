@@ -39,6 +39,7 @@ calls! {
     DescribeSubnets: Reads;
     DetachNetworkInterface: Changes;
     ModifyNetworkInterfaceAttribute: Changes;
+    UnassignIpv6Addresses: Changes;
     UnassignPrivateIpAddresses: Changes;
 }
 

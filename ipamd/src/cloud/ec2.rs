@@ -323,6 +323,16 @@ impl Ec2 {
         call.parsed("IPv6 prefix", answer.assigned_ipv6_prefixes().first().map(String::as_str))
     }
 
+    /// Takes an IPv6 prefix away from an ENI.
+    ///
+    /// # Errors
+    /// As EC2 says; [`CloudErrorKind::Gone`] if it is not there.
+    pub async fn release_ipv6_prefix(&self, eni: &EniId, prefix: Ipv6Prefix) -> Result<(), CloudError> {
+        let request = self.changes.unassign_ipv6_addresses().network_interface_id(eni.as_str());
+        let request = request.ipv6_prefixes(prefix.to_string());
+        self.ask(Call::UnassignIpv6Addresses, request.send()).await.map(drop)
+    }
+
     /// Takes secondary addresses or prefixes away from an ENI.
     ///
     /// # Errors

@@ -306,6 +306,10 @@ async fn changes_ask_for_what_they_say() {
     let stage = Stage::answering("AssignIpv6Addresses", "<assignedIpv6PrefixSet/>").await;
     assert_eq!(kind(stage.ec2().await.assign_ipv6_prefix(&eni()).await), CloudErrorKind::Unclear);
 
+    let stage = Stage::answering("UnassignIpv6Addresses", "").await;
+    stage.ec2().await.release_ipv6_prefix(&eni(), given).await.unwrap();
+    stage.asked(&["NetworkInterfaceId=eni-1", "Ipv6Prefix.1=2001%3Adb8%3A0%3A1%3A4a2f%3A%3A%2F80"]);
+
     let stage = Stage::answering("DetachNetworkInterface", "").await;
     stage.ec2().await.detach("eni-attach-1").await.unwrap();
     stage.asked(&["AttachmentId=eni-attach-1"]);

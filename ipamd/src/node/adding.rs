@@ -371,6 +371,7 @@ impl Node {
 
     pub(super) fn written(&mut self, batch: BatchId, result: Result<(), String>, now: Moment) {
         self.intended(batch, &result, now);
+        self.ipv6_intended(batch, &result);
         let waits = |pending: &Pending| match pending {
             Pending::Add(add) => matches!(&add.phase, Phase::Working(work) if work.batch == batch),
             Pending::Release { batch: own, .. } => *own == batch,

@@ -4,7 +4,7 @@
 //! that died unnoticed; one that the kernel bears out is held, whether an ENI with that address is known or not.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use pool::{Owner, Pool};
 use types::{HostVeth, Moment, SandboxKey};
@@ -20,7 +20,7 @@ const HASH: usize = 11;
 #[derive(Debug, Default)]
 pub(super) struct Adopted {
     /// Addresses of entries whose pod is gone.
-    pub(super) gone: BTreeSet<Ipv4Addr>,
+    pub(super) gone: BTreeSet<IpAddr>,
     /// Who is in our own state alone.
     pub(super) doubted: BTreeSet<SandboxKey>,
     /// For the log.
@@ -47,16 +47,17 @@ pub(super) fn adopt(
             && taken.insert(address)
         {
             let wired = kernel.iter().find(|pod| pod.host_if == host_if);
-            let ipv6 = wired.and_then(|pod| ipv6_among(&pod.addresses));
+            let ipv6 = entry.ipv6.or_else(|| wired.and_then(|pod| ipv6_among(&pod.addresses)));
             let Entry { sandbox, pod, since, .. } = entry;
             take_in(pool, Owner { sandbox, pod, host_if, since, ipv6, further: None }, address, now);
         } else {
             let (sandbox, pod) = (&entry.sandbox, &entry.pod);
+            let named = entry.ipv6.map_or(IpAddr::V4(address), IpAddr::V6);
             adopted
                 .remarks
-                .push(format!("{address} of {pod} ({sandbox}) in the checkpoint leads to no link: dropped"));
+                .push(format!("{named} of {pod} ({sandbox}) in the checkpoint leads to no link: dropped"));
             if !routed.contains_key(&address) {
-                adopted.gone.insert(address);
+                adopted.gone.insert(named);
             }
         }
     }
@@ -111,6 +112,7 @@ fn take_in(pool: &mut Pool, new: Owner, address: Ipv4Addr, now: Moment) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
     use std::time::Duration;
 
     use types::{PodName, VethPrefix};
@@ -135,7 +137,14 @@ mod tests {
 
     fn entry(id: &str, name: &str, last: u8, since: u64) -> Entry {
         let address = Ipv4Addr::new(10, 0, 0, last);
-        Entry { sandbox: key(id), pod: pod(name), host_if: Some(link(name)), address, since: Moment(since) }
+        Entry {
+            sandbox: key(id),
+            pod: pod(name),
+            host_if: Some(link(name)),
+            address,
+            ipv6: None,
+            since: Moment(since),
+        }
     }
 
     fn wired(name: &str, last: u8, by_us: bool) -> PodInKernel {
@@ -186,7 +195,32 @@ mod tests {
 
         assert_eq!(held(&restored), ["a: 1", "b: 2"]);
         assert_eq!(restored.pool.owner(&key("b")).unwrap().0.host_if, link("b"));
-        assert_eq!(restored.gone, [Ipv4Addr::new(10, 0, 0, 3)].into());
+        assert_eq!(restored.gone, [IpAddr::from([10, 0, 0, 3])].into());
+    }
+
+    #[test]
+    fn pods_of_an_ipv6_node_are_taken_over_the_first_address_of_the_prefix_too() {
+        let address = |last: u16| Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0x4a2f, 0, 0, last);
+        let of_ipv6 = |name: &str, last: u8| Entry {
+            address: [0, 0, 0, last].into(),
+            ipv6: Some(address(last.into())),
+            ..entry(name, name, last, 1)
+        };
+        let routed =
+            |name: &str, last| PodInKernel { addresses: vec![address(last).into()], ..wired(name, 0, false) };
+        // What its egress plugin has wired is in no checkpoint.
+        let egress = PodInKernel {
+            host_if: HostVeth::found("veth0a1b2c3d").unwrap(),
+            addresses: vec![[169, 254, 172, 2].into()],
+            by_us: false,
+        };
+        let entries = vec![of_ipv6("a", 0), of_ipv6("b", 1), of_ipv6("dead", 2)];
+
+        let restored = restored(Vec::new(), of(entries), &[routed("a", 0), routed("b", 1), egress]);
+
+        assert_eq!(held(&restored), ["a: 0", "b: 1", "veth0a1b2c3d: 2"]);
+        assert_eq!(restored.pool.owner(&key("b")).unwrap().0.ipv6, Some(address(1)));
+        assert_eq!(restored.gone, [IpAddr::V6(address(2))].into());
     }
 
     #[test]
@@ -207,7 +241,7 @@ mod tests {
         let restored = restored(Vec::new(), of(entries), &[wired("web", 1, false)]);
 
         assert_eq!(held(&restored), ["new: 1"]);
-        assert_eq!(restored.gone, [Ipv4Addr::new(10, 0, 0, 2)].into());
+        assert_eq!(restored.gone, [IpAddr::from([10, 0, 0, 2])].into());
     }
 
     #[test]

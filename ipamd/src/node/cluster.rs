@@ -54,7 +54,7 @@ impl Node {
     }
 
     /// Whether new pods are kept away from the node, and the settings want it left alone then.
-    fn is_left_alone(&self) -> bool {
+    pub(super) fn is_left_alone(&self) -> bool {
         let cordoned = self.cluster.object.as_ref().is_some_and(|object| object.unschedulable);
         cordoned && !self.settings.manage_cordoned
     }

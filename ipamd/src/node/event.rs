@@ -18,7 +18,7 @@ use super::remembering::Remembered;
 use crate::cloud::{CloudError, ConnectionTracking};
 use crate::cluster::News;
 use crate::hold::Hold;
-use crate::store::Record;
+use crate::store::{Ipv6Books, Record};
 
 /// Names one request on the socket, in the order of arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -202,6 +202,8 @@ pub enum Event {
     },
     /// EC2 was asked for an IPv6 prefix.
     Ipv6Assigned(Result<Ipv6Prefix, CloudError>),
+    /// The IPv6 prefix was given back, or EC2 has not taken it.
+    Ipv6Released(Result<(), CloudError>),
     /// Chores were done, or the first that could not be.
     Tidied(Result<(), CloudError>),
     /// An operator holds something back, or no longer.
@@ -266,7 +268,7 @@ pub enum Effect {
     /// Put records on disk.
     Append(BatchId, Vec<Record>),
     /// Start a new state file.
-    Rewrite(Box<Snapshot>),
+    Rewrite(Box<Snapshot>, Ipv6Books),
     /// Look at the ENIs.
     Look,
     /// Call EC2.
@@ -284,6 +286,8 @@ pub enum Effect {
     Remember(Box<Remembered>),
     /// Ask EC2 for an IPv6 prefix for the primary ENI, which is this one.
     AssignIpv6(EniId),
+    /// Give the IPv6 prefix back that this ENI, the primary one, has.
+    ReleaseIpv6(EniId, Ipv6Prefix),
     /// Do chores, in order; one lot at a time.
     Tidy(Vec<Chore>),
     /// Bring the host's kernel state in line.

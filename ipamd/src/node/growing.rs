@@ -380,7 +380,7 @@ impl Node {
         let host = self.host.trouble.clone().into_iter().chain(self.host.fight());
         let cluster = self.eni_config_trouble();
         let cloud = cloud.into_iter().chain(self.memory_trouble());
-        let rest = cluster.into_iter().chain(self.range_trouble()).chain(self.ipv6_trouble());
+        let rest = cluster.into_iter().chain(self.range_trouble()).chain(self.ipv6_troubles());
         cloud.chain(hold).chain(rest).chain(host).collect()
     }
 

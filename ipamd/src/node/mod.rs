@@ -51,6 +51,7 @@ pub(crate) use restore::{is_placeholder, replay};
 
 use crate::families::Families;
 use crate::hold::Hold;
+use crate::store::Ipv6Books;
 use adding::Pending;
 use cluster::ClusterState;
 use custom::CustomState;
@@ -196,6 +197,11 @@ impl Node {
         self.doubted = sandboxes;
     }
 
+    /// Takes in what is remembered of the IPv6 prefix.
+    pub const fn remember_ipv6(&mut self, books: Ipv6Books) {
+        self.ipv6.books = books;
+    }
+
     /// Takes in what happened; returns what to do about it, in order.
     #[must_use]
     pub fn handle(&mut self, event: Event, now: Moment) -> Vec<Effect> {
@@ -207,13 +213,16 @@ impl Node {
             Event::Dead(sandboxes) => self.dead(&sandboxes, now),
             Event::Checked { id, result } => self.checked(id, result),
             Event::Written { batch, result } => self.written(batch, result, now),
-            Event::FileLong => self.effects.push(Effect::Rewrite(Box::new(self.pool.snapshot()))),
+            Event::FileLong => {
+                self.effects.push(Effect::Rewrite(Box::new(self.pool.snapshot()), self.ipv6.books));
+            }
             Event::Identified(facts) => self.identified(*facts, now),
             Event::Unidentified(error) => self.unidentified(&error, now),
             Event::Remembered(remembered) => self.remembered(*remembered),
             Event::Looked(result) => self.looked(result, now),
             Event::Acted { id, result } => self.acted(id, result, now),
             Event::Ipv6Assigned(result) => self.ipv6_assigned(result, now),
+            Event::Ipv6Released(result) => self.ipv6_released(result, now),
             Event::Tidied(result) => self.tidied(result, now),
             Event::Held(hold) => self.held(hold),
             Event::Stale => self.cloud.stale = true,
@@ -278,6 +287,7 @@ impl Node {
         self.serve(now);
         self.survey(now);
         self.want_ipv6(now);
+        self.spare_ipv6(now);
         self.grow(now);
         self.serve_early(now);
         self.expire(now);

@@ -40,11 +40,17 @@ impl Node {
     }
 
     fn eni_reports(&self, now: Moment) -> Vec<EniReport> {
+        // An idle one is told too, until it is given back.
+        let prefix = self.ipv6.prefix;
+        let ipv6 = (u32::from(prefix.is_some()), prefix.map_or(0, |prefix| self.in_ipv6_prefix(prefix)));
+        let ipv6_of = |role| if role == Role::Primary { ipv6 } else { (0, 0) };
         let mut enis: Vec<EniReport> = self
             .pool
             .enis()
             .into_iter()
             .map(|eni| EniReport {
+                ipv6_prefixes: ipv6_of(eni.role).0,
+                ipv6_assigned: u32::try_from(ipv6_of(eni.role).1).unwrap_or(u32::MAX),
                 addresses: count(self.pool.counts_of(&eni.id, now)),
                 table: TableId::of_eni(eni.card, eni.device),
                 excluded: match eni.role {

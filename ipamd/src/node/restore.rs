@@ -22,7 +22,7 @@ use super::adding::MTU_DEFAULT;
 use super::adopt::{Adopted, adopt};
 use crate::checkpoint::Checkpoint;
 use crate::families::{address_in_pool, ipv6_among};
-use crate::store::{Loaded, Record};
+use crate::store::{Ipv6Books, Loaded, Record};
 
 /// Network name of sandboxes that were found in the kernel only.
 const REBUILT: &str = "rebuilt-from-kernel";
@@ -70,9 +70,11 @@ pub struct Restored {
     /// Pods whose DEL was served, and whose wiring the daemon did not live to take away.
     pub leftovers: Vec<PodSpec>,
     /// Addresses of pods of the Go version that are gone.
-    pub gone: BTreeSet<Ipv4Addr>,
+    pub gone: BTreeSet<IpAddr>,
     /// Sandboxes that the Go version does not know any more: they are looked after until their link is gone.
     pub doubted: BTreeSet<SandboxKey>,
+    /// What is remembered of the IPv6 prefix.
+    pub ipv6: Ipv6Books,
     /// For the log.
     pub remarks: Vec<String>,
 }
@@ -84,15 +86,21 @@ pub(crate) struct Replayed {
     pub(crate) pool: Pool,
     /// Those whose last word is a release: who, and what was theirs.
     pub(crate) released: BTreeMap<HostVeth, (SandboxKey, Ipv4Addr)>,
+    /// What is remembered of the IPv6 prefix.
+    pub(crate) ipv6: Ipv6Books,
 }
 
 /// Goes through the lines of a state file.
 pub(crate) fn replay(records: Vec<Record>, cooldown: Duration, now: Moment) -> Replayed {
     let mut pool = Pool::new(cooldown);
     let mut released: BTreeMap<HostVeth, (SandboxKey, Ipv4Addr)> = BTreeMap::new();
+    let mut ipv6 = Ipv6Books::default();
     for record in records {
         match record {
-            Record::Snapshot { pool: snapshot, .. } => pool = Pool::restore(*snapshot, cooldown, now),
+            Record::Snapshot { pool: snapshot, ipv6: books, .. } => {
+                (pool, ipv6) = (Pool::restore(*snapshot, cooldown, now), books);
+            }
+            Record::Ipv6(books) => ipv6 = books,
             Record::Assigned { owner, address } => {
                 released.remove(&owner.host_if);
                 pool.adopt(owner, address);
@@ -104,7 +112,7 @@ pub(crate) fn replay(records: Vec<Record>, cooldown: Duration, now: Moment) -> R
             }
         }
     }
-    Replayed { pool, released }
+    Replayed { pool, released, ipv6 }
 }
 
 /// Rebuilds the state.
@@ -125,7 +133,7 @@ pub fn restore(
     let counts = |checkpoint: &Checkpoint| !checkpoint.ours || lost || loaded.damage.is_some();
     let checkpoint = loaded.checkpoint.filter(counts);
     let distrust = lost || loaded.damage.is_some() || checkpoint.is_some();
-    let Replayed { mut pool, mut released } = replay(loaded.records, cooldown, now);
+    let Replayed { mut pool, mut released, ipv6 } = replay(loaded.records, cooldown, now);
     let adopted = checkpoint.map(|checkpoint| adopt(&mut pool, checkpoint, kernel, has_link, now));
     let Adopted { gone, doubted, remarks: of_checkpoint } = adopted.unwrap_or_default();
     remarks.extend(of_checkpoint);
@@ -153,10 +161,12 @@ pub fn restore(
             continue;
         }
         let Some(owner) = placeholder_owner(pod, now) else { continue };
-        remarks.push(format!("{address} is routed to {} but not in the state: kept for it", pod.host_if));
+        let address_told = pod.addresses.first().copied().unwrap_or(IpAddr::V4(address));
+        remarks
+            .push(format!("{address_told} is routed to {} but not in the state: kept for it", pod.host_if));
         pool.adopt(owner, address);
     }
-    Restored { pool, leftovers, gone, doubted, remarks }
+    Restored { pool, leftovers, gone, doubted, ipv6, remarks }
 }
 
 /// Releases owners whose host end is gone or leads to another address.

@@ -151,7 +151,7 @@ mod tests {
     fn what_is_read_is_not_touched_even_when_it_is_damaged() {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
-        drop(Store::create(&state, &pool::Snapshot::default()).unwrap());
+        drop(Store::create(&state, &pool::Snapshot::default(), crate::store::Ipv6Books::default()).unwrap());
         let mut bytes = std::fs::read(&state).unwrap();
         bytes.extend(b"not a line\n");
         std::fs::write(&state, &bytes).unwrap();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::{Ipv4Network, Ipv6Network};
 use types::{DeviceIndex, EniId, Moment, NetworkCard};
 
 use super::describe;
@@ -39,6 +39,7 @@ pub(super) fn perform(model: &mut Model, action: Action, request: &Request<'_>) 
     }
     match action {
         Action::AssignIpv6Addresses => assign_ipv6(model, request),
+        Action::UnassignIpv6Addresses => unassign_ipv6(model, request),
         Action::AssignPrivateIpAddresses => assign(model, request),
         Action::AttachNetworkInterface => attach(model, request),
         Action::CreateNetworkInterface => create(model, request),
@@ -215,6 +216,19 @@ fn assign_ipv6(model: &mut Model, request: &Request<'_>) -> Result<Xml, ApiError
     let mut xml = Xml::default();
     xml.text("networkInterfaceId", eni);
     xml.texts("assignedIpv6PrefixSet", given);
+    Ok(xml)
+}
+
+fn unassign_ipv6(model: &mut Model, request: &Request<'_>) -> Result<Xml, ApiError> {
+    let eni: EniId = request.params.need_value("NetworkInterfaceId")?;
+    let prefixes: Vec<Ipv6Network> = request.params.values("Ipv6Prefix")?;
+    if prefixes.is_empty() {
+        return Err(ApiError::missing("Ipv6Addresses"));
+    }
+    model.unassign_ipv6(&eni, &prefixes)?;
+    let mut xml = Xml::default();
+    xml.text("networkInterfaceId", eni);
+    xml.texts("unassignedIpv6PrefixSet", prefixes);
     Ok(xml)
 }
 

@@ -201,6 +201,14 @@ impl Ec2 {
         self.change(|model, _| model.set_ipv6(subnet, range))
     }
 
+    /// As `AssignIpv6Addresses`, of prefixes.
+    ///
+    /// # Errors
+    /// As the call.
+    pub fn assign_ipv6(&self, eni: &EniId, count: u32) -> Result<Vec<Ipv6Network>, ApiError> {
+        self.change(|model, _| model.assign_ipv6(eni, count))
+    }
+
     /// As `UnassignIpv6Addresses`, of prefixes.
     ///
     /// # Errors

@@ -36,6 +36,8 @@ macro_rules! actions {
 actions! {
     /// Adds IPv6 prefixes to an ENI.
     AssignIpv6Addresses,
+    /// Takes IPv6 prefixes away from an ENI.
+    UnassignIpv6Addresses,
     /// Adds addresses or prefixes to an ENI.
     AssignPrivateIpAddresses,
     /// Puts an ENI into an instance.

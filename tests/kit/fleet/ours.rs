@@ -175,8 +175,9 @@ impl Ours {
             | Effect::AssignIpv6(_)
             | Effect::AskRange(..)
             | Effect::Remember(_)
+            | Effect::ReleaseIpv6(..)
             | Effect::Publish
-            | Effect::Rewrite(_) => {}
+            | Effect::Rewrite(..) => {}
         }
         None
     }

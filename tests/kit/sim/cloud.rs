@@ -92,6 +92,7 @@ pub(crate) enum Task {
     Look(Moment, Option<Picture>),
     Tidy(VecDeque<Chore>),
     Ipv6(EniId),
+    ReleaseIpv6(EniId, Ipv6Prefix),
     Act(ActionId, Act),
 }
 
@@ -295,6 +296,13 @@ impl Cloud {
                 let none = || CloudError::new(CloudErrorKind::Unclear, "AssignIpv6Addresses", "none");
                 let prefix = prefix.and_then(|prefixes| prefixes.first().copied().ok_or_else(none));
                 self.tell(Event::Ipv6Assigned(prefix), rng)
+            }
+            Task::ReleaseIpv6(eni, prefix) => {
+                let network = Ipv6Network::new(prefix.first(), Ipv6Prefix::LENGTH);
+                let networks: Vec<Ipv6Network> = network.into_iter().collect();
+                let release = |model: &mut Model| model.unassign_ipv6(&eni, &networks);
+                let result = self.change("UnassignIpv6Addresses", now, release);
+                self.tell(Event::Ipv6Released(result), rng)
             }
             Task::Act(id, act) => self.act(id, act, rng, now),
         };

@@ -124,11 +124,11 @@ impl Host {
                 break;
             }
             for removal in removals {
-                let request = leftovers::of_removal(&removal);
-                match self.ask(request, 0).await? {
+                let (request, flags) = leftovers::of_removal(&removal);
+                match self.ask(request, flags).await? {
                     None => removed.push(removal.command()),
-                    // Gone already: ENOENT, ESRCH.
-                    Some(answer) if matches!(answer.errno.raw_os_error(), Some(2 | 3)) => {}
+                    // Gone already (ENOENT, ESRCH), or there already (EEXIST).
+                    Some(answer) if matches!(answer.errno.raw_os_error(), Some(2 | 3 | 17)) => {}
                     Some(answer) => {
                         return Err(KernelError::Refused(vec![Refusal {
                             eni: None,
@@ -146,21 +146,23 @@ impl Host {
 
     async fn leftovers(&mut self) -> Result<Leftovers, KernelError> {
         let mut seen = Leftovers::default();
-        let mut ask = RuleMessage::default();
-        ask.header.family = number_of(Family::V4);
-        for message in self.dump("rules", RouteNetlinkMessage::GetRule(ask)).await? {
-            if let RouteNetlinkMessage::NewRule(message) = message {
-                seen.rules.extend(leftovers::to_rule(&message));
+        for family in Family::ALL {
+            let mut ask = RuleMessage::default();
+            ask.header.family = number_of(family);
+            for message in self.dump_of(family, "rules", RouteNetlinkMessage::GetRule(ask)).await? {
+                if let RouteNetlinkMessage::NewRule(message) = message {
+                    leftovers::see_rule(&mut seen, &message);
+                }
             }
-        }
-        let mut ask = RouteMessage::default();
-        ask.header.address_family = number_of(Family::V4);
-        for message in self.dump("routes", RouteNetlinkMessage::GetRoute(ask)).await? {
-            let RouteNetlinkMessage::NewRoute(message) = message else { continue };
-            seen.routes.extend(leftovers::to_pod_route(&message));
-            let ours = message::to_route(&message)
-                .filter(|(maker, route)| *maker == Maker::We && route.table == TableId::PODS);
-            seen.ours.extend(ours.map(|(_, route)| (route.destination, route.link)));
+            let mut ask = RouteMessage::default();
+            ask.header.address_family = number_of(family);
+            for message in self.dump_of(family, "routes", RouteNetlinkMessage::GetRoute(ask)).await? {
+                let RouteNetlinkMessage::NewRoute(message) = message else { continue };
+                seen.routes.extend(leftovers::to_pod_route(&message));
+                let ours = message::to_route(&message)
+                    .filter(|(maker, route)| *maker == Maker::We && route.table == TableId::PODS);
+                seen.ours.extend(ours.map(|(_, route)| (route.destination, route.link)));
+            }
         }
         Ok(seen)
     }

@@ -1,6 +1,6 @@
 //! Values to messages and back: the only place that knows both our model and the wire.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use ipnetwork::{IpNetwork, Ipv4Network};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
@@ -191,14 +191,14 @@ pub(super) fn rule_from(address: IpAddr, priority: u32, table: TableId) -> RuleM
 /// A rule that the kernel told, if it selects by no more than we and the Go version ever do.
 #[derive(Debug)]
 pub(super) struct RuleParts {
-    family: Family,
+    pub(super) family: Family,
     pub(super) priority: u32,
     pub(super) table: TableId,
     pub(super) value: Option<u32>,
     /// None for the empty one, which the kernel tells of rules that do not look at marks.
     pub(super) mask: Option<u32>,
-    pub(super) from: Option<Ipv4Addr>,
-    pub(super) to: Option<Ipv4Network>,
+    pub(super) from: Option<IpAddr>,
+    pub(super) to: Option<IpNetwork>,
     pub(super) protocol: RouteProtocol,
 }
 
@@ -221,9 +221,9 @@ pub(super) fn rule_parts(message: &RuleMessage) -> Option<RuleParts> {
             RuleAttribute::Table(number) => parts.table = TableId(*number),
             RuleAttribute::FwMark(mark) => parts.value = Some(*mark),
             RuleAttribute::FwMask(bits) => parts.mask = Some(*bits).filter(|bits| *bits != 0),
-            RuleAttribute::Source(IpAddr::V4(address)) => parts.from = Some(*address),
-            RuleAttribute::Destination(IpAddr::V4(address)) => {
-                parts.to = Some(Ipv4Network::new(*address, header.dst_len).ok()?);
+            RuleAttribute::Source(address) => parts.from = Some(*address),
+            RuleAttribute::Destination(address) => {
+                parts.to = Some(IpNetwork::new(*address, header.dst_len).ok()?);
             }
             RuleAttribute::Protocol(protocol) => parts.protocol = *protocol,
             // The kernel always tells this one; all bits set means "not used".
@@ -233,7 +233,7 @@ pub(super) fn rule_parts(message: &RuleMessage) -> Option<RuleParts> {
     }
     let plain = header.action == RuleAction::ToTable
         && header.tos == 0
-        && matches!(header.src_len, 0 | 32)
+        && parts.from.map_or(0, |address| IpNetwork::from(address).prefix()) == header.src_len
         && !header.flags.contains(RuleFlags::Invert);
     plain.then_some(parts)
 }
@@ -244,8 +244,8 @@ pub(super) fn to_rule(message: &RuleMessage) -> Option<Rule> {
     let parts = rule_parts(message)?;
     let selector = match (parts.value, parts.mask, parts.from, parts.to) {
         (Some(value), Some(mask), None, None) => Selector::Mark { value, mask },
-        (None, None, Some(address), None) => Selector::From(address),
-        (None, None, None, Some(range)) => Selector::To(range),
+        (None, None, Some(IpAddr::V4(address)), None) => Selector::From(address),
+        (None, None, None, Some(IpNetwork::V4(range))) => Selector::To(range),
         (None, None, None, None) => Selector::All,
         (..) => return None,
     };

@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use ipnetwork::Ipv4Network;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::RouteMessage;
 use types::{HostVeth, Mac, TableId};
@@ -29,6 +30,8 @@ const EAFNOSUPPORT: i32 = 97;
 /// each of the two that the kernel may have taken away just before.
 const ATTEMPTS: u32 = 5;
 
+/// What the names of host ends of the Go version's egress plugin begin with.
+const EGRESS_PREFIX: &str = "veth";
 /// Requests in one batch of many: their answers fit into a socket's buffer.
 const BATCH_MAX: usize = 64;
 
@@ -339,23 +342,34 @@ impl Wirer {
     }
 
     /// The pods that the kernel knows: routes in our table, or as the Go version makes them to links whose names begin like this,
-    /// and the names of their links. For the start only.
+    /// and the names of their links. With a range of addresses for IPv4 egress, a link that has one of these of the Go version's
+    /// egress plugin is a pod too. For the start only.
     ///
     /// # Errors
     /// When the kernel cannot be read.
-    pub fn pods(&mut self, prefix: &str) -> Result<Vec<PodSeen>, WireError> {
+    pub fn pods(&mut self, prefix: &str, egress: Option<Ipv4Network>) -> Result<Vec<PodSeen>, WireError> {
         let mut by_link: BTreeMap<IfIndex, (Vec<IpAddr>, bool)> = BTreeMap::new();
         for route in self.pod_routes()? {
             by_link.entry(route.link).or_insert((Vec::new(), true)).0.push(route.destination.ip());
         }
-        let main = self.routes(Family::V4, TableId::MAIN)?;
-        for route in main.iter().filter_map(leftovers::to_pod_route) {
-            by_link.entry(route.link).or_insert_with(|| (vec![route.destination.ip()], false));
+        for family in Family::ALL {
+            let main = self.routes(family, TableId::MAIN)?;
+            for route in main.iter().filter_map(leftovers::to_pod_route) {
+                by_link.entry(route.link).or_insert_with(|| (vec![route.destination.ip()], false));
+            }
         }
+        let is_egress = |name: &str, addresses: &[IpAddr]| {
+            let of_range = |address: &IpAddr| match address {
+                IpAddr::V4(address) => egress.is_some_and(|range| range.contains(*address)),
+                IpAddr::V6(_) => false,
+            };
+            name.starts_with(EGRESS_PREFIX) && addresses.iter().any(of_range)
+        };
         let mut pods = Vec::new();
         for (link, (addresses, by_us)) in by_link {
             let link = known(self.host.batch(vec![pod::get_link_at(link)]))?;
-            let link = link.filter(|link| by_us || link.name.starts_with(prefix));
+            let is_its = |link: &LinkSeen| link.name.starts_with(prefix) || is_egress(&link.name, &addresses);
+            let link = link.filter(|link| by_us || is_its(link));
             pods.extend(link.map(|link| PodSeen { host_if: link.name, addresses, by_us }));
         }
         Ok(pods)
@@ -368,7 +382,7 @@ impl Wirer {
     /// What the kernel refused first; the others are added nevertheless.
     pub fn steer_each(&mut self, pods: &[(Ipv4Addr, TableId)]) -> Result<(), WireError> {
         let rule = |(address, table): &(Ipv4Addr, TableId)| {
-            let rule = GoRule::FromPod { address: *address, table: *table };
+            let rule = GoRule::FromPod { address: IpAddr::V4(*address), table: *table };
             (RouteNetlinkMessage::NewRule(leftovers::of_rule(&rule)), ADD)
         };
         for some in pods.chunks(BATCH_MAX) {

@@ -23,7 +23,7 @@ const SHARED: [&str; 3] = ["nat", "mangle", "filter"];
 /// What the names of its chains begin with; a number follows.
 const CHAINS: [&str; 2] = ["AWS-SNAT-CHAIN-", "AWS-CONNMARK-CHAIN-"];
 /// Comments of its rules.
-const COMMENTS: [&str; 8] = [
+const COMMENTS: [&str; 7] = [
     "AWS SNAT CHAIN",
     "AWS SNAT CHAIN EXCLUSION",
     "AWS, SNAT",
@@ -31,8 +31,15 @@ const COMMENTS: [&str; 8] = [
     "AWS, outbound connections",
     "AWS, CONNMARK",
     "AWS CONNMARK CHAIN",
-    "Block Node Local Pod access via IPv4",
 ];
+
+/// Comment of its rule in `FORWARD` by which nobody outside begins a connection to addresses that mean something on the node only.
+const fn block_of(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "Block Node Local Pod access via IPv4",
+        Family::V6 => "Block Node Local Pod access via IPv6",
+    }
+}
 
 /// Where the kernel lists the tables of `iptables-legacy` of this network namespace.
 const LEGACY: &str = "/proc/thread-self/net/ip_tables_names";
@@ -78,23 +85,32 @@ fn is_its_rule(chain: &str, comment: Option<&str>, jumps_to: Option<&str>) -> bo
         || comment.is_some_and(|comment| COMMENTS.contains(&comment))
 }
 
-/// Removes it, all in one transaction; what was removed, in words.
-pub(super) fn remove(socket: &mut Socket) -> Result<Vec<String>, NetfilterError> {
-    let seen = observe(socket)?;
-    let (batch, removed) = removal(&seen);
+/// Removes it, all of a family in one transaction; what was removed, in words. `guards`: pods of its live to which its rule in `FORWARD`
+/// alone keeps others from connecting.
+pub(super) fn remove(
+    socket: &mut Socket,
+    family: Family,
+    guards: bool,
+) -> Result<Vec<String>, NetfilterError> {
+    let seen = observe(socket, family)?;
+    let (batch, removed) = removal(&seen, family, guards);
     if !removed.is_empty() {
         socket.commit(batch)?;
     }
     Ok(removed)
 }
 
-fn removal(seen: &Seen) -> (Batch, Vec<String>) {
-    let (mut batch, mut removed) = (Batch::new(Family::V4), Vec::new());
+fn removal(seen: &Seen, family: Family, guards: bool) -> (Batch, Vec<String>) {
+    let (mut batch, mut removed) = (Batch::new(family), Vec::new());
     let mut step = |what: String, kind, attributes: &Attributes| {
         batch.step(what.clone(), kind, 0, attributes);
         removed.push(what);
     };
-    let its = |rule: &&RuleSeen| is_its_rule(&rule.chain, rule.comment.as_deref(), rule.jumps_to.as_deref());
+    let its = |rule: &&RuleSeen| {
+        let comment = rule.comment.as_deref();
+        is_its_rule(&rule.chain, comment, rule.jumps_to.as_deref())
+            || (comment == Some(block_of(family)) && !guards)
+    };
     for RuleSeen { table, chain, handle, comment, .. } in seen.rules.iter().filter(its) {
         let rule = Attributes::default()
             .text(NFTA_RULE_TABLE, table)
@@ -114,17 +130,17 @@ fn removal(seen: &Seen) -> (Batch, Vec<String>) {
     (batch, removed)
 }
 
-fn observe(socket: &mut Socket) -> Result<Seen, NetfilterError> {
+fn observe(socket: &mut Socket, family: Family) -> Result<Seen, NetfilterError> {
     let table = Attributes::default().text(NFTA_TABLE_NAME, TABLE);
     let mut seen =
-        Seen { table: !socket.ask(Family::V4, NFT_MSG_GETTABLE, 0, &table)?.is_empty(), ..Seen::default() };
-    for chain in socket.ask(Family::V4, NFT_MSG_GETCHAIN, NLM_F_DUMP, &Attributes::default())? {
+        Seen { table: !socket.ask(family, NFT_MSG_GETTABLE, 0, &table)?.is_empty(), ..Seen::default() };
+    for chain in socket.ask(family, NFT_MSG_GETCHAIN, NLM_F_DUMP, &Attributes::default())? {
         let name = attribute(&chain, NFTA_CHAIN_NAME).and_then(text);
         seen.chains.extend(shared(&chain, NFTA_CHAIN_TABLE).zip(name.map(str::to_owned)));
     }
     for table in SHARED {
         let of_table = Attributes::default().text(NFTA_RULE_TABLE, table);
-        let rules = socket.ask(Family::V4, NFT_MSG_GETRULE, NLM_F_DUMP, &of_table)?;
+        let rules = socket.ask(family, NFT_MSG_GETRULE, NLM_F_DUMP, &of_table)?;
         seen.rules.extend(rules.iter().filter_map(|rule| to_rule(rule)));
     }
     Ok(seen)
@@ -203,7 +219,7 @@ mod tests {
             ],
         };
 
-        let (_, removed) = removal(&seen);
+        let (_, removed) = removal(&seen, Family::V4, false);
 
         assert_eq!(
             removed,
@@ -215,7 +231,18 @@ mod tests {
                 "delete table aws-cni",
             ]
         );
-        assert!(removal(&Seen::default()).1.is_empty());
+        assert!(removal(&Seen::default(), Family::V4, false).1.is_empty());
+    }
+
+    #[test]
+    fn the_rule_that_keeps_others_from_local_addresses_goes_when_nobody_has_one_any_more() {
+        let blocks = |comment| Seen { rules: vec![rule("FORWARD", Some(comment), None)], ..Seen::default() };
+        let (ipv4, ipv6) = (blocks(block_of(Family::V4)), blocks(block_of(Family::V6)));
+        let count = |seen, family, guards| removal(seen, family, guards).1.len();
+
+        assert_eq!((count(&ipv4, Family::V4, false), count(&ipv4, Family::V4, true)), (1, 0));
+        assert_eq!((count(&ipv6, Family::V6, false), count(&ipv6, Family::V6, true)), (1, 0));
+        assert_eq!(count(&ipv4, Family::V6, false), 0, "not its place");
     }
 
     #[test]

@@ -181,13 +181,17 @@ impl Netfilter {
         Ok(there)
     }
 
-    /// Removes what the Go version has left in nftables, in one transaction. Call it once all of ours is in place. Returns what was
-    /// removed, in words.
+    /// Removes what the Go version has left in nftables, one transaction for each family. Call it once all of ours is in place. For
+    /// families in `guarded` its rule stays that keeps others from pods' local addresses. Returns what was removed, in words.
     ///
     /// # Errors
-    /// As for [`Netfilter::put`]; nothing is removed then.
-    pub fn take_over(&mut self) -> Result<Vec<String>, NetfilterError> {
-        leftovers::remove(self.socket()?)
+    /// As for [`Netfilter::put`]; nothing of that family is removed then.
+    pub fn take_over(&mut self, guarded: &BTreeSet<Family>) -> Result<Vec<String>, NetfilterError> {
+        let mut removed = Vec::new();
+        for family in Family::ALL {
+            removed.extend(leftovers::remove(self.socket()?, family, guarded.contains(&family))?);
+        }
+        Ok(removed)
     }
 
     /// Whether there are tables of `iptables-legacy` in this thread's network namespace, of which [`Netfilter::take_over`] knows nothing.

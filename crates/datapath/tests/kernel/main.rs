@@ -547,7 +547,7 @@ fn rules_constant() -> Outcome {
     }
 
     assert_eq!(ip("rule")?, before);
-    assert_eq!(wirer.pods("eni")?.len(), 300);
+    assert_eq!(wirer.pods("eni", None)?.len(), 300);
     let specs: Vec<PodSpec> = pods.iter().map(|pod| pod.spec.clone()).collect();
     let started = Instant::now();
     assert_eq!(wirer.mend(&specs)?, Vec::new());
@@ -567,7 +567,7 @@ fn rules_constant() -> Outcome {
     eprintln!(
         "300 pods: add p50 {add:?}, remove p50 {remove:?}, one look at all {look:?}, one sweep {sweep:?}"
     );
-    assert_eq!(wirer.pods("eni")?, []);
+    assert_eq!(wirer.pods("eni", None)?, []);
     let links = ip("link")?;
     assert!(!links.contains("eni") && !links.contains("gone"), "{links}");
     Ok(())

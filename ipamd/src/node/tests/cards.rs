@@ -283,6 +283,7 @@ fn all_interfaces_come_back_after_a_restart_and_go_with_one_del() {
     let mut records = vec![Record::Snapshot {
         version: crate::store::VERSION,
         pool: Box::new(pool::Snapshot { enis: vec![eni(0, 4), eni(1, 2)], ..pool::Snapshot::default() }),
+        ipv6: crate::store::Ipv6Books::default(),
     }];
     for effect in effects {
         if let Effect::Append(_, more) = effect {

@@ -6,6 +6,8 @@ use pool::PICTURE_LAG_MAX;
 use types::Ipv6Prefix;
 
 use super::*;
+use crate::hold::Hold;
+use crate::store::Ipv6Books;
 
 fn prefix() -> Ipv6Prefix {
     "2001:db8:0:1:4a2f::/80".parse().unwrap()
@@ -141,7 +143,7 @@ fn an_ipv6_node_asks_ec2_for_nothing_but_the_prefix_and_translates_all_that_is_i
 #[test]
 fn nothing_is_asked_for_where_nothing_may_be_changed() {
     let mut world = World::of(Families::Dual);
-    world.handle(Event::Held(crate::hold::Hold::Changes));
+    world.handle(Event::Held(Hold::Changes));
     let (_, _) = world.add("web");
     world = world.made_ready(3);
 
@@ -184,4 +186,141 @@ fn without_an_ipv6_address_of_the_node_new_pods_have_none_and_the_status_says_wh
     let (_, effects) = world.add("later");
     assert!(matches!(wired(&effects)[..], [IpAddr::V4(_), IpAddr::V6(_)]), "{effects:?}");
     assert_eq!(world.node.report(world.now).cloud, Vec::<String>::new());
+}
+
+/// A node whose pods get IPv4 alone, and whose primary ENI has a prefix that was asked for before the mode was switched off.
+fn after_dual(ours: Option<Ipv6Prefix>) -> World {
+    let mut world = World::of(Families::V4 { egress: false }).made_ready(3);
+    world.node.remember_ipv6(Ipv6Books { ours, left: None });
+    world
+}
+
+/// What is being written down of the prefix.
+fn books(effects: &[Effect]) -> Option<(BatchId, Ipv6Books)> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Append(batch, records) => match records.as_slice() {
+            [Record::Ipv6(books)] => Some((*batch, *books)),
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+fn given_back(effects: &[Effect]) -> bool {
+    effects.iter().any(|effect| {
+        matches!(effect, Effect::ReleaseIpv6(eni, given) if eni.as_str() == "eni-0" && *given == prefix())
+    })
+}
+
+#[test]
+fn a_prefix_that_was_asked_for_is_remembered() {
+    let mut world = World::of(Families::Dual).made_ready(3);
+
+    let effects = world.handle(Event::Ipv6Assigned(Ok(prefix())));
+
+    let (_, written) = books(&effects).expect("a record");
+    assert_eq!(written, Ipv6Books { ours: Some(prefix()), left: None });
+}
+
+#[test]
+fn a_prefix_of_ours_goes_back_once_it_is_on_disk_that_it_goes_and_is_not_taken_for_there_by_a_late_picture() {
+    let mut world = after_dual(Some(prefix()));
+    let effects = pictured(&mut world, &[prefix()]);
+    let (batch, written) = books(&effects).expect("a record");
+    assert_eq!(written, Ipv6Books { ours: Some(prefix()), left: Some((prefix(), world.now)) });
+    assert!(!given_back(&effects) && books(&world.handle(Event::Tick)).is_none());
+
+    assert!(given_back(&world.handle(Event::Written { batch, result: Ok(()) })));
+
+    let effects = world.handle(Event::Ipv6Released(Ok(())));
+    assert_eq!(books(&effects).map(|(_, books)| books.ours), Some(None));
+    let mut restarted = World::of(Families::Dual);
+    restarted.now = world.now;
+    let (_, written) = books(&effects).unwrap();
+    restarted.node.remember_ipv6(written);
+    restarted = restarted.made_ready(3);
+    let late = Picture {
+        as_of: restarted.now,
+        enis: restarted.node.pool.enis(),
+        ipv6_prefixes: [prefix()].into(),
+        ..Picture::default()
+    };
+    let effects = restarted.handle(Event::Looked(Ok(late)));
+    restarted.converge(&effects);
+    assert_eq!(restarted.node.report(restarted.now).ipv6_prefix, None);
+}
+
+#[test]
+fn a_prefix_of_somebody_else_or_one_that_a_pod_has_an_address_of_stays() {
+    let mut of_others = after_dual(None);
+    assert_eq!(books(&pictured(&mut of_others, &[prefix()])), None);
+
+    let mut world = World::of(Families::Dual).made_ready(3);
+    world.handle(Event::Ipv6Assigned(Ok(prefix())));
+    world.added("web");
+    // As a restart with another setting would leave it.
+    world.node.settings.families = Families::V4 { egress: false };
+    assert_eq!(books(&pictured(&mut world, &[prefix()])), None);
+
+    let sandbox = world.node.pool.owners().next().map(|(owner, _)| owner.sandbox.clone()).unwrap();
+    let effects = world.handle(Event::Dead(vec![sandbox]));
+    assert!(books(&effects).is_some(), "the last pod that had one is gone: {effects:?}");
+}
+
+#[test]
+fn a_prefix_stays_where_nothing_may_be_given_back() {
+    for hold in [Hold::Releases, Hold::Changes] {
+        let mut world = after_dual(Some(prefix()));
+        world.handle(Event::Held(hold));
+        assert_eq!(books(&pictured(&mut world, &[prefix()])), None, "{hold:?}");
+        assert!(books(&world.handle(Event::Held(Hold::Nothing))).is_some());
+    }
+    let mut stopping = after_dual(Some(prefix()));
+    stopping.handle(Event::Stopping);
+    assert_eq!(books(&pictured(&mut stopping, &[prefix()])), None);
+    // The brake is put on while it is being written down.
+    let mut late = after_dual(Some(prefix()));
+    let (batch, _) = books(&pictured(&mut late, &[prefix()])).unwrap();
+    late.handle(Event::Held(Hold::Releases));
+    assert!(!given_back(&late.handle(Event::Written { batch, result: Ok(()) })));
+    let mut refused = after_dual(Some(prefix()));
+    let (batch, _) = books(&pictured(&mut refused, &[prefix()])).unwrap();
+    let result = Err("no space left".to_owned());
+    assert!(!given_back(&refused.handle(Event::Written { batch, result })), "the intent is not on disk");
+}
+
+#[test]
+fn that_ec2_does_not_take_the_prefix_back_is_told_and_tried_again_later() {
+    let mut world = after_dual(Some(prefix()));
+    let (batch, _) = books(&pictured(&mut world, &[prefix()])).unwrap();
+    world.handle(Event::Written { batch, result: Ok(()) });
+    let denied = CloudError::new(CloudErrorKind::Denied, "UnassignIpv6Addresses", "no");
+
+    let effects = world.handle(Event::Ipv6Released(Err(denied)));
+
+    assert_eq!(books(&effects), None);
+    let told = world.node.report(world.now).cloud;
+    let says = |line: &String| line.starts_with(Reason::Denied.word()) && line.contains("4a2f::/80");
+    assert!(told.iter().any(says), "{told:?}");
+    world.now = world.now.plus(Duration::from_secs(600));
+    assert!(books(&world.handle(Event::Tick)).is_some());
+}
+
+#[test]
+fn pods_with_addresses_of_a_prefix_that_is_lost_are_told_in_the_status() {
+    let mut world = World::of(Families::Dual).made_ready(3);
+    world.handle(Event::Ipv6Assigned(Ok(prefix())));
+    world.added("web");
+    assert_eq!(world.node.report(world.now).cloud, Vec::<String>::new());
+
+    let effects = pictured(&mut world, &[]);
+
+    assert!(asked(&effects));
+    assert_eq!(books(&effects).map(|(_, books)| books.ours), Some(None));
+    let told = world.node.report(world.now).cloud;
+    let says = |line: &String| line.starts_with(Reason::NoIpv6.word()) && line.contains("default/web");
+    assert!(told.iter().any(says), "{told:?}");
+    // The new one does not bring the old address back.
+    world.handle(Event::Ipv6Assigned(Ok("2001:db8:0:1:5::/80".parse().unwrap())));
+    assert!(world.node.report(world.now).cloud.iter().any(says));
 }

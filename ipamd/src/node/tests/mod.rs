@@ -277,7 +277,8 @@ fn failure(effects: &[Effect]) -> Option<&Failure> {
 
 fn batch(effects: &[Effect]) -> Option<BatchId> {
     effects.iter().find_map(|effect| match effect {
-        Effect::Append(batch, _) => Some(*batch),
+        // What is remembered of the IPv6 prefix has nothing to do with pods.
+        Effect::Append(batch, records) if !matches!(records[..], [Record::Ipv6(_)]) => Some(*batch),
         _ => None,
     })
 }

@@ -17,8 +17,11 @@ pub(super) fn judge(evidence: &Evidence, verdict: &mut Verdict) {
     if let Some(host) = evidence.live.host.seen() {
         links(evidence, host, verdict);
     }
+    let families = evidence.saved.record.as_ref().map(|record| record.families);
+    let of_ipv6_node = families.is_some_and(|families| families.range_of_node().is_some());
     for (owner, address) in &evidence.saved.owners {
-        if is_placeholder(&owner.sandbox) {
+        // On an IPv6 node one without an IPv6 address is an interface of the Go version's egress plugin, which is in nobody's state.
+        if is_placeholder(&owner.sandbox) && (owner.ipv6.is_some() || !of_ipv6_node) {
             let what =
                 format!("{address} is held for whoever is behind {}: the state was lost", owner.host_if);
             let finding = Finding::new(Code::Placeholder, what);

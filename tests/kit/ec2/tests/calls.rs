@@ -176,5 +176,11 @@ fn ipv6_prefixes_are_of_the_subnets_range_and_never_the_same() {
     assert!(told.contains("<ipv6Prefix>2001:db8:0:1:1::/80</ipv6Prefix>"), "{told}");
     let prefix = "2001:db8:0:1:1::/80".parse().unwrap();
     place.ec2.unassign_ipv6(&place.node.primary_eni, &[prefix]).unwrap();
+    let eni = &place.node.primary_eni;
+    let back =
+        format!("Action=UnassignIpv6Addresses&NetworkInterfaceId={eni}&Ipv6Prefix.1=2001:db8:0:1:2::/80");
+    let answer = place.call(&back).unwrap();
+    assert!(answer.contains("<unassignedIpv6PrefixSet><item>2001:db8:0:1:2::/80</item>"), "{answer}");
+    assert_eq!(code(place.call(&back)), "InvalidParameterValue");
     assert!(place.call(&form).unwrap().contains("<item>2001:db8:0:1:1::/80</item>"));
 }

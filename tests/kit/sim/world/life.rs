@@ -78,7 +78,7 @@ impl World {
         if self.plant == Some(Plant::ForgetsCooling) {
             forget_cooling(&mut records);
         }
-        let Restored { pool, leftovers, .. } = restore(
+        let Restored { pool, leftovers, ipv6, .. } = restore(
             self.script.setup.cooldown,
             Loaded { records, ..Loaded::default() },
             &kernel,
@@ -86,7 +86,8 @@ impl World {
             self.epoch > 0,
             now,
         );
-        self.disk.records = vec![Record::Snapshot { version: VERSION, pool: Box::new(pool.snapshot()) }];
+        self.disk.records =
+            vec![Record::Snapshot { version: VERSION, pool: Box::new(pool.snapshot()), ipv6 }];
         self.published = false;
         self.told = Told::default();
         self.telling = self.now;
@@ -98,7 +99,9 @@ impl World {
         let seed = self.rng.next();
         let mut settings = self.script.setup.settings();
         settings.custom_networking &= self.plant != Some(Plant::UsesThePrimary);
-        self.node = Some(Node::new(settings, pool, seed, now));
+        let mut node = Node::new(settings, pool, seed, now);
+        node.remember_ipv6(ipv6);
+        self.node = Some(node);
         self.tick_at = Moment(u64::MAX);
         for QueuedDel { detachment, started_ns } in std::mem::take(&mut self.queue) {
             self.last_call += 1;

@@ -13,7 +13,7 @@ use datapath::PodSpec;
 use ipamd::cloud::{CloudError, CloudErrorKind};
 use ipamd::families::address_in_pool;
 use ipamd::node::{BatchId, CallId, Effect, Event, HostMade, HostWish, Node};
-use ipamd::store::{Record, VERSION};
+use ipamd::store::{Ipv6Books, Record, VERSION};
 use pool::Snapshot;
 use types::{HostVeth, Moment, PodName, Reason, SandboxKey, VethPrefix};
 use wire::queue::QueuedDel;
@@ -82,7 +82,7 @@ enum Due {
     Hear(u32, Box<Event>),
     Wiring(u32, Job),
     Writing(u32, BatchId, Vec<Record>),
-    Rewriting(u32, Box<Snapshot>),
+    Rewriting(u32, Box<Snapshot>, Ipv6Books),
     Cloud(u32, Box<Task>),
     Tick(u32),
     Start,
@@ -386,13 +386,14 @@ impl World {
                 }
                 self.at(at, Due::Writing(self.epoch, batch, records));
             }
-            Effect::Rewrite(snapshot) => {
+            Effect::Rewrite(snapshot, ipv6) => {
                 let at = self.writing_done();
-                self.at(at, Due::Rewriting(self.epoch, snapshot));
+                self.at(at, Due::Rewriting(self.epoch, snapshot, ipv6));
             }
             Effect::Look => self.ask(Task::Look(self.clock(), None)),
             Effect::Publish => return self.published(),
             Effect::AssignIpv6(eni) => self.ask(Task::Ipv6(eni)),
+            Effect::ReleaseIpv6(eni, prefix) => self.ask(Task::ReleaseIpv6(eni, prefix)),
             Effect::Tidy(chores) => self.ask(Task::Tidy(chores.into())),
             Effect::Act { id, action, .. } if self.is_planted_refusal(&action) => {
                 let refusal = CloudError::new(CloudErrorKind::Other, "release", "planted");
@@ -464,8 +465,8 @@ impl World {
             }
             Due::Wiring(of, job) if of == epoch => self.wire(job),
             Due::Writing(of, batch, records) if of == epoch => self.write(batch, records),
-            Due::Rewriting(of, snapshot) if of == epoch => {
-                self.disk.records = vec![Record::Snapshot { version: VERSION, pool: snapshot }];
+            Due::Rewriting(of, snapshot, ipv6) if of == epoch => {
+                self.disk.records = vec![Record::Snapshot { version: VERSION, pool: snapshot, ipv6 }];
                 self.disk.broken = false;
                 self.disk.asked_for_new = false;
                 Ok(())
