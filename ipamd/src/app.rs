@@ -162,7 +162,7 @@ impl Owner {
     fn show(&self, reader: Reader, now: Moment) {
         match reader {
             Reader::Report(reply) => drop(reply.send(self.node.report(now))),
-            Reader::Pool(reply) => drop(reply.send(self.node.pool().snapshot())),
+            Reader::Pool(reply) => drop(reply.send((self.node.pool().snapshot(), self.node.report(now)))),
         }
     }
 

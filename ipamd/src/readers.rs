@@ -16,8 +16,8 @@ const WAITING_MAX: usize = 4;
 pub(crate) enum Reader {
     /// The state in words and numbers.
     Report(oneshot::Sender<Report>),
-    /// The pool, address by address.
-    Pool(oneshot::Sender<Snapshot>),
+    /// The pool, address by address, and the state at the same moment.
+    Pool(oneshot::Sender<(Snapshot, Report)>),
 }
 
 /// The way to the owner; copies lead to the same.
@@ -36,8 +36,8 @@ impl Readers {
         self.read(Reader::Report).await
     }
 
-    /// The pool as it is now; likewise.
-    pub(crate) async fn pool(&self) -> Option<Snapshot> {
+    /// The pool as it is now, and the state with it; likewise.
+    pub(crate) async fn pool(&self) -> Option<(Snapshot, Report)> {
         self.read(Reader::Pool).await
     }
 

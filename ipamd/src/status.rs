@@ -52,6 +52,7 @@ pub fn render(report: &Report) -> String {
         .and_then(|()| cards(&mut out, report))
         .and_then(|()| enis(&mut out, report))
         .and_then(|()| pods(&mut out, report))
+        .and_then(|()| reasons(&mut out, report))
         .and_then(|()| remarks(&mut out, report));
     // Writing to a String cannot fail.
     debug_assert!(drawn.is_ok(), "a String takes everything");
@@ -153,6 +154,15 @@ fn pods(out: &mut String, report: &Report) -> std::fmt::Result {
     table(out, ["waiting pod", "reason", "for"], rows.collect())
 }
 
+fn reasons(out: &mut String, report: &Report) -> std::fmt::Result {
+    let rows = report.reasons.iter().map(|entry| {
+        let ago = span(report.now.since(entry.last).as_secs());
+        let pod = entry.pod.as_ref().map_or_else(String::new, ToString::to_string);
+        [entry.reason.to_string(), entry.failed.to_string(), entry.waited.to_string(), ago, pod]
+    });
+    table(out, ["reason since the start", "ADDs failed", "waited", "last ago", "last pod"], rows.collect())
+}
+
 fn remarks(out: &mut String, report: &Report) -> std::fmt::Result {
     for (title, lines) in [("EC2", &report.cloud), ("cluster", &report.cluster), ("plan", &report.plan)] {
         for line in lines {
@@ -218,6 +228,7 @@ pub fn blank(now: Moment) -> Report {
         enis: Vec::new(),
         pods: Vec::new(),
         waiting: Vec::new(),
+        reasons: Vec::new(),
         plan: Vec::new(),
         cloud: Vec::new(),
         eni_config: None,

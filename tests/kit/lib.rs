@@ -6,6 +6,7 @@
 
 pub mod allocator;
 pub mod bench;
+pub mod browser;
 pub mod cri;
 pub mod demo;
 pub mod ec2;
@@ -24,6 +25,7 @@ pub mod moto;
 pub mod netns;
 pub mod node;
 pub mod packet;
+pub mod picture;
 pub mod policy_agent;
 pub mod probe;
 pub mod runtime;

@@ -59,6 +59,10 @@ fn shapes() -> Outcome {
     ensure!(asked(node, "/v1/networkutils-env-settings")?["AWS_VPC_ENI_MTU"] == 9001, "not the MTU");
     let plan = asked(node, "/v1/plan")?;
     ensure!(plan["ready"] == true && plan["plan"] == json!(report.plan), "{plan}");
+    let status = asked(node, "/v1/status")?;
+    ensure!(status["enis"] == enis && status["report"]["plan"] == plan["plan"], "{status}");
+    ensure!(status["report"]["pods"][0]["pod"]["name"] == "pod-0", "{status}");
+    ensure!(status["report"]["pods"][0]["sandbox"].is_null(), "the sandbox is told: {status}");
     ensure!(report.plan.iter().any(|line| !line.is_empty()), "the plan does not explain itself");
 
     let commands = asked(node, "/v1/pods")?;

@@ -22,6 +22,7 @@ mod life;
 mod moto;
 mod multi_nic;
 mod packet;
+mod page;
 mod policy;
 mod prefixes;
 mod privilege;
@@ -71,6 +72,8 @@ fn main() -> std::process::ExitCode {
     for (test, missing) in kube_proxy::TESTS {
         trials.extend(self::trials(&[*test], without_lab.clone().or_else(missing).as_deref()));
     }
+    let without_browser = without_lab.clone().or_else(lab::browser::missing);
+    trials.extend(self::trials(page::TESTS, without_browser.as_deref()));
     let no_ipv6 = || (!lab::fabric::ipv6()).then(|| "no IPv6 here".to_owned());
     let without_ipv6 = without_lab.or_else(no_ipv6);
     let without_both = without_iptables.clone().or_else(no_ipv6);

@@ -415,6 +415,12 @@ impl Pool {
         self.held.values().map(|held| (&held.owner, self.grant(held)))
     }
 
+    /// Whether what this sandbox holds is only promised to an ADD in progress.
+    #[must_use]
+    pub fn is_reserved(&self, sandbox: &SandboxKey) -> bool {
+        self.held.get(sandbox).is_some_and(|held| !held.committed)
+    }
+
     /// What one sandbox holds.
     #[must_use]
     pub fn owner(&self, sandbox: &SandboxKey) -> Option<(&Owner, Grant)> {

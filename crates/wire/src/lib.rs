@@ -19,7 +19,9 @@ use serde::{Deserialize, Serialize};
 use types::{CniCode, DeviceIndex, PodName, Reason, SandboxKey, TableId, VethPrefix};
 
 pub use frame::{FRAME_BYTES_MAX, FrameError, HEADER_BYTES, decode, encode, frame_len};
-pub use report::{AddressCount, AddressReport, CardReport, EniReport, PodReport, Report, Waiting};
+pub use report::{
+    AddressCount, AddressReport, CardReport, EniReport, PodReport, ReasonReport, Report, Waiting,
+};
 
 /// Version of this protocol.
 pub const PROTOCOL: u16 = 1;

@@ -46,6 +46,9 @@ pub struct Report {
     pub pods: Vec<PodReport>,
     /// ADDs that wait for an address.
     pub waiting: Vec<Waiting>,
+    /// Why ADDs failed or waited since the daemon started, the latest reason first.
+    #[serde(default)]
+    pub reasons: Vec<ReasonReport>,
     /// What the pool is about to do, each as a sentence with its reason.
     pub plan: Vec<String>,
     /// Trouble with EC2 that holds now.
@@ -143,6 +146,9 @@ pub struct PodReport {
     pub host_if: String,
     /// Since when.
     pub since: Moment,
+    /// Its ADD is not answered yet, so the address is only promised.
+    #[serde(default)]
+    pub reserved: bool,
 }
 
 /// An address of either family.
@@ -160,4 +166,21 @@ pub struct Waiting {
     /// Of which network card.
     #[serde(default)]
     pub card: NetworkCard,
+}
+
+/// One reason, and what it did to ADDs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReasonReport {
+    /// The reason.
+    pub reason: Reason,
+    /// ADDs that failed for it.
+    pub failed: u64,
+    /// ADDs that had waited for it last when their wait ended.
+    pub waited: u64,
+    /// When it was met last.
+    pub last: Moment,
+    /// The pod that failed for it last, if one did.
+    pub pod: Option<PodName>,
+    /// What that pod's runtime was told.
+    pub message: String,
 }

@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask demo|test|sim|fleet|bench|gen|plugin|ci|tidy`.
+//! The project's own commands: `cargo xtask demo|test|sim|fleet|picture|bench|gen|plugin|ci|tidy`.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "these commands talk to a person")]
 
@@ -68,6 +68,13 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// Take the picture of the status page that the README shows; `--help` tells its options. Needs chromium.
+    #[command(disable_help_flag = true)]
+    Picture {
+        /// Passed on to `vpc-lab picture`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
     /// Measure ADD and DEL, with release builds; `bench packet` measures packets instead.
     #[command(args_conflicts_with_subcommands = true)]
     Bench {
@@ -126,7 +133,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Demo { nodes, pods, keep } => demo(nodes, pods, keep),
         Command::Test { name } => test(name.as_deref()),
         Command::Sim { seeds, seed, json } => sim(seeds, seed, json),
-        Command::Fleet { options } => fleet(&options),
+        Command::Fleet { options } => lab_with("fleet", &options),
+        Command::Picture { options } => lab_with("picture", &options),
         Command::Bench { instead: Some(Bench::Packet { options }), .. } => bench_instead("packet", &options),
         Command::Bench { instead: Some(Bench::Start { options }), .. } => bench_instead("start", &options),
         Command::Bench { json, instead: None } => bench(json),
@@ -166,9 +174,9 @@ fn sim(seeds: u64, seed: Option<u64>, json: Option<PathBuf>) -> Result<(), Failu
     steps::pass_on(&mut lab)
 }
 
-fn fleet(options: &[String]) -> Result<(), Failure> {
+fn lab_with(command: &str, options: &[String]) -> Result<(), Failure> {
     let built = build::all(Profile::Dev)?;
-    steps::pass_on(lab(&built, "fleet").args(options))
+    steps::pass_on(lab(&built, command).args(options))
 }
 
 fn bench(json: Option<PathBuf>) -> Result<(), Failure> {

@@ -112,7 +112,10 @@ impl Node {
                 let message = "the request lacks its two descriptors: network namespace and netlink socket";
                 self.fail(id, Failure::new(Reason::BadInput, message));
             }
-            Verb::Add(attachment) => self.add(id, attachment, request.started_ns, patience, now),
+            Verb::Add(attachment) => {
+                self.reasons.asked(id, attachment.pod.clone());
+                self.add(id, attachment, request.started_ns, patience, now);
+            }
             Verb::Del(detachment) => self.del(id, &detachment, request.started_ns, now),
             Verb::Check(attachment) => self.check(id, &attachment),
             Verb::Gc { network_name, valid } => self.gc(id, &network_name, &valid, now),

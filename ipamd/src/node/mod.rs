@@ -13,6 +13,7 @@
 //! | `ranges.rs` | ranges of subnets, without which an ENI has no way out |
 //! | `remembering.rs` | what a start goes on from while nobody tells anything |
 //! | `publishing.rs` | when to tell the runtime that there is a network |
+//! | `reasons.rs` | why ADDs failed or waited of late |
 //! | `report.rs` | what `ipamd status` shows |
 //! | `adopt.rs` | what of the Go version's checkpoint is true |
 //! | `restore.rs` | the state after a restart, from the file and from the kernel |
@@ -29,6 +30,7 @@ mod ipv6;
 mod looking;
 mod publishing;
 mod ranges;
+mod reasons;
 mod remembering;
 mod report;
 mod restore;
@@ -59,6 +61,7 @@ use growing::CloudState;
 use hosting::HostState;
 use ipv6::Ipv6State;
 use ranges::RangeState;
+use reasons::Reasons;
 use remembering::MemoryState;
 
 /// What the node is told to do, apart from the world.
@@ -148,6 +151,7 @@ pub struct Node {
     /// ENIs that other instances may have left behind, and when they were first seen.
     strays: BTreeMap<EniId, Moment>,
     host: HostState,
+    reasons: Reasons,
     /// When time alone may change the plan.
     plan_again: Option<Moment>,
     effects: Vec<Effect>,
@@ -187,6 +191,7 @@ impl Node {
             stopping: false,
             strays: BTreeMap::new(),
             host: HostState::default(),
+            reasons: Reasons::default(),
             plan_again: None,
             effects: Vec::new(),
         }
@@ -237,7 +242,9 @@ impl Node {
             Event::Tick => {}
         }
         self.advance(now);
-        std::mem::take(&mut self.effects)
+        let effects = std::mem::take(&mut self.effects);
+        self.reasons.note(&effects, now);
+        effects
     }
 
     /// The addresses, for those who check the books.

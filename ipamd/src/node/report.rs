@@ -31,6 +31,7 @@ impl Node {
         report.enis = self.eni_reports(now);
         report.pods = self.pod_reports();
         report.waiting = self.waiting();
+        report.reasons = self.reasons.report();
         report.cloud = self.troubles();
         report.eni_config = self.eni_config_name();
         report.cluster = self.cluster_lines(now);
@@ -84,6 +85,7 @@ impl Node {
                 other: told.next(),
                 host_if: owner.host_if.as_str().to_owned(),
                 since: owner.since,
+                reserved: self.pool.is_reserved(&owner.sandbox),
             }
         };
         self.pool.owners().map(report).collect()

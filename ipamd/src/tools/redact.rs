@@ -85,7 +85,8 @@ fn userinfo(line: &str) -> Option<usize> {
 
 /// What others' words in a report may hold: EC2's and the API server's errors.
 pub(super) fn report(report: &mut Report) {
-    let lines = report.cloud.iter_mut().chain(&mut report.cluster).chain(&mut report.plan);
+    let messages = report.reasons.iter_mut().map(|entry| &mut entry.message);
+    let lines = report.cloud.iter_mut().chain(&mut report.cluster).chain(&mut report.plan).chain(messages);
     lines.for_each(|line| *line = of_line(line));
 }
 

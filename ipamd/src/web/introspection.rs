@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use wire::Report;
 
 use super::bounded::Bounded;
-use super::{enis, everywhere, settings};
+use super::{enis, everywhere, page, settings};
 use crate::config::{Config, IntrospectionBind};
 use crate::families::Families;
 use crate::readers::Readers;
@@ -22,12 +22,14 @@ use crate::server;
 /// Mode of the socket where it is one in the file system: the Go version's support scripts run as root.
 const SOCKET_MODE: u32 = 0o660;
 /// What there is to ask; the first four are the Go version's.
-const COMMANDS: [&str; 7] = [
+const COMMANDS: [&str; 9] = [
     "/v1/enis",
     "/v1/eni-configs",
     "/v1/networkutils-env-settings",
     "/v1/ipamd-env-settings",
     "/v1/plan",
+    "/v1/status",
+    "/status",
     "/livez",
     "/readyz",
 ];
@@ -81,6 +83,8 @@ fn router(introspection: Introspection) -> Router {
         .route("/v1/networkutils-env-settings", get(async |State(this): This| Json(this.network)))
         .route("/v1/ipamd-env-settings", get(async |State(this): This| Json(this.daemon)))
         .route("/v1/plan", get(plan))
+        .route("/v1/status", get(status))
+        .route("/status", get(async || page::status()))
         .route("/livez", get(lives))
         .route("/readyz", get(ready))
         .fallback(async || Json(json!({ "AvailableCommands": COMMANDS })))
@@ -96,12 +100,19 @@ async fn logged(request: Request, next: Next) -> Response {
 }
 
 async fn all_enis(State(this): This) -> Response {
-    match (this.readers.pool().await, this.readers.report().await) {
-        (Some(pool), Some(report)) => {
-            Json(enis::by_card(&pool, &report, this.families, this.cooldown)).into_response()
-        }
-        (None, _) | (_, None) => silent(),
+    let Some((pool, report)) = this.readers.pool().await else { return silent() };
+    Json(enis::by_card(&pool, &report, this.families, this.cooldown)).into_response()
+}
+
+/// What the status page draws, of one moment: what `ipamd status --json` prints, without sandboxes, and `/v1/enis`.
+async fn status(State(this): This) -> Response {
+    let Some((pool, report)) = this.readers.pool().await else { return silent() };
+    let enis = enis::by_card(&pool, &report, this.families, this.cooldown);
+    let mut report = json!(report);
+    for pod in report["pods"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+        pod.remove("sandbox");
     }
+    ([page::ONE_ANSWER], Json(json!({ "report": report, "enis": enis }))).into_response()
 }
 
 /// The name of the node's ENIConfig, as the Go version tells it.

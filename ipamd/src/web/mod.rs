@@ -1,8 +1,9 @@
-//! What the daemon serves over HTTP: its metrics, and introspection.
+//! What the daemon serves over HTTP: its metrics, introspection, and a page that draws it.
 
 mod bounded;
 mod enis;
 mod introspection;
+mod page;
 mod settings;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
+use lab::browser::Frame;
 use lab::demo::{Demo, Paint, Wish};
 use lab::{LabError, fleet, packet, sim};
 
@@ -50,6 +51,20 @@ enum Command {
     },
     /// Thousands of nodes that share one account's EC2 limits, in virtual time: our policies and the Go version's.
     Fleet(FleetArguments),
+    /// A picture of the status page of a daemon with pods, as PNG.
+    Picture {
+        /// Where to.
+        file: PathBuf,
+        /// As whoever prefers dark pages sees it.
+        #[arg(long)]
+        dark: bool,
+        /// Its width in pixels.
+        #[arg(long, default_value_t = 1280)]
+        width: u32,
+        /// Its height in pixels.
+        #[arg(long, default_value_t = 700)]
+        height: u32,
+    },
     /// ADD and DEL beside the reference plugins and the floor.
     #[command(args_conflicts_with_subcommands = true)]
     Bench {
@@ -121,6 +136,7 @@ fn main() -> ExitCode {
         Command::Bench { instead: Some(Bench::Packet { json, pods }), .. } => packet(json.as_deref(), pods),
         Command::Bench { instead: Some(Bench::Start { json, runs }), .. } => start(json.as_deref(), runs),
         Command::Bench { json, instead: None } => bench(json.as_deref()),
+        Command::Picture { file, dark, width, height } => picture(&file, Frame { width, height, dark }),
         Command::Fleet(arguments) => fleet(&arguments),
         Command::Sim { seed: Some(seed), .. } => Ok(tell(seed)),
         Command::Sim { seeds, seed: None, first, json } => simulate(first, seeds, json.as_deref()),
@@ -133,6 +149,18 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn picture(file: &Path, frame: Frame) -> Result<bool, LabError> {
+    // Taken where the lab may write, and copied from there: its /run hides what others have below it.
+    let mut to = create(file)?;
+    lab::netns::enter_lab()?;
+    let taken = Path::new("/run/lab/picture.png");
+    lab::picture::take(frame, taken)?;
+    let copy = std::fs::File::open(taken).and_then(|mut from| std::io::copy(&mut from, &mut to));
+    let bytes = copy.map_err(LabError::doing("copy the picture"))?;
+    println!("   {}: {bytes} bytes", file.display());
+    Ok(true)
 }
 
 fn bench(json: Option<&Path>) -> Result<bool, LabError> {

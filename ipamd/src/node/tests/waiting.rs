@@ -93,4 +93,7 @@ fn the_cause_of_a_wait_outlives_the_callers_patience() {
     });
     assert!(waited, "{effects:?}");
     assert_eq!(told, Some(Reason::PoolEmpty));
+    let reasons = world.node.report(world.now).reasons;
+    let kept: Vec<_> = reasons.iter().map(|entry| (entry.reason, entry.failed, entry.waited)).collect();
+    assert_eq!(kept, [(Reason::PoolEmpty, 1, 1)]);
 }
