@@ -1,4 +1,4 @@
-//! Files of the repository that say what the table of settings says: the reference, and the environment in the manifests.
+//! Files of the repository that say what another place says: what the table of settings makes, and what the chart has of the manifests.
 //!
 //! They are committed, so that they can be read; a test fails when they are not what the table makes of them.
 
@@ -23,6 +23,10 @@ const FILES: &[File] = &[
     ("manifests/chart/values.schema.json", |_| Some(reference::chart_schema())),
 ];
 
+/// Files that the chart cannot read where they are, and where it has them.
+const COPIES: &[(&str, &str)] =
+    &[("manifests/prometheusrule.yaml", "manifests/chart/files/prometheusrule.yaml")];
+
 /// Why files cannot be written or are not as they should be.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
@@ -38,8 +42,8 @@ pub enum GenerateError {
     /// A file lacks the lines between which to write.
     #[error("{0} has no line `{BEGIN}` with a line `{END}` after it")]
     NoPlace(&'static str),
-    /// Files differ from what the table makes of them.
-    #[error("not what the table of settings says, `cargo xtask gen` rewrites them: {0}")]
+    /// Files differ from what they should say.
+    #[error("not what another place says, `cargo xtask gen` rewrites them: {0}")]
     Differ(String),
 }
 
@@ -48,26 +52,33 @@ pub enum GenerateError {
 /// # Errors
 /// When a file cannot be read or written, or when one that is checked differs.
 pub fn run(root: &Path, check: bool) -> Result<Vec<&'static str>, GenerateError> {
-    let mut differ = Vec::new();
+    let mut files = Vec::new();
     for (path, wanted) in FILES {
-        let io = |source| GenerateError::Io { path, source };
-        let there = match fs::read_to_string(root.join(path)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            read => read.map_err(io)?,
-        };
-        let wanted = wanted(&there).ok_or(GenerateError::NoPlace(path))?;
-        if wanted == there {
-            continue;
-        }
-        differ.push(*path);
+        let there = read(root, path)?;
+        files.push((*path, wanted(&there).ok_or(GenerateError::NoPlace(path))?, there));
+    }
+    for (from, to) in COPIES {
+        files.push((*to, read(root, from)?, read(root, to)?));
+    }
+    let mut differ = Vec::new();
+    for (path, wanted, _) in files.into_iter().filter(|(_, wanted, there)| wanted != there) {
+        differ.push(path);
         if !check {
-            fs::write(root.join(path), wanted).map_err(io)?;
+            fs::write(root.join(path), wanted).map_err(|source| GenerateError::Io { path, source })?;
         }
     }
     if check && !differ.is_empty() {
         return Err(GenerateError::Differ(differ.join(", ")));
     }
     Ok(differ)
+}
+
+/// A file's text; none for one that is not there yet.
+fn read(root: &Path, path: &'static str) -> Result<String, GenerateError> {
+    match fs::read_to_string(root.join(path)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        read => read.map_err(|source| GenerateError::Io { path, source }),
+    }
 }
 
 /// A text with other lines between the two that say where; they are as far to the right as those.
@@ -84,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_committed_files_say_what_the_table_says() {
+    fn the_committed_files_say_what_they_should() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
 
         run(&root, true).unwrap();

@@ -28,6 +28,7 @@ pub mod packet;
 pub mod picture;
 pub mod policy_agent;
 pub mod probe;
+pub mod promql;
 pub mod runtime;
 pub mod sim;
 pub mod start;

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// Kinds of other people's operators, and of the Go version's: only their form can be checked here.
-const FOREIGN: [&str; 2] = ["PodMonitor", "ENIConfig"];
+const FOREIGN: [&str; 3] = ["PodMonitor", "PrometheusRule", "ENIConfig"];
 
 /// The documents of a YAML file, each checked against its type.
 ///

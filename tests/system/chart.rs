@@ -103,7 +103,7 @@ fn default_is_manifest() -> Outcome {
 fn values_of_before() -> Outcome {
     let documents = rendered(&[
         "--set-string=env.WARM_IP_TARGET=5,env.ENABLE_IPv6=true,init.env.DISABLE_TCP_EARLY_DEMUX=true",
-        "--set=image.override=example.com/cni:1,podMonitor.create=true,crd.create=true,nodeAgent.enabled=true",
+        "--set=image.override=example.com/cni:1,podMonitor.create=true,prometheusRule.create=true,crd.create=true,nodeAgent.enabled=true",
         "--set=nodeAgent.image.override=example.com/agent:1,enableNetworkPolicy=true,eniConfig.create=true",
         "--set=eniConfig.subnets.zone-a.id=subnet-1,eniConfig.subnets.zone-a.securityGroups={sg-1}",
         "--set=serviceAccount.annotations.role=arn,podAnnotations.a=b,nodeSelector.c=d,priorityClassName=high",
@@ -135,6 +135,13 @@ fn values_of_before() -> Outcome {
     ensure!(find(&documents, "ConfigMap")?["data"]["enable-network-policy-controller"] == "true", "not told");
     let monitor = find(&documents, "PodMonitor")?;
     ensure!(monitor["spec"]["podMetricsEndpoints"][1]["port"] == "agentmetrics", "{monitor:#}");
+    let rules = std::fs::read_to_string(manifests().join("prometheusrule.yaml"));
+    let rules =
+        self::documents(&rules.map_err(LabError::doing("read the alerts"))?).map_err(LabError::Otherwise)?;
+    ensure!(
+        find(&documents, "PrometheusRule")?["spec"] == rules[0]["spec"],
+        "other alerts than the manifest's"
+    );
     Ok(())
 }
 

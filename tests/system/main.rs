@@ -19,6 +19,7 @@ mod introspection;
 mod ipv6;
 mod kube_proxy;
 mod life;
+mod monitoring;
 mod moto;
 mod multi_nic;
 mod packet;
@@ -52,6 +53,7 @@ fn main() -> std::process::ExitCode {
         custom_networking::TESTS,
         policy::TESTS,
         introspection::TESTS,
+        monitoring::TESTS,
         privilege::TESTS,
         packet::TESTS,
         routing::TESTS,
@@ -74,6 +76,8 @@ fn main() -> std::process::ExitCode {
     }
     let without_browser = without_lab.clone().or_else(lab::browser::missing);
     trials.extend(self::trials(page::TESTS, without_browser.as_deref()));
+    let without_prometheus = without_lab.clone().or_else(monitoring::missing);
+    trials.extend(self::trials(monitoring::WITNESSED, without_prometheus.as_deref()));
     let no_ipv6 = || (!lab::fabric::ipv6()).then(|| "no IPv6 here".to_owned());
     let without_ipv6 = without_lab.or_else(no_ipv6);
     let without_both = without_iptables.clone().or_else(no_ipv6);

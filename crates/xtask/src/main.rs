@@ -85,7 +85,7 @@ enum Command {
         #[command(subcommand)]
         instead: Option<Bench>,
     },
-    /// Rewrite what comes from the daemon's table of settings: CONFIGURATION.md and the environment in the manifests and the chart.
+    /// Rewrite what comes from another place: what the daemon's table of settings makes, and the chart's copies.
     Gen {
         /// Only see whether the files are as they should be.
         #[arg(long)]

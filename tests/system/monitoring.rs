@@ -1,0 +1,322 @@
+//! The dashboard and the alerts against a real daemon's metrics, with `promtool` and a real Prometheus as witnesses where there is one.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use lab::LabError;
+use lab::ec2::{Action, Fault};
+use lab::manifests::documents;
+use lab::node::{Node, get_over};
+use lab::policy_agent::PolicyAgent;
+use lab::promql::{self, Wanted};
+use lab::runtime::Pod;
+use serde_json::Value;
+use types::Reason;
+use wire::Report;
+
+use crate::support::{Outcome, Setting, Test, ensure};
+
+pub(crate) const TESTS: &[Test] = &[("queries_of_dashboard_and_alerts_ask_for_what_a_daemon_tells", known)];
+
+/// Those that need Prometheus' own programs.
+pub(crate) const WITNESSED: &[Test] = &[
+    ("promtool_takes_the_alerts_and_the_queries_of_the_dashboard", checked),
+    ("alerts_come_when_they_should_and_not_before", alerts),
+    ("a_real_prometheus_answers_every_query_of_the_dashboard", answered),
+];
+
+/// Labels that Prometheus gives to whatever it scrapes.
+const OF_TARGETS: [&str; 4] = ["instance", "job", "namespace", "pod"];
+/// How long what happens by itself may take on a busy machine.
+const SOON: Duration = Duration::from_secs(30);
+/// Where Prometheus listens, in the node's namespace.
+const PROMETHEUS: &str = "127.0.0.1:9090";
+/// In the lab's own `/run`.
+const SCRATCH: &str = "/run/lab/monitoring";
+
+/// Why there is nobody to ask.
+pub(crate) fn missing() -> Option<String> {
+    ["promtool", "prometheus"].into_iter().find_map(|program| {
+        let ran = Command::new(program).arg("--version").stdin(Stdio::null()).output();
+        ran.err().map(|error| format!("no {program}: {error}"))
+    })
+}
+
+fn read(path: &str) -> Result<String, LabError> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+    std::fs::read_to_string(&path).map_err(LabError::doing(format!("read {}", path.display())))
+}
+
+/// The queries of the dashboard by panel, with Grafana's own variables set.
+fn dashboard() -> Result<Vec<(String, String)>, LabError> {
+    let dashboard: Value = serde_json::from_str(&read("manifests/dashboard.json")?)
+        .map_err(|error| LabError::Otherwise(format!("the dashboard: {error}")))?;
+    let mut queries = Vec::new();
+    for panel in dashboard["panels"].as_array().into_iter().flatten() {
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            let query = target["expr"].as_str().unwrap_or_default();
+            let query = query.replace("$instance", ".*").replace("$__rate_interval", "1m");
+            ensure!(!query.contains('$'), "{query} has a variable that nobody sets");
+            queries.push((panel["title"].to_string(), query));
+        }
+    }
+    ensure!(queries.len() > 15, "{} queries", queries.len());
+    Ok(queries)
+}
+
+/// The alerts' groups of rules, as Prometheus reads them without the operator.
+fn rules() -> Result<Value, LabError> {
+    let mut documents = documents(&read("manifests/prometheusrule.yaml")?).map_err(LabError::Otherwise)?;
+    Ok(documents.remove(0)["spec"].take())
+}
+
+fn alert_queries() -> Result<Vec<(String, String)>, LabError> {
+    let rules = rules()?;
+    let rules = rules["groups"][0]["rules"].as_array().cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let guide = read("manifests/guides/troubleshooting.md")?;
+    for rule in &rules {
+        let runbook = text(&rule["annotations"]["runbook_url"]);
+        let anchor = runbook.strip_prefix("manifests/guides/troubleshooting.md#").unwrap_or_default();
+        let there = anchor == "{{ $labels.reason }}" || guide.contains(&format!("<a id=\"{anchor}\"></a>"));
+        ensure!(there, "{} leads to {runbook:?}", rule["alert"]);
+    }
+    for reason in Reason::ALL {
+        ensure!(guide.contains(&format!("| `{reason}`<a id=\"{reason}\"></a> |")), "no anchor for {reason}");
+    }
+    ensure!(rules.len() > 5, "{} alerts", rules.len());
+    Ok(rules.iter().map(|rule| (text(&rule["alert"]), text(&rule["expr"]))).collect())
+}
+
+/// A daemon that has been through everything that is counted.
+struct Busy {
+    setting: Setting,
+    _agent: PolicyAgent,
+    pods: Vec<Pod>,
+    refused: Pod,
+}
+
+impl Busy {
+    fn start() -> Result<Self, LabError> {
+        let setting = Setting::start(&[
+            ("NETWORK_POLICY_ENFORCING_MODE", "standard"),
+            ("WARM_IP_TARGET", "1"),
+            ("MINIMUM_IP_TARGET", "1"),
+            ("IPAMD_ADD_TIMEOUT_SECONDS", "20"),
+        ])?;
+        let agent = PolicyAgent::start(&setting.node)?;
+        let mut refused = Pod::create("refused", "sandbox99")?;
+        refused.multi_nic = true;
+        let mut busy = Self { setting, _agent: agent, pods: Vec::new(), refused };
+        busy.work(0)?;
+        Ok(busy)
+    }
+
+    fn node(&self) -> &Node {
+        &self.setting.node
+    }
+
+    /// Pods that come, wait, go and are refused, an EC2 that answers nonsense once, and a rule that somebody takes away.
+    fn work(&mut self, round: u32) -> Outcome {
+        let nonsense = Fault::Garbage("<html>not an answer".to_owned());
+        self.setting.fabric.ec2().fault_next(Action::AssignPrivateIpAddresses, 1, nonsense);
+        self.pods.extend(self.setting.pods(round * 4..round * 4 + 4)?);
+        if let Some(mut pod) = self.pods.pop() {
+            pod.del(self.node())?;
+        }
+        ensure!(
+            self.refused.add(&self.setting.node).is_err(),
+            "a pod got an interface of every network card"
+        );
+        self.node().netns().read("ip rule del pref 512").map(drop)
+    }
+
+    /// The metrics once they have this, which has to come.
+    fn metrics_with(&self, wanted: &str) -> Result<String, LabError> {
+        let until = Instant::now() + SOON;
+        loop {
+            let text = self.node().metrics()?;
+            if text.contains(wanted) {
+                return Ok(text);
+            }
+            ensure!(Instant::now() < until, "{wanted} does not come: {text}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// The metrics while an ADD waits: an operator forbids what it needs.
+    fn metrics_under_hold(&mut self) -> Result<String, LabError> {
+        let hold = |what: &str| {
+            let directory = self.node().run_dir().display().to_string();
+            self.node().tool(&["hold", what, "--run-dir", &directory], &[]).map(drop)
+        };
+        hold("changes")?;
+        let told = |report: &Report| report.cloud.iter().any(|line| line.starts_with("on-hold"));
+        self.node().wait_for("the hold in the status", told)?;
+        let waiting = (0..8).map(|number| Pod::create(&format!("late-{number}"), &format!("late{number}")));
+        let mut waiting: Vec<Pod> = waiting.collect::<Result<_, _>>()?;
+        let text = std::thread::scope(|scope| {
+            let node = self.node();
+            // Some of them get what is free, the others wait until the operator lets go.
+            let adds: Vec<_> = waiting.iter_mut().map(|pod| scope.spawn(|| pod.add(node))).collect();
+            let text = self.metrics_with("\nipamd_adds_waiting{");
+            let let_go = hold("nothing");
+            let added = adds.into_iter().filter_map(|add| add.join().ok()).collect::<Result<Vec<_>, _>>();
+            let_go.and(added).and(text)
+        })?;
+        self.pods.extend(waiting);
+        Ok(text)
+    }
+}
+
+/// A query against what is told; what it asks for in vain.
+fn unknown(query: &str, wanted: &Wanted, told: &BTreeMap<String, Vec<(String, String)>>) -> Option<String> {
+    let labels_of = |metric: &str| told.get(metric).into_iter().flatten().map(|(label, _)| label.as_str());
+    for (metric, matchers) in wanted.metrics.iter().filter(|(metric, _)| metric != "up") {
+        if !told.contains_key(metric) {
+            return Some(format!("{query}: no daemon tells {metric}"));
+        }
+        for (label, text) in matchers.iter().filter(|(label, _)| !OF_TARGETS.contains(&label.as_str())) {
+            if !labels_of(metric).any(|of_it| of_it == label) {
+                return Some(format!("{query}: {metric} has no label {label}"));
+            }
+            let values = text.split('|').filter(|value| !is_known(label, value));
+            if let Some(value) = values.into_iter().next() {
+                return Some(format!("{query}: {label} is never {value}"));
+            }
+        }
+    }
+    let somewhere =
+        |label: &str| wanted.metrics.iter().any(|(metric, _)| labels_of(metric).any(|l| l == label));
+    let lost = wanted.labels.iter().find(|label| !OF_TARGETS.contains(&label.as_str()) && !somewhere(label));
+    lost.map(|label| format!("{query}: nothing in it has the label {label}"))
+}
+
+/// Whether a label of a closed list can have this value.
+fn is_known(label: &str, value: &str) -> bool {
+    match label {
+        "reason" => value == "none" || Reason::ALL.iter().any(|reason| reason.word() == value),
+        "state" => ["free", "reserved", "assigned", "cooling"].contains(&value),
+        "verb" => ["add", "del", "check", "gc", "status", "report"].contains(&value),
+        "outcome" => ["done", "failed"].contains(&value),
+        _ => false,
+    }
+}
+
+fn known() -> Outcome {
+    let mut busy = Busy::start()?;
+    busy.metrics_with("\nipamd_repairs_total{")?;
+    let told = promql::told(&busy.metrics_under_hold()?);
+
+    let queries = [dashboard()?, alert_queries()?].concat();
+    for (title, query) in &queries {
+        let wanted = promql::wanted(query);
+        let wanted = wanted.ok_or_else(|| LabError::Otherwise(format!("{title}: cannot read {query}")))?;
+        ensure!(!wanted.metrics.is_empty(), "{title}: {query} asks for nothing");
+        let lost = unknown(query, &wanted, &told);
+        ensure!(lost.is_none(), "{title}: {}", lost.unwrap_or_default());
+    }
+    for wrong in [
+        "rate(ipamd_request_total[1m])",
+        "ipamd_requests_total{verbs=\"add\"}",
+        "ipamd_requests_total{reason=\"throtled\"}",
+        "sum by (eni) (ipamd_ready)",
+    ] {
+        let wanted = promql::wanted(wrong).unwrap_or_default();
+        ensure!(unknown(wrong, &wanted, &told).is_some(), "{wrong} is taken for good");
+    }
+    Ok(())
+}
+
+fn scratch() -> Result<PathBuf, LabError> {
+    let path = PathBuf::from(SCRATCH);
+    let _gone = std::fs::remove_dir_all(&path);
+    std::fs::create_dir_all(&path).map_err(LabError::doing("make a scratch directory"))?;
+    Ok(path)
+}
+
+fn write(path: &Path, text: &str) -> Outcome {
+    std::fs::write(path, text).map_err(LabError::doing(format!("write {}", path.display())))
+}
+
+fn promtool(words: &[&str], directory: &Path) -> Outcome {
+    let ran = Command::new("promtool").args(words).current_dir(directory).stdin(Stdio::null()).output();
+    let ran = ran.map_err(LabError::doing("run promtool"))?;
+    let said = [ran.stdout, ran.stderr].concat();
+    ensure!(ran.status.success(), "promtool {words:?}: {}", String::from_utf8_lossy(&said));
+    Ok(())
+}
+
+fn checked() -> Outcome {
+    let directory = scratch()?;
+    // JSON is YAML. The dashboard's queries are checked as rules that would record them.
+    write(&directory.join("rules.yaml"), &rules()?.to_string())?;
+    let record = |(number, (_, query)): (usize, (String, String))| serde_json::json!({"record": format!("panel_{number}"), "expr": query});
+    let recorded: Vec<Value> = dashboard()?.into_iter().enumerate().map(record).collect();
+    let recorded = serde_json::json!({"groups": [{"name": "dashboard", "rules": recorded}]});
+    write(&directory.join("dashboard.yaml"), &recorded.to_string())?;
+
+    promtool(&["check", "rules", "--lint-fatal", "rules.yaml", "dashboard.yaml"], &directory)
+}
+
+fn alerts() -> Outcome {
+    let directory = scratch()?;
+    write(&directory.join("rules.yaml"), &rules()?.to_string())?;
+    write(&directory.join("test.yaml"), &read("tests/system/alerts-test.yaml")?)?;
+
+    promtool(&["test", "rules", "test.yaml"], &directory)
+}
+
+fn answered() -> Outcome {
+    let directory = scratch()?;
+    let config = "global: { scrape_interval: 1s, scrape_timeout: 1s }\nscrape_configs:\n  - job_name: aws-node\n    static_configs: [{ targets: ['127.0.0.1:61678'] }]\n";
+    write(&directory.join("prometheus.yaml"), config)?;
+    let mut busy = Busy::start()?;
+    let mut command = Command::new("prometheus");
+    command.args(["--config.file=prometheus.yaml", "--storage.tsdb.path=data", "--log.level=error"]);
+    command.arg(format!("--web.listen-address={PROMETHEUS}")).current_dir(&directory).stdin(Stdio::null());
+    let mut prometheus = busy.node().netns().spawn(command).map_err(LabError::doing("start prometheus"))?;
+    let outcome = ask_all(&mut busy);
+    // Ends with the lab otherwise, but its port is wanted before.
+    let _ended = prometheus.kill().and_then(|()| prometheus.wait());
+    outcome
+}
+
+/// Asks every query until it has an answer, and keeps the daemon busy meanwhile: rates need two scrapes with something between.
+fn ask_all(busy: &mut Busy) -> Outcome {
+    let mut open = dashboard()?;
+    // A pod that waits at the moment of a scrape is another test's.
+    open.retain(|(_, query)| !query.contains("ipamd_adds_waiting"));
+    let mut last = String::new();
+    for round in 1..=5 {
+        busy.work(round)?;
+        let until = Instant::now() + Duration::from_secs(6);
+        while !open.is_empty() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(500));
+            open.retain(|(title, query)| match ask(busy.node(), query) {
+                Ok(answer) if answer["data"]["result"].as_array().is_some_and(|r| !r.is_empty()) => false,
+                other => {
+                    last = format!("{title}: {query}: {other:?}");
+                    true
+                }
+            });
+        }
+        if open.is_empty() {
+            return Ok(());
+        }
+    }
+    Err(LabError::Otherwise(format!("{} queries have no answer, the last one {last}", open.len())))
+}
+
+fn ask(node: &Node, query: &str) -> Result<Value, LabError> {
+    let encoded: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let got = node.netns().run(|| {
+        let stream = std::net::TcpStream::connect(PROMETHEUS)?;
+        stream.set_read_timeout(Some(SOON))?;
+        get_over(stream, &format!("/api/v1/query?query={encoded}"))
+    })?;
+    let (_, body) = got.map_err(LabError::doing("ask prometheus"))?;
+    serde_json::from_str(&body).map_err(|error| LabError::Otherwise(format!("{error}: {body}")))
+}
