@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_status_page_draws_every_network_card", cards),
     ("the_status_page_says_that_the_daemon_does_not_answer_and_goes_on_once_it_does", silence),
     ("the_status_page_shows_markup_as_text", markup),
+    ("the_status_page_follows_what_changes", live),
     ("the_status_page_draws_ipv6_addresses_that_pods_have", ipv6),
 ];
 
@@ -131,24 +132,60 @@ fn silence() -> Outcome {
     let setting = Setting::start(&[])?;
     setting.pods(0..1)?;
     let (page, status) = (asked(&setting.node, "/status")?, asked(&setting.node, "/v1/status")?);
-    let look = |answers: &'static [bool]| -> Result<(Seen, usize), LabError> {
-        let stand_in = StandIn::start(setting.node.netns(), page.clone(), status.clone(), answers)?;
+    let look = |answers: &[Option<&str>]| -> Result<(Seen, usize), LabError> {
+        let stand_in = StandIn::start(setting.node.netns(), &page, answers)?;
         Ok((browser::open(setting.node.netns(), &stand_in.url, SOME_LOOKS)?, stand_in.asked()))
     };
+    let status = Some(status.as_str());
 
-    let (seen, _) = look(&[true, false])?;
+    let (seen, _) = look(&[status, None])?;
     ensure!(seen.dom.contains("The daemon has not answered since "), "not said: {:?}", seen.dom);
     ensure!(seen.dom.contains("<body class=\"stale\">"), "what is old looks new");
     ensure!(seen.dom.contains("default/pod-0"), "what was known is gone");
 
-    let (seen, _) = look(&[false])?;
+    let (seen, _) = look(&[None])?;
     ensure!(seen.dom.contains("The daemon does not answer ("), "not said: {:?}", seen.dom);
     ensure!(seen.dom.contains("<main hidden"), "something is shown of which nothing is known");
 
-    let (seen, times) = look(&[true, false, true])?;
+    let (seen, times) = look(&[status, None, status])?;
     ensure!(times > 3, "asked {times} times");
     ensure!(seen.dom.contains("id=\"silent\" role=\"alert\" hidden"), "still said: {:?}", seen.dom);
     ensure!(!seen.dom.contains("<body class=\"stale\">"), "what is new looks old");
+
+    let nonsense = with_body("{\"report\": {}}");
+    let (seen, times) = look(&[status, Some(&nonsense)])?;
+    ensure!(
+        seen.dom.contains("<body class=\"stale\">") && seen.dom.contains("default/pod-0"),
+        "{:?}",
+        seen.dom
+    );
+    ensure!(times > 3, "asked {times} times");
+    Ok(())
+}
+
+fn live() -> Outcome {
+    let setting = Setting::start(&[("IP_COOLDOWN_PERIOD", "600")])?;
+    let mut pods = setting.pods(0..3)?;
+    let (page, before) = (asked(&setting.node, "/status")?, asked(&setting.node, "/v1/status")?);
+    pods[1].del(&setting.node)?;
+    let come = setting.pods(3..4)?.remove(0);
+    let after = asked(&setting.node, "/v1/status")?;
+    let answers = [Some(before.as_str()), Some(after.as_str())];
+
+    let stand_in = StandIn::start(setting.node.netns(), &page, &answers)?;
+    let seen = clean(browser::open(setting.node.netns(), &stand_in.url, SOME_LOOKS)?)?;
+
+    for name in ["pod-0", "pod-2", "pod-3"] {
+        ensure!(seen.dom.matches(&format!(">default/{name}</td>")).count() == 1, "{name} is not there once");
+    }
+    ensure!(!seen.dom.contains("default/pod-1<"), "the pod that has gone is still there");
+    let address = |pod: &Pod| pod.address.map(|address| address.to_string()).unwrap_or_default();
+    for cell in [
+        format!("{} cooling for ", address(&pods[1])),
+        format!("{} assigned, default/pod-3 ", address(&come)),
+    ] {
+        ensure!(seen.dom.matches(&format!("title=\"{cell}")).count() == 1, "no {cell}");
+    }
     Ok(())
 }
 
@@ -176,7 +213,7 @@ fn markup() -> Outcome {
     report["enis"][0]["excluded"] = hostile.into();
     report["enis"][0]["subnet"] = hostile.into();
 
-    let stand_in = StandIn::start(setting.node.netns(), page, with_body(&status.to_string()), &[true])?;
+    let stand_in = StandIn::start(setting.node.netns(), &page, &[Some(&with_body(&status.to_string()))])?;
     let seen = clean(browser::open(setting.node.netns(), &stand_in.url, ONE_LOOK)?)?;
 
     ensure!(!seen.dom.contains("<img"), "markup became an element");
@@ -213,13 +250,10 @@ struct StandIn {
 }
 
 impl StandIn {
-    /// Answers one question for the status after the other or hangs up, as `answers` says; its last word holds from then on.
-    fn start(
-        netns: &Netns,
-        page: String,
-        status: String,
-        answers: &'static [bool],
-    ) -> Result<Self, LabError> {
+    /// Answers one question for the status after the other, or hangs up where there is no answer; its last word holds from then on.
+    fn start(netns: &Netns, page: &str, answers: &[Option<&str>]) -> Result<Self, LabError> {
+        let page = page.to_owned();
+        let answers: Vec<Option<String>> = answers.iter().map(|answer| answer.map(str::to_owned)).collect();
         let bound = netns.run(|| -> std::io::Result<_> {
             let listener = TcpListener::bind("127.0.0.1:0")?;
             listener.set_nonblocking(true)?;
@@ -235,9 +269,9 @@ impl StandIn {
                     std::thread::sleep(Duration::from_millis(2));
                     continue;
                 };
-                let answers = answers.get(asked).or(answers.last()).copied().unwrap_or_default();
+                let status = answers.get(asked).or(answers.last()).and_then(Option::as_deref);
                 // A browser that has gone asks no more.
-                let about_status = answer(stream, &page, answers.then_some(status.as_str()));
+                let about_status = answer(stream, &page, status);
                 asked += usize::from(about_status.unwrap_or_default());
             }
             asked
