@@ -240,6 +240,8 @@ impl Owner {
             Effect::Tidy(chores) => self.parts.cloud.tidy(chores),
             Effect::Publish => {
                 if let Some(publisher) = self.parts.conflist.take() {
+                    let took = self.node.runs_for(self.clock.now());
+                    self.metrics.started(self.node.knows_cluster(), took);
                     publisher.start();
                 }
             }

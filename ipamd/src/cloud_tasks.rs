@@ -15,7 +15,7 @@ use crate::cloud::{
 };
 use crate::config::Config;
 use crate::estate::{Estate, INSTANCE_TAG};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Undeleted, Work};
 use crate::node::{Chore, Event, Facts, Picture};
 use crate::server::chain;
 
@@ -98,6 +98,7 @@ impl CloudTasks {
 
     /// Finds out who we are, tries until it knows, and then watches what only instance metadata tells.
     pub(crate) async fn identify(self: Arc<Self>) {
+        let (began, working) = (self.clock.now(), self.metrics.begin(Work::Init));
         let mut pause = IDENTITY_RETRY.0;
         let facts = loop {
             match self.facts().await {
@@ -107,6 +108,8 @@ impl CloudTasks {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(IDENTITY_RETRY.1);
         };
+        drop(working);
+        self.metrics.initialised(self.clock.now().since(began));
         drop(self.events.send(Event::Identified(Box::new(facts))).await);
         if let Some(known) = self.node.get() {
             self.watch(&known.identity).await;
@@ -195,7 +198,7 @@ impl CloudTasks {
     pub(crate) fn look(self: &Arc<Self>) {
         let this = Arc::clone(self);
         tokio::spawn(async move {
-            let result = this.picture().await;
+            let result = this.working(Work::Look, this.picture()).await;
             drop(this.events.send(Event::Looked(result)).await);
         });
     }
@@ -327,7 +330,12 @@ impl CloudTasks {
         let ec2 = self.known()?.ec2()?;
         let mut result = Ok(());
         for chore in chores {
-            result = result.and(do_chore(ec2, chore).await);
+            let leaked = matches!(chore, Chore::Delete(_));
+            let done = do_chore(ec2, chore).await;
+            if let Some(error) = done.as_ref().err().filter(|_| leaked) {
+                self.metrics.undeleted(Undeleted::Leaked, error);
+            }
+            result = result.and(done);
         }
         result
     }
@@ -336,9 +344,23 @@ impl CloudTasks {
     pub(crate) fn act(self: &Arc<Self>, id: ActionId, action: Action, groups: Vec<SecurityGroupId>) {
         let this = Arc::clone(self);
         tokio::spawn(async move {
-            let result = this.carry_out(action, groups).await;
+            let result = this.working(work_of(&action), this.carry_out(action, groups)).await;
             drop(this.events.send(Event::Acted { id, result }).await);
         });
+    }
+
+    /// Counts work while it goes on, and when it fails.
+    async fn working<T>(
+        &self,
+        work: Work,
+        doing: impl Future<Output = Result<T, CloudError>>,
+    ) -> Result<T, CloudError> {
+        let _working = self.metrics.begin(work);
+        let result = doing.await;
+        if result.is_err() {
+            self.metrics.work_failed(work);
+        }
+        result
     }
 
     async fn carry_out(&self, action: Action, groups: Vec<SecurityGroupId>) -> Result<Outcome, CloudError> {
@@ -349,9 +371,13 @@ impl CloudTasks {
             Action::Release { eni, given } => ec2.release(&eni, &given).await.map(|()| Outcome::Released),
             Action::CreateEni { card, device, subnet, wanted } => {
                 let want = self.wanted_eni(known, subnet, groups, wanted).await;
-                create(ec2, known, (card, device), &want).await
+                create(ec2, known, (card, device), &want, &self.metrics).await
             }
-            Action::DeleteEni { eni } => delete(ec2, known, &eni).await.map(|()| Outcome::Deleted),
+            Action::DeleteEni { eni } => {
+                let deleted = delete(ec2, known, &eni).await;
+                deleted.inspect_err(|error| self.metrics.undeleted(Undeleted::Freed, error))?;
+                Ok(Outcome::Deleted)
+            }
         }
     }
 
@@ -387,12 +413,23 @@ impl CloudTasks {
     }
 }
 
+/// What an action is in the Go version's words.
+const fn work_of(action: &Action) -> Work {
+    match action {
+        Action::Assign { .. } => Work::Addresses,
+        Action::CreateEni { .. } => Work::Eni,
+        Action::Release { .. } => Work::FreeAddresses,
+        Action::DeleteEni { .. } => Work::FreeEni,
+    }
+}
+
 /// Creates an ENI with its addresses and tags in one call, attaches it, and ties its life to the instance's.
 async fn create(
     ec2: &Ec2,
     known: &Known,
     (card, device): (NetworkCard, DeviceIndex),
     want: &NewEni,
+    metrics: &Metrics,
 ) -> Result<Outcome, CloudError> {
     let Known { identity, estate, .. } = known;
     let record = create_once(ec2, want).await?;
@@ -407,7 +444,8 @@ async fn create(
         Err(error) if error.kind() == CloudErrorKind::Unclear => return Err(error),
         Err(error) => {
             tracing::warn!(eni = %record.id, error = chain(&error), "an ENI cannot be attached; deleting it");
-            delete_available(ec2, &record.id).await?;
+            let deleted = delete_available(ec2, &record.id).await;
+            deleted.inspect_err(|error| metrics.undeleted(Undeleted::New, error))?;
             return Err(error);
         }
     }

@@ -77,8 +77,8 @@ async fn daemon(config: Config) -> Result<(), RunError> {
     let held = hold::now(&hold_files);
     tell_first(held, remembered, &sender).await;
     tokio::spawn(hold::watch(hold_files, held, sender.clone()));
-    let imds = Imds::connect(&config);
     let metrics = Metrics::default();
+    let imds = Imds::connect(&config).counted(metrics.clone());
     let (readers, read) = readers();
     serve_http(&config, &metrics, &readers);
     let host = Host::open().map_err(RunError::local("reach the kernel"))?;

@@ -7,7 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use datapath::netfilter::{EgressSpec, NatSpec, Netfilter, SnatPorts, egress_ruleset, ruleset};
+use datapath::netfilter::{
+    EgressSpec, NatSpec, Netfilter, NetfilterError, SnatPorts, egress_ruleset, ruleset,
+};
 use datapath::{Converged, Family, Former, Host, HostSeen, LinkSeen, MarkError, NodeSpec, Route, desired};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
@@ -183,10 +185,19 @@ impl HostKeeper {
     fn nat(&mut self, wish: &HostWish, links: &BTreeMap<Mac, LinkSeen>) -> Result<Option<String>, String> {
         let nat = nat_spec(wish, &self.settings, links).map_err(|error| chain(&error))?;
         let Some(nat) = nat else { return Ok(None) };
-        let changed = self.netfilter.put(ruleset(&nat)).map_err(|error| chain(&error))?;
+        let changed = self.put(&nat).map_err(|error| chain(&error))?;
         let (sources, no_snat) = (nat.sources.len(), nat.no_snat.len());
         let told = format!("nftables table with {sources} sources and {no_snat} ranges without SNAT");
         Ok(changed.then_some(told))
+    }
+
+    /// Our nftables table; counted where it marks connections.
+    fn put(&mut self, nat: &NatSpec) -> Result<bool, NetfilterError> {
+        let put = self.netfilter.put(ruleset(nat));
+        if nat.node_port || nat.snat.is_some() {
+            self.metrics.marked(put.is_ok());
+        }
+        put
     }
 
     /// IPv6 by the node's address: its table, or none. What was changed, in words.

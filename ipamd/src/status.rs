@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use types::{Moment, NetworkCard, Reason};
-use wire::{AddressCount, Failure, HEADER_BYTES, PROTOCOL, Reply, Report, Request, Verb};
+use wire::{AddressCount, Failure, HEADER_BYTES, Observed, PROTOCOL, Reply, Report, Request, Verb};
 
 /// How long the daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -224,12 +224,14 @@ pub fn blank(now: Moment) -> Report {
         addresses: AddressCount::default(),
         capacity: 0,
         reused_early: 0,
+        observed: Observed::default(),
         cards: Vec::new(),
         enis: Vec::new(),
         pods: Vec::new(),
         waiting: Vec::new(),
         reasons: Vec::new(),
         plan: Vec::new(),
+        trouble: None,
         cloud: Vec::new(),
         eni_config: None,
         cluster: Vec::new(),

@@ -20,7 +20,7 @@ use types::{CniCode, DeviceIndex, PodName, Reason, SandboxKey, TableId, VethPref
 
 pub use frame::{FRAME_BYTES_MAX, FrameError, HEADER_BYTES, decode, encode, frame_len};
 pub use report::{
-    AddressCount, AddressReport, CardReport, EniReport, PodReport, ReasonReport, Report, Waiting,
+    AddressCount, AddressReport, CardReport, EniReport, Observed, PodReport, ReasonReport, Report, Waiting,
 };
 
 /// Version of this protocol.

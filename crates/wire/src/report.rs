@@ -1,11 +1,13 @@
 //! What `ipamd status` shows.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use types::{
-    DeviceIndex, EniId, Ipv6Prefix, Mac, Moment, NetworkCard, PodName, Reason, SandboxKey, SubnetId, TableId,
+    DeviceIndex, EniId, Ipv6Prefix, Mac, Moment, NetworkCard, PodName, Prefix, Reason, SandboxKey, SubnetId,
+    TableId,
 };
 
 /// The state of one node.
@@ -37,6 +39,9 @@ pub struct Report {
     /// Addresses that were given out before they had cooled, because nothing else was to be had; since the daemon started.
     #[serde(default)]
     pub reused_early: u64,
+    /// What others did to ENIs and addresses, since the daemon started.
+    #[serde(default)]
+    pub observed: Observed,
     /// The network cards that pods get addresses of.
     #[serde(default)]
     pub cards: Vec<CardReport>,
@@ -51,6 +56,9 @@ pub struct Report {
     pub reasons: Vec<ReasonReport>,
     /// What the pool is about to do, each as a sentence with its reason.
     pub plan: Vec<String>,
+    /// Why EC2 does not do what it was last asked, if it does not.
+    #[serde(default)]
+    pub trouble: Option<Reason>,
     /// Trouble with EC2 that holds now.
     pub cloud: Vec<String>,
     /// Name of the node's ENIConfig; none while custom networking is on and the node object is not known.
@@ -82,6 +90,24 @@ impl AddressCount {
     }
 }
 
+/// What looks at the ENIs have found that no call of ours had done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Observed {
+    /// ENIs that were there.
+    pub enis_joined: u64,
+    /// ENIs that were gone.
+    pub enis_left: u64,
+    /// Addresses that were there, those of new ENIs left out.
+    pub addresses_joined: u64,
+    /// Addresses that were gone, those of ENIs that were gone left out.
+    pub addresses_left: u64,
+    /// Addresses that were gone while pods had them.
+    pub addresses_lost: u64,
+    /// ENIs that were gone while pods had addresses of them.
+    pub enis_lost: u64,
+}
+
 /// One network card.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CardReport {
@@ -91,6 +117,9 @@ pub struct CardReport {
     pub enis: u32,
     /// ENIs it can hold.
     pub max_enis: u32,
+    /// Places of these that are held by what pods cannot use.
+    #[serde(default)]
+    pub foreign: u32,
     /// Its addresses for pods by state.
     pub addresses: AddressCount,
     /// The most addresses for pods it can hold.
@@ -122,6 +151,9 @@ pub struct EniReport {
     /// IPv6 addresses of them that pods have.
     #[serde(default)]
     pub ipv6_assigned: u32,
+    /// Which these are.
+    #[serde(default)]
+    pub delegated: BTreeSet<Prefix>,
     /// Its addresses by state.
     pub addresses: AddressCount,
     /// Why it gets no pods, if so.

@@ -98,8 +98,7 @@ impl Ec2 {
     {
         let asked = Instant::now();
         let answer = answer.await.map_err(|error| call.failed(error));
-        let failure = answer.as_ref().err().map(|error| error.kind().reason());
-        self.metrics.called(call.name(), failure, asked.elapsed());
+        self.metrics.called(call.name(), answer.as_ref().err(), asked.elapsed());
         answer
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
+use std::time::Instant;
 
 use aws_config::imds::client::error::ImdsError;
 use aws_config::provider_config::ProviderConfig;
@@ -12,6 +13,7 @@ use types::{DeviceIndex, Mac, NetworkCard, SecurityGroupId, SubnetId};
 
 use super::{CloudError, CloudErrorKind, ConnectionTracking, EniRecord, Identity, Inventory, http};
 use crate::config::Config;
+use crate::metrics::Metrics;
 
 /// How many interfaces are read at once.
 const AT_ONCE: usize = 4;
@@ -27,6 +29,7 @@ const CALL: &str = "instance metadata";
 pub struct Imds {
     /// `None` if the configured endpoint is no URL; every read then says so.
     client: Option<aws_config::imds::Client>,
+    metrics: Metrics,
 }
 
 impl Imds {
@@ -43,7 +46,13 @@ impl Imds {
             Some(endpoint) => builder.endpoint(endpoint).ok(),
             None => Some(builder),
         };
-        Self { client: builder.map(|builder| builder.build()) }
+        Self { client: builder.map(|builder| builder.build()), metrics: Metrics::default() }
+    }
+
+    /// The same, counting what it asks.
+    #[must_use]
+    pub(crate) fn counted(self, metrics: Metrics) -> Self {
+        Self { metrics, ..self }
     }
 
     /// Where we are and who.
@@ -212,7 +221,15 @@ impl Imds {
         text.split_whitespace().map(|word| parse(path, word)).collect()
     }
 
+    /// A text, or that there is none; counted.
     async fn read(&self, path: &str) -> Result<Option<String>, CloudError> {
+        let asked = Instant::now();
+        let answer = self.fetch(path).await;
+        self.metrics.asked_metadata(answer.as_ref().err(), asked.elapsed());
+        answer
+    }
+
+    async fn fetch(&self, path: &str) -> Result<Option<String>, CloudError> {
         let Some(client) = &self.client else {
             return Err(CloudError::new(CloudErrorKind::Other, CALL, "the configured endpoint is no URL"));
         };

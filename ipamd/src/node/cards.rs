@@ -120,6 +120,7 @@ impl Node {
             card: *card,
             enis: u32::try_from(enis.iter().filter(|eni| eni.card == *card).count()).unwrap_or(u32::MAX),
             max_enis: self.limits_of(*card).map_or(0, |limits| limits.max_enis.into()),
+            foreign: self.pool.foreign_on(*card).into(),
             addresses: count(self.pool.counts_on(*card, now)),
             capacity: self.capacity_of(*card).addresses,
         };

@@ -15,6 +15,13 @@ pub(super) struct ClusterState {
     trouble: Option<String>,
 }
 
+impl ClusterState {
+    /// Whether the node object is known.
+    pub(super) const fn is_known(&self) -> bool {
+        self.object.is_some()
+    }
+}
+
 impl Node {
     /// Takes in what the API server says.
     pub(super) fn cluster_says(&mut self, news: News, now: Moment) {

@@ -308,10 +308,14 @@ impl Node {
         kind.reason()
     }
 
+    /// Why EC2 does not do what it was last asked, if it does not.
+    pub(super) fn trouble(&self) -> Option<Reason> {
+        self.cloud.trouble.as_ref().map(|(kind, _)| self.reason_of(*kind))
+    }
+
     /// Why no pod can be served yet, in one word.
     pub(super) fn why_starting(&self) -> Reason {
-        let trouble = self.cloud.trouble.as_ref().map(|(kind, _)| self.reason_of(*kind));
-        match trouble {
+        match self.trouble() {
             // Whatever EC2 last refused, nothing is asked of it for want of this.
             _ if self.lacks_place() => Reason::NoEniConfig,
             // Only the IPv6 prefix is missing, and EC2 gives none for a cause that has no word of its own.

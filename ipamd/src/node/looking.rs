@@ -1,9 +1,11 @@
 //! EC2: when to look, what a picture means, and the chores that it brings.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use pool::{EniSeen, Note, PICTURE_LAG, Role};
 use types::{EniId, Moment, SubnetId};
+use wire::Observed;
 
 use super::Node;
 use super::event::{Chore, Effect, Picture, Stray, Subnets};
@@ -29,6 +31,21 @@ const STRAY: Duration = Duration::from_secs(300);
 /// When EC2 would have to be asked to know as little as instance metadata may.
 pub(super) fn as_of_metadata(asked: Moment) -> Moment {
     asked.minus(METADATA_LAG - PICTURE_LAG)
+}
+
+/// Counts what others did; `held`: the ENIs of which pods had addresses before.
+fn count(observed: &mut Observed, note: &Note, held: &BTreeSet<EniId>) {
+    let many = |addresses: usize| u64::try_from(addresses).unwrap_or(u64::MAX);
+    match note {
+        Note::EniJoined(..) => observed.enis_joined += 1,
+        Note::EniLeft(eni) => {
+            observed.enis_left += 1;
+            observed.enis_lost += u64::from(held.contains(eni));
+        }
+        Note::Joined(_, addresses) => observed.addresses_joined += many(addresses.len()),
+        Note::Left(_, addresses) => observed.addresses_left += many(addresses.len()),
+        Note::Lost(..) => observed.addresses_lost += 1,
+    }
 }
 
 impl Node {
@@ -94,7 +111,7 @@ impl Node {
 
     pub(super) fn pictured(&mut self, picture: Picture, now: Moment) {
         self.give_up_what_is_gone(&picture, now);
-        self.cloud.pictured = true;
+        let first = !std::mem::replace(&mut self.cloud.pictured, true);
         self.memory.old_picture = picture.recalled;
         // A look that began before the refusal is followed by another one.
         self.cloud.wrong &= self.cloud.stale || self.cloud.looking;
@@ -114,9 +131,15 @@ impl Node {
             let again = now.plus(self.cloud.jitter(EC2_AGAIN));
             self.cloud.look_at = self.cloud.look_at.min(again);
         }
+        let held: BTreeSet<EniId> =
+            self.pool.owners().filter_map(|(_, grant)| Some(grant.place?.eni)).collect();
         let notes = self.pool.observe(&picture.enis, picture.as_of, now);
         for note in &notes {
             tracing::info!("{note}");
+            // What the first picture shows nobody has changed.
+            if !first {
+                count(&mut self.observed, note, &held);
+            }
         }
         // A picture may be older than it seems: what pods have lost by it a second one may bring back.
         if notes.iter().any(|note| matches!(note, Note::Lost(..) | Note::EniLeft(_))) {

@@ -44,6 +44,7 @@ use datapath::Marks;
 use ipnetwork::Ipv4Network;
 use pool::{Action, ActionId, Pool, Targets};
 use types::{EniId, Moment, NetworkCard, SandboxKey, SubnetId};
+use wire::Observed;
 
 pub use adding::RELEASED_KEPT;
 pub use event::{BatchId, CallId, Chore, Effect, Event, Facts, HostMade, HostWish, Picture, Stray, Subnets};
@@ -140,6 +141,8 @@ pub struct Node {
     /// Free addresses of the subnets that may be used, when they were last looked at.
     free_in_subnets: BTreeMap<SubnetId, u32>,
     cloud: CloudState,
+    /// What others did to ENIs and addresses.
+    observed: Observed,
     ipv6: Ipv6State,
     cluster: ClusterState,
     custom: CustomState,
@@ -183,6 +186,7 @@ impl Node {
             memory: MemoryState::default(),
             free_in_subnets: BTreeMap::new(),
             cloud: CloudState::new(seed),
+            observed: Observed::default(),
             ipv6: Ipv6State::default(),
             cluster: ClusterState::default(),
             custom: CustomState::default(),

@@ -1,11 +1,23 @@
 //! When to tell the runtime that there is a network: once, and not before an ADD would succeed.
 
+use std::time::Duration;
+
 use types::{Moment, NetworkCard, Reason};
 
 use super::Node;
 use super::event::Effect;
 
 impl Node {
+    /// How long the daemon has run.
+    pub(crate) fn runs_for(&self, now: Moment) -> Duration {
+        now.since(self.started)
+    }
+
+    /// Whether the API server has told the node object.
+    pub(crate) const fn knows_cluster(&self) -> bool {
+        self.cluster.is_known()
+    }
+
     pub(super) fn publish(&mut self, now: Moment) {
         if !self.published && self.would_serve(now) {
             self.published = true;

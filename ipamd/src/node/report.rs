@@ -27,11 +27,13 @@ impl Node {
         report.ipv6_prefix = self.ipv6.prefix.filter(|_| self.settings.families.needs_prefix());
         report.reused_early = self.pool.reused_early();
         report.capacity = self.capacity_in_all();
+        report.observed = self.observed;
         report.cards = self.card_reports(now);
         report.enis = self.eni_reports(now);
         report.pods = self.pod_reports();
         report.waiting = self.waiting();
         report.reasons = self.reasons.report();
+        report.trouble = self.trouble();
         report.cloud = self.troubles();
         report.eni_config = self.eni_config_name();
         report.cluster = self.cluster_lines(now);
@@ -67,6 +69,7 @@ impl Node {
                 subnet: eni.subnet,
                 primary_address: eni.primary_address,
                 prefixes: u32::try_from(eni.prefixes.len()).unwrap_or(u32::MAX),
+                delegated: eni.prefixes,
             })
             .collect();
         enis.sort_by_key(|eni| (eni.card, eni.device));
