@@ -11,7 +11,7 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
     SocketFlags, SocketType, connect, recv, send, sendmsg, socket_with,
 };
-use wire::{FrameError, HEADER_BYTES, PROTOCOL, Reply, Request, Verb};
+use wire::{FrameError, HEADER_BYTES, PROTOCOL, Reply, Request, TraceParent, Verb};
 
 use crate::patience::Patience;
 
@@ -35,18 +35,28 @@ pub(crate) enum AskError {
     Unexpected,
 }
 
+/// What goes with every question of one call.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Call {
+    /// When it started, and how long it may take.
+    pub(crate) patience: Patience,
+    /// The trace that it belongs to.
+    pub(crate) trace: Option<TraceParent>,
+}
+
 /// Asks the daemon. Descriptors go with the request's first byte.
 pub(crate) fn ask(
     path: &Path,
     verb: &Verb,
     descriptors: &[BorrowedFd<'_>],
-    patience: &Patience,
+    call: &Call,
 ) -> Result<Reply, AskError> {
+    let Call { patience, trace } = call;
     let connection = Connection::open(path, patience)?;
     let left = patience.left().ok_or(AskError::Deadline)?;
     let patience_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
-    let request =
-        Request { version: PROTOCOL, patience_ms, started_ns: patience.started_ns, verb: verb.clone() };
+    let (started_ns, trace, verb) = (patience.started_ns, *trace, verb.clone());
+    let request = Request { version: PROTOCOL, patience_ms, started_ns, trace, verb };
     let sent = connection.send(&wire::encode(&request)?, descriptors);
     // A daemon that is full says so and closes without reading: then only the answer tells why.
     match (connection.receive(), sent) {

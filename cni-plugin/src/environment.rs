@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::fmt;
 
+use wire::TraceParent;
+
 /// The `CNI_*` variables of one call, as they were given.
 #[derive(Debug, Clone, Default)]
 pub struct Variables(Vec<(&'static str, OsString)>);
@@ -12,9 +14,11 @@ const CONTAINER_ID: &str = "CNI_CONTAINERID";
 const NETNS: &str = "CNI_NETNS";
 const IF_NAME: &str = "CNI_IFNAME";
 const ARGS: &str = "CNI_ARGS";
+/// How runtimes that trace their calls pass the trace on.
+const TRACE: &str = "TRACEPARENT";
 
 /// Every variable that is looked at; `CNI_PATH` is not, since nothing is delegated to another plugin.
-const NAMES: [&str; 5] = [COMMAND, CONTAINER_ID, NETNS, IF_NAME, ARGS];
+const NAMES: [&str; 6] = [COMMAND, CONTAINER_ID, NETNS, IF_NAME, ARGS, TRACE];
 
 /// Longest path that the kernel resolves, in bytes.
 const NETNS_BYTES_MAX: usize = 4095;
@@ -50,6 +54,8 @@ pub(crate) struct Parameters {
     pub(crate) if_name: String,
     pub(crate) netns: String,
     pub(crate) args: String,
+    /// What is malformed is not there.
+    pub(crate) trace: Option<TraceParent>,
 }
 
 impl Variables {
@@ -115,6 +121,7 @@ impl Parameters {
             return Err(EnvironmentError::Missing(missing));
         }
         let text = |name| variables.text(name).map(|t| t.unwrap_or_default().to_owned());
+        let trace = variables.text(TRACE).ok().flatten().and_then(|text| text.parse().ok());
         match command {
             Command::Add | Command::Check => {
                 let netns = text(NETNS)?;
@@ -122,14 +129,15 @@ impl Parameters {
                     return Err(EnvironmentError::LongNetns);
                 }
                 let (container_id, if_name) = (text(CONTAINER_ID)?, text(IF_NAME)?);
-                Ok(Self { container_id, if_name, netns, args: text(ARGS)? })
+                Ok(Self { container_id, if_name, netns, args: text(ARGS)?, trace })
             }
             // The pod is only informative to DEL, and its namespace may be gone: neither may make it fail.
             Command::Del => {
                 let (container_id, if_name) = (text(CONTAINER_ID)?, text(IF_NAME)?);
-                Ok(Self { container_id, if_name, netns: String::new(), args: text(ARGS).unwrap_or_default() })
+                let (netns, args) = (String::new(), text(ARGS).unwrap_or_default());
+                Ok(Self { container_id, if_name, netns, args, trace })
             }
-            Command::Gc | Command::Status | Command::Version => Ok(Self::default()),
+            Command::Gc | Command::Status | Command::Version => Ok(Self { trace, ..Self::default() }),
         }
     }
 }
@@ -181,6 +189,20 @@ mod tests {
 
         assert!(Parameters::read(Command::Del, &given).is_ok());
         assert_eq!(Parameters::read(Command::Add, &given), Err(EnvironmentError::NotText(NETNS)));
+    }
+
+    #[test]
+    fn a_trace_is_taken_where_it_is_one_and_never_makes_a_call_fail() {
+        let trace = |value: &[u8]| {
+            let given = variables(&[(CONTAINER_ID, b"a"), (IF_NAME, b"eth0"), (TRACE, value)]);
+            Parameters::read(Command::Del, &given).unwrap().trace
+        };
+        let parent = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+        assert_eq!(trace(parent).map(|trace| trace.to_string().into_bytes()), Some(parent.to_vec()));
+        for bad in [&b""[..], b"\xff", b"00-4bf9-00f0-01"] {
+            assert_eq!(trace(bad), None);
+        }
     }
 
     #[test]

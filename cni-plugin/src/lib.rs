@@ -28,6 +28,7 @@ use std::os::fd::BorrowedFd;
 
 use wire::Verb;
 
+use crate::client::Call;
 use crate::config::Config;
 use crate::environment::{Command, Parameters};
 use crate::log::Entry;
@@ -67,10 +68,10 @@ fn read_call(
 
 /// Everything after both inputs are known to be in form, so that errors carry the version asked for.
 fn serve(command: Command, parameters: &Parameters, config: &Config, patience: &Patience) -> Outcome {
-    let patience = patience.of(command, config.timeout);
+    let call = Call { patience: patience.of(command, config.timeout), trace: parameters.trace };
     let verb = verbs::question(command, parameters, config);
-    let result = verb.as_ref().map_err(Clone::clone).and_then(|v| verbs::ask(v, config, &patience));
-    Entry::new(command, verb.as_ref().ok(), &result, patience.spent()).append(&config.log);
+    let result = verb.as_ref().map_err(Clone::clone).and_then(|v| verbs::ask(v, config, &call));
+    Entry::new(command, verb.as_ref().ok(), &result, call.patience.spent()).append(&config.log);
     match result {
         Ok(Answer { stdout, .. }) => Outcome::succeeded(stdout),
         Err(failure) => Outcome::failed(config.version, &failure),

@@ -7,13 +7,12 @@ use wire::queue::QueuedDel;
 use wire::{Attachment, Detachment, Failure, Reply, Verb};
 
 use crate::args;
-use crate::client::{self, AskError};
+use crate::client::{self, AskError, Call};
 use crate::config::Config;
 use crate::environment::{Command, Parameters};
 use crate::error::bad_key;
 use crate::netns::PodNetns;
 use crate::output;
-use crate::patience::Patience;
 use crate::queue::LockedQueue;
 
 /// A call that went well.
@@ -75,23 +74,18 @@ fn detachment(sandbox: SandboxKey, parameters: &Parameters, config: &Config) -> 
 }
 
 /// Asks the daemon and turns its reply into an answer.
-pub(crate) fn ask(verb: &Verb, config: &Config, patience: &Patience) -> Result<Answer, Failure> {
+pub(crate) fn ask(verb: &Verb, config: &Config, call: &Call) -> Result<Answer, Failure> {
     match verb {
-        Verb::Add(attachment) => add(verb, attachment, config, patience).map_err(as_add),
-        Verb::Del(detachment) => del(verb, detachment, config, patience).map_err(as_del),
-        Verb::Check(attachment) => check(verb, attachment, config, patience),
-        Verb::Gc { .. } => gc(verb, config, patience),
-        Verb::Status | Verb::Report => status(verb, config, patience).map_err(as_status),
+        Verb::Add(attachment) => add(verb, attachment, config, call).map_err(as_add),
+        Verb::Del(detachment) => del(verb, detachment, config, call).map_err(as_del),
+        Verb::Check(attachment) => check(verb, attachment, config, call),
+        Verb::Gc { .. } => gc(verb, config, call),
+        Verb::Status | Verb::Report => status(verb, config, call).map_err(as_status),
     }
 }
 
-fn add(
-    verb: &Verb,
-    attachment: &Attachment,
-    config: &Config,
-    patience: &Patience,
-) -> Result<Answer, Failure> {
-    match ask_with_netns(verb, attachment, config.ipv6, config, patience)? {
+fn add(verb: &Verb, attachment: &Attachment, config: &Config, call: &Call) -> Result<Answer, Failure> {
+    match ask_with_netns(verb, attachment, config.ipv6, config, call)? {
         Reply::Added(added) if !added.interfaces.is_empty() => {
             let stdout = output::add_result(config.version, &attachment.netns, &attachment.pod, &added);
             Ok(Answer { stdout, note: "ok" })
@@ -104,13 +98,8 @@ fn add(
 }
 
 /// What the interface should be is known to the daemon, which was there when `prevResult` was made.
-fn check(
-    verb: &Verb,
-    attachment: &Attachment,
-    config: &Config,
-    patience: &Patience,
-) -> Result<Answer, Failure> {
-    done(ask_with_netns(verb, attachment, false, config, patience)?)
+fn check(verb: &Verb, attachment: &Attachment, config: &Config, call: &Call) -> Result<Answer, Failure> {
+    done(ask_with_netns(verb, attachment, false, config, call)?)
 }
 
 fn ask_with_netns(
@@ -118,37 +107,32 @@ fn ask_with_netns(
     attachment: &Attachment,
     allow_ipv6: bool,
     config: &Config,
-    patience: &Patience,
+    call: &Call,
 ) -> Result<Reply, Failure> {
     let netns = PodNetns::open(&attachment.netns)?;
     let netlink = netns.netlink(allow_ipv6)?;
-    Ok(client::ask(&config.socket, verb, &[netns.as_fd(), netlink.as_fd()], patience)?)
+    Ok(client::ask(&config.socket, verb, &[netns.as_fd(), netlink.as_fd()], call)?)
 }
 
 /// Deletes now, or puts the delete into the queue if the daemon does not answer as one that works.
 ///
 /// A daemon that only takes too long will still serve the request or answer the next: that is an error.
-fn del(
-    verb: &Verb,
-    detachment: &Detachment,
-    config: &Config,
-    patience: &Patience,
-) -> Result<Answer, Failure> {
-    if let Some(result) = try_del(verb, config, patience) {
+fn del(verb: &Verb, detachment: &Detachment, config: &Config, call: &Call) -> Result<Answer, Failure> {
+    if let Some(result) = try_del(verb, config, call) {
         return result;
     }
-    let queue = LockedQueue::lock(&config.queue, patience)?;
+    let queue = LockedQueue::lock(&config.queue, &call.patience)?;
     // The daemon may have begun to serve just before the lock was ours.
-    if let Some(result) = try_del(verb, config, patience) {
+    if let Some(result) = try_del(verb, config, call) {
         return result;
     }
-    queue.put(&QueuedDel { detachment: detachment.clone(), started_ns: patience.started_ns })?;
+    queue.put(&QueuedDel { detachment: detachment.clone(), started_ns: call.patience.started_ns })?;
     Ok(Answer::silent("queued"))
 }
 
 /// The daemon's word on a DEL, or `None` if there is no daemon that could give it.
-fn try_del(verb: &Verb, config: &Config, patience: &Patience) -> Option<Result<Answer, Failure>> {
-    match client::ask(&config.socket, verb, &[], patience) {
+fn try_del(verb: &Verb, config: &Config, call: &Call) -> Option<Result<Answer, Failure>> {
+    match client::ask(&config.socket, verb, &[], call) {
         Ok(Reply::Done) => Some(Ok(Answer::silent("ok"))),
         // A daemon of another version did not understand: the next one to start may.
         Ok(Reply::Failed(Failure { reason: Reason::BadInput | Reason::UnsupportedVersion, .. })) => None,
@@ -200,16 +184,16 @@ fn retry_mends(reason: Reason) -> bool {
     }
 }
 
-fn gc(verb: &Verb, config: &Config, patience: &Patience) -> Result<Answer, Failure> {
-    match client::ask(&config.socket, verb, &[], patience)? {
+fn gc(verb: &Verb, config: &Config, call: &Call) -> Result<Answer, Failure> {
+    match client::ask(&config.socket, verb, &[], call)? {
         Reply::Collected { .. } => Ok(Answer::silent("ok")),
         Reply::Failed(failure) => Err(failure),
         Reply::Added(_) | Reply::Done | Reply::Report(_) => Err(AskError::Unexpected.into()),
     }
 }
 
-fn status(verb: &Verb, config: &Config, patience: &Patience) -> Result<Answer, Failure> {
-    done(client::ask(&config.socket, verb, &[], patience)?)
+fn status(verb: &Verb, config: &Config, call: &Call) -> Result<Answer, Failure> {
+    done(client::ask(&config.socket, verb, &[], call)?)
 }
 
 fn done(reply: Reply) -> Result<Answer, Failure> {

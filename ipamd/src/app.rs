@@ -30,9 +30,10 @@ use std::time::Duration;
 
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
+use tracing::Span;
 use types::{Moment, Reason};
 use wire::queue::QueuedDel;
-use wire::{Failure, PROTOCOL, Reply, Request, Verb};
+use wire::{Failure, PROTOCOL, Reply, Request, TraceParent, Verb};
 
 use crate::clock::Clock;
 use crate::cloud_tasks::CloudTasks;
@@ -113,6 +114,8 @@ struct Caller {
     descriptors: Vec<OwnedFd>,
     asked: Asked,
     since: Moment,
+    /// In what is logged of the request: the trace that it belongs to, if it does.
+    span: Span,
 }
 
 impl Owner {
@@ -172,7 +175,10 @@ impl Owner {
                 let Call { id, request, descriptors, reply } = *call;
                 let both = descriptors.len() == 2;
                 let (asked, since) = (Asked::of(&request.verb), self.clock.now());
-                self.callers.insert(id, Caller { reply, descriptors, asked, since });
+                // Of the highest level, so that it is there with whatever is logged.
+                let span = |trace: TraceParent| tracing::error_span!("request", trace_id = %trace.id());
+                let span = request.trace.map_or_else(Span::none, span);
+                self.callers.insert(id, Caller { reply, descriptors, asked, since, span });
                 Event::Call { id, request, descriptors: both }
             }
             FromSocket::Gone(id) => Event::Gone(id),
@@ -180,6 +186,8 @@ impl Owner {
     }
 
     fn step(&mut self, event: Event) {
+        let caller = event.request().and_then(|id| self.callers.get(&id));
+        let _inside = caller.map(|caller| caller.span.clone().entered());
         for effect in self.node.handle(event, self.clock.now()) {
             self.start(effect);
         }
@@ -193,6 +201,7 @@ impl Owner {
                     let failure = reply.failure().map(|failure| failure.reason);
                     let took = self.clock.now().since(caller.since);
                     self.metrics.answered(caller.asked, failure, took);
+                    tell_trace(&caller, failure, took);
                     drop(caller.reply.send(reply));
                 }
             }
@@ -268,6 +277,15 @@ impl Owner {
     }
 }
 
+/// What became of a request that somebody traces.
+fn tell_trace(caller: &Caller, failure: Option<Reason>, took: Duration) {
+    if !caller.span.is_none() {
+        let (verb, outcome) = (caller.asked.word(), failure.map_or("done", Reason::word));
+        let took_ms = took.as_secs_f64() * 1000.0;
+        caller.span.in_scope(|| tracing::info!(verb, outcome, took_ms, "answered"));
+    }
+}
+
 /// Replays the delete queue through the owner, binds the socket, and only then lets plugins at the queue again.
 pub(crate) async fn replay_and_bind(
     queue: LockedQueue,
@@ -280,7 +298,8 @@ pub(crate) async fn replay_and_bind(
             Some(QueuedDel { detachment, started_ns }) => {
                 let (reply, answer) = oneshot::channel();
                 let verb = Verb::Del(detachment);
-                let request = Request { version: PROTOCOL, patience_ms: 10_000, started_ns, verb };
+                let request =
+                    Request { version: PROTOCOL, patience_ms: 10_000, started_ns, trace: None, verb };
                 let call = Call { id: CallId(number), request, descriptors: Vec::new(), reply };
                 drop(calls.send(FromSocket::Call(Box::new(call))).await);
                 if let Ok(Reply::Failed(failure)) = answer.await {

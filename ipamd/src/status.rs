@@ -33,7 +33,7 @@ pub fn fetch(socket: &Path) -> Result<Report, Failure> {
 
 fn exchange(socket: &Path) -> io::Result<Reply> {
     let patience_ms = u32::try_from(PATIENCE.as_millis()).unwrap_or(u32::MAX);
-    let request = Request { version: PROTOCOL, patience_ms, started_ns: 0, verb: Verb::Report };
+    let request = Request { version: PROTOCOL, patience_ms, started_ns: 0, trace: None, verb: Verb::Report };
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(&wire::encode(&request).map_err(io::Error::other)?)?;

@@ -340,7 +340,8 @@ impl Node {
     /// # Errors
     /// When the socket fails.
     pub fn ask(&self, verb: Verb) -> Result<Reply, LabError> {
-        let request = Request { version: PROTOCOL, patience_ms: 5000, started_ns: u64::MAX, verb };
+        let request =
+            Request { version: PROTOCOL, patience_ms: 5000, started_ns: u64::MAX, trace: None, verb };
         let exchange = || -> std::io::Result<Reply> {
             let mut stream = UnixStream::connect(self.socket())?;
             stream.set_read_timeout(Some(Duration::from_secs(10)))?;

@@ -24,6 +24,8 @@ pub struct Pod {
     pub container_id: String,
     /// It asks for an interface of every network card.
     pub multi_nic: bool,
+    /// `TRACEPARENT` of the runtime that calls for it.
+    pub trace: Option<String>,
     /// Its address, once added.
     pub address: Option<Ipv4Addr>,
     /// How long the plugin took to add it.
@@ -52,7 +54,7 @@ impl Pod {
         let netns = Netns::create(container_id)?;
         let (name, container_id) = (name.to_owned(), container_id.to_owned());
         let (multi_nic, took) = (false, Duration::ZERO);
-        Ok(Self { netns, name, container_id, multi_nic, address: None, took, result: None })
+        Ok(Self { netns, name, container_id, multi_nic, trace: None, address: None, took, result: None })
     }
 
     /// ADD.
@@ -119,14 +121,9 @@ impl Pod {
         if let (Some(result), "CHECK" | "DEL") = (&self.result, verb) {
             config["prevResult"] = result.clone();
         }
-        call_plugin(
-            node,
-            verb,
-            &self.container_id,
-            &self.netns.path(),
-            &self.name,
-            config.to_string().as_bytes(),
-        )
+        let mut command = plugin(verb, &self.container_id, &self.netns.path(), &self.name)?;
+        command.envs(self.trace.iter().map(|trace| ("TRACEPARENT", trace)));
+        run(node, verb, command, config.to_string().as_bytes())
     }
 }
 
@@ -154,6 +151,11 @@ pub fn call_plugin(
     pod: &str,
     stdin: &[u8],
 ) -> Result<Answer, LabError> {
+    run(node, verb, plugin(verb, container_id, netns, pod)?, stdin)
+}
+
+/// The plugin with the environment of a call.
+fn plugin(verb: &str, container_id: &str, netns: &std::path::Path, pod: &str) -> Result<Command, LabError> {
     let plugin: PathBuf = binary("AWS_CNI_BIN", "aws-cni")?;
     let mut command = Command::new(plugin);
     command
@@ -166,6 +168,10 @@ pub fn call_plugin(
         "CNI_ARGS",
         format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod};K8S_POD_INFRA_CONTAINER_ID={container_id}"),
     );
+    Ok(command)
+}
+
+fn run(node: &Node, verb: &str, mut command: Command, stdin: &[u8]) -> Result<Answer, LabError> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let ran = node.netns().run(|| -> std::io::Result<_> {
         let started = Instant::now();

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use lab::LabError;
 use lab::imds::ImdsWeather;
 use lab::node::{Node, get_over};
+use lab::runtime::Pod;
 use serde_json::{Value, json};
 
 use crate::support::{Outcome, Setting, Test, ensure};
@@ -12,6 +13,7 @@ use crate::support::{Outcome, Setting, Test, ensure};
 pub(crate) const TESTS: &[Test] = &[
     ("support_scripts_find_what_the_go_version_tells", shapes),
     ("a_node_that_does_not_know_itself_lives_and_is_not_ready_and_says_why", not_ready),
+    ("the_trace_of_a_runtimes_call_is_in_the_daemons_log_of_it", traced),
     ("introspection_moves_to_a_socket_or_goes_away_as_told", elsewhere),
 ];
 
@@ -93,6 +95,26 @@ fn not_ready() -> Outcome {
     node.wait_ready()?;
     let answer = node.introspect("/readyz")?;
     ensure!(answer.0 == 200, "{answer:?}");
+    Ok(())
+}
+
+fn traced() -> Outcome {
+    let setting = Setting::start(&[("WARM_IP_TARGET", "3")])?;
+    let node = &setting.node;
+    let mut pod = Pod::create("traced", "traced-1")?;
+    let id = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let told = |verb: &str| -> Result<bool, LabError> {
+        let words = [format!("trace_id={id}"), format!("verb=\"{verb}\""), "outcome=\"done\"".to_owned()];
+        Ok(node.told()?.lines().any(|line| words.iter().all(|word| line.contains(word))))
+    };
+
+    pod.trace = Some(format!("00-{id}-00f067aa0ba902b7-01"));
+    pod.add(node)?;
+    ensure!(told("add")?, "no line of the ADD with its trace: {}", node.log_tail());
+    // What is no trace is no reason to fail, and nothing is traced.
+    pod.trace = Some(format!("00-{id}-nonsense"));
+    pod.del(node)?;
+    ensure!(!told("del")?, "a malformed trace is in the log: {}", node.log_tail());
     Ok(())
 }
 

@@ -30,6 +30,7 @@ pub(crate) fn all() -> Named {
         version_needs_no_input,
         del_needs_no_namespace_and_no_pod,
         del_passes_on_who_is_to_go,
+        the_trace_of_the_runtime_is_passed_on,
         del_works_with_a_previous_result_of_any_kind,
         check_needs_a_previous_result,
         check_status_and_gc_need_their_version,
@@ -196,6 +197,18 @@ fn del_passes_on_who_is_to_go() {
     assert_eq!(detachment.pod.to_string(), "default/sample-pod");
     assert!(seen[0].descriptors.is_empty());
     assert!(seen[0].request.started_ns > 0 && (1..=5000).contains(&seen[0].request.patience_ms));
+}
+
+fn the_trace_of_the_runtime_is_passed_on() {
+    let node = Node::new();
+    let daemon = node.daemon(Manner::Good);
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    node.call("DEL").env("TRACEPARENT", parent).run();
+    node.call("DEL").env("TRACEPARENT", "nonsense").run();
+
+    let traces: Vec<_> = daemon.take_seen().into_iter().map(|seen| seen.request.trace).collect();
+    assert_eq!(traces, [parent.parse().ok(), None]);
 }
 
 fn del_works_with_a_previous_result_of_any_kind() {

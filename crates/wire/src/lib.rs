@@ -11,6 +11,7 @@
 mod frame;
 pub mod queue;
 mod report;
+mod trace;
 
 use std::path::{Path, PathBuf};
 
@@ -22,6 +23,7 @@ pub use frame::{FRAME_BYTES_MAX, FrameError, HEADER_BYTES, decode, encode, frame
 pub use report::{
     AddressCount, AddressReport, CardReport, EniReport, Observed, PodReport, ReasonReport, Report, Waiting,
 };
+pub use trace::{TraceId, TraceParent, TraceParentError};
 
 /// Version of this protocol.
 pub const PROTOCOL: u16 = 1;
@@ -47,6 +49,9 @@ pub struct Request {
     /// Orders requests for one sandbox: a DEL may overtake its ADD, and an ADD that started before a DEL
     /// which has been served must not bring the sandbox back.
     pub started_ns: u64,
+    /// The trace that the runtime's call belongs to, for the log.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "trace::lenient")]
+    pub trace: Option<TraceParent>,
     /// What is asked.
     pub verb: Verb,
 }

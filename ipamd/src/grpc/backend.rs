@@ -83,7 +83,8 @@ impl Backend {
     async fn ask(&self, verb: Verb) -> Option<Reply> {
         let id = CallId(FIRST_CALL + self.served.fetch_add(1, Ordering::Relaxed));
         let (reply, answer) = oneshot::channel();
-        let request = Request { version: PROTOCOL, patience_ms: PATIENCE_MS, started_ns: boot_ns(), verb };
+        let request =
+            Request { version: PROTOCOL, patience_ms: PATIENCE_MS, started_ns: boot_ns(), trace: None, verb };
         let call = Call { id, request, descriptors: Vec::new(), reply };
         self.calls.send(FromSocket::Call(Box::new(call))).await.ok()?;
         answer.await.ok()

@@ -60,7 +60,8 @@ impl Asked {
         }
     }
 
-    const fn word(self) -> &'static str {
+    /// As it is in labels and in the log.
+    pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::Add => "add",
             Self::Del => "del",

@@ -235,6 +235,21 @@ pub enum Event {
     Tick,
 }
 
+impl Event {
+    /// The request that this is about, where it is about one.
+    pub(crate) const fn request(&self) -> Option<CallId> {
+        let (Self::Call { id, .. }
+        | Self::Gone(id)
+        | Self::Wired { id, .. }
+        | Self::Enforced { id, .. }
+        | Self::Checked { id, .. }) = self
+        else {
+            return None;
+        };
+        Some(*id)
+    }
+}
+
 /// Something to do.
 #[derive(Debug)]
 pub enum Effect {

@@ -126,7 +126,7 @@ impl Ours {
     fn call(&mut self, verb: Verb, now: Moment) -> Event {
         self.last_call += 1;
         let started_ns = now.0 * 1_000_000 + self.last_call % 1_000_000;
-        let request = Request { version: PROTOCOL, patience_ms: PATIENCE_MS, started_ns, verb };
+        let request = Request { version: PROTOCOL, patience_ms: PATIENCE_MS, started_ns, trace: None, verb };
         Event::Call { id: CallId(self.last_call), request, descriptors: true }
     }
 

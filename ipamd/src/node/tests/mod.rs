@@ -154,7 +154,7 @@ impl World {
         self.calls += 1;
         let id = CallId(self.calls);
         self.asked.insert(id, Asked::of(&verb));
-        let request = Request { version: PROTOCOL, patience_ms: 90_000, started_ns, verb };
+        let request = Request { version: PROTOCOL, patience_ms: 90_000, started_ns, trace: None, verb };
         (id, self.handle(Event::Call { id, request, descriptors: true }))
     }
 

@@ -263,7 +263,7 @@ fn no_multi_nic() -> World {
 fn without_descriptors() -> World {
     let mut world = World::ready(1);
     let verb = Verb::Add(attachment("a", "a"));
-    let request = Request { version: PROTOCOL, patience_ms: 1000, started_ns: 1, verb };
+    let request = Request { version: PROTOCOL, patience_ms: 1000, started_ns: 1, trace: None, verb };
     world.handle(Event::Call { id: CallId(9), request, descriptors: false });
     world
 }

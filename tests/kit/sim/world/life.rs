@@ -106,8 +106,13 @@ impl World {
         for QueuedDel { detachment, started_ns } in std::mem::take(&mut self.queue) {
             self.last_call += 1;
             let call = CallId(self.last_call);
-            let request =
-                Request { version: PROTOCOL, patience_ms: 10_000, started_ns, verb: Verb::Del(detachment) };
+            let request = Request {
+                version: PROTOCOL,
+                patience_ms: 10_000,
+                started_ns,
+                trace: None,
+                verb: Verb::Del(detachment),
+            };
             let pending = Pending { request: request.clone(), sandbox: None, pod: None, arrived: true };
             self.calls.insert(call, pending);
             self.hear(Event::Call { id: call, request, descriptors: false })?;

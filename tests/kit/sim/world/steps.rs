@@ -147,7 +147,7 @@ impl World {
         let call = CallId(self.last_call);
         let patience_ms = u32::try_from(PATIENCE.as_millis()).unwrap_or(u32::MAX);
         let started_ns = self.now.0 * 1_000_000 + self.last_call % 1_000_000;
-        let request = Request { version: PROTOCOL, patience_ms, started_ns, verb };
+        let request = Request { version: PROTOCOL, patience_ms, started_ns, trace: None, verb };
         self.calls.insert(call, Pending { request, sandbox, pod, arrived: false });
         self.at(after, Due::Arrive(call));
         call
