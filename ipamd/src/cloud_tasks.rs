@@ -198,7 +198,7 @@ impl CloudTasks {
     pub(crate) fn look(self: &Arc<Self>) {
         let this = Arc::clone(self);
         tokio::spawn(async move {
-            let result = this.working(Work::Look, this.picture()).await;
+            let result = Box::pin(this.working(Work::Look, this.picture())).await;
             drop(this.events.send(Event::Looked(result)).await);
         });
     }
@@ -344,7 +344,7 @@ impl CloudTasks {
     pub(crate) fn act(self: &Arc<Self>, id: ActionId, action: Action, groups: Vec<SecurityGroupId>) {
         let this = Arc::clone(self);
         tokio::spawn(async move {
-            let result = this.working(work_of(&action), this.carry_out(action, groups)).await;
+            let result = Box::pin(this.working(work_of(&action), this.carry_out(action, groups))).await;
             drop(this.events.send(Event::Acted { id, result }).await);
         });
     }

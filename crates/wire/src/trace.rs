@@ -47,9 +47,9 @@ impl FromStr for TraceParent {
         if version == "ff" || (version == "00" && parts.next().is_some()) {
             return Err(TraceParentError);
         }
-        let trace = u128::from_str_radix(trace, 16).map_err(|_| TraceParentError)?;
-        let parent = u64::from_str_radix(parent, 16).map_err(|_| TraceParentError)?;
-        let flags = u8::from_str_radix(flags, 16).map_err(|_| TraceParentError)?;
+        let trace = u128::from_str_radix(trace, 16).map_err(|_too_long| TraceParentError)?;
+        let parent = u64::from_str_radix(parent, 16).map_err(|_too_long| TraceParentError)?;
+        let flags = u8::from_str_radix(flags, 16).map_err(|_too_long| TraceParentError)?;
         if trace == 0 || parent == 0 {
             return Err(TraceParentError);
         }
