@@ -14,6 +14,7 @@
 //! | gRPC | health probes, the policy agent's configuration, a Go plugin's DELs | requests to the owner, readers |
 //! | policy agent | pods to enforce policies for, or to forget | `Enforced` |
 //! | cluster watch | | `Cluster` |
+//! | announcer | notes | events on pods in the cluster |
 //! | cloud tasks, one per call | actions, chores | `Acted`, `Looked`, `Identified`, `Tidied` |
 //!
 //! Order of start: lock the delete queue, read the state, ask the kernel which pods there are, replay the queue, serve, unlock
@@ -37,6 +38,7 @@ use wire::{Failure, PROTOCOL, Reply, Request, TraceParent, Verb};
 
 use crate::clock::Clock;
 use crate::cloud_tasks::CloudTasks;
+use crate::cluster::Notes;
 use crate::grpc::agent::PolicyAgent;
 use crate::install::Publisher;
 use crate::metrics::{Asked, Metrics};
@@ -91,6 +93,8 @@ pub(crate) struct Parts {
     pub(crate) cloud: Arc<CloudTasks>,
     /// Where network policies are enforced.
     pub(crate) agent: Option<PolicyAgent>,
+    /// Events in the cluster.
+    pub(crate) notes: Notes,
 }
 
 /// A channel for events.
@@ -206,6 +210,7 @@ impl Owner {
                 }
             }
             Effect::Waited(reason, time) => self.metrics.waited(reason, time),
+            Effect::Tell(note) => self.parts.notes.tell(note),
             Effect::Wire(id, pods) => {
                 let job = self.descriptors(id).map(|fds| Wiring::Add(id, pods, fds));
                 self.wire_or_fail(job, |result| Event::Wired { id, result });

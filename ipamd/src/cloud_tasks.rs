@@ -13,6 +13,7 @@ use crate::clock::Clock;
 use crate::cloud::{
     CloudError, CloudErrorKind, ConnectionTracking, Ec2, EniRecord, Identity, Imds, Inventory, NewEni,
 };
+use crate::cluster::Notes;
 use crate::config::Config;
 use crate::estate::{Estate, INSTANCE_TAG};
 use crate::metrics::{Metrics, Undeleted, Work};
@@ -47,6 +48,8 @@ pub(crate) struct CloudTasks {
     clock: Clock,
     imds: Imds,
     metrics: Metrics,
+    /// Where it is said that EC2 denies a call.
+    notes: Notes,
     events: mpsc::Sender<Event>,
     /// Known once instance metadata has answered.
     node: OnceCell<Known>,
@@ -77,7 +80,7 @@ impl CloudTasks {
         config: Config,
         clock: Clock,
         imds: Imds,
-        metrics: Metrics,
+        (metrics, notes): (Metrics, Notes),
         ran_before: bool,
         events: mpsc::Sender<Event>,
     ) -> Arc<Self> {
@@ -88,6 +91,7 @@ impl CloudTasks {
             clock,
             imds,
             metrics,
+            notes,
             events,
             node: OnceCell::new(),
             looked,
@@ -120,7 +124,10 @@ impl CloudTasks {
         let identity = self.imds.identity().await?;
         let ec2 = match self.config.imds_only {
             true => None,
-            false => Some(Ec2::connect(&self.config, &identity.region, self.metrics.clone()).await),
+            false => {
+                let (metrics, notes) = (self.metrics.clone(), self.notes.clone());
+                Some(Ec2::connect(&self.config, &identity.region, metrics, notes).await)
+            }
         };
         let known = Known { ec2, estate: self.estate(&identity), identity };
         let identity = &known.identity;

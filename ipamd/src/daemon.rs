@@ -10,12 +10,13 @@ use datapath::{Host, Marks, Ours, Watch, Wirer};
 use pool::Targets;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use types::PodName;
 
 use crate::app::{Owner, Parts, RunError, events, replay_and_bind, serve};
 use crate::clock::Clock;
 use crate::cloud::Imds;
 use crate::cloud_tasks::CloudTasks;
-use crate::cluster;
+use crate::cluster::{self, Door, Myself, Notes, PodRef, announcing};
 use crate::config::{self, Config};
 use crate::families::Families;
 use crate::grpc;
@@ -95,7 +96,9 @@ async fn daemon(config: Config) -> Result<(), RunError> {
         Ours { ports: ports.into(), pod_if_prefix, mtu: settings.eni_mtu, pod_mtu: settings.pod_mtu },
         &sender,
     );
-    tokio::spawn(cluster::watch(config.clone(), sender.clone()));
+    let door = config.cluster.clone().map(Door::new);
+    tokio::spawn(cluster::watch(config.clone(), door.clone(), sender.clone()));
+    let notes = notes(&config, door, clock, &metrics).await;
     let record = Recording::new(&dir, config.families);
     let keeper = HostKeeper::new(host, netfilter, nat, metrics.clone(), record, former);
     tokio::spawn(keeper.run(wished, sender.clone()));
@@ -107,8 +110,16 @@ async fn daemon(config: Config) -> Result<(), RunError> {
             .map_err(failed("start the writing thread"))?,
         wishes,
         conflist: Some(Publisher::new(&config)),
-        cloud: CloudTasks::new(config.clone(), clock, imds, metrics.clone(), ran_before, sender.clone()),
+        cloud: CloudTasks::new(
+            config.clone(),
+            clock,
+            imds,
+            (metrics.clone(), notes.clone()),
+            ran_before,
+            sender.clone(),
+        ),
         agent: policy_agent(&config, &metrics, &sender),
+        notes,
     };
     let cloud = parts.cloud.clone();
     let (calls, called) = mpsc::channel(CALLS_MAX);
@@ -146,6 +157,16 @@ fn serve_http(config: &Config, metrics: &Metrics, readers: &Readers) {
     if let Some(at) = config.introspection.clone() {
         tokio::spawn(serve_introspection(at, Introspection::new(config, readers.clone())));
     }
+}
+
+/// Events in the cluster, where there is one.
+async fn notes(config: &Config, door: Option<Door>, clock: Clock, metrics: &Metrics) -> Notes {
+    let Some(door) = door else { return Notes::default() };
+    let namespace = door.namespace().await.unwrap_or_default();
+    let name = config.pod_name.clone().unwrap_or_default();
+    let pod = PodRef::of(&PodName { namespace, name }, config.pod_uid.as_deref().unwrap_or_default());
+    let node = config.node_name.clone().unwrap_or_default();
+    announcing(door, Myself { pod, node }, clock, metrics)
 }
 
 /// The network policy agent, where it has a say.

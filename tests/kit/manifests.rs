@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde::Serialize;
@@ -25,13 +26,15 @@ pub fn documents(text: &str) -> Result<Vec<Value>, String> {
     Ok(documents)
 }
 
-fn check(document: &Value) -> Result<(), String> {
+/// Checks a document against the type of its kind.
+pub(crate) fn check(document: &Value) -> Result<(), String> {
     match document["kind"].as_str().unwrap_or_default() {
         "ClusterRole" => is::<ClusterRole>(document),
         "ClusterRoleBinding" => is::<ClusterRoleBinding>(document),
         "ConfigMap" => is::<ConfigMap>(document),
         "CustomResourceDefinition" => is::<CustomResourceDefinition>(document),
         "DaemonSet" => is::<DaemonSet>(document),
+        "Event" => is::<Event>(document),
         "ServiceAccount" => is::<ServiceAccount>(document),
         foreign if FOREIGN.contains(&foreign) => {
             let named = document["apiVersion"].is_string() && document["metadata"]["name"].is_string();

@@ -176,7 +176,7 @@ impl Node {
         let kubeconfig = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "lab",
             "clusters": named("cluster", json!({"server": server})),
-            "contexts": named("context", json!({"cluster": "lab", "user": "lab"})),
+            "contexts": named("context", json!({"cluster": "lab", "user": "lab", "namespace": "kube-system"})),
             "users": named("user", json!({})),
         });
         let path = self.run_dir.join("kubeconfig");

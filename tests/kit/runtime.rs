@@ -166,7 +166,7 @@ fn plugin(verb: &str, container_id: &str, netns: &std::path::Path, pod: &str) ->
     command.env("CNI_NETNS", netns).env("CNI_PATH", "/opt/cni/bin");
     command.env(
         "CNI_ARGS",
-        format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod};K8S_POD_INFRA_CONTAINER_ID={container_id}"),
+        format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod};K8S_POD_INFRA_CONTAINER_ID={container_id};K8S_POD_UID=uid-of-{container_id}"),
     );
     Ok(command)
 }

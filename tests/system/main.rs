@@ -6,6 +6,7 @@
 
 #![expect(clippy::print_stderr, reason = "a test program: it tells a person")]
 
+mod announcing;
 mod bad_input;
 mod causes;
 mod chart;
@@ -50,6 +51,7 @@ fn main() -> std::process::ExitCode {
         causes::TESTS,
         doctor::TESTS,
         cluster::TESTS,
+        announcing::TESTS,
         custom_networking::TESTS,
         policy::TESTS,
         introspection::TESTS,

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ipamd::grpc::messages::{
     AddNetworkReply, AddNetworkRequest, Allocation, DelNetworkReply, DelNetworkRequest, Empty,
@@ -17,7 +17,7 @@ use lab::policy_agent::{AgentWeather, PolicyAgent};
 use lab::runtime::{Answer, Pod};
 use tonic::{Code, Status};
 
-use crate::support::{Outcome, Setting, Test, ensure};
+use crate::support::{Outcome, Setting, Test, ensure, eventually};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_pod_starts_once_its_policies_are_enforced_and_they_go_with_it", enforced),
@@ -31,8 +31,6 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// How long one call may take.
 const CALL: Duration = Duration::from_secs(30);
-/// How long what happens by itself may take on a busy machine.
-const SOON: Duration = Duration::from_secs(10);
 
 fn with_policies(mode: &str) -> Result<(Setting, PolicyAgent), LabError> {
     let setting = Setting::start(&[("NETWORK_POLICY_ENFORCING_MODE", mode)])?;
@@ -46,15 +44,6 @@ fn client(node: &Node) -> Result<Client, LabError> {
 
 fn said(status: Status) -> LabError {
     LabError::Otherwise(format!("gRPC: {status}"))
-}
-
-fn wait_until(what: &str, is: impl Fn() -> bool) -> Outcome {
-    let until = Instant::now() + SOON;
-    while !is() {
-        ensure!(Instant::now() < until, "{what} did not come true");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }
 
 /// An ADD that must fail for this reason.
@@ -79,7 +68,7 @@ fn enforced() -> Outcome {
         // A runtime says it twice; the agent hears it once.
         pod.del(&setting.node)?;
     }
-    wait_until("that the agent forgets the pods", || agent.enforced().is_empty())?;
+    eventually("that the agent forgets the pods", || agent.enforced().is_empty())?;
     ensure!(agent.calls() == 4, "{} calls", agent.calls());
     let metrics = setting.node.metrics()?;
     let counted = "ipamd_policy_agent_calls_total{action=\"EnforceNpToPod\",reason=\"none\"} 2";
@@ -96,7 +85,7 @@ fn refused() -> Outcome {
         setting.accounts_for(&[])?;
         let unwired = |words: &str| setting.node.netns().read(words).is_ok_and(|told| !told.contains("eni"));
         // The kernel takes links away when it has nothing else to do.
-        wait_until("that no link stays", || unwired("ip -o link show type veth"))?;
+        eventually("that no link stays", || unwired("ip -o link show type veth"))?;
         ensure!(unwired("ip route show table all"), "a route of the pod stays");
     }
 
@@ -131,7 +120,7 @@ fn hanging() -> Outcome {
     let again = Pod::create("pod-0", "sandbox0b")?;
     let added = std::thread::scope(|scope| {
         let adding = scope.spawn(|| again.call(&setting.node, "ADD"));
-        wait_until("that the agent is asked", || agent.calls() == 1)?;
+        eventually("that the agent is asked", || agent.calls() == 1)?;
         // The same sandbox, by another hand: the agent has not answered, and will not before this has come back.
         pod.container_id.clone_from(&again.container_id);
         pod.del(&setting.node)?;
@@ -141,8 +130,8 @@ fn hanging() -> Outcome {
     ensure!(agent.calls() == 1, "the agent hears of the DEL before the ADD is over: {} calls", agent.calls());
 
     agent.set_weather(AgentWeather::Fair);
-    wait_until("that the agent hears of the DEL", || agent.calls() == 2)?;
-    wait_until("that the agent forgets the pod", || agent.enforced().is_empty())?;
+    eventually("that the agent hears of the DEL", || agent.calls() == 2)?;
+    eventually("that the agent forgets the pod", || agent.enforced().is_empty())?;
     setting.accounts_for(&[]).map(drop)
 }
 

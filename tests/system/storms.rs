@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lab::LabError;
 use lab::ec2::{Action, Ec2, EniView, Fault, Weather};
@@ -13,7 +13,7 @@ use lab::probe::{Echo, ask, transfer};
 use lab::runtime::Pod;
 use wire::Report;
 
-use crate::support::{Outcome, Setting, Test, ensure, launch, reach};
+use crate::support::{Outcome, Setting, Test, ensure, eventually, launch, reach};
 
 pub(crate) const TESTS: &[Test] = &[
     ("the_internet_drops_a_pod_that_is_not_translated", without_nat),
@@ -34,19 +34,6 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_add_without_a_daemon_is_to_be_tried_again", no_daemon),
     ("the_node_is_as_before_when_the_last_pod_is_gone", nothing_left),
 ];
-
-/// How long something may take to come true.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Waits for something that is not in the daemon's report.
-fn eventually(what: &str, is: impl Fn() -> bool) -> Outcome {
-    let until = Instant::now() + PATIENCE;
-    while !is() {
-        ensure!(Instant::now() < until, "{what} did not come true");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
-}
 
 fn without_nat() -> Outcome {
     let setting = Setting::start(&[("AWS_VPC_K8S_CNI_EXTERNALSNAT", "true")])?;

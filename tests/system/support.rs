@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::LabError;
 use lab::ec2::Config;
@@ -33,6 +33,19 @@ macro_rules! ensure {
     };
 }
 pub(crate) use ensure;
+
+/// How long something may take to come true.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits for something that is not in the daemon's report.
+pub(crate) fn eventually(what: &str, is: impl Fn() -> bool) -> Outcome {
+    let until = Instant::now() + PATIENCE;
+    while !is() {
+        ensure!(Instant::now() < until, "{what} did not come true");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
 
 /// Which of our programs are not built.
 pub(crate) fn missing_programs() -> Option<String> {

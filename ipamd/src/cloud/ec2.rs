@@ -29,6 +29,7 @@ use super::{
     CloudError, CloudErrorKind, ConnectionTracking, EniRecord, Inventory, LooseEni, NewEni, SubnetRecord,
     http,
 };
+use crate::cluster::{Note, Notes};
 use crate::config::Config;
 use crate::metrics::Metrics;
 
@@ -47,13 +48,15 @@ pub struct Ec2 {
     reads: Client,
     changes: Client,
     metrics: Metrics,
+    /// Where it is said that a call is denied.
+    notes: Notes,
 }
 
 impl Ec2 {
     /// A client for the region, with credentials from the usual places (environment, web identity, pod identity, instance role);
     /// asks nothing yet.
-    pub async fn connect(config: &Config, region: &str, metrics: Metrics) -> Self {
-        Self { metrics, ..Self::with_credentials(config, region, None).await }
+    pub async fn connect(config: &Config, region: &str, metrics: Metrics, notes: Notes) -> Self {
+        Self { metrics, notes, ..Self::with_credentials(config, region, None).await }
     }
 
     /// As [`Ec2::connect`], with these credentials in place of the usual ones.
@@ -84,6 +87,7 @@ impl Ec2 {
             reads: client(RetryConfig::standard().with_max_attempts(ATTEMPTS)),
             changes: client(RetryConfig::disabled()),
             metrics: Metrics::default(),
+            notes: Notes::default(),
         }
     }
 
@@ -98,7 +102,11 @@ impl Ec2 {
     {
         let asked = Instant::now();
         let answer = answer.await.map_err(|error| call.failed(error));
-        self.metrics.called(call.name(), answer.as_ref().err(), asked.elapsed());
+        let failure = answer.as_ref().err();
+        self.metrics.called(call.name(), failure, asked.elapsed());
+        if failure.is_some_and(|error| error.kind().reason() == types::Reason::Denied) {
+            self.notes.tell(Note::denied(call.name()));
+        }
         answer
     }
 

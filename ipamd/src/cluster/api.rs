@@ -1,15 +1,20 @@
 //! The API server; the only file that names its client.
 //!
+//! What is written to it are single requests, each with an end ([`Door`]); who makes them decides whether to try again.
+//!
 //! Two watches of one object each: the node's own, and with custom networking the ENIConfig that it names. The client lists and watches from there on. After a failure, and when its place in the
 //! history is gone, it begins anew after a pause: the list then tells that all is well again, which a watch that goes on does only
 //! with the next change.
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
+use std::fmt;
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use hyper::http::{Request, header};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -17,7 +22,8 @@ use kube::runtime::utils::Backoff as _;
 use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
-use tokio::sync::{mpsc, watch as latest};
+use serde_json::Value;
+use tokio::sync::{OnceCell, mpsc, watch as latest};
 
 use super::{EniConfigName, EniConfigNews, NameKeys, News, NodeObject, WarmOverrides};
 use crate::config::{Cluster, Config};
@@ -32,15 +38,112 @@ const CLIENT_AGAIN: Duration = Duration::from_secs(10);
 const GONE: u16 = 410;
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long a single request may take.
+const ANSWER: Duration = Duration::from_secs(5);
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The way to the API server. Copies share one client, which is made when somebody first needs it.
+#[derive(Debug, Clone)]
+pub(crate) struct Door {
+    inside: Arc<Inside>,
+}
+
+struct Inside {
+    cluster: Cluster,
+    client: OnceCell<Client>,
+}
+
+impl Debug for Inside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inside").field("cluster", &self.cluster).finish_non_exhaustive()
+    }
+}
+
+/// A single request.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Ask {
+    pub(crate) method: Method,
+    pub(crate) path: String,
+    pub(crate) body: Value,
+}
+
+/// What a request does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Method {
+    /// Makes an object.
+    Create,
+    /// Changes what the body names.
+    MergePatch,
+}
+
+/// Why a request came to nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub(crate) struct Refusal {
+    /// The answer's code; 0 for none.
+    pub(crate) code: u16,
+    text: String,
+}
+
+impl Refusal {
+    /// Whether the same request can only be answered in the same way. Not so if nobody answered, all are told to come later, or what
+    /// lets us in may change.
+    pub(crate) const fn is_final(&self) -> bool {
+        matches!(self.code, 400..=499) && !matches!(self.code, 401 | 408 | 429)
+    }
+
+    fn of(error: &kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => {
+                Self { code: status.code, text: format!("{} ({})", status.message, status.reason) }
+            }
+            other => Self { code: 0, text: chain(other) },
+        }
+    }
+}
+
+impl Door {
+    pub(crate) fn new(cluster: Cluster) -> Self {
+        Self { inside: Arc::new(Inside { cluster, client: OnceCell::new() }) }
+    }
+
+    async fn client(&self) -> Result<&Client, BoxError> {
+        self.inside.client.get_or_try_init(|| client(&self.inside.cluster)).await
+    }
+
+    /// Asks once.
+    pub(crate) async fn ask(&self, ask: Ask) -> Result<Value, Refusal> {
+        let nobody = |text: String| Refusal { code: 0, text };
+        let Ask { method, path, body } = ask;
+        let (verb, content) = match method {
+            Method::Create => ("POST", "application/json"),
+            Method::MergePatch => ("PATCH", "application/merge-patch+json"),
+        };
+        let request = Request::builder().method(verb).uri(path).header(header::CONTENT_TYPE, content);
+        let request = request.body(body.to_string().into_bytes());
+        let request = request.map_err(|error| nobody(chain(&error)))?;
+        let client = self.client().await.map_err(|error| nobody(chain(&*error)))?;
+        match tokio::time::timeout(ANSWER, client.request(request)).await {
+            Ok(answer) => answer.map_err(|error| Refusal::of(&error)),
+            Err(_elapsed) => Err(nobody(format!("the API server has not answered for {ANSWER:?}"))),
+        }
+    }
+
+    /// The namespace that we run in, as far as the service account or the kubeconfig tells.
+    pub(crate) async fn namespace(&self) -> Option<String> {
+        self.client().await.ok().map(|client| client.default_namespace().to_owned())
+    }
+}
 
 /// Tells what the node object and its ENIConfig say, until nobody listens. Without a cluster it ends at once.
-pub(crate) async fn watch(config: Config, events: mpsc::Sender<Event>) {
-    let (Some(cluster), Some(name)) = (&config.cluster, &config.node_name) else { return };
+pub(crate) async fn watch(config: Config, door: Option<Door>, events: mpsc::Sender<Event>) {
+    let (Some(door), Some(name)) = (door, &config.node_name) else { return };
     let (sender, names) = latest::channel(None);
     let post = Post { events, names: sender };
     let client = loop {
-        match client(cluster).await {
-            Ok(client) => break client,
+        match door.client().await {
+            Ok(client) => break client.clone(),
             Err(error) => {
                 let trouble = format!("there is no client for the API server: {}", chain(&*error));
                 if !post.tell(News::Trouble(trouble)).await {
@@ -174,7 +277,7 @@ where
     None
 }
 
-async fn client(cluster: &Cluster) -> Result<Client, Box<dyn std::error::Error + Send + Sync>> {
+async fn client(cluster: &Cluster) -> Result<Client, BoxError> {
     let mut config = match &cluster.kubeconfig {
         Some(path) => {
             let file = Kubeconfig::read_from(path)?;

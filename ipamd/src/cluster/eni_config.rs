@@ -6,12 +6,12 @@ use std::fmt;
 use serde_json::Value;
 use types::{SecurityGroupId, SubnetId};
 
+use super::{NAME_MAX, is_object_name};
+
 /// Label by which somebody outside of the cluster names a node's ENIConfig; goes before all others.
 const EXTERNAL_LABEL: &str = "vpc.amazonaws.com/externalEniConfig";
 /// The ENIConfig of nodes that name none.
 const DEFAULT: &str = "default";
-/// The longest name of an object (Kubernetes, "Object Names and IDs": a DNS subdomain).
-const NAME_MAX: usize = 253;
 
 /// Keys of the node object that may name its ENIConfig.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,8 +59,7 @@ impl EniConfigName {
     /// Whether an object can have this name; one that cannot is not asked for.
     #[must_use]
     pub fn is_possible(&self) -> bool {
-        let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
-        (1..=NAME_MAX).contains(&self.name.len()) && self.name.bytes().all(known)
+        is_object_name(&self.name)
     }
 }
 

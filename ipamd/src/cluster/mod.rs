@@ -1,14 +1,28 @@
 //! Kubernetes, as far as this node is concerned. Whatever it says comes as events; nothing waits for it.
 
+mod announcer;
 mod api;
 mod eni_config;
+mod notes;
 
 use std::collections::BTreeMap;
 
 use pool::Targets;
 
-pub(crate) use api::watch;
+pub use announcer::Notes;
+pub(crate) use announcer::announcing;
+pub(crate) use api::{Door, watch};
 pub use eni_config::{EniConfig, EniConfigName, EniConfigNews, NameKeys};
+pub use notes::{About, Myself, Note, PodRef};
+
+/// The longest name of an object (Kubernetes, "Object Names and IDs": a DNS subdomain).
+const NAME_MAX: usize = 253;
+
+/// Whether an object can be called so. What cannot is never made part of a request's path or of a selector.
+fn is_object_name(name: &str) -> bool {
+    let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+    (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(known)
+}
 
 /// What the node object says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

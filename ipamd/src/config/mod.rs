@@ -104,6 +104,10 @@ pub struct Config {
     pub cluster: Option<Cluster>,
     /// The node's name in Kubernetes.
     pub node_name: Option<String>,
+    /// The daemon's own pod.
+    pub pod_name: Option<String>,
+    /// Its UID.
+    pub pod_uid: Option<String>,
     /// Whether a cordoned node is treated as any other.
     pub manage_cordoned: bool,
     /// Directory of the socket and of the state.
@@ -284,6 +288,8 @@ impl Config {
             metrics_bind: reader.parsed(&table::METRICS_BIND, |text| text.parse().ok()),
             cluster: cluster(reader),
             node_name: reader.text(&table::NODE_NAME),
+            pod_name: reader.text(&table::POD_NAME),
+            pod_uid: reader.text(&table::POD_UID),
             manage_cordoned: reader.flag(&table::NON_SCHEDULABLE),
             run_dir: reader.text(&table::RUN_DIR).unwrap_or_default().into(),
             checkpoint: reader.text(&table::BACKING_STORE).map(PathBuf::from),

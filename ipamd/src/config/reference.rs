@@ -105,7 +105,12 @@ pub(crate) fn manifest_env(indent: &str) -> String {
         let value = if *value == "true" { "\"true\"" } else { value };
         format!("{indent}- {{ name: {name}, value: {value} }}\n")
     });
-    let told = [("MY_NODE_NAME", "spec.nodeName"), ("MY_POD_NAME", "metadata.name")].map(|(name, path)| {
+    let told = [
+        ("MY_NODE_NAME", "spec.nodeName"),
+        ("MY_POD_NAME", "metadata.name"),
+        ("IPAMD_POD_UID", "metadata.uid"),
+    ];
+    let told = told.map(|(name, path)| {
         format!("{indent}- {{ name: {name}, valueFrom: {{ fieldRef: {{ fieldPath: {path} }} }} }}\n")
     });
     set.chain(told).collect()

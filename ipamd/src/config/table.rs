@@ -102,7 +102,8 @@ settings! {
     SERVICE_HOST = "KUBERNETES_SERVICE_HOST": Text, "", Lenient, "Set by Kubernetes in every pod; without it and IPAMD_KUBECONFIG the API server is not asked.";
     KUBECONFIG = "IPAMD_KUBECONFIG": Text, "", Lenient, "A kubeconfig file, in place of the pod's service account.";
     NODE_NAME = "MY_NODE_NAME": Text, "", Lenient, "The node's name in Kubernetes.";
-    POD_NAME = "MY_POD_NAME": Text, "", Elsewhere, "The daemon's own pod.";
+    POD_NAME = "MY_POD_NAME": Text, "", Lenient, "The daemon's own pod, for events about the daemon.";
+    POD_UID = "IPAMD_POD_UID": Text, "", Lenient, "Its UID, so that kubectl describe shows them.";
     VERSION = "VPC_CNI_VERSION": Text, "", Elsewhere, "Version in user agents; ours is the program's own.";
     CONFIGURE_RPFILTER = "AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER": Text, "", Elsewhere, "Means nothing any more.";
     ENABLE_NFTABLES = "ENABLE_NFTABLES": Text, "", Elsewhere, "Means nothing any more.";

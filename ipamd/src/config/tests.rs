@@ -50,7 +50,7 @@ fn of_what_the_go_version_reads_only_what_has_no_effect_there_either_is_passed_o
     let silent: Vec<_> = silent.map(|setting| setting.name).collect();
 
     // Labels in logs and events, and what the Go version ignores itself.
-    let known = ["MY_POD_NAME", "VPC_CNI_VERSION", "AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER", "ENABLE_NFTABLES"];
+    let known = ["VPC_CNI_VERSION", "AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER", "ENABLE_NFTABLES"];
     assert_eq!(silent, known);
 }
 

@@ -96,6 +96,36 @@ struct CallLabels {
     reason: &'static str,
 }
 
+/// What became of something that was written to the API server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ClusterWrite {
+    /// It is there.
+    Done,
+    /// It was refused for good.
+    Refused,
+    /// There was no answer, or the word to come later.
+    Away,
+    /// There was no room for it.
+    Dropped,
+}
+
+impl ClusterWrite {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Refused => "refused",
+            Self::Away => "away",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClusterLabels {
+    what: &'static str,
+    outcome: &'static str,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WhatLabel {
     what: &'static str,
@@ -118,6 +148,7 @@ pub struct Metrics {
     call_times: Times<CallLabels>,
     repairs: Family<WhatLabel, Counter>,
     agent_calls: Family<CallLabels, Counter>,
+    cluster_writes: Family<ClusterLabels, Counter>,
     agent_times: Times<CallLabels>,
     original: Original,
 }
@@ -133,6 +164,7 @@ impl Default for Metrics {
             call_times: times(),
             repairs: Family::default(),
             agent_calls: Family::default(),
+            cluster_writes: Family::default(),
             agent_times: times(),
             original: Original::default(),
         };
@@ -177,6 +209,11 @@ impl Metrics {
             "ipamd_repairs",
             "Changes by others that were undone, by what they changed",
             self.repairs.clone(),
+        );
+        all.register(
+            "ipamd_cluster_writes",
+            "Requests that write to the Kubernetes API, by what and outcome",
+            self.cluster_writes.clone(),
         );
         all.register(
             "ipamd_policy_agent_calls",
@@ -262,6 +299,12 @@ impl Metrics {
         let labels = CallLabels { action, reason: failure.map_or(NONE, Reason::word) };
         self.agent_times.get_or_create(&labels).observe(took.as_secs_f64());
         self.agent_calls.get_or_create(&labels).inc();
+    }
+
+    /// Something was written to the API server, or was to be.
+    pub(crate) fn wrote_to_cluster(&self, what: &'static str, outcome: ClusterWrite) {
+        let labels = ClusterLabels { what, outcome: outcome.word() };
+        self.cluster_writes.get_or_create(&labels).inc();
     }
 
     /// Something that others had changed was put back.

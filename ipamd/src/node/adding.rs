@@ -72,6 +72,8 @@ pub(super) struct Add {
     pub(super) since: Moment,
     pub(super) deadline: Moment,
     pub(super) phase: Phase,
+    /// For which reasons it was said in the cluster that it is held.
+    pub(super) told: BTreeSet<Reason>,
 }
 
 /// How far an ADD has come.
@@ -108,10 +110,8 @@ impl Node {
     pub(super) fn call(&mut self, id: CallId, request: Request, descriptors: bool, now: Moment) {
         let patience = Duration::from_millis(request.patience_ms.into());
         match request.verb {
-            Verb::Add(_) | Verb::Check(_) if !descriptors => {
-                let message = "the request lacks its two descriptors: network namespace and netlink socket";
-                self.fail(id, Failure::new(Reason::BadInput, message));
-            }
+            Verb::Add(attachment) if !descriptors => self.fail_add(id, &attachment, no_descriptors()),
+            Verb::Check(_) if !descriptors => self.fail(id, no_descriptors()),
             Verb::Add(attachment) => {
                 self.reasons.asked(id, attachment.pod.clone());
                 self.add(id, attachment, request.started_ns, patience, now);
@@ -131,22 +131,22 @@ impl Node {
         let sandbox = &attachment.sandbox;
         if self.released.get(sandbox).is_some_and(|(released_ns, _)| *released_ns >= started_ns) {
             let message = format!("sandbox {sandbox} was deleted after this ADD had started");
-            return self.fail(id, Failure::new(Reason::Superseded, message));
+            return self.fail_add(id, &attachment, Failure::new(Reason::Superseded, message));
         }
         if attachment.multi_nic && !self.settings.multi_nic {
             let message =
                 "the pod asks for an address of every network card, and ENABLE_MULTI_NIC is not set";
-            return self.fail(id, Failure::new(Reason::NoMultiNic, message));
+            return self.fail_add(id, &attachment, Failure::new(Reason::NoMultiNic, message));
         }
         if self.adding.contains_key(sandbox) {
             let message = format!("sandbox {sandbox} is being added already");
-            return self.fail(id, Failure::new(Reason::Busy, message));
+            return self.fail_add(id, &attachment, Failure::new(Reason::Busy, message));
         }
         let held = patience.saturating_sub(MARGIN).min(self.settings.add_timeout);
         self.adding.insert(sandbox.clone(), id);
         self.queue.push_back(id);
         let phase = Phase::Waiting(Reason::PoolEmpty, NetworkCard(0));
-        let add = Add { attachment, since: now, deadline: now.plus(held), phase };
+        let add = Add { attachment, since: now, deadline: now.plus(held), phase, told: BTreeSet::new() };
         self.pending.insert(id, Pending::Add(Box::new(add)));
     }
 
@@ -414,8 +414,8 @@ impl Node {
         let (interfaces, deleters) =
             (std::mem::take(&mut work.interfaces), std::mem::take(&mut work.deleters));
         let Some(Pending::Add(add)) = self.pending.remove(&id) else { return };
-        let Attachment { sandbox, pod: name, .. } = add.attachment;
-        self.adding.remove(&sandbox);
+        let Attachment { sandbox, pod: name, .. } = &add.attachment;
+        self.adding.remove(sandbox);
         let was_wired = wired.is_ok();
         let failure = match (wired, &written) {
             (Err(failure), _) => Some(failure),
@@ -435,7 +435,7 @@ impl Node {
             return self.effects.push(Effect::Reply(id, Reply::Added(Added { interfaces })));
         };
         if was_wired {
-            self.forget_policies(&name);
+            self.forget_policies(name);
         }
         let mut records = Vec::new();
         for Reserved { sandbox, pod, .. } in interfaces {
@@ -453,7 +453,7 @@ impl Node {
         for del in deleters {
             self.pending.insert(del, Pending::Release { batch, reply: Reply::Done });
         }
-        self.fail(id, failure);
+        self.fail_add(id, &add.attachment, failure);
     }
 
     /// DEL: routes and bookkeeping at once, whoever asks (I5).
@@ -515,7 +515,7 @@ impl Node {
             work.deleters.push(del);
             return self.finish(add, now);
         }
-        self.leave_queue(add, now);
+        drop(self.leave_queue(add, now));
         self.fail(add, Failure::new(Reason::Superseded, "the sandbox was deleted while its ADD waited"));
         self.reply(del, Reply::Done);
     }
@@ -523,24 +523,23 @@ impl Node {
     /// The caller has hung up: its place in the queue is given back. Work already begun goes on; the runtime sends DEL.
     pub(super) fn gone(&mut self, id: CallId, now: Moment) {
         if self.work(id).is_none()
-            && let Some((reason, _card)) = self.leave_queue(id, now)
+            && let Some(add) = self.leave_queue(id, now)
         {
-            self.fail(
-                id,
-                Failure::new(reason, "the caller has gone before there was an address for the pod"),
-            );
+            let message = "the caller has gone before there was an address for the pod";
+            self.fail_add(id, &add.attachment, Failure::new(add.reason().0, message));
         }
     }
 
-    /// Ends the wait of an ADD; what it waited for, and of which network card.
-    fn leave_queue(&mut self, id: CallId, now: Moment) -> Option<(Reason, NetworkCard)> {
+    /// Ends the wait of an ADD, which is no longer pending then.
+    fn leave_queue(&mut self, id: CallId, now: Moment) -> Option<Box<Add>> {
         self.ends_waiting(id, now);
         self.queue.retain(|waiting| *waiting != id);
         let Some(Pending::Add(add)) = self.pending.get(&id) else { return None };
-        let reason = add.reason();
         self.adding.remove(&add.attachment.sandbox);
-        self.pending.remove(&id);
-        Some(reason)
+        match self.pending.remove(&id)? {
+            Pending::Add(add) => Some(add),
+            Pending::Release { .. } | Pending::Check => None,
+        }
     }
 
     fn gc(&mut self, id: CallId, network_name: &str, valid: &[Kept], now: Moment) {
@@ -601,22 +600,21 @@ impl Node {
         let is_late = |id: &&CallId| self.deadline_of(id).is_some_and(|deadline| deadline <= now);
         let late: Vec<CallId> = self.queue.iter().filter(is_late).copied().collect();
         for id in late {
-            let Some((reason, card)) = self.leave_queue(id, now) else { continue };
-            let of = match card {
-                NetworkCard(0) => String::new(),
-                card => format!(" of network card {card}"),
-            };
+            let Some(add) = self.leave_queue(id, now) else { continue };
+            let (reason, card) = add.reason();
+            let of = of_card(card);
             let failure = Failure::new(reason, format!("no address{of} for the pod before its deadline"));
             let details = self.shortage_in_numbers(card, now);
-            self.fail(id, failure.with_details(details));
+            self.fail_add(id, &add.attachment, failure.with_details(details));
         }
     }
 
     /// Ends every ADD that waits.
     pub(super) fn give_up_queue(&mut self, now: Moment) {
         for id in std::mem::take(&mut self.queue) {
-            self.leave_queue(id, now);
-            self.fail(id, Failure::new(Reason::DaemonUnreachable, "the daemon is stopping"));
+            let Some(add) = self.leave_queue(id, now) else { continue };
+            let failure = Failure::new(Reason::DaemonUnreachable, "the daemon is stopping");
+            self.fail_add(id, &add.attachment, failure);
         }
     }
 
@@ -654,7 +652,7 @@ impl Node {
         self.deadlines().map(due).min()
     }
 
-    fn fail(&mut self, id: CallId, failure: Failure) {
+    pub(super) fn fail(&mut self, id: CallId, failure: Failure) {
         tracing::info!(reason = %failure.reason, details = failure.details, "{}", failure.message);
         self.reply(id, Reply::Failed(failure));
     }
@@ -690,6 +688,19 @@ impl Add {
             Phase::Waiting(reason, card) => (*reason, *card),
             Phase::Working(_) => (Reason::DeadlineExceeded, NetworkCard(0)),
         }
+    }
+}
+
+fn no_descriptors() -> Failure {
+    let message = "the request lacks its two descriptors: network namespace and netlink socket";
+    Failure::new(Reason::BadInput, message)
+}
+
+/// For a sentence about an address: of which network card, unless there is but one.
+pub(super) fn of_card(card: NetworkCard) -> String {
+    match card {
+        NetworkCard(0) => String::new(),
+        card => format!(" of network card {card}"),
     }
 }
 

@@ -16,7 +16,7 @@ use wire::{Failure, Reply, Request};
 
 use super::remembering::Remembered;
 use crate::cloud::{CloudError, ConnectionTracking};
-use crate::cluster::News;
+use crate::cluster::{News, Note};
 use crate::hold::Hold;
 use crate::store::{Ipv6Books, Record};
 
@@ -257,6 +257,8 @@ pub enum Effect {
     Reply(CallId, Reply),
     /// Count an ADD that has waited for an address: what it waited for last, and how long.
     Waited(Reason, Duration),
+    /// Say something to those who look at a pod in the cluster; nobody waits for it.
+    Tell(Note),
     /// Wire the interfaces of a pod with the caller's descriptors: all or none.
     Wire(CallId, Vec<PodSpec>),
     /// Have the network policy agent enforce the policies of a pod that was wired.

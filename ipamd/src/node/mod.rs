@@ -16,6 +16,7 @@
 //! | `reasons.rs` | why ADDs failed or waited of late |
 //! | `report.rs` | what `ipamd status` shows |
 //! | `adopt.rs` | what of the Go version's checkpoint is true |
+//! | `telling.rs` | Kubernetes: what is said of a pod whose ADD is held or has failed |
 //! | `restore.rs` | the state after a restart, from the file and from the kernel |
 
 mod adding;
@@ -34,6 +35,7 @@ mod reasons;
 mod remembering;
 mod report;
 mod restore;
+mod telling;
 #[cfg(test)]
 mod tests;
 
@@ -267,6 +269,7 @@ impl Node {
             self.host.wakeup(),
             self.plan_again,
             queue,
+            self.held_wakeup(),
             self.survey_wakeup(),
             self.ranges_wakeup(),
         ];
@@ -301,6 +304,7 @@ impl Node {
         self.spare_ipv6(now);
         self.grow(now);
         self.serve_early(now);
+        self.tell_held(now);
         self.expire(now);
         self.learn_ranges(now);
         self.wish(now);

@@ -14,6 +14,7 @@ use types::{Moment, PodName, Prefix, SandboxKey};
 use super::evidence::{CloudEni, Evidence, Live, Look, NETWORK, Nftables, RuntimeSandbox};
 use super::saved;
 use crate::cloud::{Ec2, EniRecord, Imds};
+use crate::cluster::Notes;
 use crate::config;
 use crate::estate::INSTANCE_TAG;
 use crate::host::HostRecord;
@@ -222,7 +223,7 @@ async fn ask_ec2() -> Result<Vec<CloudEni>, String> {
     let config = config::from_process()
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
     let identity = Imds::connect(&config).identity().await.map_err(|error| chain(&error))?;
-    let ec2 = Ec2::connect(&config, &identity.region, Metrics::default()).await;
+    let ec2 = Ec2::connect(&config, &identity.region, Metrics::default(), Notes::default()).await;
     let inventory = ec2.inventory(&identity.instance).await.map_err(|error| chain(&error))?;
     let ours = |record: &EniRecord| {
         let tag = record.tags.as_ref().and_then(|tags| tags.get(INSTANCE_TAG));

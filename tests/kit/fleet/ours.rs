@@ -171,6 +171,7 @@ impl Ours {
             | Effect::Mend(_)
             | Effect::Unwire(_)
             | Effect::Waited(..)
+            | Effect::Tell(_)
             // Its pods have IPv4 addresses alone.
             | Effect::AssignIpv6(_)
             | Effect::AskRange(..)

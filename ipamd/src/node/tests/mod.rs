@@ -33,6 +33,7 @@ mod publishing;
 mod reasons;
 mod remembering;
 mod repair;
+mod telling;
 mod waiting;
 
 /// A node with its own little world around it.

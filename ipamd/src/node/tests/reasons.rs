@@ -1,5 +1,5 @@
 //! Every way in which a request can wait or fail has one reason, the same word wherever somebody looks for it (A6): in the answer,
-//! in the log, as a metric's label and, while it waits, in the status.
+//! in the log, as a metric's label, in the pod's event and, while it waits, in the status.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -119,6 +119,8 @@ fn in_vain(mut world: World, details: &str) -> World {
 
     let failure = failure(&effects).expect("a failure");
     assert_eq!(failure.reason, waiting);
+    // The pod is said to be held for it, and to have failed for it.
+    assert_eq!(telling::told(&effects), [waiting.word(); 2]);
     assert!(failure.details.contains(details), "{waiting}: {}", failure.details);
     world
 }

@@ -1,0 +1,67 @@
+//! What people who look at a pod in the cluster hear of it: why its ADD is held, or has failed.
+
+use std::time::Duration;
+
+use types::{Moment, NetworkCard, Reason};
+use wire::{Attachment, Failure};
+
+use super::adding::of_card;
+use super::event::{CallId, Effect};
+use super::{Node, Pending};
+use crate::cluster::{About, Note, PodRef};
+
+/// A wait that is shorter is nobody's business.
+const QUIET: Duration = Duration::from_secs(3);
+/// What was to be done, in events.
+const ACTION: &str = "AddNetwork";
+
+impl Node {
+    /// Answers an ADD with its failure, and has it said of the pod. An ADD that its own DEL has ended is missed by nobody.
+    pub(super) fn fail_add(&mut self, id: CallId, attachment: &Attachment, failure: Failure) {
+        if failure.reason != Reason::Superseded {
+            let Failure { reason, message, details, .. } = &failure;
+            let details = if details.is_empty() { String::new() } else { format!("; {details}") };
+            self.tell(attachment, *reason, format!("{reason}: {message}{details}"));
+        }
+        self.fail(id, failure);
+    }
+
+    /// Has it said of pods whose ADD waits that it does, once for each reason.
+    pub(super) fn tell_held(&mut self, now: Moment) {
+        let untold: Vec<(CallId, Reason, NetworkCard)> = self
+            .queue
+            .iter()
+            .filter_map(|id| {
+                let Some(Pending::Add(add)) = self.pending.get(id) else { return None };
+                let (reason, card) = add.reason();
+                let due = now.since(add.since) >= QUIET && !add.told.contains(&reason);
+                due.then_some((*id, reason, card))
+            })
+            .collect();
+        for (id, reason, card) in untold {
+            let numbers = self.shortage_in_numbers(card, now);
+            let Some(Pending::Add(add)) = self.pending.get_mut(&id) else { continue };
+            add.told.insert(reason);
+            let attachment = add.attachment.clone();
+            let of = of_card(card);
+            self.tell(&attachment, reason, format!("{reason}: held for want of an address{of}; {numbers}"));
+        }
+    }
+
+    /// When the first of those who wait has done so for too long to be passed over in silence.
+    pub(super) fn held_wakeup(&self) -> Option<Moment> {
+        let waits = self.queue.iter().filter_map(|id| match self.pending.get(id) {
+            Some(Pending::Add(add)) if add.told.is_empty() => Some(add.since.plus(QUIET)),
+            Some(Pending::Add(_) | Pending::Release { .. } | Pending::Check) | None => None,
+        });
+        waits.min()
+    }
+
+    fn tell(&mut self, attachment: &Attachment, reason: Reason, text: String) {
+        let pod = PodRef::of(&attachment.pod, &attachment.pod_uid).filter(|_| self.settings.in_cluster);
+        if let Some(pod) = pod {
+            let (about, action) = (About::Pod(pod), ACTION.to_owned());
+            self.effects.push(Effect::Tell(Note { about, reason: reason.word(), action, text }));
+        }
+    }
+}
