@@ -15,6 +15,8 @@
 //! | policy agent | pods to enforce policies for, or to forget | `Enforced` |
 //! | cluster watch | | `Cluster` |
 //! | announcer | notes | events on pods in the cluster |
+//! | annotator | pods' addresses | their annotation in the cluster |
+//! | features | what the CNINode is to name | the same in the cluster |
 //! | cloud tasks, one per call | actions, chores | `Acted`, `Looked`, `Identified`, `Tidied` |
 //!
 //! Order of start: lock the delete queue, read the state, ask the kernel which pods there are, replay the queue, serve, unlock
@@ -30,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 use types::{Moment, Reason};
 use wire::queue::QueuedDel;
@@ -38,7 +40,7 @@ use wire::{Failure, PROTOCOL, Reply, Request, TraceParent, Verb};
 
 use crate::clock::Clock;
 use crate::cloud_tasks::CloudTasks;
-use crate::cluster::Notes;
+use crate::cluster::{Annotations, Features, Notes};
 use crate::grpc::agent::PolicyAgent;
 use crate::install::Publisher;
 use crate::metrics::{Asked, Metrics};
@@ -93,8 +95,16 @@ pub(crate) struct Parts {
     pub(crate) cloud: Arc<CloudTasks>,
     /// Where network policies are enforced.
     pub(crate) agent: Option<PolicyAgent>,
-    /// Events in the cluster.
+    /// What is written to the API server.
+    pub(crate) cluster: ClusterWriters,
+}
+
+/// Those who write to the API server; each writes nothing where there is none, or its setting is off.
+#[derive(Debug, Default)]
+pub(crate) struct ClusterWriters {
     pub(crate) notes: Notes,
+    pub(crate) annotations: Annotations,
+    pub(crate) features: watch::Sender<Features>,
 }
 
 /// A channel for events.
@@ -210,7 +220,9 @@ impl Owner {
                 }
             }
             Effect::Waited(reason, time) => self.metrics.waited(reason, time),
-            Effect::Tell(note) => self.parts.notes.tell(note),
+            Effect::Tell(note) => self.parts.cluster.notes.tell(note),
+            Effect::Annotate(change) => self.parts.cluster.annotations.write(change),
+            Effect::Features(features) => drop(self.parts.cluster.features.send_replace(features)),
             Effect::Wire(id, pods) => {
                 let job = self.descriptors(id).map(|fds| Wiring::Add(id, pods, fds));
                 self.wire_or_fail(job, |result| Event::Wired { id, result });

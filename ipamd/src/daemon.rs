@@ -9,14 +9,14 @@ use datapath::netfilter::{Netfilter, SnatPorts};
 use datapath::{Host, Marks, Ours, Watch, Wirer};
 use pool::Targets;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use types::PodName;
 
-use crate::app::{Owner, Parts, RunError, events, replay_and_bind, serve};
+use crate::app::{ClusterWriters, Owner, Parts, RunError, events, replay_and_bind, serve};
 use crate::clock::Clock;
 use crate::cloud::Imds;
 use crate::cloud_tasks::CloudTasks;
-use crate::cluster::{self, Door, Myself, Notes, PodRef, announcing};
+use crate::cluster::{self, Annotations, Door, Features, Myself, PodRef, annotating, announcing};
 use crate::config::{self, Config};
 use crate::families::Families;
 use crate::grpc;
@@ -98,7 +98,10 @@ async fn daemon(config: Config) -> Result<(), RunError> {
     );
     let door = config.cluster.clone().map(Door::new);
     tokio::spawn(cluster::watch(config.clone(), door.clone(), sender.clone()));
-    let notes = notes(&config, door, clock, &metrics).await;
+    let cluster = writers(&config, door, clock, &metrics).await;
+    for change in node.fresh_annotations(clock.now()) {
+        cluster.annotations.write(change);
+    }
     let record = Recording::new(&dir, config.families);
     let keeper = HostKeeper::new(host, netfilter, nat, metrics.clone(), record, former);
     tokio::spawn(keeper.run(wished, sender.clone()));
@@ -114,12 +117,12 @@ async fn daemon(config: Config) -> Result<(), RunError> {
             config.clone(),
             clock,
             imds,
-            (metrics.clone(), notes.clone()),
+            (metrics.clone(), cluster.notes.clone()),
             ran_before,
             sender.clone(),
         ),
         agent: policy_agent(&config, &metrics, &sender),
-        notes,
+        cluster,
     };
     let cloud = parts.cloud.clone();
     let (calls, called) = mpsc::channel(CALLS_MAX);
@@ -159,14 +162,22 @@ fn serve_http(config: &Config, metrics: &Metrics, readers: &Readers) {
     }
 }
 
-/// Events in the cluster, where there is one.
-async fn notes(config: &Config, door: Option<Door>, clock: Clock, metrics: &Metrics) -> Notes {
-    let Some(door) = door else { return Notes::default() };
+/// Those who write to the API server, where there is one.
+async fn writers(config: &Config, door: Option<Door>, clock: Clock, metrics: &Metrics) -> ClusterWriters {
+    let Some(door) = door else { return ClusterWriters::default() };
     let namespace = door.namespace().await.unwrap_or_default();
     let name = config.pod_name.clone().unwrap_or_default();
     let pod = PodRef::of(&PodName { namespace, name }, config.pod_uid.as_deref().unwrap_or_default());
     let node = config.node_name.clone().unwrap_or_default();
-    announcing(door, Myself { pod, node }, clock, metrics)
+    let (features, wanted) = watch::channel(Features::new());
+    if cluster::is_object_name(&node) {
+        tokio::spawn(cluster::keep_features(door.clone(), node.clone(), metrics.clone(), wanted));
+    }
+    let annotations = match config.annotate_pod_ip {
+        true => annotating(door.clone(), clock, metrics),
+        false => Annotations::default(),
+    };
+    ClusterWriters { notes: announcing(door, Myself { pod, node }, clock, metrics), annotations, features }
 }
 
 /// The network policy agent, where it has a say.
@@ -223,6 +234,7 @@ fn settings(config: &Config) -> Result<Settings, RunError> {
         exclude_snat: config.exclude_snat_cidrs.clone(),
         external_services: config.external_service_cidrs.clone(),
         in_cluster: config.cluster.is_some(),
+        annotate_pod_ip: config.annotate_pod_ip && config.cluster.is_some(),
         manage_cordoned: config.manage_cordoned,
         provisioning: config.provisioning && !config.imds_only,
         policies: config.policy_mode.is_some(),

@@ -71,10 +71,14 @@ pub(crate) struct Ask {
 /// What a request does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Method {
+    /// Reads an object; the body is not sent.
+    Get,
     /// Makes an object.
     Create,
     /// Changes what the body names.
     MergePatch,
+    /// Does the body's steps, all or none.
+    JsonPatch,
 }
 
 /// Why a request came to nothing.
@@ -117,11 +121,16 @@ impl Door {
         let nobody = |text: String| Refusal { code: 0, text };
         let Ask { method, path, body } = ask;
         let (verb, content) = match method {
+            Method::Get => ("GET", "application/json"),
             Method::Create => ("POST", "application/json"),
             Method::MergePatch => ("PATCH", "application/merge-patch+json"),
+            Method::JsonPatch => ("PATCH", "application/json-patch+json"),
         };
         let request = Request::builder().method(verb).uri(path).header(header::CONTENT_TYPE, content);
-        let request = request.body(body.to_string().into_bytes());
+        let request = request.body(match method {
+            Method::Get => Vec::new(),
+            Method::Create | Method::MergePatch | Method::JsonPatch => body.to_string().into_bytes(),
+        });
         let request = request.map_err(|error| nobody(chain(&error)))?;
         let client = self.client().await.map_err(|error| nobody(chain(&*error)))?;
         match tokio::time::timeout(ANSWER, client.request(request)).await {

@@ -1,25 +1,31 @@
 //! Kubernetes, as far as this node is concerned. Whatever it says comes as events; nothing waits for it.
 
+mod annotations;
 mod announcer;
 mod api;
 mod eni_config;
+mod features;
 mod notes;
 
 use std::collections::BTreeMap;
 
 use pool::Targets;
 
+pub use annotations::PodIp;
+pub(crate) use annotations::{Annotations, annotating};
 pub use announcer::Notes;
 pub(crate) use announcer::announcing;
 pub(crate) use api::{Door, watch};
 pub use eni_config::{EniConfig, EniConfigName, EniConfigNews, NameKeys};
+pub use features::Features;
+pub(crate) use features::{CUSTOM_NETWORKING, keep as keep_features};
 pub use notes::{About, Myself, Note, PodRef};
 
 /// The longest name of an object (Kubernetes, "Object Names and IDs": a DNS subdomain).
 const NAME_MAX: usize = 253;
 
 /// Whether an object can be called so. What cannot is never made part of a request's path or of a selector.
-fn is_object_name(name: &str) -> bool {
+pub(crate) fn is_object_name(name: &str) -> bool {
     let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
     (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(known)
 }

@@ -104,6 +104,8 @@ pub struct Config {
     pub cluster: Option<Cluster>,
     /// The node's name in Kubernetes.
     pub node_name: Option<String>,
+    /// Whether pods are annotated with their addresses.
+    pub annotate_pod_ip: bool,
     /// The daemon's own pod.
     pub pod_name: Option<String>,
     /// Its UID.
@@ -288,6 +290,7 @@ impl Config {
             metrics_bind: reader.parsed(&table::METRICS_BIND, |text| text.parse().ok()),
             cluster: cluster(reader),
             node_name: reader.text(&table::NODE_NAME),
+            annotate_pod_ip: reader.flag(&table::ANNOTATE_POD_IP),
             pod_name: reader.text(&table::POD_NAME),
             pod_uid: reader.text(&table::POD_UID),
             manage_cordoned: reader.flag(&table::NON_SCHEDULABLE),

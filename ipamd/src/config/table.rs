@@ -97,7 +97,7 @@ settings! {
     INTROSPECTION_BIND = "INTROSPECTION_BIND_ADDRESS": Text, "127.0.0.1:61679", Lenient, "Where introspection listens: address and port, or unix: and a path.";
     DISABLE_METRICS = "DISABLE_METRICS": Flag, "false", Lenient, "No metrics over HTTP.";
     METRICS_BIND = "IPAMD_METRICS_BIND_ADDRESS": Text, "", Strict, "Address and port of the metrics; unset: port 61678 of all addresses.";
-    ANNOTATE_POD_IP = "ANNOTATE_POD_IP": Flag, "false", Ignored, "Pods are annotated with their addresses.";
+    ANNOTATE_POD_IP = "ANNOTATE_POD_IP": Flag, "false", Lenient, "Pods get the annotation vpc.amazonaws.com/pod-ips with their address, some time after they have it; it is empty once they have not. The daemon's role needs the right to patch pods.";
     CLUSTER_ENDPOINT = "CLUSTER_ENDPOINT": Text, "", Strict, "URL of the API server, in place of the one that Kubernetes tells every pod.";
     SERVICE_HOST = "KUBERNETES_SERVICE_HOST": Text, "", Lenient, "Set by Kubernetes in every pod; without it and IPAMD_KUBECONFIG the API server is not asked.";
     KUBECONFIG = "IPAMD_KUBECONFIG": Text, "", Lenient, "A kubeconfig file, in place of the pod's service account.";

@@ -285,7 +285,12 @@ fn text_that_is_not_utf_8_is_told_and_never_half_used() {
 
 #[test]
 fn settings_without_effect_and_names_almost_right_are_warned_of() {
-    let config = parse(&[("ANNOTATE_POD_IP", "t"), ("AWS_VPC_K8S_CNI_CONMARK", "1"), ("HOME", "/")]).unwrap();
+    let config = parse(&[
+        ("AWS_VPC_K8S_EGRESS_V4_PLUGIN_LOG_FILE", "/x"),
+        ("AWS_VPC_K8S_CNI_CONMARK", "1"),
+        ("HOME", "/"),
+    ])
+    .unwrap();
 
     assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
     assert!(config.warnings.iter().any(|w| w.contains("is AWS_VPC_K8S_CNI_CONNMARK meant")));

@@ -431,7 +431,9 @@ impl Node {
         };
         let Some(failure) = failure else {
             interfaces.iter().for_each(|interface| self.pool.commit(&interface.sandbox));
-            let interfaces = interfaces.iter().filter_map(|interface| self.interface(interface)).collect();
+            let interfaces: Vec<Interface> =
+                interfaces.iter().filter_map(|interface| self.interface(interface)).collect();
+            self.annotate(&add.attachment, &interfaces);
             return self.effects.push(Effect::Reply(id, Reply::Added(Added { interfaces })));
         };
         if was_wired {
@@ -485,6 +487,7 @@ impl Node {
         // The agent knows pods, not their interfaces.
         if owner.further.is_none() {
             self.forget_policies(&owner.pod);
+            self.annotate_released(&owner, grant.address);
         }
         self.effects.push(Effect::Unwire(pod));
         Some(Record::Released { sandbox: sandbox.clone(), at: now })

@@ -16,7 +16,7 @@ use wire::{Failure, Reply, Request};
 
 use super::remembering::Remembered;
 use crate::cloud::{CloudError, ConnectionTracking};
-use crate::cluster::{News, Note};
+use crate::cluster::{Features, News, Note, PodIp};
 use crate::hold::Hold;
 use crate::store::{Ipv6Books, Record};
 
@@ -259,6 +259,10 @@ pub enum Effect {
     Waited(Reason, Duration),
     /// Say something to those who look at a pod in the cluster; nobody waits for it.
     Tell(Note),
+    /// Write a pod's address to its object, or take it away there; nobody waits for it.
+    Annotate(PodIp),
+    /// Have the node's CNINode name these features; nobody waits for it.
+    Features(Features),
     /// Wire the interfaces of a pod with the caller's descriptors: all or none.
     Wire(CallId, Vec<PodSpec>),
     /// Have the network policy agent enforce the policies of a pod that was wired.

@@ -100,6 +100,8 @@ pub struct Settings {
     pub external_services: BTreeSet<Ipv4Network>,
     /// Whether there is a cluster that could tell the node object.
     pub in_cluster: bool,
+    /// Whether pods' objects are annotated with their addresses.
+    pub annotate_pod_ip: bool,
     /// Whether a cordoned node is treated as any other.
     pub manage_cordoned: bool,
     /// False stops every change in EC2.

@@ -1,17 +1,21 @@
-//! What people who look at a pod in the cluster hear of it: why its ADD is held, or has failed.
+//! What those who look at a pod in the cluster learn of it: why its ADD is held or has failed, and its address.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use pool::Owner;
 use types::{Moment, NetworkCard, Reason};
-use wire::{Attachment, Failure};
+use wire::{Attachment, Failure, Interface};
 
 use super::adding::of_card;
 use super::event::{CallId, Effect};
 use super::{Node, Pending};
-use crate::cluster::{About, Note, PodRef};
+use crate::cluster::{About, Note, PodIp, PodRef};
 
 /// A wait that is shorter is nobody's business.
 const QUIET: Duration = Duration::from_secs(3);
+/// The annotation of a pod that was added so shortly before a start may not have been written.
+const FRESH: Duration = Duration::from_secs(300);
 /// What was to be done, in events.
 const ACTION: &str = "AddNetwork";
 
@@ -55,6 +59,33 @@ impl Node {
             Some(Pending::Add(_) | Pending::Release { .. } | Pending::Check) | None => None,
         });
         waits.min()
+    }
+
+    /// Has a pod's address written to its object.
+    pub(super) fn annotate(&mut self, attachment: &Attachment, interfaces: &[Interface]) {
+        let pod = PodRef::of(&attachment.pod, &attachment.pod_uid).filter(|_| self.settings.annotate_pod_ip);
+        if let (Some(pod), Some(first)) = (pod, interfaces.first()) {
+            self.effects.push(Effect::Annotate(PodIp { pod, address: first.address.ip(), has: true }));
+        }
+    }
+
+    /// Has a pod's address taken out of its object.
+    pub(super) fn annotate_released(&mut self, owner: &Owner, address: Ipv4Addr) {
+        let change = self.annotation(owner, address).map(|change| PodIp { has: false, ..change });
+        self.effects.extend(change.map(Effect::Annotate));
+    }
+
+    /// What the daemon before this one may not have written to the objects of pods.
+    pub(crate) fn fresh_annotations(&self, now: Moment) -> Vec<PodIp> {
+        let fresh =
+            self.pool.owners().filter(|(owner, _)| owner.further.is_none() && now.since(owner.since) < FRESH);
+        fresh.filter_map(|(owner, grant)| self.annotation(owner, grant.address)).collect()
+    }
+
+    fn annotation(&self, owner: &Owner, address: Ipv4Addr) -> Option<PodIp> {
+        let pod = PodRef::of(&owner.pod, "").filter(|_| self.settings.annotate_pod_ip)?;
+        let address = self.settings.families.told(address, owner.ipv6).first()?.ip();
+        Some(PodIp { pod, address, has: true })
     }
 
     fn tell(&mut self, attachment: &Attachment, reason: Reason, text: String) {

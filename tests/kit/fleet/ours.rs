@@ -69,6 +69,7 @@ impl Ours {
             exclude_snat: Vec::new(),
             external_services: BTreeSet::new(),
             in_cluster: false,
+            annotate_pod_ip: false,
             manage_cordoned: false,
             provisioning: true,
             policies: false,
@@ -172,6 +173,8 @@ impl Ours {
             | Effect::Unwire(_)
             | Effect::Waited(..)
             | Effect::Tell(_)
+            | Effect::Annotate(_)
+            | Effect::Features(_)
             // Its pods have IPv4 addresses alone.
             | Effect::AssignIpv6(_)
             | Effect::AskRange(..)

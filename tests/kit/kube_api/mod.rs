@@ -25,6 +25,7 @@ use tokio::sync::watch;
 
 use crate::ec2::{Server, spawn};
 use objects::{Kind, Place, Selector};
+pub use writes::rights;
 
 /// What a watch that is about to end has seen.
 const ENDED: u64 = u64::MAX;
@@ -163,7 +164,7 @@ impl KubeApi {
 
     /// From now on clients may do what this ClusterRole allows, and nothing else.
     pub fn bind(&self, role: &Value) {
-        self.desk.book().rights = Some(writes::rights(role));
+        self.desk.book().rights = Some(rights(role));
     }
 
     /// What clients have done so far.

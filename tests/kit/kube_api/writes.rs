@@ -16,7 +16,8 @@ const NOTE_MAX: usize = 1024;
 const INSTANCE_MAX: usize = 128;
 
 /// What a ClusterRole allows.
-pub(super) fn rights(role: &Value) -> BTreeSet<Right> {
+#[must_use]
+pub fn rights(role: &Value) -> BTreeSet<Right> {
     let texts = |value: &Value| -> Vec<String> {
         let all = value.as_array().into_iter().flatten();
         all.filter_map(|text| text.as_str().map(str::to_owned)).collect()

@@ -212,6 +212,7 @@ impl Setup {
             exclude_snat: Vec::new(),
             external_services: BTreeSet::new(),
             in_cluster: self.custom,
+            annotate_pod_ip: false,
             manage_cordoned: false,
             provisioning: true,
             policies: self.policies,

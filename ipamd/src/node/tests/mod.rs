@@ -69,6 +69,7 @@ impl World {
             exclude_snat: Vec::new(),
             external_services: BTreeSet::new(),
             in_cluster: true,
+            annotate_pod_ip: false,
             manage_cordoned: false,
             provisioning: true,
             policies: false,

@@ -1,7 +1,7 @@
 //! What people who look at a pod in the cluster hear of it.
 
 use super::*;
-use crate::cluster::About;
+use crate::cluster::{About, EniConfigName, Features, NameKeys, News, NodeObject, PodIp};
 
 /// The reasons of events that are to be written of pods.
 pub(super) fn told(effects: &[Effect]) -> Vec<&'static str> {
@@ -67,4 +67,78 @@ fn nothing_is_told_of_what_is_no_pod_or_was_deleted_or_outside_of_a_cluster() {
     let mut world = World::ready(0);
     world.add("web");
     assert!(told(&world.del("web", 200)).is_empty());
+}
+
+fn annotations(effects: &[Effect]) -> Vec<&PodIp> {
+    let all = effects.iter().filter_map(|effect| match effect {
+        Effect::Annotate(change) => Some(change),
+        _ => None,
+    });
+    all.collect()
+}
+
+#[test]
+fn an_address_is_written_to_the_pod_once_it_is_told_and_taken_away_on_its_release() {
+    let mut world = World::ready(3);
+    world.node.settings.annotate_pod_ip = true;
+    let (id, effects) =
+        world.ask(Verb::Add(Attachment { pod_uid: "u-1".to_owned(), ..attachment("web", "web") }), 100);
+    let batch = batch(&effects).expect("an append");
+    assert!(annotations(&world.handle(Event::Wired { id, result: Ok(()) })).is_empty());
+
+    let effects = world.handle(Event::Written { batch, result: Ok(()) });
+    let set = annotations(&effects)[0].clone();
+    assert_eq!((set.pod.uid.as_str(), set.address.to_string().as_str(), set.has), ("u-1", "10.0.0.10", true));
+    assert!(matches!(reply(&effects), Some(Reply::Added(_))));
+    let again = world.node.fresh_annotations(world.now);
+    assert_eq!(
+        (again.len(), again[0].address),
+        (1, set.address),
+        "a daemon killed now may not have written it"
+    );
+    assert!(world.node.fresh_annotations(world.now.plus(Duration::from_secs(300))).is_empty());
+
+    let effects = world.del("web", 200);
+    let removal = annotations(&effects)[0];
+    assert_eq!((removal.address, removal.has), (set.address, false));
+}
+
+#[test]
+fn without_the_setting_or_an_address_nothing_is_written_to_pods() {
+    let mut world = World::ready(2);
+    world.added("a");
+    assert!(annotations(&world.del("a", 200)).is_empty());
+
+    world.node.settings.annotate_pod_ip = true;
+    let (id, effects) = world.add("b");
+    let batch = batch(&effects).expect("an append");
+    world.handle(Event::Written { batch, result: Ok(()) });
+    let no = Failure::new(Reason::KernelRefused, "no");
+    assert!(annotations(&world.handle(Event::Wired { id, result: Err(no) })).is_empty());
+}
+
+#[test]
+fn the_cninode_is_to_name_the_eniconfig_once_for_each_that_the_node_object_names() {
+    let keys = NameKeys { annotation: "a".to_owned(), label: "l".to_owned() };
+    let named = |name: &str| {
+        let labels = BTreeMap::from([("l".to_owned(), name.to_owned())]);
+        let eni_config = Some(EniConfigName::of(&labels, &BTreeMap::new(), &keys));
+        Event::Cluster(News::Node(Box::new(NodeObject { eni_config, ..NodeObject::default() })))
+    };
+    let wanted = |effects: &[Effect]| -> Vec<Features> {
+        let all = effects.iter().filter_map(|effect| match effect {
+            Effect::Features(features) => Some(features.clone()),
+            _ => None,
+        });
+        all.collect()
+    };
+    let mut world = World::new();
+    world.node.settings.custom_networking = true;
+
+    let effects = world.handle(named("zone-a"));
+    assert_eq!(wanted(&effects), [BTreeMap::from([("CustomNetworking".to_owned(), "zone-a".to_owned())])]);
+    assert!(wanted(&world.handle(named("zone-a"))).is_empty());
+    assert_eq!(wanted(&world.handle(named("zone-b"))).len(), 1);
+    // No object can be called so, and what cannot be is named nowhere.
+    assert_eq!(wanted(&world.handle(named("No_Such"))), [Features::new()]);
 }

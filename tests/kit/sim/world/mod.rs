@@ -374,7 +374,9 @@ impl World {
             Effect::Wire(call, pods) => self.wiring(Job::Add(call, pods)),
             Effect::Check(call, _) => self.wiring(Job::Check(call)),
             // Nobody takes a pod's route here.
-            Effect::Mend(_) | Effect::Waited(..) | Effect::Forget(_) | Effect::Tell(_) => {}
+            Effect::Mend(_) | Effect::Waited(..) | Effect::Forget(_) => {}
+            // Nobody reads them here.
+            Effect::Tell(_) | Effect::Annotate(_) | Effect::Features(_) => {}
             Effect::AskRange(..) | Effect::Remember(_) => {}
             Effect::Enforce { id, patience, .. } => self.enforcing(id, patience),
             Effect::Survey(holders) => self.wiring(Job::Survey(holders)),

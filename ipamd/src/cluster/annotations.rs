@@ -1,0 +1,262 @@
+//! The annotation by which a pod's address is read from its object (`ANNOTATE_POD_IP`): set after ADD, emptied after DEL. No ADD and no
+//! DEL waits for it.
+//!
+//! What could not be written is tried again, for as long as it is true. Which of two things that are said of one pod holds is decided in
+//! [`Book`]; that an address is taken away only where it still stands is the API server's to check, in the same request.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use types::{Moment, PodName};
+
+use super::api::{Ask, Door, Method, Refusal};
+use super::notes::PodRef;
+use crate::clock::Clock;
+use crate::metrics::{ClusterWrite, Metrics};
+
+/// The annotation; the Go version's, which Calico reads.
+const KEY: &str = "vpc.amazonaws.com/pod-ips";
+/// Pods of which something is to be written at once: more than any node holds.
+const PODS_MAX: usize = 1024;
+/// Pause after a write that has to be repeated; grows to the second value.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// How often a write is tried that others get in the way of.
+const CONFLICTS_MAX: u32 = 4;
+
+/// What is to be written of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodIp {
+    /// The pod.
+    pub pod: PodRef,
+    /// Its address.
+    pub address: IpAddr,
+    /// Whether it has it, or had it.
+    pub has: bool,
+}
+
+impl PodIp {
+    /// What holds after both were said, in this order. What is said of another address does not take this one away: the DEL of an
+    /// old sandbox may come after the ADD of the next.
+    fn then(self, later: Self) -> Self {
+        if self.has && !later.has && self.address != later.address { self } else { later }
+    }
+
+    fn ask(&self) -> Ask {
+        let PodName { namespace, name } = &self.pod.name;
+        let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
+        let address = self.address.to_string();
+        if self.has {
+            let mut metadata = json!({"annotations": {KEY: address}});
+            // The next pod of this name is another one.
+            if !self.pod.uid.is_empty() {
+                metadata["uid"] = self.pod.uid.as_str().into();
+            }
+            return Ask { method: Method::MergePatch, path, body: json!({"metadata": metadata}) };
+        }
+        let at = format!("/metadata/annotations/{}", KEY.replace('/', "~1"));
+        let body = json!([
+            {"op": "test", "path": at, "value": address},
+            {"op": "replace", "path": at, "value": ""},
+        ]);
+        Ask { method: Method::JsonPatch, path, body }
+    }
+}
+
+/// What is to be written, one thing for each pod.
+#[derive(Debug, Default)]
+struct Book {
+    wants: BTreeMap<PodName, (u64, PodIp)>,
+    arrived: u64,
+    failures: u32,
+    not_before: Moment,
+}
+
+/// How a write went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Written {
+    /// It is there, or never can be.
+    Settled,
+    /// It is to be repeated.
+    Later,
+}
+
+impl Book {
+    /// Takes something in; false if there is no room.
+    fn want(&mut self, change: PodIp) -> bool {
+        let name = change.pod.name.clone();
+        let change = match self.wants.remove(&name) {
+            Some((_, earlier)) => earlier.then(change),
+            None if self.wants.len() >= PODS_MAX => return false,
+            None => change,
+        };
+        self.arrived += 1;
+        self.wants.insert(name, (self.arrived, change));
+        true
+    }
+
+    /// Takes out what is to be written now, first come first.
+    fn due(&mut self, now: Moment) -> Option<PodIp> {
+        if self.not_before > now {
+            return None;
+        }
+        let first = self.wants.iter().min_by_key(|(_, (arrived, _))| *arrived);
+        let name = first.map(|(name, _)| name.clone())?;
+        self.wants.remove(&name).map(|(_, change)| change)
+    }
+
+    /// Takes in how it went.
+    fn written(&mut self, change: PodIp, how: Written, now: Moment) {
+        match how {
+            Written::Settled => (self.failures, self.not_before) = (0, now),
+            Written::Later => {
+                let pause = PAUSE.0.saturating_mul(1 << self.failures.min(9)).min(PAUSE.1);
+                self.failures = self.failures.saturating_add(1);
+                self.not_before = now.plus(pause);
+                let name = change.pod.name.clone();
+                let change = match self.wants.remove(&name) {
+                    Some((_, later)) => change.then(later),
+                    None => change,
+                };
+                self.arrived += 1;
+                self.wants.insert(name, (self.arrived, change));
+            }
+        }
+    }
+
+    fn next(&self) -> Option<Moment> {
+        (!self.wants.is_empty()).then_some(self.not_before)
+    }
+}
+
+/// Where annotations go. Without the setting they go nowhere.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Annotations {
+    to: Option<(mpsc::Sender<PodIp>, Metrics)>,
+}
+
+impl Annotations {
+    /// Has something written, unless far too much is waiting already.
+    pub(crate) fn write(&self, change: PodIp) {
+        if let Some((to, metrics)) = &self.to
+            && let Err(error) = to.try_send(change)
+        {
+            tracing::warn!(%error, "a pod is not annotated");
+            metrics.wrote_to_cluster("annotation", ClusterWrite::Dropped);
+        }
+    }
+}
+
+/// Starts to annotate. Needs a runtime around it.
+pub(crate) fn annotating(door: Door, clock: Clock, metrics: &Metrics) -> Annotations {
+    let (to, inbox) = mpsc::channel(PODS_MAX);
+    tokio::spawn(annotate(door, clock, metrics.clone(), inbox));
+    Annotations { to: Some((to, metrics.clone())) }
+}
+
+async fn annotate(door: Door, clock: Clock, metrics: Metrics, mut inbox: mpsc::Receiver<PodIp>) {
+    let mut book = Book::default();
+    loop {
+        let now = clock.now();
+        let pause = book.next().map(|at| at.since(now));
+        tokio::select! {
+            change = inbox.recv() => match change {
+                Some(change) => {
+                    if !book.want(change) {
+                        metrics.wrote_to_cluster("annotation", ClusterWrite::Dropped);
+                    }
+                }
+                None => return,
+            },
+            () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {
+                let Some(change) = book.due(clock.now()) else { continue };
+                let (how, counted) = outcome(&change, book.failures, door.ask(change.ask()).await);
+                metrics.wrote_to_cluster("annotation", counted);
+                book.written(change, how, clock.now());
+            }
+        }
+    }
+}
+
+/// What an answer means. That we may not do it may be mended; others may be faster some times, but not for ever.
+fn outcome(change: &PodIp, failures: u32, answer: Result<Value, Refusal>) -> (Written, ClusterWrite) {
+    let Err(refusal) = answer else { return (Written::Settled, ClusterWrite::Done) };
+    let pod = &change.pod.name;
+    let may_pass = refusal.code == 403 || (refusal.code == 409 && failures < CONFLICTS_MAX);
+    if refusal.is_final() && !may_pass {
+        // The pod is gone or another one, or the annotation says something else: nothing is missing.
+        tracing::debug!(%pod, "an annotation is not needed: {refusal}");
+        return (Written::Settled, ClusterWrite::Refused);
+    }
+    tracing::warn!(%pod, "a pod's annotation is written later: {refusal}");
+    let counted = if refusal.is_final() { ClusterWrite::Refused } else { ClusterWrite::Away };
+    (Written::Later, counted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Moment = Moment(1_000_000);
+
+    fn said(pod: &str, last: u8, has: bool) -> PodIp {
+        let name = PodName { namespace: "default".to_owned(), name: pod.to_owned() };
+        PodIp { pod: PodRef { name, uid: "u".to_owned() }, address: [10, 0, 0, last].into(), has }
+    }
+
+    fn all(book: &mut Book) -> Vec<PodIp> {
+        std::iter::from_fn(|| book.due(NOW)).collect()
+    }
+
+    #[test]
+    fn the_last_word_holds_and_a_late_del_takes_nothing_from_the_next_sandbox() {
+        let mut book = Book::default();
+        for (pod, last, has) in
+            [("a", 1, true), ("a", 1, false), ("b", 1, true), ("b", 2, true), ("b", 1, false)]
+        {
+            assert!(book.want(said(pod, last, has)));
+        }
+        assert_eq!(all(&mut book), [said("a", 1, false), said("b", 2, true)]);
+    }
+
+    #[test]
+    fn what_could_not_be_written_comes_again_after_ever_longer_pauses_unless_it_no_longer_holds() {
+        let mut book = Book::default();
+        book.want(said("a", 1, true));
+        let change = book.due(NOW).unwrap();
+        book.want(said("a", 9, false));
+        book.written(change, Written::Later, NOW);
+        assert_eq!((book.due(NOW), book.next()), (None, Some(NOW.plus(PAUSE.0))));
+        let later = NOW.plus(PAUSE.0);
+        let change = book.due(later).unwrap();
+        assert_eq!(change, said("a", 1, true), "what was said of another address changes nothing");
+
+        book.want(said("a", 1, false));
+        book.written(change, Written::Later, later);
+        assert_eq!(book.next(), Some(later.plus(PAUSE.0 * 2)));
+        assert_eq!(book.due(later.plus(PAUSE.0 * 2)), Some(said("a", 1, false)));
+        assert_eq!(book.next(), None);
+    }
+
+    #[test]
+    fn what_waits_is_bounded() {
+        let mut book = Book::default();
+        let taken = (0..PODS_MAX + 5).filter(|n| book.want(said(&format!("pod-{n}"), 1, true))).count();
+        assert_eq!(taken, PODS_MAX);
+        assert!(book.want(said("pod-1", 2, true)), "of a pod that is known there is room");
+    }
+
+    #[test]
+    fn a_set_names_the_uid_and_a_removal_the_address_that_it_removes() {
+        let set = said("a", 1, true).ask();
+        let metadata = json!({"annotations": {"vpc.amazonaws.com/pod-ips": "10.0.0.1"}, "uid": "u"});
+        assert_eq!((set.method, set.body), (Method::MergePatch, json!({"metadata": metadata})));
+        assert_eq!(set.path, "/api/v1/namespaces/default/pods/a");
+
+        let removal = said("a", 1, false).ask();
+        assert_eq!((removal.method, &removal.body[0]["value"]), (Method::JsonPatch, &json!("10.0.0.1")));
+        assert_eq!(removal.body[0]["path"], "/metadata/annotations/vpc.amazonaws.com~1pod-ips");
+    }
+}
