@@ -26,7 +26,7 @@ use crate::hold::{self, Hold};
 use crate::host::{HostKeeper, NatSettings, Recording};
 use crate::install::Publisher;
 use crate::metrics::Metrics;
-use crate::node::{Event, Remembered, Settings};
+use crate::node::{Event, Node, Remembered, Settings};
 use crate::queue::LockedQueue;
 use crate::readers::{Readers, readers};
 use crate::server::{self, FromSocket, chain};
@@ -92,16 +92,10 @@ async fn daemon(config: Config) -> Result<(), RunError> {
         netfilter.port().map_err(RunError::local("reach the kernel's nftables"))?,
     ];
     let pod_if_prefix = config.veth_prefix.as_str().to_owned();
-    watch(
-        Ours { ports: ports.into(), pod_if_prefix, mtu: settings.eni_mtu, pod_mtu: settings.pod_mtu },
-        &sender,
-    );
-    let door = config.cluster.clone().map(Door::new);
-    tokio::spawn(cluster::watch(config.clone(), door.clone(), sender.clone()));
-    let cluster = writers(&config, door, clock, &metrics).await;
-    for change in node.fresh_annotations(clock.now()) {
-        cluster.annotations.write(change);
-    }
+    let Settings { eni_mtu, pod_mtu, .. } = settings;
+    watch(Ours { ports: ports.into(), pod_if_prefix, mtu: eni_mtu, pod_mtu }, &sender);
+    let cluster = of_cluster(&config, &node, clock, &metrics, &sender).await;
+    let witnesses = (metrics.clone(), cluster.notes.clone());
     let record = Recording::new(&dir, config.families);
     let keeper = HostKeeper::new(host, netfilter, nat, metrics.clone(), record, former);
     tokio::spawn(keeper.run(wished, sender.clone()));
@@ -113,14 +107,7 @@ async fn daemon(config: Config) -> Result<(), RunError> {
             .map_err(failed("start the writing thread"))?,
         wishes,
         conflist: Some(Publisher::new(&config)),
-        cloud: CloudTasks::new(
-            config.clone(),
-            clock,
-            imds,
-            (metrics.clone(), cluster.notes.clone()),
-            ran_before,
-            sender.clone(),
-        ),
+        cloud: CloudTasks::new(config.clone(), clock, imds, witnesses, ran_before, sender.clone()),
         agent: policy_agent(&config, &metrics, &sender),
         cluster,
     };
@@ -160,6 +147,23 @@ fn serve_http(config: &Config, metrics: &Metrics, readers: &Readers) {
     if let Some(at) = config.introspection.clone() {
         tokio::spawn(serve_introspection(at, Introspection::new(config, readers.clone())));
     }
+}
+
+/// Listens to the API server and makes those who write to it. What the daemon before this one may have left unwritten is written.
+async fn of_cluster(
+    config: &Config,
+    node: &Node,
+    clock: Clock,
+    metrics: &Metrics,
+    events: &mpsc::Sender<Event>,
+) -> ClusterWriters {
+    let door = config.cluster.clone().map(Door::new);
+    tokio::spawn(cluster::watch(config.clone(), door.clone(), events.clone()));
+    let writers = writers(config, door, clock, metrics).await;
+    for change in node.fresh_annotations(clock.now()) {
+        writers.annotations.write(change);
+    }
+    writers
 }
 
 /// Those who write to the API server, where there is one.

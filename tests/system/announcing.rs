@@ -176,7 +176,10 @@ fn rights() -> Outcome {
     let mut used = stage.api.used();
     drop((late, stage));
     // With addresses, pods are annotated.
-    let stage = Stage::begin(&[("ANNOTATE_POD_IP", "true")], |api, _| Ok(api.bind(&role()?)))?;
+    let stage = Stage::begin(&[("ANNOTATE_POD_IP", "true")], |api, _| {
+        api.bind(&role()?);
+        Ok(())
+    })?;
     stage.node().wait_ready()?;
     stage.api.put_pod("pod-0", "uid-of-sandbox0", NAME, &json!({}));
     let _pods = stage.setting.pods(0..1)?;

@@ -98,12 +98,10 @@ impl Refusal {
     }
 
     fn of(error: &kube::Error) -> Self {
-        match error {
-            kube::Error::Api(status) => {
-                Self { code: status.code, text: format!("{} ({})", status.message, status.reason) }
-            }
-            other => Self { code: 0, text: chain(other) },
+        if let kube::Error::Api(status) = error {
+            return Self { code: status.code, text: format!("{} ({})", status.message, status.reason) };
         }
+        Self { code: 0, text: chain(error) }
     }
 }
 

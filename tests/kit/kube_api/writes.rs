@@ -91,9 +91,9 @@ pub(super) fn patch(book: &mut Book, place: &Place, headers: &HeaderMap, body: &
         other => return refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", other),
     }
     let moved = |key: &str| after["metadata"][key] != before["metadata"][key];
-    let raced = std::mem::take(&mut book.conflicts);
-    book.conflicts = raced.saturating_sub(1);
-    if raced > 0 || moved("uid") || moved("resourceVersion") {
+    let raced = book.conflicts > 0;
+    book.conflicts = book.conflicts.saturating_sub(1);
+    if raced || moved("uid") || moved("resourceVersion") {
         return refused(StatusCode::CONFLICT, "Conflict", "the object has been modified");
     }
     if let Some(why) = wrong(place.kind, &after).or_else(|| fixed(place.kind, &before, &after)) {
@@ -115,9 +115,10 @@ fn merge(object: &mut Value, change: &Value) {
         *object = Value::Object(serde_json::Map::new());
     }
     for (key, value) in changes {
-        match value {
-            Value::Null => drop(object.as_object_mut().and_then(|map| map.remove(key))),
-            value => merge(&mut object[key.as_str()], value),
+        if value.is_null() {
+            drop(object.as_object_mut().and_then(|map| map.remove(key)));
+        } else {
+            merge(&mut object[key.as_str()], value);
         }
     }
 }
