@@ -14,6 +14,7 @@ use wire::Kept;
 
 use crate::environment::Command;
 use crate::log::Sink;
+use crate::output::Shape;
 use crate::patience::TIMEOUT_MAX;
 use crate::version::CniVersion;
 
@@ -38,6 +39,8 @@ pub(crate) struct Config {
     pub(crate) ipv6: bool,
     /// The pod asks for an interface of every network card.
     pub(crate) multi_nic: bool,
+    /// For whom ADD's result is.
+    pub(crate) shape: Shape,
     pub(crate) socket: PathBuf,
     pub(crate) queue: PathBuf,
     pub(crate) timeout: Option<Duration>,
@@ -86,6 +89,8 @@ struct Raw {
     mtu: Value,
     #[serde(default)]
     ipv6: Value,
+    #[serde(default)]
+    plain_result: Value,
     veth_prefix: Option<String>,
     #[serde(default)]
     runtime_config: Value,
@@ -125,6 +130,7 @@ impl Config {
             mtu: mtu(&raw.mtu),
             ipv6: raw.ipv6 == true || raw.ipv6 == "true",
             multi_nic: wants_every_card(&raw.runtime_config),
+            shape: if raw.plain_result == true { Shape::Plain } else { Shape::Go },
             socket: raw.socket.unwrap_or_else(|| wire::SOCKET_PATH.into()),
             queue: raw.queue_dir.unwrap_or_else(|| wire::queue::DIRECTORY.into()),
             timeout: raw.timeout_seconds.map(timeout),

@@ -52,15 +52,30 @@ impl Outcome {
     }
 }
 
-/// ADD's result in the version asked for, in the shape that the Go version gives it.
-///
-/// That version's DEL can work from it: the container interface carries its routing table as `mac`, and an
-/// interface that exists only here carries the device number of the first address's ENI as `sandbox`.
-pub(crate) fn add_result(version: CniVersion, netns: &str, pod: &PodName, added: &Added) -> Vec<u8> {
+/// For whom a result is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// The Go version, whose DEL can work from it: the container interface carries its routing table as `mac`, and an interface
+    /// that exists only here carries the device number of the first address's ENI as `sandbox`.
+    Go,
+    /// Runtimes that read these fields as what the specification says they are, such as Podman.
+    Plain,
+}
+
+/// ADD's result in the version asked for.
+pub(crate) fn add_result(
+    version: CniVersion,
+    shape: Shape,
+    netns: &str,
+    pod: &PodName,
+    added: &Added,
+) -> Vec<u8> {
     let mut interfaces = Vec::new();
     let mut ips = Vec::new();
     for interface in &added.interfaces {
-        interfaces.push(InterfaceResult { name: interface.host_if.clone(), mac: None, sandbox: None });
+        let link = HostVeth::found(&interface.host_if).filter(|_| shape == Shape::Plain);
+        let mac = link.as_ref().map(|link| link.mac().to_string());
+        interfaces.push(InterfaceResult { name: interface.host_if.clone(), mac, sandbox: None });
         let addresses = std::iter::once(&interface.address).chain(&interface.other);
         ips.extend(addresses.map(|address| IpResult {
             version: family(version, address.ip()),
@@ -69,15 +84,19 @@ pub(crate) fn add_result(version: CniVersion, netns: &str, pod: &PodName, added:
         }));
         interfaces.push(InterfaceResult {
             name: interface.container_if.clone(),
-            mac: Some(interface.table.0.to_string()),
+            mac: Some(
+                link.map_or_else(|| interface.table.0.to_string(), |link| link.mac_inside().to_string()),
+            ),
             sandbox: Some(netns.to_owned()),
         });
     }
-    interfaces.push(InterfaceResult {
-        name: HostVeth::dummy(pod).to_string(),
-        mac: Some("0".to_owned()),
-        sandbox: added.interfaces.first().map(|first| first.device.to_string()),
-    });
+    if shape == Shape::Go {
+        interfaces.push(InterfaceResult {
+            name: HostVeth::dummy(pod).to_string(),
+            mac: Some("0".to_owned()),
+            sandbox: added.interfaces.first().map(|first| first.device.to_string()),
+        });
+    }
     json(&AddResult { cni_version: version.as_str(), interfaces, ips, dns: Dns {} })
 }
 
@@ -166,7 +185,12 @@ mod tests {
     }
 
     fn result(version: CniVersion, interfaces: Vec<Interface>) -> String {
-        let bytes = add_result(version, "/var/run/netns/cni-1", &sample_pod(), &Added { interfaces });
+        shaped(Shape::Go, version, interfaces)
+    }
+
+    fn shaped(shape: Shape, version: CniVersion, interfaces: Vec<Interface>) -> String {
+        let added = Added { interfaces };
+        let bytes = add_result(version, shape, "/var/run/netns/cni-1", &sample_pod(), &added);
         String::from_utf8(bytes).unwrap().trim_end().to_owned()
     }
 
@@ -178,6 +202,25 @@ mod tests {
             got,
             r#"{"cniVersion":"0.4.0","interfaces":[{"name":"enicc21c2d7785"},{"name":"eth0","mac":"2","sandbox":"/var/run/netns/cni-1"},{"name":"dummycc21c2d7785","mac":"0","sandbox":"1"}],"ips":[{"version":"4","interface":1,"address":"10.0.1.23/32"}],"dns":{}}"#
         );
+    }
+
+    #[test]
+    fn a_plain_result_has_mac_addresses_and_no_interface_that_does_not_exist() {
+        let link = HostVeth::found("enicc21c2d7785").unwrap();
+
+        let got = shaped(
+            Shape::Plain,
+            CniVersion::V1_0_0,
+            vec![interface("eth0", link.as_str(), "10.0.1.23/32", 1)],
+        );
+
+        let got: serde_json::Value = serde_json::from_str(&got).unwrap();
+        let inside = serde_json::json!({
+            "name": "eth0", "mac": link.mac_inside().to_string(), "sandbox": "/var/run/netns/cni-1",
+        });
+        let outside = serde_json::json!({"name": link.as_str(), "mac": link.mac().to_string()});
+        assert_eq!(got["interfaces"], serde_json::json!([outside, inside]));
+        assert_ne!(link.mac(), link.mac_inside());
     }
 
     #[test]

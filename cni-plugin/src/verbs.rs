@@ -87,7 +87,8 @@ pub(crate) fn ask(verb: &Verb, config: &Config, call: &Call) -> Result<Answer, F
 fn add(verb: &Verb, attachment: &Attachment, config: &Config, call: &Call) -> Result<Answer, Failure> {
     match ask_with_netns(verb, attachment, config.ipv6, config, call)? {
         Reply::Added(added) if !added.interfaces.is_empty() => {
-            let stdout = output::add_result(config.version, &attachment.netns, &attachment.pod, &added);
+            let Attachment { netns, pod, .. } = attachment;
+            let stdout = output::add_result(config.version, config.shape, netns, pod, &added);
             Ok(Answer { stdout, note: "ok" })
         }
         Reply::Failed(failure) => Err(failure),

@@ -76,6 +76,8 @@ fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
 pub struct Netns {
     name: String,
     file: File,
+    /// Somebody else has made it and will remove it.
+    foreign: bool,
 }
 
 impl Netns {
@@ -97,9 +99,19 @@ impl Netns {
         });
         made.map_err(LabError::doing(doing()))?;
         let file = File::open(&path).map_err(LabError::doing(doing()))?;
-        let this = Self { name: name.to_owned(), file };
+        let this = Self { name: name.to_owned(), file, foreign: false };
         this.ip("link set lo up")?;
         Ok(this)
+    }
+
+    /// One of [`NETNS_DIR`] that somebody else has made, and will remove.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn of_another(name: &str) -> Result<Self, LabError> {
+        let file = File::open(Path::new(NETNS_DIR).join(name));
+        let file = file.map_err(LabError::doing(format!("open the namespace {name}")))?;
+        Ok(Self { name: name.to_owned(), file, foreign: true })
     }
 
     /// Its name.
@@ -179,6 +191,9 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
+        if self.foreign {
+            return;
+        }
         // Best effort: the mount namespace takes it along in any case.
         let path = self.path();
         let _unmounted = rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH);

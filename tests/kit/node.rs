@@ -218,11 +218,8 @@ impl Node {
 
     /// The daemon's environment.
     fn environment(&self) -> BTreeMap<&'static str, String> {
-        BTreeMap::from([
-            ("AWS_EC2_ENDPOINT", format!("http://127.0.0.1:{EC2_PORT}")),
-            ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254".to_owned()),
-            ("AWS_ACCESS_KEY_ID", "LABKEY".to_owned()),
-            ("AWS_SECRET_ACCESS_KEY", "lab-secret".to_owned()),
+        let mut environment = Self::cloud();
+        environment.extend([
             // As the Go version's manifest has it; tests set others.
             ("WARM_ENI_TARGET", "1".to_owned()),
             ("ENABLE_IPv4", "true".to_owned()),
@@ -231,6 +228,18 @@ impl Node {
             ("HOST_CNI_CONFDIR_PATH", self.conf_dir().display().to_string()),
             ("HOST_CNI_BIN_PATH", "/usr/lib/cni".to_owned()),
             ("PATH", std::env::var("PATH").unwrap_or_default()),
+        ]);
+        environment
+    }
+
+    /// Where every node finds EC2 and its metadata, and as whom.
+    #[must_use]
+    pub fn cloud() -> BTreeMap<&'static str, String> {
+        BTreeMap::from([
+            ("AWS_EC2_ENDPOINT", format!("http://127.0.0.1:{EC2_PORT}")),
+            ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254".to_owned()),
+            ("AWS_ACCESS_KEY_ID", "LABKEY".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", "lab-secret".to_owned()),
         ])
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use lab::LabError;
 use lab::cri::Containerd;
 use lab::node::{Node, binary};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{Outcome, Setting, Test, ensure};
 
@@ -23,42 +23,81 @@ pub(crate) const TESTS: &[Test] = &[
     ("doctor_compares_the_state_with_what_containerd_was_told", compared),
 ];
 
-/// The reference loopback plugin, where Debian puts it.
-const LOOPBACK: &str = "/usr/lib/cni/loopback";
+/// The reference plugins, where Debian puts them.
+pub(crate) const NEIGHBOURS: &str = "/usr/lib/cni";
 
 /// Why containerd cannot run here.
 pub(crate) fn missing() -> Option<String> {
     let mut missing = lab::cri::missing();
-    missing.extend((!Path::new(LOOPBACK).exists()).then_some("containernetworking-plugins"));
+    missing
+        .extend((!Path::new(NEIGHBOURS).join("loopback").exists()).then_some("containernetworking-plugins"));
     (!missing.is_empty()).then(|| format!("not installed: {}", missing.join(", ")))
 }
 
-fn cri<T>(result: Result<T, lab::cri::CriError>) -> Result<T, LabError> {
+pub(crate) fn cri<T>(result: Result<T, lab::cri::CriError>) -> Result<T, LabError> {
     result.map_err(|error| LabError::Otherwise(format!("{error:?}")))
 }
 
 /// A containerd in the node's namespace, with our plugin and conflist.
 fn start(node: &Node) -> Result<Containerd, LabError> {
-    let directory = Path::new("/run/lab/containerd");
-    let _gone = std::fs::remove_dir_all(directory);
-    let (conf, bin): (PathBuf, PathBuf) = (directory.join("net.d"), directory.join("bin"));
+    start_chained(node, &[])
+}
+
+/// The same with plugins of other people after ours in the conflist.
+pub(crate) fn start_chained(node: &Node, others: &[Value]) -> Result<Containerd, LabError> {
+    let directory = scratch()?;
+    let (conf, bin) = (directory.join("net.d"), directory.join("bin"));
     for made in [&conf, &bin] {
         std::fs::create_dir_all(made).map_err(LabError::doing("make a directory"))?;
     }
     std::fs::copy(binary("AWS_CNI_BIN", "aws-cni")?, bin.join("aws-cni"))
         .map_err(LabError::doing("copy the plugin"))?;
+    for other in others {
+        link_plugin(&bin, other["type"].as_str().unwrap_or_default())?;
+    }
+    let list = conflist(&[&[ours(node)], others].concat());
+    std::fs::write(conf.join("10-aws.conflist"), list.to_string())
+        .map_err(LabError::doing("write the conflist"))?;
+    start_in(node, &directory, &conf, &bin)
+}
+
+/// An empty directory for an instance.
+pub(crate) fn scratch() -> Result<PathBuf, LabError> {
+    let directory = PathBuf::from("/run/lab/containerd");
+    let _gone = std::fs::remove_dir_all(&directory);
+    std::fs::create_dir_all(&directory).map_err(LabError::doing("make a directory"))?;
+    Ok(directory)
+}
+
+/// A containerd in the node's namespace that looks for plugins and conflists in these directories.
+pub(crate) fn start_in(
+    node: &Node,
+    directory: &Path,
+    conf: &Path,
+    bin: &Path,
+) -> Result<Containerd, LabError> {
     // containerd brings the loopback up with the reference plugin.
-    std::os::unix::fs::symlink(LOOPBACK, bin.join("loopback"))
-        .map_err(LabError::doing("link the loopback plugin"))?;
-    let plugin = json!({
+    link_plugin(bin, "loopback")?;
+    cri(Containerd::start(directory, conf, bin, |command| node.netns().spawn(command)))
+}
+
+fn link_plugin(bin: &Path, name: &str) -> Outcome {
+    let linked = std::os::unix::fs::symlink(Path::new(NEIGHBOURS).join(name), bin.join(name));
+    linked.map_err(LabError::doing(format!("link {name}")))
+}
+
+/// Our element of a conflist.
+pub(crate) fn ours(node: &Node) -> Value {
+    json!({
         "type": "aws-cni", "vethPrefix": "eni", "mtu": "9001",
         "socket": node.socket(), "queueDir": node.run_dir().join("delete-queue"),
         "capabilities": {"io.kubernetes.cri.pod-annotations": true},
-    });
-    let list = json!({"cniVersion": "1.0.0", "name": "aws-cni", "plugins": [plugin]});
-    std::fs::write(conf.join("10-aws.conflist"), list.to_string())
-        .map_err(LabError::doing("write the conflist"))?;
-    cri(Containerd::start(directory, &conf, &bin, |command| node.netns().spawn(command)))
+    })
+}
+
+/// A conflist of these plugins.
+pub(crate) fn conflist(plugins: &[Value]) -> Value {
+    json!({"cniVersion": "1.0.0", "name": "aws-cni", "plugins": plugins})
 }
 
 fn pods_held(node: &Node) -> Result<usize, LabError> {
@@ -69,7 +108,7 @@ fn parallel() -> Outcome {
     let setting = Setting::start(&[])?;
     let containerd = start(&setting.node)?;
     let ids: Vec<Result<String, LabError>> = std::thread::scope(|scope| {
-        let run = |n: u32| cri(containerd.run("default", &format!("c-{n}"), &format!("uid-{n}")));
+        let run = |n: u32| cri(containerd.run(&format!("c-{n}"), &format!("uid-{n}")));
         let threads: Vec<_> = (0..12).map(|n| scope.spawn(move || run(n))).collect();
         let panicked = |_panic| Err(LabError::Otherwise("a call panicked".to_owned()));
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
@@ -97,7 +136,7 @@ fn compared() -> Outcome {
     // What killed ones have left.
     let _gone = std::fs::remove_dir_all("/var/lib/cni/results");
     let containerd = start(node)?;
-    let run = |n: u32| cri(containerd.run("default", &format!("d-{n}"), &format!("uid-{n}")));
+    let run = |n: u32| cri(containerd.run(&format!("d-{n}"), &format!("uid-{n}")));
     let ids = (0..3).map(run).collect::<Result<Vec<_>, _>>()?;
 
     let output = node.tool(&["doctor"], &[])?;
@@ -117,7 +156,7 @@ fn compared() -> Outcome {
 fn failed_add() -> Outcome {
     let setting = Setting::start(&[("MAX_ENI", "1"), ("IPAMD_ADD_TIMEOUT_SECONDS", "2")])?;
     let containerd = start(&setting.node)?;
-    let run = |n: u32| cri(containerd.run("default", &format!("f-{n}"), &format!("uid-{n}")));
+    let run = |n: u32| cri(containerd.run(&format!("f-{n}"), &format!("uid-{n}")));
     let ids = (0..9).map(run).collect::<Result<Vec<_>, _>>()?;
 
     let error = run(9).err().map(|error| error.to_string()).unwrap_or_default();
@@ -136,7 +175,7 @@ fn same_name() -> Outcome {
     let setting = Setting::start(&[])?;
     let containerd = start(&setting.node)?;
     for round in 0..5 {
-        let id = cri(containerd.run("default", "again", &format!("uid-{round}")))?;
+        let id = cri(containerd.run("again", &format!("uid-{round}")))?;
         cri(containerd.stop(&id))?;
         cri(containerd.remove(&id))?;
     }
@@ -147,7 +186,7 @@ fn same_name() -> Outcome {
 fn killed() -> Outcome {
     let setting = Setting::start(&[])?;
     let containerd = start(&setting.node)?;
-    let run = |n: u32| cri(containerd.run("default", &format!("k-{n}"), &format!("uid-{n}")));
+    let run = |n: u32| cri(containerd.run(&format!("k-{n}"), &format!("uid-{n}")));
     let ids = (0..4).map(run).collect::<Result<Vec<_>, _>>()?;
     setting.node.kill_daemon();
 
@@ -169,7 +208,7 @@ fn killed() -> Outcome {
 fn name_at_once() -> Outcome {
     let setting = Setting::start(&[("IPAMD_ADD_TIMEOUT_SECONDS", "2")])?;
     let containerd = start(&setting.node)?;
-    let run = |uid: &str| cri(containerd.run("default", "twin", uid));
+    let run = |uid: &str| cri(containerd.run("twin", uid));
     let results: Vec<Result<String, LabError>> = std::thread::scope(|scope| {
         let threads = ["uid-a", "uid-b"].map(|uid| scope.spawn(move || run(uid)));
         let panicked = |_panic| Err(LabError::Otherwise("a call panicked".to_owned()));
@@ -190,7 +229,7 @@ fn name_at_once() -> Outcome {
 fn removed_twice() -> Outcome {
     let setting = Setting::start(&[])?;
     let containerd = start(&setting.node)?;
-    let id = cri(containerd.run("default", "twice", "uid"))?;
+    let id = cri(containerd.run("twice", "uid"))?;
     for _ in 0..2 {
         cri(containerd.stop(&id))?;
     }
@@ -206,7 +245,7 @@ fn removed_twice() -> Outcome {
 fn insist(containerd: &Containerd, number: u32) -> Result<String, LabError> {
     let mut last = None;
     for attempt in 0..20 {
-        match cri(containerd.run("default", &format!("m-{number}"), &format!("uid-{number}-{attempt}"))) {
+        match cri(containerd.run(&format!("m-{number}"), &format!("uid-{number}-{attempt}"))) {
             Ok(id) => return Ok(id),
             Err(error) => last = Some(error),
         }

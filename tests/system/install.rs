@@ -11,7 +11,7 @@ use lab::ec2::Config;
 use lab::fabric::Fabric;
 use lab::node::{Node, binary};
 use lab::runtime::{Pod, call_plugin};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{Outcome, Test, ensure};
 
@@ -66,9 +66,16 @@ fn conflist(node: &Node) -> Result<Value, LabError> {
     serde_json::from_str(&text).map_err(|error| LabError::Otherwise(format!("the conflist: {error}")))
 }
 
-/// The configuration of one plugin of the list, as a runtime makes it.
+/// The configuration of one plugin of the list, as a runtime makes it for a pod whose bandwidth is limited.
 fn plugin_conf(list: &Value, plugin: &Value, previous: Option<&Value>) -> Value {
     let mut conf = plugin.clone();
+    // No host ports: Debian's portmap looks for rules of IPv6 at CHECK whatever the pod has.
+    let wishes = json!({"bandwidth": {"ingressRate": 10_000_000, "ingressBurst": 10_000_000}});
+    for (capability, wish) in wishes.as_object().into_iter().flatten() {
+        if plugin["capabilities"][capability] == true {
+            conf["runtimeConfig"][capability] = wish.clone();
+        }
+    }
     conf["cniVersion"] = list["cniVersion"].clone();
     conf["name"] = list["name"].clone();
     if let Some(previous) = previous {
@@ -129,8 +136,8 @@ fn replaced() -> Outcome {
     Ok(())
 }
 
-/// Runs a plugin of other people for a pod.
-fn neighbour(node: &Node, pod: &Pod, verb: &str, conf: &Value) -> Outcome {
+/// Runs a plugin of other people for a pod; what it prints.
+fn neighbour(node: &Node, pod: &Pod, verb: &str, conf: &Value) -> Result<Value, LabError> {
     let path = Path::new("/usr/lib/cni").join(conf["type"].as_str().unwrap_or_default());
     let mut command = Command::new(&path);
     command.env_clear().env("CNI_COMMAND", verb).env("CNI_CONTAINERID", &pod.container_id);
@@ -148,6 +155,14 @@ fn neighbour(node: &Node, pod: &Pod, verb: &str, conf: &Value) -> Outcome {
     let output = ran.map_err(LabError::doing("run a plugin"))?;
     let said = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.success(), "{verb} {}: {said}", path.display());
+    Ok(serde_json::from_slice(&output.stdout).unwrap_or_default())
+}
+
+/// Runs our plugin by its element of the list.
+fn own(node: &Node, pod: &Pod, verb: &str, conf: &Value) -> Outcome {
+    let stdin = conf.to_string();
+    let answer = call_plugin(node, verb, &pod.container_id, &pod.netns.path(), &pod.name, stdin.as_bytes())?;
+    ensure!(answer.success, "{verb}: {}", answer.stdout);
     Ok(())
 }
 
@@ -164,9 +179,13 @@ fn chain() -> Outcome {
     ensure!(types[1..] == there, "chained are {types:?}, there are {there:?}");
 
     let pod = Pod::create("chained", "chained")?;
-    let result = add(&node, &pod)?;
+    let mut result = add(&node, &pod)?;
     for plugin in &plugins[1..] {
-        neighbour(&node, &pod, "ADD", &plugin_conf(&list, plugin, Some(&result)))?;
+        result = neighbour(&node, &pod, "ADD", &plugin_conf(&list, plugin, Some(&result)))?;
+    }
+    own(&node, &pod, "CHECK", &plugin_conf(&list, &plugins[0], Some(&result)))?;
+    for plugin in &plugins[1..] {
+        neighbour(&node, &pod, "CHECK", &plugin_conf(&list, plugin, Some(&result)))?;
     }
     if there.contains(&"tuning") && lab::fabric::ipv6() {
         let off = pod.netns.run(|| std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6"))?;
@@ -175,6 +194,8 @@ fn chain() -> Outcome {
     for plugin in plugins[1..].iter().rev() {
         neighbour(&node, &pod, "DEL", &plugin_conf(&list, plugin, Some(&result)))?;
     }
+    own(&node, &pod, "DEL", &plugin_conf(&list, &plugins[0], Some(&result)))?;
+    ensure!(node.report()?.pods.is_empty(), "the address stays held");
     Ok(())
 }
 

@@ -9,12 +9,14 @@
 mod announcing;
 mod bad_input;
 mod causes;
+mod chain;
 mod chart;
 mod cluster;
 mod containerd;
 mod custom_networking;
 mod doctor;
 mod estate;
+mod image;
 mod install;
 mod introspection;
 mod ipv6;
@@ -86,7 +88,13 @@ fn main() -> std::process::ExitCode {
     trials.extend(self::trials(ipv6::TESTS, without_ipv6.as_deref()));
     trials.extend(self::trials(takeover::TESTS, without_iptables.as_deref()));
     trials.extend(self::trials(takeover_ipv6::TESTS, without_both.as_deref()));
-    trials.extend(self::trials(containerd::TESTS, without_containerd.as_deref()));
+    for tests in [containerd::TESTS, image::TESTS] {
+        trials.extend(self::trials(tests, without_containerd.as_deref()));
+    }
+    let without_chain = without_containerd.clone().or_else(chain::missing);
+    trials.extend(self::trials(chain::CONTAINERD, without_chain.as_deref()));
+    let without_podman = without_containerd.or_else(chain::without_podman);
+    trials.extend(self::trials(chain::PODMAN, without_podman.as_deref()));
     trials.extend(self::trials(moto::TESTS, without_moto.as_deref()));
     trials.extend(self::trials(chart::TESTS, chart::missing().as_deref()));
     trials.extend(self::trials(privilege::AS_USER, without_user.as_deref()));

@@ -97,6 +97,13 @@ impl HostVeth {
         Mac::local(std::array::from_fn(|n| digest[n]))
     }
 
+    /// The MAC address of the other end of the link of this name, inside the pod: who knows the name can tell it without looking there.
+    #[must_use]
+    pub fn mac_inside(&self) -> Mac {
+        let digest = Sha1::digest(format!("{} inside", self.0));
+        Mac::local(std::array::from_fn(|n| digest[n]))
+    }
+
     /// The name itself, at most 15 bytes (a dummy's, which the kernel never sees, 16).
     #[must_use]
     pub fn as_str(&self) -> &str {

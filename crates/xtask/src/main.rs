@@ -1,13 +1,15 @@
-//! The project's own commands: `cargo xtask demo|test|sim|fleet|picture|bench|gen|plugin|ci|tidy`.
+//! The project's own commands: `cargo xtask demo|test|sim|fleet|picture|bench|gen|plugin|dist|ci|tidy`.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "these commands talk to a person")]
 
 mod build;
+mod dist;
 mod licences;
 mod moto;
 mod plugin;
 mod setup;
 mod steps;
+mod target;
 mod tests;
 mod tidy;
 
@@ -93,6 +95,11 @@ enum Command {
     },
     /// Build the plugin as it is shipped, and say where it is.
     Plugin,
+    /// Build the container image, for both architectures where that is possible, as an OCI archive.
+    ///
+    /// Programs are static and optimised: some ten minutes for each architecture. arm64 on amd64 needs a C compiler for it (Debian:
+    /// gcc-aarch64-linux-gnu); where there is none the image is for one architecture, and that is said.
+    Dist(dist::Options),
     /// Format check, lints, tidy, tests: what CI runs.
     Ci,
     /// Check what no compiler checks.
@@ -140,6 +147,10 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Bench { json, instead: None } => bench(json),
         Command::Gen { check } => generate(check),
         Command::Plugin => plugin(),
+        Command::Dist(options) => {
+            steps::enter_workspace()?;
+            dist::make(&options)
+        }
         Command::Ci => ci(),
         Command::Tidy => tidy(),
     }

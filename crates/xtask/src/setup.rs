@@ -18,6 +18,9 @@ const FOR_TESTS: &[Needed] = &[
     ("conntrack", "conntrack"),
     ("iptables", "iptables"),
     ("/usr/lib/cni/loopback", "containernetworking-plugins"),
+    ("/etc/ssl/certs/ca-certificates.crt", "ca-certificates"),
+    // With what it needs 38 MB.
+    ("podman", "podman"),
 ];
 
 /// What the demo needs.

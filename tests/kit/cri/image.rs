@@ -1,22 +1,98 @@
-//! The sandbox image: busybox and nothing else, as a Docker archive.
+//! Images made on the spot: the sandbox's, which is busybox and nothing else, and ours, of the programs that are tested.
 
 use std::fs;
-use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use oci::{File, Image, Layer};
+
 use super::CriError;
+use crate::LabError;
+use crate::node::binary;
 
-/// The image's name.
-pub(super) const NAME: &str = "localhost/pause:1";
+/// The sandbox image's name.
+pub(super) const PAUSE: &str = "localhost/pause:1";
+/// The name of ours, in archives that `cargo xtask dist` makes too.
+pub const OURS: &str = concat!("localhost/vpc-cni:", env!("CARGO_PKG_VERSION"));
+/// The variable that names an archive to be tested instead of one that is made of the programs.
+const GIVEN: &str = "LAB_IMAGE";
 
-/// Makes the archive with `tar` and imports it with `ctr`.
-pub(super) fn import(directory: &Path) -> Result<(), CriError> {
-    let archive = archive(directory).map_err(|e| CriError::Io("make the sandbox image", e))?;
-    let address = directory.join("containerd.sock");
+/// Imports the sandbox image.
+pub(super) fn import_pause(directory: &Path) -> Result<(), CriError> {
+    let failed = |error| CriError::Io("make the sandbox image", error);
+    let busybox = File {
+        path: "bin/busybox".to_owned(),
+        mode: 0o755,
+        content: fs::read("/bin/busybox").map_err(failed)?,
+    };
+    // `sleep` is an applet of busybox, named by its first argument.
+    let entrypoint = ["/bin/busybox", "sleep", "100000"];
+    let archive = directory.join("pause.tar");
+    pack(PAUSE, vec![busybox], &entrypoint, &[])
+        .and_then(|bytes| fs::write(&archive, bytes))
+        .map_err(failed)?;
+    import(directory, &archive)
+}
+
+/// Our image as an archive: the one that `LAB_IMAGE` names, or one of the programs that are tested. Those may be dynamic, so their libraries
+/// are in it too; otherwise it is packed and laid out as the one that is shipped.
+///
+/// # Errors
+/// When a program is not built or cannot be read.
+pub fn ours(directory: &Path) -> Result<PathBuf, LabError> {
+    if let Some(given) = std::env::var_os(GIVEN) {
+        return Ok(given.into());
+    }
+    let daemon = binary("IPAMD_BIN", "ipamd")?;
+    let mut files = vec![
+        file("ipamd", &stripped(&daemon, directory))?,
+        file("aws-cni", &binary("AWS_CNI_BIN", "aws-cni")?)?,
+        // The daemon does not start without roots of trust.
+        file("etc/ssl/certs/ca-certificates.crt", Path::new("/etc/ssl/certs/ca-certificates.crt"))?,
+    ];
+    for library in libraries(&daemon)? {
+        files.push(file(library.trim_start_matches('/'), Path::new(&library))?);
+    }
+    let archive = directory.join("ours.tar");
+    let packed = pack(OURS, files, &["/ipamd"], &["run"]).and_then(|bytes| fs::write(&archive, bytes));
+    packed.map_err(LabError::doing("make our image"))?;
+    Ok(archive)
+}
+
+fn pack(name: &str, files: Vec<File>, entrypoint: &[&str], arguments: &[&str]) -> std::io::Result<Vec<u8>> {
+    let architecture = if std::env::consts::ARCH == "aarch64" { "arm64" } else { "amd64" };
+    let layers = [Layer::plain(files)?];
+    Ok(oci::pack(name, &[Image { architecture, layers: &layers, entrypoint, arguments }])?.bytes)
+}
+
+fn file(path: &str, from: &Path) -> Result<File, LabError> {
+    let content = fs::read(from).map_err(LabError::doing(format!("read {}", from.display())))?;
+    Ok(File { path: path.to_owned(), mode: 0o755, content })
+}
+
+/// Half of a program is for debuggers; where nobody can take it out, it stays.
+fn stripped(program: &Path, directory: &Path) -> PathBuf {
+    let copy = directory.join("ipamd.stripped");
+    let done = Command::new("strip").arg("-o").arg(&copy).arg(program).stderr(Stdio::null()).status();
+    if done.is_ok_and(|status| status.success()) { copy } else { program.to_owned() }
+}
+
+/// What the program's interpreter loads, and the interpreter, by `ldd`; nothing of a static program.
+fn libraries(program: &Path) -> Result<Vec<String>, LabError> {
+    let output = Command::new("ldd").arg(program).output().map_err(LabError::doing("run ldd"))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(text
+        .lines()
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
+        .map(str::to_owned)
+        .collect())
+}
+
+/// Imports an archive with `ctr` into the instance of this directory.
+pub(super) fn import(directory: &Path, archive: &Path) -> Result<(), CriError> {
     let output = Command::new("ctr")
         .arg("--address")
-        .arg(address)
+        .arg(directory.join("containerd.sock"))
         .args(["--namespace", "k8s.io", "images", "import", "--snapshotter", "native"])
         .arg(archive)
         .stdin(Stdio::null())
@@ -26,35 +102,4 @@ pub(super) fn import(directory: &Path) -> Result<(), CriError> {
         return Ok(());
     }
     Err(CriError::Refused(String::from_utf8_lossy(&output.stderr).into_owned()))
-}
-
-fn archive(directory: &Path) -> io::Result<std::path::PathBuf> {
-    let (root, layer) = (directory.join("rootfs"), directory.join("image/layer"));
-    fs::create_dir_all(root.join("bin"))?;
-    fs::create_dir_all(&layer)?;
-    fs::copy("/bin/busybox", root.join("bin/busybox"))?;
-    tar(&root, &layer.join("layer.tar"), &["."])?;
-    // `sleep` is an applet of busybox, named by its first argument.
-    let config = r#"{"architecture":"amd64","os":"linux","config":{"Entrypoint":["/bin/busybox","sleep","100000"]},
-        "rootfs":{"type":"layers","diff_ids":["sha256:DIGEST"]},"history":[]}"#;
-    let digest = sha256(&layer.join("layer.tar"))?;
-    let image = directory.join("image");
-    fs::write(image.join("config.json"), config.replace("DIGEST", &digest))?;
-    let manifest =
-        format!(r#"[{{"Config":"config.json","RepoTags":["{NAME}"],"Layers":["layer/layer.tar"]}}]"#);
-    fs::write(image.join("manifest.json"), manifest)?;
-    let archive = directory.join("pause.tar");
-    tar(&image, &archive, &["manifest.json", "config.json", "layer/layer.tar"])?;
-    Ok(archive)
-}
-
-fn tar(from: &Path, to: &Path, what: &[&str]) -> io::Result<()> {
-    let done = Command::new("tar").arg("-C").arg(from).arg("-cf").arg(to).args(what).status()?;
-    if done.success() { Ok(()) } else { Err(io::Error::other("tar failed")) }
-}
-
-fn sha256(path: &Path) -> io::Result<String> {
-    let output = Command::new("sha256sum").arg(path).output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    text.split_whitespace().next().map(str::to_owned).ok_or_else(|| io::Error::other("sha256sum failed"))
 }

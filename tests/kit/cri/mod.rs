@@ -4,6 +4,7 @@
 //! is made on the spot from Debian's static busybox.
 
 mod api;
+mod containers;
 mod image;
 
 use std::collections::HashMap;
@@ -13,11 +14,19 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use api::{
-    Empty, LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata, PodSandboxRequest,
-    PodSandboxStatusResponse, RunPodSandboxRequest, RunPodSandboxResponse, VersionRequest, VersionResponse,
+    Empty, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, PodSandboxConfig, PodSandboxMetadata,
+    PodSandboxRequest, PodSandboxStatusResponse, PortMapping, RunPodSandboxRequest, RunPodSandboxResponse,
+    VersionRequest, VersionResponse,
 };
 
+pub use containers::{Container, Mount, Said};
+pub use image::{OURS, ours};
+use serde_json::Value;
+
+use crate::LabError;
 use crate::grpc::Client;
+use crate::netns::Netns;
+use crate::probe::By;
 
 /// How long containerd may take to answer its first call.
 const START: Duration = Duration::from_secs(20);
@@ -44,6 +53,21 @@ pub struct Containerd {
     directory: PathBuf,
     child: Child,
     client: Client,
+}
+
+/// A pod sandbox, as the kubelet asks for it.
+#[derive(Debug, Clone, Default)]
+pub struct Sandbox {
+    /// The pod's name; its namespace is `default`.
+    pub name: String,
+    /// The pod's UID.
+    pub uid: String,
+    /// It is in the node's network, and no plugin is asked.
+    pub host_network: bool,
+    /// Ports of the host that lead to the pod: how, the host's, the pod's.
+    pub ports: Vec<(By, u16, u16)>,
+    /// The pod's annotations.
+    pub annotations: HashMap<String, String>,
 }
 
 /// Which programs are missing to run it; empty when it can run.
@@ -83,7 +107,7 @@ impl Containerd {
         let client = client.map_err(|e| CriError::Io("start a runtime", e))?;
         let mut this = Self { directory: directory.to_owned(), child, client };
         this.wait_until_up()?;
-        image::import(directory)?;
+        image::import_pause(directory)?;
         Ok(this)
     }
 
@@ -104,24 +128,61 @@ impl Containerd {
     ///
     /// # Errors
     /// What containerd says; a failed ADD is in it.
-    pub fn run(&self, namespace: &str, name: &str, uid: &str) -> Result<String, CriError> {
+    pub fn run(&self, name: &str, uid: &str) -> Result<String, CriError> {
+        let annotations = HashMap::from([("example.com/note".to_owned(), "x".repeat(2000))]);
+        let (name, uid) = (name.to_owned(), uid.to_owned());
+        self.run_sandbox(&Sandbox { name, uid, annotations, ..Sandbox::default() })
+    }
+
+    /// Makes this sandbox; returns its id.
+    ///
+    /// # Errors
+    /// What containerd says; a failed ADD is in it.
+    pub fn run_sandbox(&self, sandbox: &Sandbox) -> Result<String, CriError> {
+        let config = Some(self.config(sandbox));
+        let reply: RunPodSandboxResponse = self.call("RunPodSandbox", RunPodSandboxRequest { config })?;
+        Ok(reply.pod_sandbox_id)
+    }
+
+    fn config(&self, sandbox: &Sandbox) -> PodSandboxConfig {
         let metadata = PodSandboxMetadata {
-            name: name.to_owned(),
-            uid: uid.to_owned(),
-            namespace: namespace.to_owned(),
+            name: sandbox.name.clone(),
+            uid: sandbox.uid.clone(),
+            namespace: "default".to_owned(),
             attempt: 0,
         };
-        let config = PodSandboxConfig {
-            metadata: Some(metadata),
-            hostname: name.to_owned(),
-            log_directory: self.directory.join("pods").display().to_string(),
-            labels: HashMap::new(),
-            annotations: HashMap::from([("example.com/note".to_owned(), "x".repeat(2000))]),
-            linux: Some(LinuxPodSandboxConfig::default()),
+        let port = |(by, host, pod): &(By, u16, u16)| PortMapping {
+            protocol: if *by == By::Tcp { 0 } else { 1 },
+            container_port: i32::from(*pod),
+            host_port: i32::from(*host),
         };
-        let reply: RunPodSandboxResponse =
-            self.call("RunPodSandbox", RunPodSandboxRequest { config: Some(config) })?;
-        Ok(reply.pod_sandbox_id)
+        let namespaces = containers::namespaces(sandbox.host_network);
+        PodSandboxConfig {
+            metadata: Some(metadata),
+            // In the node's network a pod has the node's name.
+            hostname: if sandbox.host_network { String::new() } else { sandbox.name.clone() },
+            log_directory: self.logs().display().to_string(),
+            port_mappings: sandbox.ports.iter().map(port).collect(),
+            labels: HashMap::new(),
+            annotations: sandbox.annotations.clone(),
+            linux: Some(LinuxPodSandboxConfig {
+                security_context: Some(LinuxSandboxSecurityContext { namespace_options: Some(namespaces) }),
+                ..LinuxPodSandboxConfig::default()
+            }),
+        }
+    }
+
+    /// Where what containers print goes.
+    fn logs(&self) -> PathBuf {
+        self.directory.join("pods")
+    }
+
+    /// Makes an image known that an archive holds.
+    ///
+    /// # Errors
+    /// What `ctr` says.
+    pub fn import(&self, archive: &Path) -> Result<(), CriError> {
+        image::import(&self.directory, archive)
     }
 
     /// Stops a sandbox: the first DEL.
@@ -129,7 +190,7 @@ impl Containerd {
     /// # Errors
     /// What containerd says.
     pub fn stop(&self, id: &str) -> Result<(), CriError> {
-        self.call("StopPodSandbox", PodSandboxRequest { pod_sandbox_id: id.to_owned() }).map(|Empty {}| ())
+        self.call("StopPodSandbox", named(id)).map(|Empty {}| ())
     }
 
     /// Removes a sandbox: the second DEL.
@@ -137,7 +198,7 @@ impl Containerd {
     /// # Errors
     /// What containerd says.
     pub fn remove(&self, id: &str) -> Result<(), CriError> {
-        self.call("RemovePodSandbox", PodSandboxRequest { pod_sandbox_id: id.to_owned() }).map(|Empty {}| ())
+        self.call("RemovePodSandbox", named(id)).map(|Empty {}| ())
     }
 
     /// The address containerd tells for a sandbox.
@@ -145,10 +206,26 @@ impl Containerd {
     /// # Errors
     /// What containerd says.
     pub fn address(&self, id: &str) -> Result<String, CriError> {
-        let reply: PodSandboxStatusResponse =
-            self.call("PodSandboxStatus", PodSandboxRequest { pod_sandbox_id: id.to_owned() })?;
+        let reply: PodSandboxStatusResponse = self.call("PodSandboxStatus", named(id))?;
         let network = reply.status.and_then(|status| status.network).unwrap_or_default();
         Ok(network.ip)
+    }
+
+    /// The network namespace of a sandbox.
+    ///
+    /// # Errors
+    /// What containerd says, or that it does not say where the namespace is.
+    pub fn netns(&self, id: &str) -> Result<Netns, LabError> {
+        let reply: Result<PodSandboxStatusResponse, CriError> =
+            self.call("PodSandboxStatus", PodSandboxRequest { verbose: true, ..named(id) });
+        let info = reply.map_err(|error| LabError::Otherwise(error.to_string()))?.info;
+        let info =
+            info.get("info").and_then(|info| serde_json::from_str::<Value>(info).ok()).unwrap_or_default();
+        let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array().map(Vec::as_slice);
+        let network = namespaces.unwrap_or_default().iter().find(|one| one["type"] == "network");
+        let path = network.and_then(|network| network["path"].as_str()).map(Path::new);
+        let name = path.and_then(Path::file_name).and_then(|name| name.to_str());
+        Netns::of_another(name.ok_or_else(|| LabError::Otherwise(format!("no namespace in {info}")))?)
     }
 
     /// The end of its log.
@@ -178,6 +255,11 @@ impl Drop for Containerd {
     }
 }
 
+/// A question about one sandbox.
+fn named(id: &str) -> PodSandboxRequest {
+    PodSandboxRequest { pod_sandbox_id: id.to_owned(), verbose: false }
+}
+
 fn configuration(directory: &Path, conf_dir: &Path, bin_dir: &Path) -> String {
     let (dir, conf_dir, bin_dir) = (directory.display(), conf_dir.display(), bin_dir.display());
     format!(
@@ -202,6 +284,6 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
     conf_dir = "{conf_dir}"
     bin_dir = "{bin_dir}"
 "#,
-        image = image::NAME
+        image = image::PAUSE
     )
 }

@@ -47,14 +47,15 @@ impl LinkSeen {
     }
 }
 
-/// The pair in one message: the host end up, with its MAC; the other end in the pod's namespace.
+/// The pair in one message: the host end up; the other end in the pod's namespace.
 ///
-/// The MAC is given so that udev's `MACAddressPolicy=persistent` leaves it alone.
+/// The MACs are given so that udev's `MACAddressPolicy=persistent` leaves the one alone, and the plugin can tell the other.
 pub(super) fn create_pair(pod: &PodSpec, netns: BorrowedFd<'_>) -> Ask {
     let mut peer = LinkMessage::default();
     peer.attributes = vec![
         LinkAttribute::IfName(pod.container_if.clone()),
         LinkAttribute::Mtu(pod.mtu),
+        LinkAttribute::Address(pod.host_if.mac_inside().0.to_vec()),
         LinkAttribute::NetNsFd(netns.as_raw_fd()),
     ];
     let mut message = LinkMessage::default();
