@@ -224,12 +224,22 @@ fn repair() -> Outcome {
     let link = netns.read("ip route show table 51200")?;
     let link = link.split_whitespace().skip_while(|word| *word != "dev").nth(1).unwrap_or_default();
 
+    let default = netns.read("ip route show default table 2")?;
+    let default = default.split(" proto").next().unwrap_or_default().trim();
+    let address = netns.read("ip -4 -o addr show dev ens6")?;
+    let address = address.split_whitespace().nth(3).unwrap_or_default();
+
     for damage in [
         "rule del pref 1536\nrule del pref 1024\n",
         "route flush table 51200\n",
         &format!("link set {link} down\n"),
         &format!("link set {link} address 02:00:00:00:00:77\n"),
         &format!("link set {link} mtu 1400\nlink set ens6 mtu 1400\n"),
+        "route flush table 2\n",
+        &format!("route replace {default} table 2\n"),
+        &format!("addr del {address} dev ens6\n"),
+        "addr add 10.9.9.9/24 dev ens6\n",
+        "link set ens6 down\n",
     ] {
         netns.ip(damage)?;
         setting.node.wait_for_soon(damage, |_| state().is_ok_and(|now| now == before))?;
@@ -254,8 +264,13 @@ fn repair() -> Outcome {
 /// What the daemon keeps on a host, line by line.
 fn host_state(netns: &Netns) -> Result<Vec<String>, LabError> {
     // Chains are listed in the order in which they were made.
-    let asked =
-        ["ip rule show", "ip route show table all proto 0x56", "nft list table ip aws-vpc-cni", "ip -o link"];
+    let asked = [
+        "ip rule show",
+        "ip route show table all proto 0x56",
+        "ip -4 -o addr show",
+        "nft list table ip aws-vpc-cni",
+        "ip -o link",
+    ];
     let told: String = asked.map(|line| netns.read(line)).into_iter().collect::<Result<_, _>>()?;
     let mut lines: Vec<String> = told.lines().map(str::to_owned).collect();
     lines.sort();

@@ -183,10 +183,14 @@ fn kept() -> Outcome {
     let routed = || {
         node.netns().read("ip -6 route show table 51200").is_ok_and(|text| text.contains(&ipv6.to_string()))
     };
-    for damage in ["ip -6 route flush table 51200", "ip -6 rule del pref 512"] {
+    let host_if = pod.host_if().unwrap_or_default().to_owned();
+    let flush = format!("ip -6 addr flush dev {host_if}");
+    for damage in ["ip -6 route flush table 51200", "ip -6 rule del pref 512", &flush] {
         node.netns().read(damage)?;
-        let rule = || node.netns().read("ip -6 rule show").is_ok_and(|text| text.contains("512:"));
-        node.wait_for_soon(damage, |_| routed() && rule())?;
+        let has = |asked: &str, what| node.netns().read(asked).is_ok_and(|text| text.contains(what));
+        let whole =
+            || has("ip -6 rule show", "512:") && has(&format!("ip -6 addr show dev {host_if}"), "fe80::1/");
+        node.wait_for_soon(damage, |_| routed() && whole())?;
     }
     let seen = seen(&pod, SECOND_CIDR_HOST6)?;
     ensure!(seen == Some(IpAddr::V6(ipv6)), "it is seen as {seen:?}");
