@@ -219,7 +219,7 @@ impl HostKeeper {
     /// from its rules to ours: first its netfilter rules, then its policy rules. What it has for the pods of an ENI stays as long as
     /// ours for that ENI is not whole.
     ///
-    /// What cannot be removed is superfluous and does no harm: the next round tries again.
+    /// What cannot be removed is superfluous and does no harm: the next look, half a minute later at most, tries again.
     async fn take_over(&mut self, wish: &HostWish, made: &HostMade) {
         let Some(former) = self.former.take() else { return };
         let mut ready = wish.node.clone();

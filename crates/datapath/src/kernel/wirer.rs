@@ -32,8 +32,6 @@ const ATTEMPTS: u32 = 5;
 
 /// What the names of host ends of the Go version's egress plugin begin with.
 const EGRESS_PREFIX: &str = "veth";
-/// Requests in one batch of many: their answers fit into a socket's buffer.
-const BATCH_MAX: usize = 64;
 
 /// Why a pod could not be wired, compared or taken away.
 #[derive(Debug, thiserror::Error)]
@@ -385,14 +383,15 @@ impl Wirer {
             let rule = GoRule::FromPod { address: IpAddr::V4(*address), table: *table };
             (RouteNetlinkMessage::NewRule(leftovers::of_rule(&rule)), ADD)
         };
-        for some in pods.chunks(BATCH_MAX) {
-            match self.host.batch(some.iter().map(rule).collect()) {
+        let mut refused = Ok(());
+        for pod in pods {
+            match self.host.batch(vec![rule(pod)]) {
                 Ok(_) => {}
                 Err(error) if error.errno() == Some(EEXIST) => {}
-                Err(error) => return Err(step("add a pod's rule")(error)),
+                Err(error) => refused = refused.and(Err(step("add a pod's rule")(error))),
             }
         }
-        Ok(())
+        refused
     }
 
     /// Whether the host has a link of this name.

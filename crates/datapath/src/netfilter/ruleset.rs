@@ -384,7 +384,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steering_is_one_lookup_and_changes_only_its_own_bits() {
+    fn steering_is_one_lookup_per_kind_of_source_and_changes_only_its_own_bits() {
         let text = ruleset(&spec()).to_string();
 
         assert_eq!(text.matches("vmap @eni_of").count(), 2, "addresses, and ranges");
