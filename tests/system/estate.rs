@@ -22,6 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_operator_holds_back_changes_and_lets_go", hold),
     ("in_imds_only_mode_ec2_is_never_asked", imds_only),
     ("what_others_take_from_the_host_comes_back", repair),
+    ("what_others_take_from_an_eni_comes_back", repair_of_eni),
     ("what_networkd_and_udev_do_to_every_pod_at_once_comes_back", networkd),
     ("a_pod_comes_again_under_the_name_of_one_that_was_never_deleted", never_deleted),
     ("a_pod_whose_route_was_taken_keeps_its_address_over_a_restart", route_taken),
@@ -224,22 +225,12 @@ fn repair() -> Outcome {
     let link = netns.read("ip route show table 51200")?;
     let link = link.split_whitespace().skip_while(|word| *word != "dev").nth(1).unwrap_or_default();
 
-    let default = netns.read("ip route show default table 2")?;
-    let default = default.split(" proto").next().unwrap_or_default().trim();
-    let address = netns.read("ip -4 -o addr show dev ens6")?;
-    let address = address.split_whitespace().nth(3).unwrap_or_default();
-
     for damage in [
         "rule del pref 1536\nrule del pref 1024\n",
         "route flush table 51200\n",
         &format!("link set {link} down\n"),
         &format!("link set {link} address 02:00:00:00:00:77\n"),
         &format!("link set {link} mtu 1400\nlink set ens6 mtu 1400\n"),
-        "route flush table 2\n",
-        &format!("route replace {default} table 2\n"),
-        &format!("addr del {address} dev ens6\n"),
-        "addr add 10.9.9.9/24 dev ens6\n",
-        "link set ens6 down\n",
     ] {
         netns.ip(damage)?;
         setting.node.wait_for_soon(damage, |_| state().is_ok_and(|now| now == before))?;
@@ -257,6 +248,32 @@ fn repair() -> Outcome {
     {
         let times = log.lines().filter(|line| line.contains(told) && line.contains("put back")).count();
         ensure!(times == 1, "{told} is told {times} times in\n{log}");
+    }
+    reach(&setting, &pods)
+}
+
+/// Somebody takes from a secondary ENI what is ours: its routes, its address, its state. A test of its own, as what is taken again and
+/// again is put back ever later.
+fn repair_of_eni() -> Outcome {
+    let setting = Setting::start(&[("WARM_IP_TARGET", "1")])?;
+    let pods = setting.pods(0..11)?;
+    let netns = setting.node.netns();
+    let state = || host_state(netns);
+    let before = state()?;
+    let default = netns.read("ip route show default table 2")?;
+    let default = default.split(" proto").next().unwrap_or_default().trim();
+    let address = netns.read("ip -4 -o addr show dev ens6")?;
+    let address = address.split_whitespace().nth(3).unwrap_or_default();
+
+    for damage in [
+        "route flush table 2\n",
+        &format!("route replace {default} table 2\n"),
+        &format!("addr del {address} dev ens6\n"),
+        "addr add 10.9.9.9/24 dev ens6\n",
+        "link set ens6 down\n",
+    ] {
+        netns.ip(damage)?;
+        setting.node.wait_for_soon(damage, |_| state().is_ok_and(|now| now == before))?;
     }
     reach(&setting, &pods)
 }

@@ -31,6 +31,8 @@ fn shapes() -> Outcome {
     let setting = Setting::start(&[("WARM_IP_TARGET", "3")])?;
     let node = &setting.node;
     let pods = setting.pods(0..1)?;
+    // Answers are compared with one another.
+    node.wait_for("the pool to be at rest", |report| report.addresses.free == 3)?;
 
     let enis = asked(node, "/v1/enis")?;
     ensure!(names(&enis["0"]) == ["AssignedIPs", "ENIs", "TotalIPs"], "{enis}");

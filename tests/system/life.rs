@@ -269,6 +269,12 @@ fn release() -> Outcome {
     let mut pods = setting.pods(0..5)?;
     let grown = setting.node.wait_for("seven addresses", |report| report.addresses.total() == 7)?;
     ensure!(grown.enis.len() == 1, "seven addresses took {} ENIs", grown.enis.len());
+    // Where a subnet has plenty, its addresses are kept for longer than a test has time.
+    let few = setting.fabric.ec2().occupy_all_but(setting.fabric.subnet(), 100);
+    few.map_err(|error| lab::LabError::Otherwise(error.to_string()))?;
+    setting.node.stop_daemon()?;
+    setting.node.start_daemon(&settings)?;
+    setting.node.wait_ready()?;
     for mut pod in pods.split_off(1) {
         pod.del(&setting.node)?;
     }

@@ -312,6 +312,7 @@ fn pods_with_addresses_of_a_prefix_that_is_lost_are_told_in_the_status() {
     world.handle(Event::Ipv6Assigned(Ok(prefix())));
     world.added("web");
     assert_eq!(world.node.report(world.now).cloud, Vec::<String>::new());
+    world.now = world.now.plus(PICTURE_LAG_MAX);
 
     let effects = pictured(&mut world, &[]);
 
