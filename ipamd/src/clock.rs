@@ -1,8 +1,13 @@
 //! The one clock of the daemon.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use types::Moment;
+
+/// A pause that doubles with each time in a row before this one, from the first value up to the second.
+pub(crate) fn doubled((first, longest): (Duration, Duration), times: u32) -> Duration {
+    first.saturating_mul(1 << times.min(16)).min(longest)
+}
 
 /// Wall time at start plus time elapsed since: monotonic while the process runs, and meaningful after a restart.
 #[derive(Debug, Clone, Copy)]

@@ -145,15 +145,15 @@ pub struct EniReport {
     pub table: TableId,
     /// How many prefixes are delegated to it.
     pub prefixes: u32,
+    /// Which these are.
+    #[serde(default)]
+    pub delegated: BTreeSet<Prefix>,
     /// How many IPv6 prefixes pods get addresses of.
     #[serde(default)]
     pub ipv6_prefixes: u32,
     /// IPv6 addresses of them that pods have.
     #[serde(default)]
     pub ipv6_assigned: u32,
-    /// Which these are.
-    #[serde(default)]
-    pub delegated: BTreeSet<Prefix>,
     /// Its addresses by state.
     pub addresses: AddressCount,
     /// Why it gets no pods, if so.

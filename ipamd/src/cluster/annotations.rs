@@ -14,7 +14,7 @@ use types::{Moment, PodName};
 
 use super::api::{Ask, Door, Method, Refusal};
 use super::notes::PodRef;
-use crate::clock::Clock;
+use crate::clock::{Clock, doubled};
 use crate::metrics::{ClusterWrite, Metrics};
 
 /// The annotation; the Go version's, which Calico reads.
@@ -112,9 +112,8 @@ impl Book {
         match how {
             Written::Settled => (self.failures, self.not_before) = (0, now),
             Written::Later => {
-                let pause = PAUSE.0.saturating_mul(1 << self.failures.min(9)).min(PAUSE.1);
+                self.not_before = now.plus(doubled(PAUSE, self.failures));
                 self.failures = self.failures.saturating_add(1);
-                self.not_before = now.plus(pause);
                 let name = change.pod.name.clone();
                 let change = match self.wants.remove(&name) {
                     Some((_, later)) => change.then(later),

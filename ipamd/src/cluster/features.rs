@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::api::{Ask, Door, Method, Refusal};
+use crate::clock::doubled;
 use crate::metrics::{ClusterWrite, Metrics};
 
 /// Features by name, with their values.
@@ -56,7 +57,7 @@ async fn put(
             AUDIT
         }
         Err(refusal) => {
-            let pause = RETRY.0.saturating_mul(1 << (*failures).min(9)).min(RETRY.1);
+            let pause = doubled(RETRY, *failures);
             // Once is enough: in clusters without the controller there is none.
             if *failures == 0 {
                 tracing::warn!("the CNINode does not name our features yet: {refusal}");

@@ -8,15 +8,14 @@ use types::{Capacity, Layout, Moment, NetworkCard, Reason};
 use super::Node;
 use super::event::{BatchId, Effect, Facts};
 use super::hosting::Gain;
+use crate::clock::doubled;
 use crate::cloud::{CloudError, CloudErrorKind};
 use crate::families::local_addresses;
 use crate::hold::Hold;
 use crate::store::Record;
 
-/// First pause after a failed call to EC2; doubles with each further failure.
-const BACKOFF_MIN: Duration = Duration::from_secs(1);
-/// Longest pause.
-const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// Pause after a failed call to EC2, the first and the longest; doubles with each further failure.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Pause between looks while EC2 goes on refusing a place, the first and the longest: a limit does not go away by looking.
 const REFUSED_AGAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(1800));
@@ -70,7 +69,7 @@ impl CloudState {
     }
 
     pub(super) fn failed(&mut self, error: &CloudError, now: Moment) {
-        let pause = BACKOFF_MIN.saturating_mul(1 << self.failures.min(6)).min(BACKOFF_MAX);
+        let pause = doubled(BACKOFF, self.failures);
         self.failures = self.failures.saturating_add(1);
         self.hold_until = now.plus(self.jitter(pause));
         self.trouble(error);
@@ -79,10 +78,9 @@ impl CloudState {
     /// EC2 has refused a place or an ENI: somebody may have attached one since the last look. The first refusal is looked at
     /// before anything more is asked for; of those that follow only some are.
     fn place_refused(&mut self) {
-        let (first, longest) = REFUSED_AGAIN;
         let pause = match self.refusals {
             0 => Duration::ZERO,
-            n => self.jitter(first.saturating_mul(1 << (n - 1).min(16)).min(longest)),
+            n => self.jitter(doubled(REFUSED_AGAIN, n - 1)),
         };
         let due = self.looked_at.plus(pause);
         self.refusals = self.refusals.saturating_add(1);

@@ -80,12 +80,18 @@ impl Node {
         self.memory.old_picture = true;
         self.pool.set_excluded(excluded);
         self.subnets.extend(subnets.clone());
-        let from_metadata = true;
-        // Any word of anybody is newer.
-        let (as_of, recalled) = (as_of_metadata(now), true);
-        let mut picture =
-            Picture { as_of, enis, occupied, efa_only, subnets, recalled, ..Picture::default() };
-        (picture.ipv6_prefixes, picture.from_metadata) = (ipv6_prefixes, from_metadata);
+        let mut picture = Picture {
+            // Any word of anybody is newer.
+            as_of: as_of_metadata(now),
+            enis,
+            occupied,
+            efa_only,
+            subnets,
+            ipv6_prefixes,
+            from_metadata: true,
+            recalled: true,
+            ..Picture::default()
+        };
         self.make_local(&mut picture.enis);
         self.settle(Gain::Picture(Box::new(picture)), now);
     }

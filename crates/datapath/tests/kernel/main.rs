@@ -421,15 +421,21 @@ fn repeated() -> Outcome {
     Ok(())
 }
 
-fn leftover() -> Outcome {
+/// A pod on a node, and after it another of the same name, with another address.
+fn one_after_the_other(wirer: &mut Wirer) -> Result<(Pod, Pod), Failed> {
     converge(&node()?)?;
-    let mut wirer = Wirer::open()?;
     let old = Pod::new(1)?;
-    old.add(&mut wirer)?;
+    old.add(wirer)?;
     let mut new = Pod::new(1)?;
     new.spec.addresses = vec![[10, 0, 4, 200].into()];
+    new.add(wirer)?;
+    Ok((old, new))
+}
 
-    new.add(&mut wirer)?;
+fn leftover() -> Outcome {
+    let mut wirer = Wirer::open()?;
+
+    let (_old, new) = one_after_the_other(&mut wirer)?;
 
     let routes = json("route show table 51200")?;
     assert_eq!(routes.len(), 1, "the old pod is still routed: {routes:?}");
@@ -441,13 +447,8 @@ fn leftover() -> Outcome {
 }
 
 fn late_remove() -> Outcome {
-    converge(&node()?)?;
     let mut wirer = Wirer::open()?;
-    let old = Pod::new(1)?;
-    old.add(&mut wirer)?;
-    let mut new = Pod::new(1)?;
-    new.spec.addresses = vec![[10, 0, 4, 200].into()];
-    new.add(&mut wirer)?;
+    let (old, new) = one_after_the_other(&mut wirer)?;
 
     wirer.remove(&old.spec)?;
     wirer.sweep()?;

@@ -19,6 +19,7 @@ use super::{
 use super::{PodInKernel, restore};
 use crate::cloud::{CloudError, CloudErrorKind};
 use crate::families::Families;
+use crate::memory::tests::remembered;
 use crate::metrics::{Asked, Metrics};
 use crate::store::{Loaded, Record};
 
@@ -94,15 +95,7 @@ impl World {
 
     /// What the first picture leads to.
     fn first_look(&mut self, addresses: u8) -> Vec<Effect> {
-        let facts = Facts {
-            instance: "i-1".parse().unwrap(),
-            limits: InstanceTable::builtin().get("m5.large").unwrap().clone(),
-            primary_address: Ipv4Addr::new(10, 0, 0, 4),
-            subnet: "subnet-1".parse().unwrap(),
-            vpc_cidrs: vec!["10.0.0.0/16".parse().unwrap()],
-            ipv6: None,
-        };
-        self.handle(Event::Identified(Box::new(facts)));
+        self.handle(Event::Identified(Box::new(remembered().facts)));
         let eni = EniSeen {
             id: "eni-0".parse().unwrap(),
             mac: Mac([2, 0, 0, 0, 0, 0]),

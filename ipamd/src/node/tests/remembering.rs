@@ -2,7 +2,6 @@
 
 use super::estate::look;
 use super::*;
-use crate::memory::tests::remembered;
 
 fn away(call: &'static str) -> CloudError {
     CloudError::new(CloudErrorKind::Unreachable, call, "no answer")
