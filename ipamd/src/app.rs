@@ -19,8 +19,8 @@
 //! | features | what the CNINode is to name | the same in the cluster |
 //! | cloud tasks, one per call | actions, chores | `Acted`, `Looked`, `Identified`, `Tidied` |
 //!
-//! Order of start: lock the delete queue, read the state, ask the kernel which pods there are, replay the queue, serve, unlock
-//! the queue. Everything remote comes after that and alone: a DEL is served while EC2 and IMDS are away.
+//! Order of start: be the node's only daemon (`lock.rs`), lock the delete queue, read the state, ask the kernel which pods there are,
+//! replay the queue, serve, unlock the queue. Everything remote comes after that and alone: a DEL is served while EC2 and IMDS are away.
 //!
 //! Order of stop: take no new requests, answer those that are at work, leave behind what the Go version needs to go on; EC2 and
 //! the kernel stay as they are otherwise.

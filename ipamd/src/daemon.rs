@@ -8,7 +8,7 @@ use std::time::Duration;
 use datapath::netfilter::{Netfilter, SnatPorts};
 use datapath::{Host, Marks, Ours, Watch, Wirer};
 use pool::Targets;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use types::PodName;
 
@@ -25,6 +25,7 @@ use crate::grpc::backend::Backend;
 use crate::hold::{self, Hold};
 use crate::host::{HostKeeper, NatSettings, Recording};
 use crate::install::Publisher;
+use crate::lock::{self, DaemonLock};
 use crate::metrics::Metrics;
 use crate::node::{Event, Node, Remembered, Settings};
 use crate::queue::LockedQueue;
@@ -48,7 +49,30 @@ pub fn run(config: Config) -> Result<(), RunError> {
         .enable_all()
         .build()
         .map_err(RunError::local("start the runtime"))?;
-    runtime.block_on(daemon(config))
+    runtime.block_on(async {
+        let mut stop = Stop::listen().map_err(RunError::local("listen to signals"))?;
+        match stop.before(alone(&config)).await {
+            Some(alone) => daemon(config, alone?, &mut stop).await,
+            None => Ok(()),
+        }
+    })
+}
+
+/// What only one daemon of a node has, for as long as it runs.
+struct Alone {
+    _lock: DaemonLock,
+    /// Until it is replayed.
+    queue: LockedQueue,
+}
+
+/// Makes this process the only daemon of the node.
+async fn alone(config: &Config) -> Result<Alone, RunError> {
+    let pod = config.pod_name.as_ref().map_or_else(String::new, |name| format!(" of pod {name}"));
+    let myself = format!("process {}{pod}", std::process::id());
+    let lock = DaemonLock::take(&config.run_dir, &myself, lock::PATIENCE).await;
+    let _lock = lock.map_err(RunError::local("be the daemon of this node"))?;
+    let queue = LockedQueue::lock(&config.run_dir.join("delete-queue")).await;
+    Ok(Alone { _lock, queue: queue.map_err(RunError::local("lock the delete queue"))? })
 }
 
 /// Listens to what others change in the kernel. Without that it is seen at the next round.
@@ -60,15 +84,13 @@ fn watch(ours: Ours, events: &mpsc::Sender<Event>) {
     }
 }
 
-async fn daemon(config: Config) -> Result<(), RunError> {
+async fn daemon(config: Config, alone: Alone, stop: &mut Stop) -> Result<(), RunError> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     let clock = Clock::start();
     let dir = config.run_dir.clone();
     let ran_before = mark_run(&dir).map_err(RunError::local("write into the run directory"))?;
-    let queue =
-        LockedQueue::lock(&dir.join("delete-queue")).map_err(RunError::local("lock the delete queue"))?;
     let settings = settings(&config)?;
     let mut wirer = Wirer::open().map_err(RunError::local("reach the kernel"))?;
     let started = start::restored(&config, &settings, ran_before, &mut wirer, clock)?;
@@ -113,17 +135,19 @@ async fn daemon(config: Config) -> Result<(), RunError> {
     };
     let cloud = parts.cloud.clone();
     let (calls, called) = mpsc::channel(CALLS_MAX);
-    let (stop, stopped) = oneshot::channel();
-    let owner = tokio::spawn(Owner::new(node, clock, parts, metrics).run(inbox, called, read, stopped));
-    let listener = replay_and_bind(queue, wire::socket_in(&dir), &calls).await?;
-    serve_grpc(&config, cloud.clone(), readers, calls.clone());
-    tokio::spawn(serve(listener, calls));
-    tokio::spawn(cloud.identify());
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), run_dir = %dir.display(), "serving");
-    told_to_stop().await.map_err(failed("listen to signals"))?;
+    let (end, ended) = oneshot::channel();
+    let owner = tokio::spawn(Owner::new(node, clock, parts, metrics).run(inbox, called, read, ended));
+    let listener = stop.before(replay_and_bind(alone.queue, wire::socket_in(&dir), &calls)).await;
+    if let Some(listener) = listener.transpose()? {
+        tokio::spawn(Arc::clone(&cloud).identify());
+        serve_grpc(&config, cloud, readers, calls.clone());
+        tokio::spawn(serve(listener, calls));
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), run_dir = %dir.display(), "serving");
+        stop.told().await;
+    }
     tracing::info!("stopping");
     // An owner that does not listen has ended already: there is nothing to drain.
-    if stop.send(()).is_ok() {
+    if end.send(()).is_ok() {
         let node = owner.await.map_err(RunError::local("finish the requests at work"))?;
         start::leave(&node, checkpointing);
     }
@@ -272,10 +296,30 @@ const fn ports(ports: config::SnatPorts) -> SnatPorts {
     }
 }
 
-async fn told_to_stop() -> io::Result<()> {
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = term.recv() => Ok(()),
-        _ = int.recv() => Ok(()),
+/// SIGTERM and SIGINT, listened to from the first moment on: by default they do not end the first process of a container.
+struct Stop {
+    term: Signal,
+    int: Signal,
+}
+
+impl Stop {
+    fn listen() -> io::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    async fn told(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
+
+    /// What this gives, unless we are told to stop before it does.
+    async fn before<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            () = self.told() => None,
+            done = work => Some(done),
+        }
     }
 }

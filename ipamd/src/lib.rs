@@ -27,6 +27,7 @@ mod checkpointing;
 mod cloud_tasks;
 mod estate;
 pub mod host;
+mod lock;
 mod memory;
 mod queue;
 mod readers;

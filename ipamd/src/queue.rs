@@ -1,12 +1,12 @@
 //! The delete queue, seen from the daemon: lock it, replay it, serve, only then unlock (see [`wire::queue`]).
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
 use wire::queue::{FILES_MAX, LOCK_FILE, QueuedDel, SUFFIX};
+
+use crate::lock;
 
 /// A queued DEL is under 2 KiB.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -32,11 +32,10 @@ impl LockedQueue {
     ///
     /// # Errors
     /// When the file system refuses.
-    pub(crate) fn lock(directory: &Path) -> io::Result<Self> {
+    pub(crate) async fn lock(directory: &Path) -> io::Result<Self> {
         fs::create_dir_all(directory)?;
-        let lock =
-            OpenOptions::new().create(true).append(true).mode(0o600).open(directory.join(LOCK_FILE))?;
-        flock(&lock, FlockOperation::LockExclusive)?;
+        let lock = lock::open(&directory.join(LOCK_FILE))?;
+        lock::exclusive(&lock).await?;
         Ok(Self { directory: directory.to_owned(), _lock: lock })
     }
 

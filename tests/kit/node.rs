@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -322,20 +322,20 @@ impl Node {
         }
     }
 
-    /// Asks the daemon to stop and waits for it.
+    /// Asks the daemon to stop and waits for it. Returns how it has ended, if there was one.
     ///
     /// # Errors
     /// When it does not stop in time; it is then killed.
-    pub fn stop_daemon(&self) -> Result<(), LabError> {
+    pub fn stop_daemon(&self) -> Result<Option<ExitStatus>, LabError> {
         let taken = self.daemon().take();
-        let Some(mut daemon) = taken else { return Ok(()) };
+        let Some(mut daemon) = taken else { return Ok(None) };
         if let Some(pid) = i32::try_from(daemon.id()).ok().and_then(Pid::from_raw) {
             let _told = kill_process(pid, Signal::TERM);
         }
         let until = Instant::now() + STOP;
         while Instant::now() < until {
-            if matches!(daemon.try_wait(), Ok(Some(_))) {
-                return Ok(());
+            if let Ok(Some(status)) = daemon.try_wait() {
+                return Ok(Some(status));
             }
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -1,21 +1,27 @@
 //! What pods and daemons live through.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::time::Duration;
 
+use lab::LabError;
 use lab::ec2::{Action, Bucket, Fault, Weather};
 use lab::fabric::{Drops, INTERNET_HOST, SECOND_CIDR_HOST};
 use lab::node::Node;
 use lab::probe::{Echo, ask};
 use lab::runtime::Pod;
+use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{Outcome, Setting, Test, ensure};
+use crate::support::{Outcome, Setting, Test, ensure, eventually};
 
 pub(crate) const TESTS: &[Test] = &[
     ("the_fabric_drops_what_an_eni_may_not_send", fabric_checks_sources),
     ("pods_on_both_enis_reach_everything_with_the_right_source", packets),
     ("twenty_pods_at_once_get_twenty_addresses", parallel),
     ("a_killed_daemon_comes_back_with_the_same_pods", killed),
+    ("a_second_daemon_of_a_node_ends_and_the_first_serves_on", second_daemon),
+    ("a_daemon_that_replaces_another_begins_once_that_has_ended", replaced),
+    ("a_daemon_that_is_told_to_stop_before_it_serves_stops_in_order", stopped_early),
     ("a_del_with_the_daemon_down_is_replayed", queued_del),
     ("a_pod_name_comes_back_at_once", same_name),
     ("check_tells_what_is_wrong", check),
@@ -69,7 +75,7 @@ fn add_all(node: &Node, pods: &mut [Pod]) -> Outcome {
     std::thread::scope(|scope| {
         let adds: Vec<_> = pods.iter_mut().map(|pod| scope.spawn(|| pod.add(node).map(drop))).collect();
         adds.into_iter().try_for_each(|add| {
-            add.join().unwrap_or_else(|_panic| Err(lab::LabError::Otherwise("an ADD panicked".to_owned())))
+            add.join().unwrap_or_else(|_panic| Err(LabError::Otherwise("an ADD panicked".to_owned())))
         })
     })
 }
@@ -106,6 +112,66 @@ fn killed() -> Outcome {
     Ok(())
 }
 
+fn second_daemon() -> Outcome {
+    let setting = Setting::start(&[])?;
+    let mut pods = setting.pods(0..2)?;
+    let first = setting.node.daemon_pid().unwrap_or_default();
+
+    let second = setting.node.tool(&["run"], &[])?;
+
+    let told = String::from_utf8_lossy(&second.stderr);
+    ensure!(second.status.code() == Some(1), "the second ended with {}: {told}", second.status);
+    let why = format!("process {first} is the daemon of this node");
+    ensure!(told.contains(&why), "the second says {told}");
+    pods.extend(setting.pods(2..4)?);
+    setting.accounts_for(&pods)?;
+    Ok(())
+}
+
+fn replaced() -> Outcome {
+    let setting = Setting::start(&[])?;
+    let mut pods = setting.pods(0..2)?;
+    let first = setting.node.daemon_pid().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+
+    setting.node.start_daemon(&[])?;
+    let waits =
+        || setting.node.told().is_ok_and(|log| log.contains("waiting for the daemon before this one"));
+    eventually("a daemon that waits", waits)?;
+    pods.extend(setting.pods(2..4)?);
+    setting.accounts_for(&pods)?;
+    if let Some(first) = first {
+        kill_process(first, Signal::TERM).map_err(|error| LabError::Otherwise(error.to_string()))?;
+    }
+    eventually("the second daemon", || {
+        setting.node.told().is_ok_and(|log| log.matches(" serving ").count() == 2)
+    })?;
+
+    setting.node.wait_ready()?;
+    pods.extend(setting.pods(4..6)?);
+    setting.accounts_for(&pods)?;
+    Ok(())
+}
+
+fn stopped_early() -> Outcome {
+    let setting = Setting::launch("m5.large")?;
+    let queue = setting.node.run_dir().join("delete-queue");
+    let lock = std::fs::create_dir_all(&queue)
+        .and_then(|()| File::create(queue.join("lock")))
+        .and_then(|lock| lock.lock_shared().map(|()| lock));
+    let lock = lock.map_err(LabError::doing("lock the queue as a plugin does"))?;
+    setting.node.start_daemon(&[])?;
+    eventually("the daemon's own lock", || setting.node.run_dir().join("daemon.lock").exists())?;
+
+    let ended = setting.node.stop_daemon()?;
+
+    ensure!(ended.is_some_and(|status| status.success()), "it ended with {ended:?}");
+    drop(lock);
+    setting.node.start_daemon(&[])?;
+    setting.node.wait_ready()?;
+    setting.accounts_for(&setting.pods(0..1)?)?;
+    Ok(())
+}
+
 fn queued_del() -> Outcome {
     let setting = Setting::start(&[])?;
     let mut pods = setting.pods(0..3)?;
@@ -114,7 +180,7 @@ fn queued_del() -> Outcome {
     pods[1].del(&setting.node)?;
     pods[1].del(&setting.node)?;
     let queued = std::fs::read_dir(setting.node.run_dir().join("delete-queue"))
-        .map_err(lab::LabError::doing("list the queue"))?
+        .map_err(LabError::doing("list the queue"))?
         .count();
     ensure!(queued == 2, "{queued} files in the queue; one DEL and the lock were expected");
     setting.node.start_daemon(&[])?;
@@ -220,7 +286,7 @@ fn throttled() -> Outcome {
 
     let mut pod = Pod::create("waits", "waits")?;
     let Err(error) = pod.add(&setting.node) else {
-        return Err(lab::LabError::Otherwise("an ADD succeeded without an address to be had".to_owned()));
+        return Err(LabError::Otherwise("an ADD succeeded without an address to be had".to_owned()));
     };
     let text = error.to_string();
     ensure!(text.contains("throttled") && text.contains("\"code\":11"), "the ADD says {text}");
@@ -271,7 +337,7 @@ fn release() -> Outcome {
     ensure!(grown.enis.len() == 1, "seven addresses took {} ENIs", grown.enis.len());
     // Where a subnet has plenty, its addresses are kept for longer than a test has time.
     let few = setting.fabric.ec2().occupy_all_but(setting.fabric.subnet(), 100);
-    few.map_err(|error| lab::LabError::Otherwise(error.to_string()))?;
+    few.map_err(|error| LabError::Otherwise(error.to_string()))?;
     setting.node.stop_daemon()?;
     setting.node.start_daemon(&settings)?;
     setting.node.wait_ready()?;
