@@ -385,6 +385,16 @@ impl Node {
         self.get(METRICS_PORT, "/metrics").map(|(_, text)| text)
     }
 
+    /// The daemon's metrics for somebody who accepts these media types, behind the head of the answer.
+    ///
+    /// # Errors
+    /// When it does not serve them.
+    pub fn metrics_as(&self, accept: &str) -> Result<(String, String), LabError> {
+        let accept = format!("Accept: {accept}\r\n");
+        let got = self.netns.run(|| answer_over(connect(METRICS_PORT)?, "/metrics", &accept))?;
+        got.map_err(LabError::doing("get /metrics"))
+    }
+
     /// What the daemon's introspection answers to a path: HTTP status and body.
     ///
     /// # Errors
@@ -394,11 +404,7 @@ impl Node {
     }
 
     fn get(&self, port: u16, path: &str) -> Result<(u16, String), LabError> {
-        let got = self.netns.run(|| {
-            let stream = TcpStream::connect(("127.0.0.1", port))?;
-            stream.set_read_timeout(Some(SOON))?;
-            get_over(stream, path)
-        })?;
+        let got = self.netns.run(|| get_over(connect(port)?, path))?;
         got.map_err(LabError::doing(format!("get {path}")))
     }
 
@@ -469,14 +475,27 @@ impl Node {
 ///
 /// # Errors
 /// When there is none.
-pub fn get_over(mut stream: impl Read + Write, path: &str) -> std::io::Result<(u16, String)> {
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+pub fn get_over(stream: impl Read + Write, path: &str) -> std::io::Result<(u16, String)> {
+    let (head, body) = answer_over(stream, path, "")?;
+    let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
+    let status = status.ok_or_else(|| std::io::Error::other(format!("no status: {head}")))?;
+    Ok((status, body))
+}
+
+/// Asks one thing over HTTP, with these lines of a head: head and body of the answer.
+fn answer_over(mut stream: impl Read + Write, path: &str, head: &str) -> std::io::Result<(String, String)> {
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\n{head}Connection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    let status = answer.split(' ').nth(1).and_then(|word| word.parse().ok());
-    let parts = status.zip(answer.split_once("\r\n\r\n"));
-    let (status, (_, body)) = parts.ok_or_else(|| std::io::Error::other(format!("no answer: {answer}")))?;
-    Ok((status, body.to_owned()))
+    let parts = answer.split_once("\r\n\r\n");
+    let (head, body) = parts.ok_or_else(|| std::io::Error::other(format!("no answer: {answer}")))?;
+    Ok((head.to_owned(), body.to_owned()))
+}
+
+fn connect(port: u16) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(SOON))?;
+    Ok(stream)
 }
 
 fn listen(netns: &Netns, address: &str) -> Result<TcpListener, LabError> {

@@ -1,6 +1,7 @@
 //! The dashboard and the alerts against a real daemon's metrics, with `promtool` and a real Prometheus as witnesses where there is one.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -24,6 +25,7 @@ pub(crate) const TESTS: &[Test] = &[("queries_of_dashboard_and_alerts_ask_for_wh
 pub(crate) const WITNESSED: &[Test] = &[
     ("promtool_takes_the_alerts_and_the_queries_of_the_dashboard", checked),
     ("alerts_come_when_they_should_and_not_before", alerts),
+    ("promtool_reads_what_those_get_who_do_not_ask_for_openmetrics", classic),
     ("a_real_prometheus_answers_every_query_of_the_dashboard", answered),
 ];
 
@@ -267,6 +269,36 @@ fn alerts() -> Outcome {
     write(&directory.join("test.yaml"), &read("tests/system/alerts-test.yaml")?)?;
 
     promtool(&["test", "rules", "test.yaml"], &directory)
+}
+
+fn classic() -> Outcome {
+    let busy = Busy::start()?;
+    busy.metrics_with("\nipamd_repairs_total{")?;
+    let (head, text) = busy.node().metrics_as("text/plain;version=0.0.4;q=0.5,*/*;q=0.1")?;
+    ensure!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
+    let mut command = Command::new("promtool");
+    command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(LabError::doing("run promtool"))?;
+    let fed = child.stdin.take().map(|mut stdin| stdin.write_all(text.as_bytes()));
+    fed.transpose().map_err(LabError::doing("feed promtool"))?;
+    let checked = child.wait_with_output().map_err(LabError::doing("run promtool"))?;
+    // Names of the Go version are as they are; its parser, which is that of the helper for CloudWatch, reads them all the same.
+    let said = String::from_utf8_lossy(&checked.stderr);
+    let complaints: Vec<&str> = said.lines().filter(|line| !line.starts_with("awscni_")).collect();
+    ensure!(complaints.is_empty(), "promtool says {complaints:?} of {text}");
+    for kind in [
+        "awscni_aws_api_latency_ms summary",
+        "awscni_ec2api_req_count counter",
+        "ipamd_requests_total counter",
+    ] {
+        ensure!(text.contains(&format!("\n# TYPE {kind}\n")), "{kind} is not in {text}");
+    }
+
+    let (head, text) =
+        busy.node().metrics_as("application/openmetrics-text;version=1.0.0;q=0.8,*/*;q=0.1")?;
+    ensure!(head.contains("content-type: application/openmetrics-text; version=1.0.0"), "{head}");
+    ensure!(text.ends_with("# EOF\n"), "{text}");
+    Ok(())
 }
 
 fn answered() -> Outcome {

@@ -1,7 +1,8 @@
-//! Metrics in the OpenMetrics text format: our own, and the Go version's under the names by which dashboards know them.
+//! Metrics: our own, and the Go version's under the names by which dashboards know them.
 //!
 //! What is counted is counted where it happens; what is a state is read from a [`Report`] when somebody asks.
 
+mod format;
 mod original;
 mod state;
 
@@ -21,6 +22,7 @@ use wire::{Report, Verb};
 use crate::cloud::CloudError;
 use original::Original;
 
+pub(crate) use format::Format;
 pub(crate) use original::{InProgress, Undeleted, Work};
 
 /// Label of what went well.
@@ -312,7 +314,7 @@ impl Metrics {
         self.repairs.get_or_create(&WhatLabel { what }).inc();
     }
 
-    /// Everything as text, with the state that a report tells.
+    /// Everything in OpenMetrics' text, with the state that a report tells.
     ///
     /// # Errors
     /// None that a String could give.

@@ -217,7 +217,7 @@ impl Original {
             "Failed calls to EC2 and instance metadata, by EC2's code or our reason",
             self.api_errors.clone(),
         );
-        // A summary without quantiles, as the Go version's, is these two.
+        // A summary without quantiles, as the Go version's, is these two, one after the other (`format.rs`).
         all.register(
             "awscni_aws_api_latency_ms_sum",
             "Milliseconds that calls to EC2 and instance metadata took, together",

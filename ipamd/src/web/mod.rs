@@ -10,12 +10,12 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 
-use crate::metrics::Metrics;
+use crate::metrics::{Format, Metrics};
 use crate::readers::Readers;
 use bounded::Bounded;
 
@@ -23,8 +23,6 @@ pub(crate) use introspection::{Introspection, serve_introspection};
 
 /// Where the Go version serves its metrics.
 const METRICS_PORT: u16 = 61678;
-/// Media type of the OpenMetrics text format.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Serves metrics until the process ends. An address that cannot be had is no reason not to serve pods.
 pub(crate) async fn serve_metrics(at: Option<SocketAddr>, metrics: Metrics, readers: Readers) {
@@ -50,9 +48,15 @@ async fn everywhere(port: u16) -> std::io::Result<TcpListener> {
     }
 }
 
-async fn scrape(State((metrics, readers)): State<(Metrics, Readers)>) -> Response {
+async fn scrape(State((metrics, readers)): State<(Metrics, Readers)>, asked: HeaderMap) -> Response {
+    let accept: Vec<&str> =
+        asked.get_all(header::ACCEPT).iter().filter_map(|accept| accept.to_str().ok()).collect();
+    let format = Format::wanted(&accept.join(","));
     match readers.report().await.and_then(|report| metrics.text(&report).ok()) {
-        Some(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Some(text) => {
+            ([(header::CONTENT_TYPE, format.media_type()), (header::VARY, "Accept")], format.of(text))
+                .into_response()
+        }
         None => (StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping\n").into_response(),
     }
 }
