@@ -27,7 +27,7 @@ use crate::host::{HostKeeper, NatSettings, Recording};
 use crate::install::Publisher;
 use crate::lock::{self, DaemonLock};
 use crate::metrics::Metrics;
-use crate::node::{Event, Node, Remembered, Settings};
+use crate::node::{Event, Remembered, Settings};
 use crate::queue::LockedQueue;
 use crate::readers::{Readers, readers};
 use crate::server::{self, FromSocket, chain};
@@ -116,7 +116,7 @@ async fn daemon(config: Config, alone: Alone, stop: &mut Stop) -> Result<(), Run
     let pod_if_prefix = config.veth_prefix.as_str().to_owned();
     let Settings { eni_mtu, pod_mtu, .. } = settings;
     watch(Ours { ports: ports.into(), pod_if_prefix, mtu: eni_mtu, pod_mtu }, &sender);
-    let cluster = of_cluster(&config, &node, clock, &metrics, &sender).await;
+    let cluster = of_cluster(&config, clock, &metrics, &sender).await;
     let witnesses = (metrics.clone(), cluster.notes.clone());
     let record = Recording::new(&dir, config.families);
     let keeper = HostKeeper::new(host, netfilter, nat, metrics.clone(), record, former);
@@ -139,6 +139,7 @@ async fn daemon(config: Config, alone: Alone, stop: &mut Stop) -> Result<(), Run
     let owner = tokio::spawn(Owner::new(node, clock, parts, metrics).run(inbox, called, read, ended));
     let listener = stop.before(replay_and_bind(alone.queue, wire::socket_in(&dir), &calls)).await;
     if let Some(listener) = listener.transpose()? {
+        drop(sender.send(Event::Replayed).await);
         tokio::spawn(Arc::clone(&cloud).identify());
         serve_grpc(&config, cloud, readers, calls.clone());
         tokio::spawn(serve(listener, calls));
@@ -173,21 +174,16 @@ fn serve_http(config: &Config, metrics: &Metrics, readers: &Readers) {
     }
 }
 
-/// Listens to the API server and makes those who write to it. What the daemon before this one may have left unwritten is written.
+/// Listens to the API server and makes those who write to it.
 async fn of_cluster(
     config: &Config,
-    node: &Node,
     clock: Clock,
     metrics: &Metrics,
     events: &mpsc::Sender<Event>,
 ) -> ClusterWriters {
     let door = config.cluster.clone().map(Door::new);
     tokio::spawn(cluster::watch(config.clone(), door.clone(), events.clone()));
-    let writers = writers(config, door, clock, metrics).await;
-    for change in node.fresh_annotations(clock.now()) {
-        writers.annotations.write(change);
-    }
-    writers
+    writers(config, door, clock, metrics).await
 }
 
 /// Those who write to the API server, where there is one.
@@ -202,7 +198,7 @@ async fn writers(config: &Config, door: Option<Door>, clock: Clock, metrics: &Me
         tokio::spawn(cluster::keep_features(door.clone(), node.clone(), metrics.clone(), wanted));
     }
     let annotations = match config.annotate_pod_ip {
-        true => annotating(door.clone(), clock, metrics),
+        true => annotating(door.clone(), node.clone(), clock, metrics),
         false => Annotations::default(),
     };
     ClusterWriters { notes: announcing(door, Myself { pod, node }, clock, metrics), annotations, features }

@@ -14,6 +14,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_call_that_ec2_denies_is_an_event_of_the_daemons_own_pod", denied),
     ("an_add_fails_as_fast_and_as_clearly_where_its_event_is_not_taken", not_taken),
     ("a_pods_annotation_has_its_address_while_it_has_it_and_nothing_waits_for_that", annotated),
+    (
+        "a_pod_of_another_node_keeps_its_annotation_when_a_daemon_comes_back_to_one_of_the_same_name",
+        moved_away,
+    ),
     ("the_cninode_names_the_eniconfig_beside_what_others_have_put_there", features),
     ("the_manifests_role_has_the_rights_that_are_used_and_no_other", rights),
 ];
@@ -126,6 +130,39 @@ fn annotated() -> Outcome {
         stage.api.pod_annotation("pod-3", ANNOTATION).is_none(),
         "the next pod got the address of this one"
     );
+    Ok(())
+}
+
+fn moved_away() -> Outcome {
+    let uid = |n: u32| format!("uid-of-sandbox{n}");
+    let stage = Stage::begin(&[("ANNOTATE_POD_IP", "true")], |api, _| {
+        api.bind(&role()?);
+        (0..3).for_each(|n| api.put_pod(&format!("pod-{n}"), &uid(n), NAME, &json!({})));
+        Ok(())
+    })?;
+    stage.node().wait_ready()?;
+    let mut pods = stage.setting.pods(0..3)?;
+    let says = |n: usize| stage.api.pod_annotation(&format!("pod-{n}"), ANNOTATION);
+    let address = |pod: &Pod| pod.address.map(|address| address.to_string());
+    eventually("the first annotations", || (0..3).all(|n| says(n) == address(&pods[n])))?;
+    stage.node().kill_daemon();
+    // Two come up on another node, which has said their addresses; only one of them is deleted here yet.
+    pods[0].del(stage.node())?;
+    let there = json!({ANNOTATION: "192.0.2.9"});
+    [0, 2].map(|n| stage.api.put_pod(&format!("pod-{n}"), "uid-of-the-next", "another-node", &there));
+    // What the killed daemon has said of the third is lost.
+    stage.api.put_pod("pod-1", &uid(1), NAME, &json!({}));
+
+    stage.restart()?;
+
+    let of_second = address(&pods[1]);
+    eventually("what the killed daemon may not have written", || says(1) == of_second)?;
+    // They are written one after the other: once this one is there, those of the others were tried.
+    pods[1].del(stage.node())?;
+    eventually("the removal", || says(1).as_deref() == Some(""))?;
+    for n in [0, 2] {
+        ensure!(says(n).as_deref() == Some("192.0.2.9"), "pod-{n} of the other node has {:?}", says(n));
+    }
     Ok(())
 }
 

@@ -44,17 +44,20 @@ impl PodIp {
         if self.has && !later.has && self.address != later.address { self } else { later }
     }
 
-    fn ask(&self) -> Ask {
+    /// The request; `node` is the name of ours.
+    fn ask(&self, node: &str) -> Ask {
         let PodName { namespace, name } = &self.pod.name;
         let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
         let address = self.address.to_string();
         if self.has {
-            let mut metadata = json!({"annotations": {KEY: address}});
-            // The next pod of this name is another one.
-            if !self.pod.uid.is_empty() {
-                metadata["uid"] = self.pod.uid.as_str().into();
+            let mut body = json!({"metadata": {"annotations": {KEY: address}}});
+            // The next pod of this name is another one. Where the UID is not known, it is one of this node at least: the node of a pod cannot
+            // be changed, so the API server refuses the whole for a pod of any other.
+            match self.pod.uid.as_str() {
+                "" => body["spec"]["nodeName"] = node.into(),
+                uid => body["metadata"]["uid"] = uid.into(),
             }
-            return Ask { method: Method::MergePatch, path, body: json!({"metadata": metadata}) };
+            return Ask { method: Method::MergePatch, path, body };
         }
         let at = format!("/metadata/annotations/{}", KEY.replace('/', "~1"));
         let body = json!([
@@ -149,13 +152,19 @@ impl Annotations {
 }
 
 /// Starts to annotate. Needs a runtime around it.
-pub(crate) fn annotating(door: Door, clock: Clock, metrics: &Metrics) -> Annotations {
+pub(crate) fn annotating(door: Door, node: String, clock: Clock, metrics: &Metrics) -> Annotations {
     let (to, inbox) = mpsc::channel(PODS_MAX);
-    tokio::spawn(annotate(door, clock, metrics.clone(), inbox));
+    tokio::spawn(annotate(door, node, clock, metrics.clone(), inbox));
     Annotations { to: Some((to, metrics.clone())) }
 }
 
-async fn annotate(door: Door, clock: Clock, metrics: Metrics, mut inbox: mpsc::Receiver<PodIp>) {
+async fn annotate(
+    door: Door,
+    node: String,
+    clock: Clock,
+    metrics: Metrics,
+    mut inbox: mpsc::Receiver<PodIp>,
+) {
     let mut book = Book::default();
     loop {
         let now = clock.now();
@@ -171,7 +180,7 @@ async fn annotate(door: Door, clock: Clock, metrics: Metrics, mut inbox: mpsc::R
             },
             () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {
                 let Some(change) = book.due(clock.now()) else { continue };
-                let (how, counted) = outcome(&change, book.failures, door.ask(change.ask()).await);
+                let (how, counted) = outcome(&change, book.failures, door.ask(change.ask(&node)).await);
                 metrics.wrote_to_cluster("annotation", counted);
                 book.written(change, how, clock.now());
             }
@@ -248,13 +257,19 @@ mod tests {
     }
 
     #[test]
-    fn a_set_names_the_uid_and_a_removal_the_address_that_it_removes() {
-        let set = said("a", 1, true).ask();
-        let metadata = json!({"annotations": {"vpc.amazonaws.com/pod-ips": "10.0.0.1"}, "uid": "u"});
+    fn a_set_names_the_uid_or_else_our_node_and_a_removal_the_address_that_it_removes() {
+        let set = said("a", 1, true).ask("node1");
+        let annotations = json!({"vpc.amazonaws.com/pod-ips": "10.0.0.1"});
+        let metadata = json!({"annotations": annotations, "uid": "u"});
         assert_eq!((set.method, set.body), (Method::MergePatch, json!({"metadata": metadata})));
         assert_eq!(set.path, "/api/v1/namespaces/default/pods/a");
 
-        let removal = said("a", 1, false).ask();
+        let mut of_before = said("a", 1, true);
+        of_before.pod.uid.clear();
+        let body = json!({"metadata": {"annotations": annotations}, "spec": {"nodeName": "node1"}});
+        assert_eq!(of_before.ask("node1").body, body);
+
+        let removal = said("a", 1, false).ask("node1");
         assert_eq!((removal.method, &removal.body[0]["value"]), (Method::JsonPatch, &json!("10.0.0.1")));
         assert_eq!(removal.body[0]["path"], "/metadata/annotations/vpc.amazonaws.com~1pod-ips");
     }

@@ -218,6 +218,8 @@ pub enum Event {
     NodeIpv6(Ipv6Addr),
     /// The API server has said something of the node object or its ENIConfig.
     Cluster(News),
+    /// DELs that came while no daemon ran are done.
+    Replayed,
     /// The daemon is about to end: nothing new is begun in EC2.
     Stopping,
     /// The host's kernel state was brought in line, as far as possible.

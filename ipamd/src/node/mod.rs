@@ -243,6 +243,7 @@ impl Node {
             Event::Range(subnet, told) => self.range_told(subnet, told, now),
             Event::Ranges(ranges) => self.ranges(ranges),
             Event::NodeIpv6(address) => self.node_ipv6(address),
+            Event::Replayed => self.annotate_fresh(now),
             Event::Stopping => self.stop(now),
             Event::Converged { generation, result } => self.converged(generation, result, now),
             Event::Touched => self.host.touched(now),

@@ -75,11 +75,13 @@ impl Node {
         self.effects.extend(change.map(Effect::Annotate));
     }
 
-    /// What the daemon before this one may not have written to the objects of pods.
-    pub(crate) fn fresh_annotations(&self, now: Moment) -> Vec<PodIp> {
+    /// Has written what the daemon before this one may not have written to the objects of pods that are still here.
+    pub(super) fn annotate_fresh(&mut self, now: Moment) {
         let fresh =
             self.pool.owners().filter(|(owner, _)| owner.further.is_none() && now.since(owner.since) < FRESH);
-        fresh.filter_map(|(owner, grant)| self.annotation(owner, grant.address)).collect()
+        let changes = fresh.filter_map(|(owner, grant)| self.annotation(owner, grant.address));
+        let changes: Vec<PodIp> = changes.collect();
+        self.effects.extend(changes.into_iter().map(Effect::Annotate));
     }
 
     fn annotation(&self, owner: &Owner, address: Ipv4Addr) -> Option<PodIp> {

@@ -162,8 +162,11 @@ fn wrong(kind: Kind, object: &Value) -> Option<String> {
     checks.iter().find(|(holds, _)| !holds).map(|(_, field)| (*field).to_owned())
 }
 
-/// What of an object was changed that cannot be: of an event, all but its series.
+/// What of an object was changed that cannot be: of an event, all but its series; of a pod, its node.
 fn fixed(kind: Kind, before: &Value, after: &Value) -> Option<String> {
+    if kind == Kind::Pod && after["spec"] != before["spec"] {
+        return Some("spec: pod updates may not change it".to_owned());
+    }
     if kind != Kind::Event {
         return None;
     }

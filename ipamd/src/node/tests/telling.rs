@@ -90,17 +90,27 @@ fn an_address_is_written_to_the_pod_once_it_is_told_and_taken_away_on_its_releas
     let set = annotations(&effects)[0].clone();
     assert_eq!((set.pod.uid.as_str(), set.address.to_string().as_str(), set.has), ("u-1", "10.0.0.10", true));
     assert!(matches!(reply(&effects), Some(Reply::Added(_))));
-    let again = world.node.fresh_annotations(world.now);
-    assert_eq!(
-        (again.len(), again[0].address),
-        (1, set.address),
-        "a daemon killed now may not have written it"
-    );
-    assert!(world.node.fresh_annotations(world.now.plus(Duration::from_secs(300))).is_empty());
-
     let effects = world.del("web", 200);
     let removal = annotations(&effects)[0];
     assert_eq!((removal.address, removal.has), (set.address, false));
+}
+
+#[test]
+fn what_a_killed_daemon_may_not_have_written_is_written_once_it_is_known_which_pods_are_left() {
+    let mut world = World::ready(3);
+    world.node.settings.annotate_pod_ip = true;
+    for name in ["stays", "goes"] {
+        world.added(name);
+    }
+    world.del("goes", 200);
+
+    let effects = world.handle(Event::Replayed);
+    let again = annotations(&effects);
+    assert_eq!(again.len(), 1, "{again:?}");
+    assert_eq!((again[0].pod.name.name.as_str(), again[0].has), ("stays", true));
+
+    world.now = world.now.plus(Duration::from_secs(300));
+    assert!(annotations(&world.handle(Event::Replayed)).is_empty(), "that daemon has had the time for it");
 }
 
 #[test]
