@@ -3,6 +3,7 @@
 //! What we write carries a field that the Go version skips when it reads and drops when it writes, which it does at every
 //! start. So a file with the field says no more than our own state does; in one without it the Go version has the last word.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -183,9 +184,15 @@ fn entry(value: Value, prefix: &VethPrefix) -> Option<Entry> {
     Some(Entry { sandbox, pod, host_if, address, ipv6, since })
 }
 
-/// The checkpoint of these owners, as the Go version reads it: with the address of its only family.
+/// The checkpoint of these owners, as the Go version reads it: with the address of its only family. It keeps those of further interfaces in
+/// files of their own; here they are counted, as the network policy agent reads here how many interfaces a pod has.
 #[must_use]
 pub fn render<'a, I: IntoIterator<Item = (&'a Owner, Ipv4Addr)>>(families: Families, owners: I) -> Vec<u8> {
+    let owners: Vec<(&Owner, Ipv4Addr)> = owners.into_iter().collect();
+    let mut interfaces = BTreeMap::<&SandboxKey, u32>::new();
+    for (owner, _) in &owners {
+        *interfaces.entry(owner.main()).or_default() += 1;
+    }
     let allocation = |(owner, address): (&Owner, Ipv4Addr)| {
         let (ipv4, ipv6) = match families.has_ipv4_of_vpc() {
             true => (Some(address.to_string()), None),
@@ -201,10 +208,11 @@ pub fn render<'a, I: IntoIterator<Item = (&'a Owner, Ipv4Addr)>>(families: Famil
             ipv4,
             ipv6,
             allocation_timestamp: u64::try_from(since).unwrap_or(u64::MAX),
-            metadata: Metadata { namespace, name, interfaces: Some(1) },
+            metadata: Metadata { namespace, name, interfaces: interfaces.get(owner.main()).copied() },
         })
     };
-    let allocations = owners.into_iter().filter_map(allocation).collect();
+    let known = owners.into_iter().filter(|(owner, _)| owner.further.is_none());
+    let allocations = known.filter_map(allocation).collect();
     let file = Written { version: VERSION, writer: WRITER, allocations };
     // Texts and numbers alone: there is nothing that JSON cannot say.
     let mut bytes = serde_json::to_vec(&file).unwrap_or_default();
@@ -226,6 +234,8 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use pool::Further;
+
     use super::*;
 
     fn read(text: &str) -> Result<Checkpoint, String> {
@@ -323,6 +333,28 @@ mod tests {
         let read = parse(&bytes, &VethPrefix::default()).unwrap();
         assert!(read.ours);
         assert_eq!(read.entries[0].sandbox, owner.sandbox);
+    }
+
+    #[test]
+    fn a_pod_with_several_interfaces_is_one_entry_that_has_their_number() {
+        let pod = PodName { namespace: "default".to_owned(), name: "wide".to_owned() };
+        let sandbox = SandboxKey::new("aws-cni", "9f3c", "eth0").unwrap();
+        let host_if = HostVeth::of_pod(&VethPrefix::default(), &pod, 0);
+        let since = Moment(1);
+        let first = Owner { sandbox: sandbox.clone(), pod, host_if, since, ipv6: None, further: None };
+        let further = |index| Owner {
+            sandbox: sandbox.further(index),
+            further: Some(Further { of: sandbox.clone(), index }),
+            ..first.clone()
+        };
+        let (second, third) = (further(1), further(2));
+        let owners =
+            [(&second, [10, 1, 0, 9].into()), (&first, [10, 0, 0, 9].into()), (&third, [10, 2, 0, 9].into())];
+
+        let text = String::from_utf8(render(Families::V4 { egress: false }, owners)).unwrap();
+
+        assert_eq!(text.matches("containerID").count(), 1, "{text}");
+        assert!(text.contains(r#""ipv4":"10.0.0.9""#) && text.contains(r#""interfacesCount":3"#), "{text}");
     }
 
     #[test]

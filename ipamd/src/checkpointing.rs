@@ -72,9 +72,7 @@ impl Mirror {
     }
 
     fn render(&self) -> Vec<u8> {
-        // The Go version keeps those of further interfaces in files of their own.
-        let known = self.held.values().filter(|(owner, _)| owner.further.is_none());
-        checkpoint::render(self.families, known.map(|(owner, address)| (owner, *address)))
+        checkpoint::render(self.families, self.held.values().map(|(owner, address)| (owner, *address)))
     }
 }
 

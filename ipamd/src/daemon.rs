@@ -213,8 +213,8 @@ fn policy_agent(config: &Config, metrics: &Metrics, events: &mpsc::Sender<Event>
 /// Serves gRPC. That it cannot be had is no reason not to serve pods.
 fn serve_grpc(config: &Config, cloud: Arc<CloudTasks>, readers: Readers, calls: mpsc::Sender<FromSocket>) {
     let policy_mode = config.policy_mode.clone().unwrap_or_default();
-    let veth_prefix = config.veth_prefix.clone();
-    let backend = Backend { policy_mode, veth_prefix, cloud, readers, calls, served: 0.into() };
+    let (multi_nic, veth_prefix) = (config.multi_nic, config.veth_prefix.clone());
+    let backend = Backend { policy_mode, multi_nic, veth_prefix, cloud, readers, calls, served: 0.into() };
     match server::bind(&grpc::socket_in(&config.run_dir), GRPC_MODE) {
         Ok(listener) => drop(tokio::spawn(grpc::server::serve(listener, Arc::new(backend)))),
         Err(error) => tracing::warn!(error = chain(&error), "gRPC is not served"),

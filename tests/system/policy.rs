@@ -25,6 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_absent_agent_fails_adds_with_its_reason_and_no_del", absent),
     ("a_del_does_not_wait_for_an_agent_that_hangs_and_is_heard_after_the_add", hanging),
     ("the_agent_and_probes_find_what_they_ask_for_on_the_grpc_socket", served),
+    ("the_agent_is_told_that_pods_can_have_several_interfaces_where_they_can", several_interfaces),
     ("a_plugin_of_the_go_version_is_refused_its_add_and_served_its_del", go_plugin),
     ("hostile_clients_of_the_grpc_socket_harm_nobody", hostile_clients),
 ];
@@ -163,6 +164,15 @@ fn served() -> Outcome {
     let socket = std::fs::metadata(socket_in(setting.node.run_dir()));
     let mode = socket.map_err(LabError::doing("look at the socket"))?.permissions().mode();
     ensure!(mode & 0o777 == 0o660, "the socket's mode is {mode:o}");
+    Ok(())
+}
+
+fn several_interfaces() -> Outcome {
+    let settings = [("NETWORK_POLICY_ENFORCING_MODE", "strict"), ("ENABLE_MULTI_NIC", "true")];
+    let setting = Setting::start_on("c6in.32xlarge", &settings)?;
+    let asked = client(&setting.node)?.call(method::POLICY_CONFIGS, Empty {}, CALL);
+    let got: PolicyConfigReply = asked.map_err(said)?;
+    ensure!(got.multi_nic, "{got:?}");
     Ok(())
 }
 

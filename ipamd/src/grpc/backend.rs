@@ -42,6 +42,8 @@ const SERVICES: [&str; 2] = ["", "grpc.health.v1.aws-node"];
 pub(crate) struct Backend {
     /// `NETWORK_POLICY_ENFORCING_MODE`, as it is set; empty if it is not.
     pub(crate) policy_mode: String,
+    /// Whether pods can have several interfaces; without it the agent looks for no more than one.
+    pub(crate) multi_nic: bool,
     pub(crate) veth_prefix: VethPrefix,
     pub(crate) cloud: Arc<CloudTasks>,
     pub(crate) readers: Readers,
@@ -94,7 +96,7 @@ impl Backend {
         let until = Instant::now() + IDENTIFYING;
         loop {
             match self.cloud.identity() {
-                Some(identity) => return Ok(configs(&self.policy_mode, identity)),
+                Some(identity) => return Ok(configs(&self.policy_mode, self.multi_nic, identity)),
                 None if Instant::now() < until => sleep(LOOK).await,
                 None => {
                     let message = "it is not known yet who this instance is";
@@ -151,10 +153,10 @@ fn allocation(report: &Report, sandbox: &SandboxKey) -> Option<Allocation> {
     })
 }
 
-fn configs(mode: &str, identity: &Identity) -> PolicyConfigReply {
+fn configs(mode: &str, multi_nic: bool, identity: &Identity) -> PolicyConfigReply {
     PolicyConfigReply {
         mode: mode.to_owned(),
-        multi_nic: false,
+        multi_nic,
         node_ipv4: identity.primary_address.to_string(),
         node_ipv6: identity.ipv6.map(|address| address.to_string()).unwrap_or_default(),
         instance_id: identity.instance.to_string(),
