@@ -1,10 +1,8 @@
 //! The host's kernel: brings it in line with what the node wishes, one wish at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::OpenOptions;
-use std::io::Write as _;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use datapath::netfilter::{
@@ -16,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use types::{Ipv6Prefix, Mac};
 
+use crate::checkpoint;
 use crate::families::Families;
 use crate::metrics::Metrics;
 use crate::node::{Event, HostMade, HostWish};
@@ -133,14 +132,8 @@ impl HostKeeper {
         if self.record.last.as_ref() == Some(&record) {
             return;
         }
-        let staged = self.record.path.with_extension("new");
-        let write = || -> std::io::Result<()> {
-            let mut file =
-                OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&staged)?;
-            file.write_all(&serde_json::to_vec(&record)?)?;
-            std::fs::rename(&staged, &self.record.path)
-        };
-        match write() {
+        let bytes = serde_json::to_vec(&record).map_err(io::Error::from);
+        match bytes.and_then(|bytes| checkpoint::write(&self.record.path, &bytes)) {
             Ok(()) => self.record.last = Some(record),
             Err(error) => {
                 tracing::warn!(%error, file = %self.record.path.display(), "cannot write down what the host should hold");

@@ -32,11 +32,17 @@ struct Origin {
     families: Families,
 }
 
+/// What the file holds.
 #[derive(Debug, Serialize, Deserialize)]
-struct Written {
+pub(crate) struct Written {
     version: u32,
     origin: Origin,
     remembered: Remembered,
+}
+
+/// Where the file is.
+pub(crate) fn file(run_dir: &Path) -> PathBuf {
+    run_dir.join("instance.json")
 }
 
 /// The file, and what it is to be of.
@@ -51,7 +57,7 @@ impl MemoryFile {
     pub(crate) fn here(run_dir: &Path, families: Families) -> Option<Self> {
         let boot = std::fs::read_to_string(BOOT_ID).ok()?.trim().to_owned();
         let origin = Origin { boot, families };
-        (!origin.boot.is_empty()).then(|| Self { path: run_dir.join("instance.json"), origin })
+        (!origin.boot.is_empty()).then(|| Self { path: file(run_dir), origin })
     }
 
     /// Puts it on disk. What cannot be written is told, and missing at a start without instance metadata alone.

@@ -374,9 +374,11 @@ fn bundled() -> Outcome {
     for name in [
         "doctor.txt",
         "host.json",
+        "instance.json",
         "kernel.txt",
         "live.json",
-        "logs/plugin.log",
+        "logs/run/lab/bundle/plugin.log",
+        "missing.txt",
         "nftables.txt",
         "settings.txt",
         "state",
@@ -388,6 +390,11 @@ fn bundled() -> Outcome {
     let settings =
         std::fs::read_to_string(place.join("ipamd/settings.txt")).map_err(io("read the settings"))?;
     ensure!(settings.contains("network") && settings.contains("CLUSTER_NAME=lab"), "{settings}");
+    let missing =
+        std::fs::read_to_string(place.join("ipamd/missing.txt")).map_err(io("read what is missing"))?;
+    ensure!(missing.contains("/var/log/aws-routed-eni/ipamd.log: not there\n"), "{missing}");
+    let streamed = node.shell("ipamd bundle --out - | tar -tzf - ipamd/live.json")?;
+    ensure!(streamed == "ipamd/live.json\n", "{streamed}");
     let size = std::fs::metadata(place.join("b.tar.gz")).map_err(io("look at the archive"))?.len();
     ensure!(size < 1024 * 1024, "{size} bytes for three pods");
     // The archive is judged as the node was, the file that is no DEL apart: it is not copied.

@@ -105,6 +105,7 @@ fn daemon_set() -> Outcome {
     }
 
     serves(&setting, &containerd)?;
+    bundles(node, &containerd, &running)?;
 
     // Told to end, it ends by itself.
     cri(containerd.stop_container(&running, PATIENCE))?;
@@ -113,6 +114,23 @@ fn daemon_set() -> Outcome {
     cri(containerd.stop(&id))?;
     cri(containerd.remove(&id))?;
     let _gone = std::fs::remove_file(RUN_DIR);
+    Ok(())
+}
+
+/// The support archive comes out of a container that has nothing but our programs, with the log that the plugin has left on the node.
+fn bundles(node: &Node, containerd: &Containerd, running: &str) -> Outcome {
+    let said = cri(containerd.exec(running, &["/ipamd", "bundle", "--out", "-"]))?;
+    ensure!(said.success, "ipamd bundle: {}", said.text);
+    let archive = node.run_dir().join("node.tar.gz");
+    std::fs::write(&archive, &said.bytes).map_err(LabError::doing("write the archive"))?;
+    let tar = |options: &str, of: &str| node.shell(&format!("tar {options} {} {of}", archive.display()));
+    let named = tar("-tzf", "")?;
+    for name in ["doctor.txt", "instance.json", "logs/host/var/log/aws-routed-eni/plugin.log", "missing.txt"]
+    {
+        ensure!(named.contains(&format!("ipamd/{name}\n")), "no {name} in {named}");
+    }
+    let missing = tar("-xzOf", "ipamd/missing.txt")?;
+    ensure!(missing.contains("kubectl -n kube-system logs"), "{missing}");
     Ok(())
 }
 

@@ -3,29 +3,34 @@
 //! Nothing is copied as it is: the state file and the queue are written anew from what of them could be read, settings are told by
 //! a list of those that are harmless, and logs lose what may be secret. An unpacked archive is a directory for `ipamd doctor --state`.
 
-use std::fs::{File, OpenOptions};
+use std::collections::BTreeSet;
+use std::fs::OpenOptions;
 use std::io::{self, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use types::Moment;
 
-use super::evidence::{Evidence, Look};
+use super::evidence::Evidence;
 use super::finding::Verdict;
 use super::look::LIVE_FILE;
 use super::{dump, redact, saved};
 use crate::config::Environment;
 use crate::host::record_file;
-use crate::store;
+use crate::{cluster, memory, store};
 
 /// The end of a log that is taken, in bytes.
 const LOG_BYTES_MAX: u64 = 2 * 1024 * 1024;
 /// The largest part; a node with a thousand pods needs a tenth of it.
 const PART_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Logs at usual places, beside the one that a setting names.
+/// Logs at usual places on a node, beside the one that a setting names.
 const LOGS: [&str; 2] = ["/var/log/aws-routed-eni/ipamd.log", "/var/log/aws-routed-eni/plugin.log"];
+/// Where the daemon's container has the node's directories of logs, by our manifests.
+const OF_HOST: &str = "/host";
+/// Says of what the archive lacks why it does.
+const MISSING: &str = "missing.txt";
 
 /// One file of the archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,18 +41,14 @@ pub struct Part {
     pub text: Vec<u8>,
 }
 
-/// The archive's files.
+/// The archive's files, of evidence that [`redact::evidence`] has gone over and what was judged of that.
 #[must_use]
 pub fn parts(
-    mut evidence: Evidence,
+    evidence: &Evidence,
     verdict: &Verdict,
     environment: &Environment,
     logs: &[PathBuf],
 ) -> Vec<Part> {
-    if let Look::Seen(report) = &mut evidence.live.daemon {
-        redact::report(report);
-    }
-    let evidence = &evidence;
     let mut parts = vec![
         part("version.txt", version()),
         part("settings.txt", redact::settings(environment)),
@@ -68,16 +69,34 @@ pub fn parts(
         let table = nftables.table.as_deref().unwrap_or("our table is not there\n");
         parts.push(part("nftables.txt", format!("{table}\n{}", chains.collect::<String>())));
     }
-    parts.extend(of_directory(evidence));
+    let mut missing = String::new();
+    parts.extend(of_directory(evidence, &mut missing));
     for log in logs {
-        parts.extend(log_tail(log));
+        match log_tail(log) {
+            Ok(part) => parts.push(part),
+            Err(why) => missing.push_str(&format!("{}: {why}\n", log.display())),
+        }
     }
+    if !logs.is_empty() {
+        missing.push_str(&elsewhere(environment));
+    }
+    parts.push(part(MISSING, missing));
     parts.iter_mut().for_each(|part| part.text.truncate(PART_BYTES_MAX));
     parts
 }
 
+/// Where the daemon's log is if no file has it.
+fn elsewhere(environment: &Environment) -> String {
+    let name = environment.get(std::ffi::OsStr::new("MY_POD_NAME"));
+    let name = name.and_then(|name| name.to_str()).filter(|name| cluster::is_object_name(name));
+    let pod = name.unwrap_or("POD");
+    format!(
+        "what the daemon says on standard error: kubectl -n kube-system logs {pod} -c aws-node (of one that has ended: --previous)\n"
+    )
+}
+
 /// What the directory holds, from what of it could be read.
-fn of_directory(evidence: &Evidence) -> Vec<Part> {
+fn of_directory(evidence: &Evidence, missing: &mut String) -> Vec<Part> {
     let mut parts = Vec::new();
     if let Ok(Some(loaded)) = saved::loaded(&evidence.dir) {
         let lines: Vec<u8> =
@@ -86,6 +105,12 @@ fn of_directory(evidence: &Evidence) -> Vec<Part> {
     }
     let record = record_file(Path::new("")).display().to_string();
     parts.extend(evidence.saved.record.as_ref().map(|wanted| part(&record, json(wanted))));
+    let instance = memory::file(Path::new("")).display().to_string();
+    match saved::json::<memory::Written>(&memory::file(&evidence.dir)) {
+        Ok(Some(written)) => parts.push(part(&instance, redact::log(&json(&written)))),
+        Ok(None) => missing.push_str(&format!("{instance}: not there\n")),
+        Err(why) => missing.push_str(&redact::log(&why)),
+    }
     for del in &evidence.saved.queue {
         let name = format!("delete-queue/{}", wire::queue::file_name(&del.detachment.sandbox));
         parts.push(part(&name, json(del)));
@@ -110,23 +135,33 @@ fn version() -> String {
 #[must_use]
 pub fn logs(environment: &Environment) -> Vec<PathBuf> {
     let named = crate::config::Config::parse(environment).ok().and_then(|config| config.log_file);
-    let mut logs: Vec<PathBuf> = named.into_iter().chain(LOGS.map(PathBuf::from)).collect();
-    logs.dedup();
-    logs
+    let of_host = LOGS.map(|log| PathBuf::from(format!("{OF_HOST}{log}")));
+    let logs = named.into_iter().chain(LOGS.map(PathBuf::from)).chain(of_host);
+    let mut seen = BTreeSet::new();
+    logs.filter(|log| seen.insert(log.clone())).collect()
 }
 
-fn log_tail(path: &Path) -> Option<Part> {
-    let mut file = saved::plain_file(path).ok()??;
-    let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(LOG_BYTES_MAX))).ok()?;
+/// The end of a log, under its whole path: logs of the same name may lie at several places.
+///
+/// # Errors
+/// In words, why there is none.
+fn log_tail(path: &Path) -> Result<Part, String> {
     let mut bytes = Vec::new();
-    io::Read::read_to_end(&mut io::Read::take(file, LOG_BYTES_MAX), &mut bytes).ok()?;
-    let name = format!("logs/{}", path.file_name()?.to_string_lossy());
+    let mut read = || -> io::Result<Option<u64>> {
+        let Some(mut file) = saved::plain_file(path)? else { return Ok(None) };
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(LOG_BYTES_MAX)))?;
+        io::Read::read_to_end(&mut io::Read::take(file, LOG_BYTES_MAX), &mut bytes)?;
+        Ok(Some(length))
+    };
+    let length = read().map_err(|error| error.to_string())?.ok_or("not there")?;
+    let below = path.components().filter(|component| matches!(component, Component::Normal(_)));
+    let name = format!("logs/{}", below.collect::<PathBuf>().display());
     let text = String::from_utf8_lossy(&bytes);
     // The first line is cut in the middle, where a secret would not be told by what stands before it.
     let whole =
         if length > LOG_BYTES_MAX { text.split_once('\n').map_or("", |(_, rest)| rest) } else { &text };
-    Some(part(&name, redact::log(whole)))
+    Ok(part(&name, redact::log(whole)))
 }
 
 /// Writes the archive: a new file that only its owner may read.
@@ -135,15 +170,19 @@ fn log_tail(path: &Path) -> Option<Part> {
 /// As the file system says; there is then no such file.
 pub fn write(path: &Path, parts: &[Part], at: Moment) -> io::Result<()> {
     let file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?;
-    let written = pack(file, parts, at);
+    let written = pack(file, parts, at).and_then(|file| file.sync_all());
     if written.is_err() {
         drop(std::fs::remove_file(path));
     }
     written
 }
 
-fn pack(file: File, parts: &[Part], at: Moment) -> io::Result<()> {
-    let mut archive = tar::Builder::new(GzEncoder::new(file, Compression::default()));
+/// Writes the archive's bytes; returns where they went.
+///
+/// # Errors
+/// As whoever takes them says.
+pub fn pack<W: Write>(to: W, parts: &[Part], at: Moment) -> io::Result<W> {
+    let mut archive = tar::Builder::new(GzEncoder::new(to, Compression::default()));
     for Part { name, text } in parts {
         let mut header = tar::Header::new_gnu();
         header.set_size(u64::try_from(text.len()).map_err(io::Error::other)?);
@@ -151,7 +190,7 @@ fn pack(file: File, parts: &[Part], at: Moment) -> io::Result<()> {
         header.set_mtime(at.0 / 1000);
         archive.append_data(&mut header, Path::new("ipamd").join(name), text.as_slice())?;
     }
-    let mut file = archive.into_inner()?.finish()?;
-    file.flush()?;
-    file.sync_all()
+    let mut to = archive.into_inner()?.finish()?;
+    to.flush()?;
+    Ok(to)
 }

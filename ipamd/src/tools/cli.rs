@@ -1,18 +1,20 @@
 //! The command lines of the tools, and what they print.
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{IsTerminal as _, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use clap_complete::Shell;
+use types::Moment;
 
+use super::bundle::Part;
 use super::evidence::Evidence;
 use super::explain::Unexplained;
 use super::finding::Verdict;
 use super::look::{self, CNI_CACHE, Whom};
-use super::{bundle, explain, judge};
+use super::{bundle, explain, judge, redact};
 use crate::config::{DEFAULT_RUN_DIR, Environment};
 
 /// Nothing could be told.
@@ -48,7 +50,7 @@ pub enum Tool {
         /// Ask EC2 and instance metadata too.
         #[arg(long, conflicts_with = "state")]
         cloud: bool,
-        /// The archive; there must be no such file.
+        /// The archive; there must be no such file. `-`: standard output, for `kubectl exec POD -- /ipamd bundle --out - >node.tar.gz`.
         #[arg(long, default_value = "ipamd-bundle.tar.gz")]
         out: PathBuf,
         /// More logs to take the end of.
@@ -103,15 +105,20 @@ impl NodeArgs {
         self.state.as_ref().map_or_else(|| look::node(&whom), |dir| look::directory(dir))
     }
 
-    /// Looks and judges; on a live node what is wrong is looked at twice.
-    fn examine(&self, cloud: bool) -> (Evidence, Verdict) {
-        let evidence = self.look(cloud);
+    /// Looks and judges what is left of that once it is `told`; on a live node what is wrong is looked at twice.
+    fn examine(&self, cloud: bool, told: fn(&mut Evidence)) -> (Evidence, Verdict) {
+        let look = || {
+            let mut evidence = self.look(cloud);
+            told(&mut evidence);
+            evidence
+        };
+        let evidence = look();
         let verdict = judge::judge(&evidence);
         if verdict.findings.is_empty() || self.state.is_some() {
             return (evidence, verdict);
         }
         std::thread::sleep(SECOND_LOOK);
-        let evidence = self.look(cloud);
+        let evidence = look();
         let still = judge::judge(&evidence).and_still(&verdict);
         (evidence, still)
     }
@@ -131,13 +138,9 @@ pub fn run(tool: &Tool, mut command: clap::Command) -> ExitCode {
                 if here { std::env::vars_os().collect() } else { Environment::new() };
             let mut logs = if here { bundle::logs(&environment) } else { Vec::new() };
             logs.extend(log.iter().cloned());
-            let (evidence, verdict) = node.examine(*cloud);
-            let taken = evidence.live.taken;
-            let parts = bundle::parts(evidence, &verdict, &environment, &logs);
-            match bundle::write(out, &parts, taken) {
-                Ok(()) => print(&format!("{}: {} files\n", out.display(), parts.len())),
-                Err(error) => complain(&format!("cannot write {}: {error}", out.display())),
-            }
+            let (evidence, verdict) = node.examine(*cloud, redact::evidence);
+            let parts = bundle::parts(&evidence, &verdict, &environment, &logs);
+            give_out(out, &parts, evidence.live.taken)
         }
         Tool::Completion { shell } => {
             let mut text = Vec::new();
@@ -151,8 +154,27 @@ pub fn run(tool: &Tool, mut command: clap::Command) -> ExitCode {
     }
 }
 
+/// Puts an archive where it is wanted.
+fn give_out(out: &Path, parts: &[Part], at: Moment) -> ExitCode {
+    let mut stdout = std::io::stdout();
+    let to_stdout = out == Path::new("-");
+    if to_stdout && stdout.is_terminal() {
+        return complain("an archive is nothing for a terminal: lead it into a file, or name one with --out");
+    }
+    let written = match to_stdout {
+        true => bundle::pack(&mut stdout, parts, at).map(|_stdout| ()),
+        false => bundle::write(out, parts, at),
+    };
+    match written {
+        // What is not of the archive must not get into it.
+        Ok(()) if to_stdout => ExitCode::SUCCESS,
+        Ok(()) => print(&format!("{}: {} files\n", out.display(), parts.len())),
+        Err(error) => complain(&format!("cannot write {}: {error}", out.display())),
+    }
+}
+
 fn doctor(node: &NodeArgs, cloud: bool, json: bool) -> ExitCode {
-    let (_, verdict) = node.examine(cloud);
+    let (_, verdict) = node.examine(cloud, |_| {});
     let text = match json {
         true => serde_json::to_string_pretty(&verdict).unwrap_or_default() + "\n",
         false => verdict.render(),

@@ -4,12 +4,13 @@
 
 use wire::Report;
 
+use super::evidence::{Evidence, Look};
 use crate::config::{Environment, Kind, SETTINGS, Setting};
 
 /// What stands in the place of what was taken.
 const TAKEN: &str = "[left out]";
 /// Words after which a secret may follow, in lower case.
-const BEFORE_SECRETS: [&str; 12] = [
+const BEFORE_SECRETS: [&str; 14] = [
     "secret",
     "token",
     "password",
@@ -19,7 +20,10 @@ const BEFORE_SECRETS: [&str; 12] = [
     "signature",
     "cookie",
     "bearer",
-    "private",
+    // Not the word alone: EC2 calls the addresses of pods private.
+    "private_key",
+    "private key",
+    "privatekey",
     "api_key",
     "apikey",
 ];
@@ -83,10 +87,36 @@ fn userinfo(line: &str) -> Option<usize> {
     })
 }
 
+/// What is known of a node without what may be secret. It is judged after this: a finding has the words of what it was found in.
+pub(super) fn evidence(evidence: &mut Evidence) {
+    let Evidence { saved, live, .. } = evidence;
+    if let Look::Seen(seen) = &mut live.daemon {
+        report(seen);
+    }
+    let unseen = [
+        unseen(&mut live.daemon),
+        unseen(&mut live.host),
+        unseen(&mut live.nftables),
+        unseen(&mut live.runtime),
+        unseen(&mut live.cloud),
+    ];
+    let lines = unseen.into_iter().flatten().chain(&mut saved.troubles).chain(&mut saved.damage);
+    lines.for_each(|line| *line = of_line(line));
+}
+
+/// Why something was not seen.
+const fn unseen<T>(look: &mut Look<T>) -> Option<&mut String> {
+    match look {
+        Look::Seen(_) => None,
+        Look::Failed(why) | Look::Skipped(why) => Some(why),
+    }
+}
+
 /// What others' words in a report may hold: EC2's and the API server's errors.
-pub(super) fn report(report: &mut Report) {
+fn report(report: &mut Report) {
     let messages = report.reasons.iter_mut().map(|entry| &mut entry.message);
-    let lines = report.cloud.iter_mut().chain(&mut report.cluster).chain(&mut report.plan).chain(messages);
+    let lines = report.cloud.iter_mut().chain(&mut report.cluster).chain(&mut report.plan);
+    let lines = lines.chain(&mut report.not_ready).chain(messages);
     lines.for_each(|line| *line = of_line(line));
 }
 
@@ -116,6 +146,8 @@ fn value(setting: &Setting, text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::evidence::{Live, Saved};
+    use super::super::judge::judge;
     use super::*;
 
     #[test]
@@ -127,9 +159,19 @@ mod tests {
             "key AKIAhunter2",
             "jwt eyJhunter2",
             "http://user:hunter2@host/",
+            "private_key=hunter2",
+            "PrivateKey: hunter2",
+            "the private key hunter2",
         ] {
             let text = log(line);
             assert!(!text.contains("hunter2") && text.contains(TAKEN), "{text}");
+        }
+        for line in [
+            "throttled: AssignPrivateIpAddresses: RequestLimitExceeded: Request limit exceeded.",
+            "PrivateIpAddressLimitExceeded: Number of private addresses will exceed limit",
+            "UnassignPrivateIpAddresses",
+        ] {
+            assert_eq!(log(line), format!("{line}\n"), "what a supporter needs is left");
         }
         assert_eq!(log("pod default/web got 10.0.0.9\n"), "pod default/web got 10.0.0.9\n");
     }
@@ -165,6 +207,28 @@ mod tests {
         assert!(text.contains("WARM_IP_TARGET=5\n"), "{text}");
         assert!(text.contains(r#"ADDITIONAL_ENI_TAGS={"team":"net"}"#), "{text}");
         assert!(text.contains("MINIMUM_IP_TARGET=(set, and left out)"), "{text}");
+    }
+
+    #[test]
+    fn what_is_found_in_others_words_has_none_of_their_secrets() {
+        let mut report = crate::status::blank(types::Moment(0));
+        report.cloud.push("denied: DescribeInstances: signature hunter2".to_owned());
+        report.not_ready.push("credentials: token hunter2".to_owned());
+        let (saved, mut live) = (Saved::default(), Live::default());
+        live.daemon = Look::Seen(Box::new(report));
+        live.host = Look::Failed("password hunter2".to_owned());
+        let mut seen = Evidence { dir: "/nonexistent".into(), saved, live };
+        assert!(judge(&seen).render().contains("hunter2"), "there is something to take out");
+
+        evidence(&mut seen);
+        let verdict = judge(&seen);
+        let parts = super::super::bundle::parts(&seen, &verdict, &Environment::new(), &[]);
+
+        for part in parts {
+            let text = String::from_utf8_lossy(&part.text);
+            assert!(!text.contains("hunter2"), "{}: {text}", part.name);
+        }
+        assert!(verdict.render().contains("denied: DescribeInstances"), "{}", verdict.render());
     }
 
     #[test]

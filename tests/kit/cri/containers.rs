@@ -61,6 +61,8 @@ pub struct Said {
     pub success: bool,
     /// Both its outputs.
     pub text: String,
+    /// Its standard output as it is.
+    pub bytes: Vec<u8>,
 }
 
 /// Those of a sandbox and of its containers.
@@ -111,8 +113,9 @@ impl Containerd {
             timeout: EXEC_SECONDS,
         };
         let reply: ExecSyncResponse = self.call("ExecSync", request)?;
-        let text = String::from_utf8_lossy(&[reply.stdout, reply.stderr].concat()).into_owned();
-        Ok(Said { success: reply.exit_code == 0, text })
+        let ExecSyncResponse { stdout: bytes, stderr, exit_code } = reply;
+        let text = String::from_utf8_lossy(&[bytes.as_slice(), &stderr].concat()).into_owned();
+        Ok(Said { success: exit_code == 0, text, bytes })
     }
 
     /// Asks a container to end, and ends it when it takes longer than this.

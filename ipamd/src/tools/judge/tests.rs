@@ -580,6 +580,6 @@ proptest! {
         prop_assert!(!verdict.render().is_empty());
         prop_assert!(explain::pod(&evidence, "default/db").is_ok());
         drop(explain::nftables(&evidence));
-        prop_assert!(bundle::parts(evidence, &verdict, &Environment::new(), &[]).len() > 5);
+        prop_assert!(bundle::parts(&evidence, &verdict, &Environment::new(), &[]).len() > 5);
     }
 }
