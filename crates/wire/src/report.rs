@@ -158,6 +158,9 @@ pub struct EniReport {
     pub addresses: AddressCount,
     /// Why it gets no pods, if so.
     pub excluded: Option<String>,
+    /// Pods cannot use it: it is somebody else's, or of a kind that is not for them.
+    #[serde(default)]
+    pub foreign: bool,
 }
 
 /// One pod's address.

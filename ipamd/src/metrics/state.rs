@@ -74,12 +74,13 @@ fn numbers(all: &mut Registry, report: &Report) {
         all.register(name, help, gauge);
     };
     let prefixes = report.enis.iter().map(|eni| eni.prefixes).sum();
+    let enis = enis_for_pods(report).count();
     let enis_max = report.cards.iter().map(|card| card.max_enis.saturating_sub(card.foreign)).sum();
     let throttled = report.trouble == Some(Reason::Throttled);
     gauge("ipamd_ready", "Whether ADDs are served", u32::from(report.not_ready.is_empty()));
     gauge("ipamd_ec2_throttled", "Whether EC2 answers that it is asked too often", u32::from(throttled));
     gauge("ipamd_addresses_possible", "The most addresses for pods that this node can hold", report.capacity);
-    gauge("awscni_eni_allocated", "ENIs", number(report.enis.len()));
+    gauge("awscni_eni_allocated", "ENIs, without those of others", number(enis));
     gauge("awscni_eni_max", "The most ENIs that this node can hold, without those of others", enis_max);
     gauge("awscni_total_ip_addresses", "Addresses for pods", report.addresses.total());
     gauge("awscni_assigned_ip_addresses", "Addresses that pods have", report.addresses.assigned);
@@ -123,11 +124,16 @@ fn told(report: &Report) -> impl Iterator<Item = IpAddr> {
     report.pods.iter().flat_map(|pod| std::iter::once(pod.address).chain(pod.other))
 }
 
+/// The ENIs that pods can use: what others hold is in no count, as the Go version does not know of it.
+fn enis_for_pods(report: &Report) -> impl Iterator<Item = &EniReport> {
+    report.enis.iter().filter(|eni| !eni.foreign)
+}
+
 /// What only the Go version's names have.
 fn originals(all: &mut Registry, report: &Report) {
     let mut per_eni = |name: &str, help: &str, of: &dyn Fn(&EniReport) -> u32| {
         let family = Family::<EniLabel, Gauge>::default();
-        for eni in &report.enis {
+        for eni in enis_for_pods(report) {
             family.get_or_create(&EniLabel { eni: eni.id.to_string() }).set(of(eni).into());
         }
         all.register(name, help, family);

@@ -115,17 +115,19 @@ fn node() -> Report {
         ipv6_assigned: 0,
         addresses: AddressCount { assigned: 2, free: 30, ..AddressCount::default() },
         excluded: None,
+        foreign: false,
     };
+    let unmanaged = EniReport { id: "eni-02".parse().unwrap(), foreign: true, ..eni.clone() };
     let card = CardReport {
         card: NetworkCard(0),
-        enis: 1,
+        enis: 2,
         max_enis: 3,
         foreign: 1,
         addresses: eni.addresses,
         capacity: 64,
     };
     Report {
-        enis: vec![eni],
+        enis: vec![eni, unmanaged],
         cards: vec![card],
         pods: vec![pod("10.0.2.17", Some("2600:1f14::a00:211")), pod("10.0.2.90", None)],
         observed: Observed { enis_left: 1, addresses_lost: 3, ..Observed::default() },
@@ -220,6 +222,7 @@ fn what_others_hold_and_took_is_told_apart() {
         &text,
         &[
             "awscni_eni_max 2",
+            "awscni_eni_allocated 1",
             "awscni_reconcile_count{fn=\"eniReconcileDel\"} 1",
             "awscni_force_removed_ips 3",
             "awscni_force_removed_enis 0",
@@ -228,6 +231,7 @@ fn what_others_hold_and_took_is_told_apart() {
             "ipamd_card_addresses{card=\"0\",state=\"free\"} 30",
         ],
     );
+    assert!(!text.contains("eni-02"), "{text}");
 }
 
 #[test]

@@ -56,6 +56,7 @@ impl Node {
                 ipv6_assigned: u32::try_from(ipv6_of(eni.role).1).unwrap_or(u32::MAX),
                 addresses: count(self.pool.counts_of(&eni.id, now)),
                 table: TableId::of_eni(eni.card, eni.device),
+                foreign: !eni.role.is_for_pods(),
                 excluded: match eni.role {
                     Role::Primary | Role::Secondary | Role::Efa => {
                         self.pool.exclusion(&eni).map(|why| why.to_string())
