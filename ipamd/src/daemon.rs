@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use types::PodName;
 
 use crate::app::{ClusterWriters, Owner, Parts, RunError, events, replay_and_bind, serve};
-use crate::clock::Clock;
+use crate::clock::{Clock, Jitter};
 use crate::cloud::Imds;
 use crate::cloud_tasks::CloudTasks;
 use crate::cluster::{self, Annotations, Door, Features, Myself, PodRef, annotating, announcing};
@@ -195,7 +195,8 @@ async fn writers(config: &Config, door: Option<Door>, clock: Clock, metrics: &Me
     let node = config.node_name.clone().unwrap_or_default();
     let (features, wanted) = watch::channel(Features::new());
     if cluster::is_object_name(&node) {
-        tokio::spawn(cluster::keep_features(door.clone(), node.clone(), metrics.clone(), wanted));
+        let jitter = Jitter::of_node(&node, clock.now());
+        tokio::spawn(cluster::keep_features(door.clone(), node.clone(), metrics.clone(), jitter, wanted));
     }
     let annotations = match config.annotate_pod_ip {
         true => annotating(door.clone(), node.clone(), clock, metrics),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::api::{Ask, Door, Method, Refusal};
-use crate::clock::doubled;
+use crate::clock::{Jitter, doubled};
 use crate::metrics::{ClusterWrite, Metrics};
 
 /// Features by name, with their values.
@@ -22,7 +22,14 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 const AUDIT: Duration = Duration::from_secs(3600);
 
 /// Has the CNINode of this name have the features that are wanted at the time, until nobody wants anything any more.
-pub(crate) async fn keep(door: Door, node: String, metrics: Metrics, mut wanted: watch::Receiver<Features>) {
+/// `jitter` spreads what is done again and again: nodes that were started together would ask together, once an hour for ever.
+pub(crate) async fn keep(
+    door: Door,
+    node: String,
+    metrics: Metrics,
+    mut jitter: Jitter,
+    mut wanted: watch::Receiver<Features>,
+) {
     let path = format!("/apis/vpcresources.k8s.aws/v1alpha1/cninodes/{node}");
     let mut failures = 0;
     loop {
@@ -34,7 +41,7 @@ pub(crate) async fn keep(door: Door, node: String, metrics: Metrics, mut wanted:
         };
         tokio::select! {
             changed = wanted.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(jitter.around(pause)) => {}
         }
     }
 }

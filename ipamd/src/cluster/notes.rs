@@ -10,12 +10,16 @@ use serde_json::{Value, json};
 use types::{Moment, PodName};
 
 use super::is_object_name;
+use crate::clock::{Jitter, doubled};
 
 /// Events that are known at once.
 const ENTRIES_MAX: usize = 256;
 /// How many may be written at once, and how often one more after that.
 const BURST: u32 = 25;
 const REFILL: Duration = Duration::from_secs(1);
+/// Pause once the API server is away, or all are told to come later; grows to the second value. Longer than what it asks for itself
+/// (`Retry-After`, a second).
+const AWAY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 /// Pause between two updates of one event's count.
 const COUNT_EVERY: Duration = Duration::from_secs(10);
 /// An event that has not happened again for so long is over: the next one is a new event.
@@ -147,11 +151,15 @@ pub(crate) struct Ledger {
     tokens: u32,
     refilled: Moment,
     named: u32,
+    /// How often in a row it was away.
+    away: u32,
+    jitter: Jitter,
 }
 
 impl Ledger {
     pub(crate) fn new(myself: Myself, now: Moment) -> Self {
-        Self { myself, entries: BTreeMap::new(), tokens: BURST, refilled: now, named: 0 }
+        let jitter = Jitter::of_node(&myself.node, now);
+        Self { myself, entries: BTreeMap::new(), tokens: BURST, refilled: now, named: 0, away: 0, jitter }
     }
 
     /// Takes something in; false if there is no room for it, or nobody whom it is about.
@@ -218,6 +226,14 @@ impl Ledger {
 
     /// Takes in how a writing went.
     pub(crate) fn written(&mut self, writing: &Writing, how: Written, now: Moment) {
+        if how == Written::Away {
+            // No token comes before the pause is over, and then one at a time: all nodes have something to say by then.
+            let pause = self.jitter.around(doubled(AWAY, self.away));
+            (self.tokens, self.refilled) = (0, now.plus(pause));
+            self.away = self.away.saturating_add(1);
+        } else {
+            self.away = 0;
+        }
         let Some(entry) = self.entries.get_mut(&writing.key) else { return };
         entry.written_at = now;
         match (how, writing.is_known) {
@@ -392,7 +408,39 @@ mod tests {
         assert!(ledger.due(START).is_none() && ledger.next(START).is_none());
 
         ledger.note(about("c", "throttled"), START);
-        assert_eq!(write(&mut ledger, START).len(), 1);
+        assert!(ledger.due(START).is_none(), "it is left alone for a while");
+        let next = ledger.next(START).unwrap();
+        assert_eq!(write(&mut ledger, next).len(), 1);
+    }
+
+    #[test]
+    fn an_api_server_that_is_away_is_asked_ever_less_often_and_by_each_node_at_another_time() {
+        let asked = |node: &str| {
+            let mut ledger = Ledger::new(Myself { pod: None, node: node.to_owned() }, START);
+            let mut times = Vec::new();
+            for second in 0..3600 {
+                let now = START.plus(Duration::from_secs(second));
+                ledger.note(about(&format!("pod-{second}"), "throttled"), now);
+                while let Some(writing) = ledger.due(now) {
+                    ledger.written(&writing, Written::Away, now);
+                    times.push(second);
+                }
+            }
+            (times, ledger)
+        };
+        let (times, mut ledger) = asked("node1");
+        assert!((12..=30).contains(&times.len()), "asked at {times:?}");
+        assert_ne!(times, asked("node2").0);
+
+        // When it is back all is said, one after the other, and the next time it is away the pauses begin anew.
+        let back = ledger.next(START.plus(Duration::from_secs(3600))).unwrap();
+        assert_eq!(write(&mut ledger, back).len(), 1);
+        let later = ledger.next(back).unwrap();
+        assert_eq!(later, back.plus(REFILL));
+        let writing = ledger.due(later).unwrap();
+        ledger.written(&writing, Written::Away, later);
+        ledger.note(about("again", "throttled"), later);
+        assert!(ledger.next(later).unwrap().since(later) <= AWAY.0 * 2);
     }
 
     #[test]

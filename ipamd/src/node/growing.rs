@@ -8,7 +8,7 @@ use types::{Capacity, Layout, Moment, NetworkCard, Reason};
 use super::Node;
 use super::event::{BatchId, Effect, Facts};
 use super::hosting::Gain;
-use crate::clock::doubled;
+use crate::clock::{Jitter, doubled};
 use crate::cloud::{CloudError, CloudErrorKind};
 use crate::families::local_addresses;
 use crate::hold::Hold;
@@ -46,7 +46,7 @@ pub(super) struct CloudState {
     refusals: u32,
     /// At least one inventory has come, the host's kernel is in line with it, and it is in the pool.
     pub(super) pictured: bool,
-    rng: u64,
+    jitter: Jitter,
 }
 
 impl CloudState {
@@ -64,7 +64,7 @@ impl CloudState {
             wrong: false,
             refusals: 0,
             pictured: false,
-            rng: seed | 1,
+            jitter: Jitter::seeded(seed),
         }
     }
 
@@ -111,12 +111,7 @@ impl CloudState {
 
     /// Between half and one and a half times `d`, so that nodes do not march in step.
     pub(super) fn jitter(&mut self, d: Duration) -> Duration {
-        // xorshift64: spreads, nothing more.
-        self.rng ^= self.rng << 13;
-        self.rng ^= self.rng >> 7;
-        self.rng ^= self.rng << 17;
-        let thousandth = u32::try_from(self.rng % 1000).unwrap_or(0);
-        d / 2 + d.saturating_mul(thousandth) / 1000
+        self.jitter.around(d)
     }
 }
 
