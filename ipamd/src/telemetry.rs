@@ -1,9 +1,9 @@
 //! The log: text on standard error, or JSON lines in a file.
 
 use std::fs::{File, OpenOptions};
-use std::io::IsTerminal as _;
-use std::path::Path;
-use std::sync::Arc;
+use std::io::{self, IsTerminal as _, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
@@ -11,21 +11,24 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::Config;
 
+/// When the log's file has this size it becomes `<name>.1`, in bytes. The Go version keeps five of this size.
+const BYTES_MAX: u64 = 100 * 1024 * 1024;
+
 /// Starts the log; a second start in the same process has no effect.
 ///
 /// A file that cannot be opened is reported on standard error, where the log then goes: no log is no reason not to serve.
 pub fn start(config: &Config) {
-    let opened = config.log_file.as_deref().map(open).transpose();
+    let opened = config.log_file.clone().map(LogFile::open).transpose();
     let (file, trouble) = match opened {
         Ok(file) => (file, None),
         Err(error) => (None, Some(error)),
     };
     let builder = tracing_subscriber::fmt().with_env_filter(filter(config.log_level));
     let started = match file {
-        Some(file) => builder.json().with_writer(Arc::new(file)).finish().try_init(),
+        Some(file) => builder.json().with_writer(Mutex::new(file)).finish().try_init(),
         None => {
-            let colours = std::io::stderr().is_terminal();
-            builder.with_writer(std::io::stderr).with_ansi(colours).finish().try_init()
+            let colours = io::stderr().is_terminal();
+            builder.with_writer(io::stderr).with_ansi(colours).finish().try_init()
         }
     };
     if started.is_err() {
@@ -37,11 +40,50 @@ pub fn start(config: &Config) {
     }
 }
 
-fn open(path: &Path) -> std::io::Result<File> {
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory)?;
+/// A file for the log that starts anew when it is large; what it was until then is kept once.
+#[derive(Debug)]
+struct LogFile {
+    path: PathBuf,
+    file: File,
+    /// Bytes that it may still take; `None` for a pipe or a device, which does not grow.
+    room: Option<u64>,
+}
+
+impl LogFile {
+    fn open(path: PathBuf) -> io::Result<Self> {
+        if let Some(directory) = path.parent() {
+            std::fs::create_dir_all(directory)?;
+        }
+        let file = OpenOptions::new().create(true).append(true).open(&path)?;
+        let metadata = file.metadata()?;
+        let room = metadata.is_file().then(|| BYTES_MAX.saturating_sub(metadata.len()));
+        Ok(Self { path, file, room })
     }
-    OpenOptions::new().create(true).append(true).open(path)
+
+    fn start_anew(&mut self) -> io::Result<()> {
+        let mut older = self.path.as_os_str().to_owned();
+        older.push(".1");
+        std::fs::rename(&self.path, older)?;
+        *self = Self::open(self.path.clone())?;
+        Ok(())
+    }
+}
+
+impl Write for LogFile {
+    /// Takes a line: whoever makes them gives each at once.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.room == Some(0) && self.start_anew().is_err() {
+            // No line is lost by it, and it is tried again once as much has been added.
+            self.room = Some(BYTES_MAX);
+        }
+        let written = self.file.write(line)?;
+        self.room = self.room.map(|room| room.saturating_sub(u64::try_from(written).unwrap_or(u64::MAX)));
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 /// Our own crates at the wanted level; the others say only what may be wrong, as their `DEBUG` holds every HTTP header.
@@ -51,4 +93,42 @@ fn filter(level: LevelFilter) -> EnvFilter {
     EnvFilter::new(format!(
         "{others},kube_client=off,kube_runtime=off,ipamd={level},pool={level},datapath={level},wire={level}"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_is_large_starts_anew_and_what_it_was_is_kept_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("made/ipamd.log");
+        let mut log = LogFile::open(path.clone()).unwrap();
+        log.write_all(b"first\n").unwrap();
+        for line in [b"second\n", b"third.\n"] {
+            log.file.set_len(BYTES_MAX).unwrap();
+            // What a restart finds is counted too.
+            log = LogFile::open(path.clone()).unwrap();
+            log.write_all(line).unwrap();
+        }
+
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "third.\n");
+        let older = File::open(dir.path().join("made/ipamd.log.1")).unwrap();
+        assert_eq!(older.metadata().unwrap().len(), BYTES_MAX);
+        assert_eq!(std::fs::read_dir(dir.path().join("made")).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_log_that_cannot_start_anew_goes_on_and_a_device_never_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ipamd.log");
+        let mut log = LogFile::open(path.clone()).unwrap();
+        // Somebody has taken the file away: there is nothing to rename.
+        std::fs::remove_file(&path).unwrap();
+        log.room = Some(0);
+        log.write_all(b"line\n").unwrap();
+        assert!(log.room > Some(0) && !dir.path().join("ipamd.log.1").exists());
+
+        assert_eq!(LogFile::open("/dev/null".into()).unwrap().room, None);
+    }
 }

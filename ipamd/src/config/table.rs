@@ -91,7 +91,7 @@ settings! {
     RUN_DIR = "IPAMD_RUN_DIR": Text, "/var/run/aws-node", Lenient, "Directory of the socket and of the state.";
     ADD_TIMEOUT = "IPAMD_ADD_TIMEOUT_SECONDS": Number(1, 600), "80", Strict, "Seconds an ADD may wait for an address.";
     LOG_LEVEL = "AWS_VPC_K8S_CNI_LOGLEVEL": Word(&["debug", "info", "warn", "error", "fatal"]), "debug", Lenient, "The least important level that is logged.";
-    LOG_FILE = "AWS_VPC_K8S_CNI_LOG_FILE": Text, "stderr", Lenient, "A file for the log, or stdout or stderr, which both mean stderr.";
+    LOG_FILE = "AWS_VPC_K8S_CNI_LOG_FILE": Text, "stderr", Lenient, "A file for the log, or stdout or stderr, which both mean stderr. At 100 MiB the file becomes NAME.1, and a new one begins.";
     BACKING_STORE = "AWS_VPC_K8S_CNI_BACKING_STORE": Text, "", Lenient, "The Go version's checkpoint, which is taken over and kept for it; unset: ipam.json in IPAMD_RUN_DIR.";
     DISABLE_INTROSPECTION = "DISABLE_INTROSPECTION": Flag, "false", Lenient, "No introspection over HTTP.";
     INTROSPECTION_BIND = "INTROSPECTION_BIND_ADDRESS": Text, "127.0.0.1:61679", Lenient, "Where introspection listens: address and port, or unix: and a path.";
