@@ -337,7 +337,7 @@ pub(crate) async fn replay_and_bind(
     Ok(listener)
 }
 
-/// Serves the socket.
-pub(crate) async fn serve(listener: UnixListener, calls: mpsc::Sender<FromSocket>) {
-    server::serve(listener, calls, FIRST_FROM_SOCKET).await;
+/// Serves the socket, so many connections at once.
+pub(crate) async fn serve(listener: UnixListener, calls: mpsc::Sender<FromSocket>, most: usize) {
+    server::serve(listener, calls, FIRST_FROM_SOCKET, most).await;
 }

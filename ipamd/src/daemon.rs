@@ -8,6 +8,7 @@ use std::time::Duration;
 use datapath::netfilter::{Netfilter, SnatPorts};
 use datapath::{Host, Marks, Ours, Watch, Wirer};
 use pool::Targets;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use types::PodName;
@@ -142,7 +143,7 @@ async fn daemon(config: Config, alone: Alone, stop: &mut Stop) -> Result<(), Run
         drop(sender.send(Event::Replayed).await);
         tokio::spawn(Arc::clone(&cloud).identify());
         serve_grpc(&config, cloud, readers, calls.clone());
-        tokio::spawn(serve(listener, calls));
+        tokio::spawn(serve(listener, calls, server::places(descriptors())));
         tracing::info!(version = env!("CARGO_PKG_VERSION"), run_dir = %dir.display(), "serving");
         stop.told().await;
     }
@@ -290,6 +291,19 @@ const fn ports(ports: config::SnatPorts) -> SnatPorts {
         config::SnatPorts::Prng => SnatPorts::Prng,
         config::SnatPorts::HashRandom => SnatPorts::HashRandom,
         config::SnatPorts::None => SnatPorts::Plain,
+    }
+}
+
+/// Allows this process as many descriptors as it may allow itself; how many these are, if there is a limit.
+fn descriptors() -> Option<u64> {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => raised.current,
+        Err(error) => {
+            tracing::warn!(%error, limit.current, "the number of descriptors stays as limited as it was");
+            limit.current
+        }
     }
 }
 

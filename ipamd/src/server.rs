@@ -21,7 +21,13 @@ use wire::{Failure, HEADER_BYTES, PROTOCOL, Reply, Request};
 use crate::node::CallId;
 
 /// Connections served at once. A node starts at most some hundred pods at a time; a held ADD keeps its connection.
-pub const CONNECTIONS_MAX: usize = 1024;
+const CONNECTIONS_MAX: usize = 1024;
+/// And where the process may have very few descriptors.
+const CONNECTIONS_MIN: usize = 16;
+/// Descriptors that one connection may hold: itself, and what its request carries.
+const DESCRIPTORS_EACH: u64 = 1 + 2;
+/// Descriptors that are left to everything else: files, netlink, EC2, the API server, HTTP and gRPC.
+const DESCRIPTORS_ELSEWHERE: u64 = 128;
 /// How long a caller may take to send its request.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a caller may take to read its reply.
@@ -92,9 +98,18 @@ pub fn bind(path: &Path, mode: u32) -> Result<UnixListener, ServerError> {
     listen().map_err(|source| ServerError::Listen { path: path.to_owned(), source })
 }
 
-/// Serves until the receiver of calls is gone. Requests are numbered from `first` on.
-pub async fn serve(listener: UnixListener, calls: mpsc::Sender<FromSocket>, first: CallId) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+/// How many connections can be served at once by a process that may have so many descriptors (`None`: any number): those that wait for
+/// an address must leave enough for the call to EC2 that brings it.
+#[must_use]
+pub fn places(descriptors: Option<u64>) -> usize {
+    let left = descriptors.map_or(u64::MAX, |limit| limit.saturating_sub(DESCRIPTORS_ELSEWHERE));
+    let places = usize::try_from(left / DESCRIPTORS_EACH).unwrap_or(usize::MAX);
+    places.clamp(CONNECTIONS_MIN, CONNECTIONS_MAX)
+}
+
+/// Serves so many connections at once until the receiver of calls is gone. Requests are numbered from `first` on.
+pub async fn serve(listener: UnixListener, calls: mpsc::Sender<FromSocket>, first: CallId, most: usize) {
+    let places = Arc::new(Semaphore::new(most));
     let mut id = first;
     while !calls.is_closed() {
         match listener.accept().await {
@@ -103,7 +118,7 @@ pub async fn serve(listener: UnixListener, calls: mpsc::Sender<FromSocket>, firs
                 let calls = place.is_some().then(|| calls.clone());
                 id.0 += 1;
                 tokio::spawn(async move {
-                    connection(stream, calls, id).await;
+                    connection(stream, calls.ok_or(most), id).await;
                     drop(place);
                 });
             }
@@ -116,12 +131,12 @@ pub async fn serve(listener: UnixListener, calls: mpsc::Sender<FromSocket>, firs
     }
 }
 
-/// One caller from first byte to last; without `calls` it is one too many.
-async fn connection(mut stream: UnixStream, calls: Option<mpsc::Sender<FromSocket>>, id: CallId) {
+/// One caller from first byte to last; or one too many, beside so many others.
+async fn connection(mut stream: UnixStream, calls: Result<mpsc::Sender<FromSocket>, usize>, id: CallId) {
     let answer = match calls {
-        Some(calls) => answer(&mut stream, &calls, id).await,
-        None => {
-            let message = format!("{CONNECTIONS_MAX} requests are being served already");
+        Ok(calls) => answer(&mut stream, &calls, id).await,
+        Err(most) => {
+            let message = format!("{most} requests are being served already");
             Reply::Failed(Failure::new(Reason::Busy, message))
         }
     };
@@ -255,4 +270,18 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_descriptors_for_everything_else() {
+        for (limit, connections) in
+            [(None, 1024), (Some(65_536), 1024), (Some(3200), 1024), (Some(1024), 298), (Some(64), 16)]
+        {
+            assert_eq!(places(limit), connections, "{limit:?}");
+        }
+    }
 }

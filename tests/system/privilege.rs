@@ -11,7 +11,10 @@ use lab::probe::{Echo, ask};
 
 use crate::support::{Outcome, Setting, Test, ensure};
 
-pub(crate) const TESTS: &[Test] = &[("a_daemon_with_net_admin_alone_serves_pods_on_both_enis", confined)];
+pub(crate) const TESTS: &[Test] = &[
+    ("a_daemon_with_net_admin_alone_serves_pods_on_both_enis", confined),
+    ("a_daemon_that_gets_few_descriptors_takes_as_many_as_it_may", descriptors),
+];
 
 /// Those that need an ordinary user with namespaces of its own.
 pub(crate) const AS_USER: &[Test] = &[("the_demo_runs_for_an_ordinary_user", demo_as_user)];
@@ -29,6 +32,21 @@ pub(crate) fn no_user_namespaces() -> Option<String> {
         Ok(output) => Some(format!("no user namespaces: {}", String::from_utf8_lossy(&output.stderr).trim())),
         Err(error) => Some(format!("cannot run setpriv: {error}")),
     }
+}
+
+fn descriptors() -> Outcome {
+    let setting = Setting::launch("m5.large")?;
+    let limited = ["sh", "-c", "ulimit -Sn 256; ulimit -Hn 2048; exec \"$@\"", "sh"];
+    setting.node.start_daemon_under(&limited, &[])?;
+    setting.node.wait_ready()?;
+
+    let pid = setting.node.daemon_pid().unwrap_or_default();
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"));
+    let limits = limits.map_err(LabError::doing("read the daemon's limits"))?;
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap_or_default();
+    let words: Vec<&str> = files.split_whitespace().collect();
+    ensure!(words.get(3..5) == Some(&["2048", "2048"]), "{files}");
+    Ok(())
 }
 
 fn confined() -> Outcome {
