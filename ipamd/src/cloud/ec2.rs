@@ -67,7 +67,7 @@ impl Ec2 {
     ) -> Self {
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .region(Region::new(region.to_owned()))
-            .http_client(http::client())
+            .http_client(http::client(config))
             .timeout_config(http::timeouts(config.http_timeout));
         if let Ok(name) = AppName::new(APP_NAME) {
             loader = loader.app_name(name);

@@ -36,7 +36,7 @@ impl Imds {
     /// A client; asks nothing yet.
     #[must_use]
     pub fn connect(config: &Config) -> Self {
-        let provider = ProviderConfig::without_region().with_http_client(http::client());
+        let provider = ProviderConfig::without_region().with_http_client(http::client(config));
         let builder = aws_config::imds::Client::builder()
             .configure(&provider)
             .connect_timeout(config.http_timeout)

@@ -464,3 +464,47 @@ async fn metadata_that_cannot_be_is_garbage() {
         assert_eq!(kind(imds.identity().await), CloudErrorKind::Garbage, "{bad:?}");
     }
 }
+
+/// What a proxy is asked first, and what it hears of it; it serves nobody.
+async fn proxy() -> (String, tokio::task::JoinHandle<String>) {
+    use tokio::io::{AsyncBufReadExt as _, BufReader};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let asked = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).await.unwrap();
+        line
+    });
+    (url, asked)
+}
+
+#[tokio::test]
+async fn ec2_is_asked_by_the_proxy_that_the_settings_name() {
+    let (url, asked) = proxy().await;
+    let mut stage = Stage::with(&[], &[]).await;
+    stage.config.https_proxy = Some(url);
+    stage.config.ec2_endpoint = Some("https://ec2.lab.invalid".to_owned());
+
+    let failed = stage.ec2().await.inventory(&"i-1".parse().unwrap()).await;
+
+    assert!(failed.is_err());
+    assert_eq!(asked.await.unwrap(), "CONNECT ec2.lab.invalid:443 HTTP/1.1\r\n");
+}
+
+#[tokio::test]
+async fn plain_endpoints_metadata_and_excepted_hosts_are_asked_without_a_proxy() {
+    let (url, asked) = proxy().await;
+    let mut stage = Stage::with(&[], &[("instance-id", "i-1")]).await;
+    stage.config.https_proxy = Some(url);
+    stage.config.no_proxy = Some("127.0.0.0/8".to_owned());
+    drop(Imds::connect(&stage.config).identity().await);
+    drop(stage.ec2().await.inventory(&"i-1".parse().unwrap()).await);
+    assert!(!stage.played.asked.lock().unwrap().is_empty(), "the plain endpoint is asked itself");
+    // Nothing listens there.
+    stage.config.ec2_endpoint = Some("https://127.0.0.1:1".to_owned());
+    assert!(stage.ec2().await.inventory(&"i-1".parse().unwrap()).await.is_err());
+
+    assert!(!asked.is_finished(), "the proxy was asked");
+    asked.abort();
+}

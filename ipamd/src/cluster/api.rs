@@ -17,7 +17,7 @@ use futures_util::StreamExt as _;
 use hyper::http::{Request, header};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, NamedCluster};
 use kube::runtime::utils::Backoff as _;
 use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt as _};
@@ -288,7 +288,16 @@ async fn client(cluster: &Cluster) -> Result<Client, BoxError> {
     let mut config = match &cluster.kubeconfig {
         Some(path) => {
             let file = Kubeconfig::read_from(path)?;
-            kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?
+            let named =
+                |cluster: &NamedCluster| cluster.cluster.as_ref().is_some_and(|c| c.proxy_url.is_some());
+            let names_proxy = file.clusters.iter().any(named);
+            let mut config =
+                kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
+            if !names_proxy {
+                // It took the one of the environment, which is for AWS; the API server is asked directly, as by those in the cluster.
+                config.proxy_url = None;
+            }
+            config
         }
         None => kube::Config::incluster()?,
     };

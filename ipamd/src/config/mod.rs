@@ -92,6 +92,10 @@ pub struct Config {
     pub imds_endpoint: Option<String>,
     /// How long one HTTP request to AWS may take.
     pub http_timeout: Duration,
+    /// The proxy for what is asked of AWS over HTTPS, as a URL.
+    pub https_proxy: Option<String>,
+    /// Hosts, domains and ranges that are asked without it, between commas.
+    pub no_proxy: Option<String>,
     /// Where introspection is served over HTTP; `None` if it is not.
     pub introspection: Option<IntrospectionBind>,
     /// `standard` or `strict`, as it is written: a network policy agent has a say in each pod.
@@ -284,6 +288,10 @@ impl Config {
             ec2_endpoint: reader.parsed(&table::EC2_ENDPOINT, url),
             imds_endpoint: reader.parsed(&table::IMDS_ENDPOINT, url),
             http_timeout: seconds(reader.number(&table::HTTP_TIMEOUT)),
+            https_proxy: either(reader, [&table::HTTPS_PROXY, &table::HTTPS_PROXY_LOWER], proxy),
+            no_proxy: either(reader, [&table::NO_PROXY, &table::NO_PROXY_LOWER], |text| {
+                Some(text.to_owned())
+            }),
             introspection: introspection(reader),
             policy_mode: reader.parsed(&table::POLICY_MODE, policy_mode).flatten(),
             metrics: !reader.flag(&table::DISABLE_METRICS),
@@ -374,6 +382,26 @@ fn log_level(text: &str) -> Option<LevelFilter> {
         "warn" => Some(LevelFilter::WARN),
         "error" | "fatal" => Some(LevelFilter::ERROR),
         _ => None,
+    }
+}
+
+/// What the first of two settings says that is set.
+fn either(
+    reader: &mut Reader<'_>,
+    settings: [&Setting; 2],
+    parse: fn(&str) -> Option<String>,
+) -> Option<String> {
+    let set = settings.into_iter().find(|setting| reader.has(setting))?;
+    reader.parsed(set, parse).filter(|text| !text.is_empty())
+}
+
+/// A proxy's URL. Without a scheme it is plain HTTP, as everywhere.
+fn proxy(text: &str) -> Option<String> {
+    match text.split_once("://") {
+        Some(("http" | "https", _)) => url(text),
+        Some(_) => None,
+        None if text.is_empty() => None,
+        None => url(&format!("http://{text}")),
     }
 }
 

@@ -86,6 +86,10 @@ settings! {
     EC2_ENDPOINT = "AWS_EC2_ENDPOINT": Text, "", Strict, "URL used for EC2 in place of the region's.";
     IMDS_ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT": Text, "", Strict, "URL used for the metadata service in place of 169.254.169.254.";
     HTTP_TIMEOUT = "HTTP_TIMEOUT": Number(10, 3600), "10", Lenient, "Seconds one HTTP request to AWS may take.";
+    HTTPS_PROXY = "HTTPS_PROXY": Text, "", Lenient, "A proxy (http:// or https://) for what is asked of AWS over HTTPS. Instance metadata, the credentials of pods and the API server are asked without it.";
+    HTTPS_PROXY_LOWER = "https_proxy": Text, "", Lenient, "HTTPS_PROXY, where that is not set.";
+    NO_PROXY = "NO_PROXY": Text, "", Lenient, "Hosts, domains and ranges, between commas, that are asked without HTTPS_PROXY.";
+    NO_PROXY_LOWER = "no_proxy": Text, "", Lenient, "NO_PROXY, where that is not set.";
     // The daemon.
     HOLD_FILE = "IPAMD_HOLD_FILE": Text, "/etc/ipamd/hold", Lenient, "A file that holds back releases or all changes in EC2, beside the one that ipamd hold writes.";
     RUN_DIR = "IPAMD_RUN_DIR": Text, "/var/run/aws-node", Lenient, "Directory of the socket and of the state.";

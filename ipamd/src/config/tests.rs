@@ -284,6 +284,27 @@ fn text_that_is_not_utf_8_is_told_and_never_half_used() {
 }
 
 #[test]
+fn a_proxy_is_read_in_either_case_and_one_that_cannot_be_is_none() {
+    let of = |pairs: &[(&str, &str)]| {
+        let config = parse(pairs).unwrap();
+        (config.https_proxy, config.no_proxy, config.warnings.len())
+    };
+    let some = |text: &str| Some(text.to_owned());
+
+    assert_eq!(
+        of(&[("HTTP_PROXY", "http://p:1")]),
+        (None, None, 0),
+        "nothing is asked of AWS over plain HTTP"
+    );
+    assert_eq!(
+        of(&[("https_proxy", "p:3128"), ("no_proxy", ".lab,10.0.0.0/8")]),
+        (some("http://p:3128"), some(".lab,10.0.0.0/8"), 0)
+    );
+    assert_eq!(of(&[("HTTPS_PROXY", "https://p"), ("https_proxy", "q")]), (some("https://p"), None, 0));
+    assert_eq!(of(&[("HTTPS_PROXY", "socks5://p:1")]), (None, None, 1));
+}
+
+#[test]
 fn settings_without_effect_and_names_almost_right_are_warned_of() {
     let config = parse(&[
         ("AWS_VPC_K8S_EGRESS_V4_PLUGIN_LOG_FILE", "/x"),
