@@ -32,6 +32,9 @@ enum Command {
         /// JSON instead of a drawing.
         #[arg(long)]
         json: bool,
+        /// Say nothing, and fail only where the owner of the state does not answer, which is what a restart can mend.
+        #[arg(long, conflicts_with = "json")]
+        live: bool,
     },
     /// Hold back releases, or every change in EC2, on this node: at once, and until `ipamd hold nothing`.
     Hold {
@@ -85,7 +88,8 @@ enum Command {
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run => run(),
-        Command::Status { run_dir, json } => status(&run_dir, json),
+        Command::Status { run_dir, live: true, .. } => live(&run_dir),
+        Command::Status { run_dir, json, .. } => status(&run_dir, json),
         Command::Hold { hold, run_dir } => put_hold(&run_dir, hold),
         Command::Tool(tool) => tools::run(&tool, Arguments::command()),
         Command::Install { plugin, neighbours, sysctls } => install(&Sources { plugin, neighbours, sysctls }),
@@ -172,12 +176,20 @@ fn status(run_dir: &Path, json: bool) -> ExitCode {
             say(&mut std::io::stdout(), text.trim_end());
             if report.not_ready.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
-        Err(failure) => {
-            let text = format!("ipamd: {} [{}] {}", failure.message, failure.reason, failure.details);
-            say(&mut std::io::stderr(), text.trim_end());
-            ExitCode::FAILURE
-        }
+        Err(failure) => unanswered(&failure),
     }
+}
+
+/// The liveness probe: over the socket, which no setting takes away, and not over HTTP.
+fn live(run_dir: &Path) -> ExitCode {
+    let answered = ipamd::status::fetch(&wire::socket_in(run_dir));
+    answered.map_or_else(|failure| unanswered(&failure), |_| ExitCode::SUCCESS)
+}
+
+fn unanswered(failure: &wire::Failure) -> ExitCode {
+    let text = format!("ipamd: {} [{}] {}", failure.message, failure.reason, failure.details);
+    say(&mut std::io::stderr(), text.trim_end());
+    ExitCode::FAILURE
 }
 
 fn put_hold(run_dir: &Path, hold: Hold) -> ExitCode {

@@ -164,5 +164,17 @@ fn refused() -> Outcome {
     // What is not ours may be meant for the AWS SDK.
     let foreign = helm(&["template", "chart", "--set-string=env.AWS_STS_REGIONAL_ENDPOINTS=regional"])?;
     ensure!(foreign.is_ok(), "{foreign:?}");
+        ("--set=livenessProbe.httpGet.path=/livez,livenessProbe.httpGet.port=61679", "livenessProbe"),
+        ("--set=readinessProbe.grpc.port=1", "readinessProbe"),
     Ok(())
 }
+    let another =
+        "--set=livenessProbe.httpGet.path=/livez,livenessProbe.httpGet.port=61679,livenessProbe.exec=null";
+    let another = helm(&["template", "chart", another])?;
+    ensure!(another.is_ok(), "{another:?}");
+    let whole = "--set=image.override=example.com/cni:1,image.region=eu-west-1,init.image.override=example.com/cni:1,init.image.tag=1";
+    let whole = helm(&["template", "chart", whole])?;
+    ensure!(
+        whole.is_ok(),
+        "names that an override makes meaningless in the Go version's chart too: {whole:?}"
+    );

@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("support_scripts_find_what_the_go_version_tells", shapes),
     ("a_node_that_does_not_know_itself_lives_and_is_not_ready_and_says_why", not_ready),
     ("the_trace_of_a_runtimes_call_is_in_the_daemons_log_of_it", traced),
+    ("the_liveness_probe_holds_while_the_owner_answers_whatever_the_settings", alive),
     ("introspection_moves_to_a_socket_or_goes_away_as_told", elsewhere),
 ];
 
@@ -97,6 +98,22 @@ fn not_ready() -> Outcome {
     node.wait_ready()?;
     let answer = node.introspect("/readyz")?;
     ensure!(answer.0 == 200, "{answer:?}");
+    Ok(())
+}
+
+fn alive() -> Outcome {
+    let setting = Setting::start(&[("DISABLE_INTROSPECTION", "true")])?;
+    let node = &setting.node;
+    let probe = |words: &[&str]| Ok::<_, LabError>(node.tool(words, &[])?.status.success());
+    ensure!(probe(&["status", "--live"])?, "a daemon that is ready is not alive");
+
+    node.stop_daemon()?;
+    ensure!(!probe(&["status", "--live"])?, "a daemon that has ended is alive");
+    node.imds().set_weather(ImdsWeather::Unavailable);
+    node.start_daemon(&[("DISABLE_INTROSPECTION", "true")])?;
+    node.wait_listening()?;
+    ensure!(probe(&["status", "--live"])?, "a daemon that only waits would be killed");
+    ensure!(!probe(&["status"])?, "ready without knowing itself");
     Ok(())
 }
 

@@ -71,3 +71,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- fail "nodeAgent.image.override: name the image of the network policy agent" -}}
 {{- end -}}
 {{- end -}}
+{{- range $name := list "livenessProbe" "readinessProbe" -}}
+{{- $handlers := keys (pick (default dict (get $.Values $name)) "exec" "httpGet" "tcpSocket" "grpc") | sortAlpha -}}
+{{- if gt (len $handlers) 1 -}}
+{{- fail (printf "%s: has %s, and Kubernetes takes one of them; set the other to null" $name (join " and " $handlers)) -}}
+{{- end -}}
+{{- end -}}
