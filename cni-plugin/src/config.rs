@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::Value;
 use types::{SandboxKeyError, VethPrefix, VethPrefixError};
 use wire::Kept;
@@ -45,8 +44,9 @@ pub(crate) struct Config {
     pub(crate) queue: PathBuf,
     pub(crate) timeout: Option<Duration>,
     pub(crate) log: Sink,
+    /// The result of the plugin before, as it came.
+    pub(crate) prev_result: Option<Value>,
     veth_prefix: Option<String>,
-    has_prev_result: bool,
     attachments: Option<Vec<Kept>>,
 }
 
@@ -96,7 +96,7 @@ struct Raw {
     runtime_config: Value,
     plugin_log_file: Option<String>,
     plugin_log_level: Option<String>,
-    prev_result: Option<IgnoredAny>,
+    prev_result: Option<Value>,
     socket: Option<PathBuf>,
     queue_dir: Option<PathBuf>,
     timeout_seconds: Option<u64>,
@@ -136,7 +136,7 @@ impl Config {
             timeout: raw.timeout_seconds.map(timeout),
             log: Sink::new(raw.plugin_log_file, raw.plugin_log_level.as_deref()),
             veth_prefix: raw.veth_prefix.filter(|p| !p.is_empty()),
-            has_prev_result: raw.prev_result.is_some(),
+            prev_result: raw.prev_result,
             attachments: kept(raw.valid_attachments, raw.attachments),
         })
     }
@@ -154,17 +154,21 @@ impl Config {
         self.attachments.clone().ok_or(ConfigError::AttachmentsMissing)
     }
 
-    /// Whether the command exists in this version, and whether `prevResult` is there as the command needs it.
-    pub(crate) fn allows(&self, command: Command) -> Result<(), ConfigError> {
+    /// Whether the command exists in this version.
+    pub(crate) fn speaks(&self, command: Command) -> Result<(), ConfigError> {
         let since = match command {
             Command::Add | Command::Del | Command::Version => CniVersion::V0_3_0,
             Command::Check => CniVersion::V0_4_0,
             Command::Gc | Command::Status => CniVersion::V1_1_0,
         };
-        if self.version < since {
-            return Err(ConfigError::TooOld { version: self.version, command, since });
-        }
-        match (command, self.has_prev_result) {
+        let version = self.version;
+        if version < since { Err(ConfigError::TooOld { version, command, since }) } else { Ok(()) }
+    }
+
+    /// Whether the command exists in this version, and whether `prevResult` is there as the command needs it.
+    pub(crate) fn allows(&self, command: Command) -> Result<(), ConfigError> {
+        self.speaks(command)?;
+        match (command, self.prev_result.is_some()) {
             (Command::Add, true) => Err(ConfigError::NotFirst),
             (Command::Check, false) => Err(ConfigError::PrevResultMissing),
             _ => Ok(()),

@@ -134,7 +134,7 @@ impl Parameters {
             // The pod is only informative to DEL, and its namespace may be gone: neither may make it fail.
             Command::Del => {
                 let (container_id, if_name) = (text(CONTAINER_ID)?, text(IF_NAME)?);
-                let (netns, args) = (String::new(), text(ARGS).unwrap_or_default());
+                let (netns, args) = (text(NETNS).unwrap_or_default(), text(ARGS).unwrap_or_default());
                 Ok(Self { container_id, if_name, netns, args, trace })
             }
             Command::Gc | Command::Status | Command::Version => Ok(Self { trace, ..Self::default() }),

@@ -5,7 +5,8 @@
 //! configuration's form, its content, its version. Whatever comes from outside is bounded before it is used.
 //!
 //! The plugin decides nothing about addresses. It turns a call into a [`wire::Request`] and the reply into a
-//! CNI result, and it alone enters the pod's namespace, to open the socket by which the daemon works there.
+//! CNI result, and it alone enters the pod's namespace, to open the socket by which the daemon works there. Under the name
+//! `loopback` it is the plugin of that name, for nodes that have none.
 
 mod args;
 mod client;
@@ -13,6 +14,7 @@ mod config;
 mod environment;
 mod error;
 mod log;
+mod loopback;
 mod netns;
 mod output;
 mod patience;
@@ -24,7 +26,9 @@ mod version;
 pub use environment::Variables;
 pub use output::Outcome;
 
+use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 
 use wire::Verb;
 
@@ -36,9 +40,27 @@ use crate::patience::Patience;
 use crate::verbs::Answer;
 use crate::version::CniVersion;
 
+/// Which plugin is called: one file serves under two names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plugin {
+    /// The interface of a pod, by the daemon.
+    Pod,
+    /// The sandbox's `lo`.
+    Loopback,
+}
+
+impl Plugin {
+    /// By the program's name, which is the first word of its command line: runtimes give the path of the file that they have found.
+    #[must_use]
+    pub fn of(program: Option<&OsStr>) -> Self {
+        let name = program.and_then(|path| Path::new(path).file_name());
+        if name == Some(OsStr::new("loopback")) { Self::Loopback } else { Self::Pod }
+    }
+}
+
 /// One call of the plugin, from its environment and standard input to what it prints.
 #[must_use]
-pub fn run(variables: &Variables, stdin: BorrowedFd<'_>) -> Outcome {
+pub fn run(plugin: Plugin, variables: &Variables, stdin: BorrowedFd<'_>) -> Outcome {
     let patience = Patience::new();
     let command = match Command::read(variables) {
         Ok(Some(command)) => command,
@@ -49,6 +71,10 @@ pub fn run(variables: &Variables, stdin: BorrowedFd<'_>) -> Outcome {
         return Outcome::versions(stdin::asked_version(stdin, &patience));
     }
     match read_call(command, variables, stdin, &patience) {
+        Ok((parameters, config)) if plugin == Plugin::Loopback => {
+            loopback::serve(command, &parameters, &config)
+                .map_or_else(|failure| Outcome::failed(config.version, &failure), Outcome::succeeded)
+        }
         Ok((parameters, config)) => serve(command, &parameters, &config, &patience),
         Err(failure) => Outcome::failed(CniVersion::NEWEST, &failure),
     }

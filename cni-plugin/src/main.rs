@@ -4,10 +4,11 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use cni_plugin::{Variables, run};
+use cni_plugin::{Plugin, Variables, run};
 
 fn main() -> ExitCode {
-    let outcome = run(&Variables::of_process(), io::stdin().as_fd());
+    let plugin = Plugin::of(std::env::args_os().next().as_deref());
+    let outcome = run(plugin, &Variables::of_process(), io::stdin().as_fd());
     let printed = print(io::stdout(), &outcome.stdout).and_then(|()| print(io::stderr(), &outcome.stderr));
     if outcome.success && printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

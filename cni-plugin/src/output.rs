@@ -1,8 +1,9 @@
 //! What is printed: CNI results, CNI errors, and the text for people.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde::Serialize;
+use serde_json::Value;
 use types::{HostVeth, PodName};
 use wire::{Added, Failure};
 
@@ -98,6 +99,24 @@ pub(crate) fn add_result(
         });
     }
     json(&AddResult { cni_version: version.as_str(), interfaces, ips, dns: Dns {} })
+}
+
+/// The result of `lo`'s ADD where no plugin came before. Where there is IPv6 the kernel gives it `::1` too, which no runtime asks for.
+pub(crate) fn loopback_result(version: CniVersion, netns: &str) -> Vec<u8> {
+    let (name, mac) = ("lo".to_owned(), Some("00:00:00:00:00:00".to_owned()));
+    let interfaces = vec![InterfaceResult { name, mac, sandbox: Some(netns.to_owned()) }];
+    let (address, family) = ("127.0.0.1/8".to_owned(), family(version, Ipv4Addr::LOCALHOST.into()));
+    let ips = vec![IpResult { version: family, interface: 0, address }];
+    json(&AddResult { cni_version: version.as_str(), interfaces, ips, dns: Dns {} })
+}
+
+/// The result of the plugin before, which the runtime gives in the configuration's version.
+pub(crate) fn passed_on(version: CniVersion, previous: &Value) -> Vec<u8> {
+    let mut result = previous.clone();
+    if let Some(result) = result.as_object_mut() {
+        result.insert("cniVersion".to_owned(), version.as_str().into());
+    }
+    json(&result)
 }
 
 /// Results below 1.0.0 name the address family.

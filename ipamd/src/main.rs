@@ -46,8 +46,8 @@ enum Command {
     },
     #[command(flatten)]
     Tool(Tool),
-    /// Put the plugin, plugins of other people where the node has none or older ones, and kernel settings on the host. The conflist
-    /// is not among them: `ipamd run` writes it once pods can be served.
+    /// Put the plugin, plugins of other people where the node has none or older ones, and kernel settings on the host. Where there is no
+    /// `loopback`, the plugin serves under that name. The conflist is not among them: `ipamd run` writes it once pods can be served.
     Install {
         /// The plugin.
         #[arg(long, default_value = "/aws-cni")]

@@ -52,8 +52,9 @@ pub(crate) fn start_chained(node: &Node, others: &[Value]) -> Result<Containerd,
     }
     std::fs::copy(binary("AWS_CNI_BIN", "aws-cni")?, bin.join("aws-cni"))
         .map_err(LabError::doing("copy the plugin"))?;
-    for other in others {
-        link_plugin(&bin, other["type"].as_str().unwrap_or_default())?;
+    // containerd brings the loopback up with the reference plugin.
+    for other in ["loopback"].into_iter().chain(others.iter().filter_map(|other| other["type"].as_str())) {
+        link_plugin(&bin, other)?;
     }
     let list = conflist(&[&[ours(node)], others].concat());
     std::fs::write(conf.join("10-aws.conflist"), list.to_string())
@@ -76,8 +77,6 @@ pub(crate) fn start_in(
     conf: &Path,
     bin: &Path,
 ) -> Result<Containerd, LabError> {
-    // containerd brings the loopback up with the reference plugin.
-    link_plugin(bin, "loopback")?;
     cri(Containerd::start(directory, conf, bin, |command| node.netns().spawn(command)))
 }
 

@@ -92,7 +92,9 @@ fn daemon_set() -> Outcome {
         let code = cri(containerd.exit_code(&init))?;
         ensure!(code == Some(0), "{code:?}: {}", containerd.printed(&container.name));
     }
-    ensure!(bin.join("aws-cni").exists(), "the plugin was not put on the host");
+    let mut put = names(&bin)?;
+    put.retain(|name| !["portmap", "bandwidth", "tuning"].contains(&name.as_str()));
+    ensure!(put == ["aws-cni", "loopback"], "{put:?} were put on a host that had no plugin");
     ensure!(!conf.join("10-aws.conflist").exists(), "there is a conflist without a daemon");
     let [daemon] = spec.containers.as_slice() else {
         return Err(LabError::Otherwise(format!("{} containers", spec.containers.len())));
@@ -132,6 +134,16 @@ fn bundles(node: &Node, containerd: &Containerd, running: &str) -> Outcome {
     let missing = tar("-xzOf", "ipamd/missing.txt")?;
     ensure!(missing.contains("kubectl -n kube-system logs"), "{missing}");
     Ok(())
+}
+
+/// What is in a directory.
+fn names(directory: &Path) -> Result<Vec<String>, LabError> {
+    let entries = std::fs::read_dir(directory).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+    let entries = entries.map_err(LabError::doing("list a directory"))?;
+    let mut names: Vec<String> =
+        entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    Ok(names)
 }
 
 /// A pod gets an address by what the DaemonSet has put on the node, and reaches the VPC with it.

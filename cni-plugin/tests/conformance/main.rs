@@ -8,6 +8,7 @@
 
 mod daemon;
 mod faults;
+mod loopback;
 mod protocol;
 mod runtime;
 mod wiring;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     let mut trials = trials("protocol", protocol::all(), None);
     trials.extend(self::trials("faults", faults::all(), None));
     trials.extend(self::trials("wiring", wiring::all(), obstacle.as_deref()));
+    trials.extend(self::trials("loopback", loopback::all(), obstacle.as_deref()));
     let no_ipv6 = (!std::path::Path::new("/proc/sys/net/ipv6").exists()).then_some("no IPv6 in this kernel");
     trials.extend(self::trials("wiring", wiring::of_ipv6(), obstacle.as_deref().or(no_ipv6)));
     libtest_mimic::run(&arguments, trials).exit_code()

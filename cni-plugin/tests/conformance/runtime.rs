@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -9,6 +10,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::daemon::{Daemon, Manner};
+
+/// The program under its own name.
+const PLUGIN: &str = env!("CARGO_BIN_EXE_aws-cni");
 
 /// A directory with a socket that may be there and a queue that may be.
 pub(crate) struct Node {
@@ -45,7 +49,7 @@ impl Node {
 
     /// A call with all that a runtime gives, for a sandbox `abc`.
     pub(crate) fn call(&self, command: &str) -> Call {
-        let mut call = Call { env: Vec::new(), stdin: Vec::new(), config: Value::Null };
+        let mut call = Call { name: PLUGIN, env: Vec::new(), stdin: Vec::new(), config: Value::Null };
         for (name, value) in [
             ("CNI_COMMAND", command),
             ("CNI_CONTAINERID", "abc"),
@@ -66,12 +70,19 @@ impl Node {
 
 /// One call, to be changed before it is run.
 pub(crate) struct Call {
+    name: &'static str,
     env: Vec<(&'static str, String)>,
     stdin: Vec<u8>,
     config: Value,
 }
 
 impl Call {
+    /// The file under which the runtime has found the plugin.
+    pub(crate) fn named(mut self, name: &'static str) -> Self {
+        self.name = name;
+        self
+    }
+
     pub(crate) fn env(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self = self.without(name);
         self.env.push((name, value.into()));
@@ -102,8 +113,8 @@ impl Call {
 
     /// Starts the plugin and gives it its input.
     pub(crate) fn start(self) -> Child {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_aws-cni"));
-        command.env_clear().envs(self.env);
+        let mut command = Command::new(PLUGIN);
+        command.arg0(self.name).env_clear().envs(self.env);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let bytes =

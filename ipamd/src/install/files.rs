@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 /// What became of a file.
@@ -56,15 +56,26 @@ pub(super) fn put(to: &Path, bytes: &[u8], mode: u32) -> io::Result<Outcome> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Outcome::Put,
         Err(error) => return Err(error),
     };
+    beside(to, |beside| write(beside, bytes, mode))?;
+    Ok(there)
+}
+
+/// Puts a symbolic link to a file of the same directory in place of whatever is there.
+pub(super) fn link(name: &Path, to: &Path) -> io::Result<()> {
+    beside(to, |beside| remove(beside).and_then(|()| symlink(name, beside)))
+}
+
+/// Makes something beside a place, then moves it there.
+fn beside(to: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     // Not a name that a runtime takes for a configuration or a plugin.
     let mut beside = to.as_os_str().to_owned();
     beside.push(".tmp");
     let beside = Path::new(&beside);
-    let written = write(beside, bytes, mode).and_then(|()| fs::rename(beside, to));
-    if written.is_err() {
+    let made = make(beside).and_then(|()| fs::rename(beside, to));
+    if made.is_err() {
         drop(fs::remove_file(beside));
     }
-    written.map(|()| there)
+    made
 }
 
 /// What is there, or a little more than `expected` bytes of it.
@@ -79,12 +90,16 @@ fn mode_of(path: &Path) -> io::Result<u32> {
     Ok(fs::metadata(path)?.permissions().mode() & 0o7777)
 }
 
-fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    // What a run that was cut short has left may be a link to elsewhere.
+/// Removes what a run that was cut short has left, which may be a link to elsewhere.
+fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
     }
+}
+
+fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    remove(path)?;
     let mut file = File::create_new(path)?;
     file.write_all(bytes)?;
     file.set_permissions(Permissions::from_mode(mode))?;
@@ -120,7 +135,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (to, other) = (dir.path().join("file"), dir.path().join("other"));
         fs::write(&other, "not ours").unwrap();
-        std::os::unix::fs::symlink(&other, dir.path().join("file.tmp")).unwrap();
+        symlink(&other, dir.path().join("file.tmp")).unwrap();
 
         put(&to, b"one", 0o755).unwrap();
 

@@ -20,8 +20,10 @@ pub use files::Outcome;
 pub const CONFLIST: &str = "10-aws.conflist";
 /// The plugin's file.
 const PLUGIN: &str = "aws-cni";
+/// The plugin that containerd runs for every sandbox beside those of the conflist. Ours serves under this name where the node has none.
+const LOOPBACK: &str = "loopback";
 /// Plugins of other people that pods or the conflist need and that an image may bring.
-const NEIGHBOURS: [&str; 4] = ["portmap", "bandwidth", "tuning", "loopback"];
+const NEIGHBOURS: [&str; 4] = ["portmap", "bandwidth", "tuning", LOOPBACK];
 
 /// Where the installer finds what it puts on the host.
 #[derive(Debug, Clone)]
@@ -83,13 +85,25 @@ pub fn install(config: &Config, sources: &Sources, say: &mut dyn FnMut(&str)) ->
         match files::put_unless_newer(&from, &to) {
             Ok(outcome) => say(&format!("{}: {outcome}", to.display())),
             Err(error) if error.kind() == io::ErrorKind::NotFound && !from.exists() => {
-                let there = if to.exists() { "the node has its own" } else { "neither here nor on the node" };
+                let there = absent(name, &to).map_err(copying(&from, &to))?;
                 say(&format!("{name}: {there}"));
             }
             Err(source) => return Err(copying(&from, &to)(source)),
         }
     }
     sysctls(config, &sources.sysctls, say)
+}
+
+/// What becomes of a plugin of other people that the image does not bring.
+fn absent(name: &str, to: &Path) -> io::Result<&'static str> {
+    match (to.exists(), name) {
+        (true, _) => Ok("the node has its own"),
+        // A link follows ours to its next version, and the Go version's installer replaces it by a file.
+        (false, LOOPBACK) => {
+            files::link(Path::new(PLUGIN), to).map(|()| "the node has none, so aws-cni is linked to it")
+        }
+        (false, _) => Ok("neither here nor on the node; pods have none of what it does"),
+    }
 }
 
 fn copying(from: &Path, to: &Path) -> impl FnOnce(io::Error) -> InstallError {
@@ -177,7 +191,8 @@ mod tests {
         assert!(run(&host).unwrap()[0].ends_with("aws-cni: replaced"));
 
         assert_eq!(fs::read_to_string(&plugin).unwrap(), "another");
-        assert_eq!(fs::read_dir(&host.config.install.bin_dir).unwrap().count(), 1);
+        // It and the link of loopback, and nothing that was on the way.
+        assert_eq!(fs::read_dir(&host.config.install.bin_dir).unwrap().count(), 2);
     }
 
     #[test]
@@ -215,6 +230,39 @@ mod tests {
         fs::remove_dir(&host.config.install.bin_dir).unwrap();
         let error = chain(&run(&host).unwrap_err());
         assert!(error.contains("bin/aws-cni: No such file"), "{error}");
+    }
+
+    #[test]
+    fn a_node_without_loopback_gets_ours_by_a_link_and_one_that_has_its_own_keeps_it() {
+        let (bare, own) = (host(&[]), host(&[]));
+        let loopback = |host: &Host| host.config.install.bin_dir.join("loopback");
+        fs::write(loopback(&own), "theirs").unwrap();
+
+        let said = run(&bare).unwrap();
+        run(&own).unwrap();
+
+        assert!(said.iter().any(|line| line.starts_with("loopback: the node has none")), "{said:?}");
+        assert_eq!(fs::read_link(loopback(&bare)).unwrap(), Path::new("aws-cni"));
+        assert_eq!(fs::read_to_string(loopback(&bare)).unwrap(), "plugin");
+        assert_eq!(fs::read_to_string(loopback(&own)).unwrap(), "theirs");
+        // It leads to the next version, and gives way to one that an image brings.
+        fs::write(&bare.sources.plugin, "next").unwrap();
+        assert!(run(&bare).unwrap().iter().any(|line| line == "loopback: the node has its own"));
+        assert_eq!(fs::read_to_string(loopback(&bare)).unwrap(), "next");
+        fs::remove_file(loopback(&bare)).unwrap();
+        std::os::unix::fs::symlink("gone", loopback(&bare)).unwrap();
+        run(&bare).unwrap();
+        assert_eq!(fs::read_link(loopback(&bare)).unwrap(), Path::new("aws-cni"));
+    }
+
+    #[test]
+    fn a_loopback_of_the_image_is_put_where_the_node_has_none() {
+        let host = host(&[]);
+        fs::write(host.sources.neighbours.join("loopback"), "reference").unwrap();
+
+        run(&host).unwrap();
+
+        assert_eq!(fs::read_to_string(host.config.install.bin_dir.join("loopback")).unwrap(), "reference");
     }
 
     #[test]

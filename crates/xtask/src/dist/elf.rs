@@ -36,11 +36,11 @@ fn number(bytes: &[u8], at: usize, size: usize) -> Result<u64, String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// A program for a machine with segments of these types.
-    fn program(machine: u8, segments: &[u8]) -> Vec<u8> {
+    pub(in super::super) fn program(machine: u8, segments: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0; HEAD_BYTES + segments.len() * SEGMENT_BYTES];
         bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
         bytes[18] = machine;

@@ -1,10 +1,11 @@
-//! The container image: two static programs, the roots of trust for TLS and licence texts, on nothing.
+//! The container image: two static programs, the roots of trust for TLS and licence texts, on nothing; and plugins of other people, where told.
 //!
 //! The roots come from the building machine's `ca-certificates` and not from a crate: a distribution withdraws a root within days, and whoever has
 //! roots of their own has them in that file. They are an input like the sources: the same ones give the same image.
 
 mod elf;
 mod notices;
+mod plugins;
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
@@ -44,6 +45,10 @@ pub(crate) struct Options {
     /// The roots of trust for TLS.
     #[arg(long, value_name = "FILE", default_value = "/etc/ssl/certs/ca-certificates.crt")]
     roots: PathBuf,
+    /// Also put reference plugins of the CNI project into the image, for nodes that have none: DIR has `amd64` and `arm64`, each as a
+    /// release of theirs unpacks.
+    #[arg(long, value_name = "DIR")]
+    plugins: Option<PathBuf>,
     /// Put the files of one architecture into this directory instead, as manifests/Containerfile does.
     #[arg(long, value_name = "DIR", conflicts_with = "out", requires = "arch")]
     tree: Option<PathBuf>,
@@ -114,7 +119,10 @@ pub(crate) fn make(options: &Options) -> Result<(), Failure> {
     let base = base(&options.roots)?;
     let mut all = Vec::new();
     for architecture in architectures {
-        all.push((architecture, programs(architecture, &host, &directory)?));
+        // Before what takes minutes.
+        let plugins = plugins::files(options.plugins.as_deref(), architecture)?;
+        let programs = programs(architecture, &host, &directory)?;
+        all.push((architecture, [programs, plugins].concat()));
     }
     match (&options.tree, all.as_slice()) {
         (Some(tree), [(_, programs)]) => write_tree(tree, &[base.as_slice(), programs].concat()),
