@@ -104,6 +104,12 @@ impl Estate {
         }
         let ours = tags.get(INSTANCE_TAG).map(String::as_str) == Some(self.instance.as_str());
         let mut chores = Vec::new();
+        // First, because the right to the others may hang on the cluster's tag.
+        let mut missing = self.tags();
+        missing.retain(|key, value| tags.get(key) != Some(value));
+        if !missing.is_empty() {
+            chores.push(Chore::Tag { eni: record.id.clone(), tags: missing });
+        }
         if let (true, Some(false), Some(attachment)) =
             (ours, record.delete_on_termination, &record.attachment)
             && role != Role::Primary
@@ -118,11 +124,6 @@ impl Estate {
         // What somebody has set on an ENI stays.
         if secondary && tracking.is_set() && !record.tracking.is_set() {
             chores.push(Chore::Track { eni: record.id.clone(), tracking });
-        }
-        let mut missing = self.tags();
-        missing.retain(|key, value| tags.get(key) != Some(value));
-        if !missing.is_empty() {
-            chores.push(Chore::Tag { eni: record.id.clone(), tags: missing });
         }
         chores
     }
@@ -190,6 +191,7 @@ mod tests {
     use types::DeviceIndex;
 
     use super::*;
+    use crate::cloud::policy::{self, Doing, denied};
 
     const UNSET: ConnectionTracking =
         ConnectionTracking { tcp_established: None, udp_stream: None, udp: None };
@@ -311,10 +313,50 @@ mod tests {
         let guard = Chore::Guard { eni: id.clone(), groups: wanted.clone() };
         let tag = Chore::Tag { eni: id.clone(), tags: tags(&[(INSTANCE_TAG, "i-1")]) };
         let track = Chore::Track { eni: id, tracking: HOUR };
-        assert_eq!(estate.duties(&eni(1, &[]), &wanted, HOUR), [guard, track, tag]);
+        assert_eq!(estate.duties(&eni(1, &[]), &wanted, HOUR), [tag, guard, track]);
         // The primary ENI's groups are the measure, and its life is not ours to tie.
         let primary = EniRecord { delete_on_termination: Some(false), ..eni(0, &[(INSTANCE_TAG, "i-1")]) };
         assert_eq!(estate.duties(&primary, &wanted, UNSET), []);
+    }
+
+    #[test]
+    fn the_policies_allow_every_duty_on_enis_that_had_no_tag_in_the_order_in_which_it_is_done() {
+        let estate = estate(Some(policy::CLUSTER));
+        for (policy, n) in [(policy::BASIC, 0), (policy::BASIC, 1), (policy::SCOPED, 0), (policy::SCOPED, 1)]
+        {
+            // One that we made before the cluster had a name is tied to the instance's life too.
+            let own = EniRecord { delete_on_termination: Some(false), ..eni(n, &[(INSTANCE_TAG, "i-1")]) };
+            for record in [eni(n, &[]), own] {
+                let mut has = record.tags.clone().unwrap();
+                let duties = estate.duties(&record, &groups(&["sg-2"]), HOUR);
+                assert!(!duties.is_empty());
+                for chore in duties {
+                    let denied = match &chore {
+                        Chore::Tag { tags, .. } => denied(policy, Doing::Tag { has: &has, gets: tags }),
+                        Chore::Tie { .. } | Chore::Guard { .. } | Chore::Track { .. } => {
+                            denied(policy, Doing::To("ModifyNetworkInterfaceAttribute", &has))
+                        }
+                        Chore::Delete(_) => denied(policy, Doing::To("DeleteNetworkInterface", &has)),
+                    };
+                    assert_eq!(denied, [""; 0], "{chore:?} on {has:?}");
+                    if let Chore::Tag { tags, .. } = chore {
+                        has.extend(tags);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_policies_allow_what_is_made_to_be_made_and_unmade() {
+        let tags = estate(Some(policy::CLUSTER)).tags_of_new(Moment(0));
+
+        for policy in [policy::BASIC, policy::SCOPED] {
+            assert_eq!(denied(policy, Doing::Create(&tags)), [""; 0]);
+            for call in ["AttachNetworkInterface", "DetachNetworkInterface", "DeleteNetworkInterface"] {
+                assert_eq!(denied(policy, Doing::To(call, &tags)), [""; 0]);
+            }
+        }
     }
 
     #[test]

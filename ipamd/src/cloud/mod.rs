@@ -9,6 +9,8 @@ mod error;
 mod http;
 mod imds;
 #[cfg(test)]
+pub(crate) mod policy;
+#[cfg(test)]
 mod tests;
 pub(crate) mod time;
 
