@@ -7,12 +7,14 @@ use lab::kube_api::{ApiWeather, KubeApi};
 use lab::node::Node;
 use serde_json::{Value, json};
 
-use crate::support::{Outcome, Setting, Test, ensure};
+use crate::support::{Outcome, Setting, Test, ensure, eventually};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_cordoned_node_is_left_alone_until_it_is_uncordoned", cordon),
     ("an_annotation_of_the_node_changes_its_warm_target_while_it_runs", annotation),
     ("pods_are_served_without_the_api_server_which_is_heard_when_it_comes", away),
+    ("a_list_of_a_server_that_lags_takes_nothing_back_that_was_heard", lagging),
+    ("a_bookmark_spares_a_list_after_a_watch_has_ended", bookmarked),
     ("a_watch_whose_place_is_gone_lists_again_and_garbage_changes_nothing", gone_and_garbage),
 ];
 
@@ -148,4 +150,56 @@ fn gone_and_garbage() -> Outcome {
     stage.hears("schedulable")?;
     stage.api.delete_node(NAME);
     stage.hears("there is no node object")
+}
+
+fn lagging() -> Outcome {
+    let stage = Stage::set(&[], |api| put(api, &json!({}), &json!({})))?;
+    stage.hears("schedulable, 29 pods at most")?;
+    // Whatever is listed from now on may be of this moment.
+    stage.api.lag(true);
+    stage.put(&json!({}), &json!({"unschedulable": true}));
+    stage.hears("cordoned")?;
+
+    for (change, words) in [(None, "cordoned"), (Some(()), "there is no node object")] {
+        if change.is_some() {
+            stage.api.delete_node(NAME);
+            stage.hears(words)?;
+        }
+        let (lists, _) = stage.api.asked();
+        stage.api.forget();
+        // The old list, and the newest after it.
+        eventually("a second list", || stage.api.asked().0 >= lists + 2)?;
+        let report = stage.node().report()?;
+        let says = report.cluster.iter().any(|line| line.contains(words));
+        ensure!(says, "an older truth is believed: {:?}", report.cluster);
+        stage.hears(words)?;
+    }
+    stage.api.lag(false);
+    stage.put(&json!({}), &json!({}));
+    stage.hears("schedulable, 29 pods at most")
+}
+
+fn bookmarked() -> Outcome {
+    let stage = Stage::set(&[], |api| put(api, &json!({}), &json!({})))?;
+    stage.hears("schedulable")?;
+    // The history goes on with what is not the node's business.
+    for limit in 1..4 {
+        stage.api.put_node(
+            "another",
+            &json!({}),
+            &json!({}),
+            &json!({"allocatable": {"pods": limit.to_string()}}),
+        );
+    }
+    let told = stage.api.bookmark();
+    eventually("a bookmark", || stage.api.bookmarks() > told)?;
+    let (lists, watches) = stage.api.asked();
+    stage.api.compact();
+    stage.api.cut();
+    eventually("another watch", || stage.api.asked().1 > watches)?;
+
+    stage.put(&json!({}), &json!({"unschedulable": true}));
+    stage.hears("cordoned")?;
+    ensure!(stage.api.asked().0 == lists, "its place was gone, and it listed anew");
+    Ok(())
 }

@@ -2,7 +2,8 @@
 //! history, checks who may do what, and refuses what the real one does.
 //!
 //! A watch begins after a resource version and goes on until it times out or is cut. A version that is older than what is remembered
-//! is gone (410), in the middle of a stream as an event of type ERROR.
+//! is gone (410), in the middle of a stream as an event of type ERROR. A bookmark tells a client how far it has come although nothing of its own has changed.
+//! A list at resource version 0 is what a server remembers, and one that lags remembers an older truth.
 
 mod objects;
 mod writes;
@@ -67,6 +68,14 @@ struct Book {
     /// Versions up to this one are forgotten.
     forgotten: u64,
     weather: ApiWeather,
+    /// What a server that lags remembers.
+    lagging: Option<(u64, BTreeMap<Place, Value>)>,
+    /// Up to which version watches have been, or are to be, told by a bookmark how far they are.
+    bookmark: u64,
+    /// How many were told.
+    bookmarks: u64,
+    /// How often all watches were cut.
+    cuts: u64,
     lists: u64,
     watches: u64,
     /// What clients may do; `None`: anything.
@@ -200,6 +209,38 @@ impl KubeApi {
         });
     }
 
+    /// Forgets what led to the present: watches that are up to date go on.
+    pub fn compact(&self) {
+        self.change(|book| {
+            book.forgotten = book.version;
+            book.history.clear();
+        });
+    }
+
+    /// Tells every watch that has asked for it how far it is, and returns how many have been told so far, which it takes a moment to change.
+    pub fn bookmark(&self) -> u64 {
+        self.desk.change(|book| {
+            book.bookmark = book.version;
+            book.bookmarks
+        })
+    }
+
+    /// How many bookmarks have been sent.
+    #[must_use]
+    pub fn bookmarks(&self) -> u64 {
+        self.desk.book().bookmarks
+    }
+
+    /// Ends every watch, as a server does after some time.
+    pub fn cut(&self) {
+        self.change(|book| book.cuts += 1);
+    }
+
+    /// From now on lists that may be old are of this moment; or, with `false`, of theirs.
+    pub fn lag(&self, lags: bool) {
+        self.change(|book| book.lagging = lags.then(|| (book.version, book.objects.clone())));
+    }
+
     /// What requests meet from now on; watches that run notice.
     pub fn set_weather(&self, weather: ApiWeather) {
         self.change(|book| book.weather = weather);
@@ -249,26 +290,39 @@ impl Desk {
         result
     }
 
-    /// What a watch hears next, and the version it has then seen; `None` when it ends.
-    fn news(&self, seen: u64, kind: Kind, selector: &Selector) -> Option<(Vec<Value>, u64)> {
-        let book = self.book();
+    /// What a watch hears next, and where it is then; `None` when it ends.
+    fn news(&self, at: Position, watched: &Watched) -> Option<(Vec<Value>, Position)> {
+        let mut book = self.book();
+        let Position { seen, .. } = at;
+        let all = |book: &Book| Position { seen: book.version, marked: at.marked.max(book.bookmark) };
         match &book.weather {
+            _ if watched.cuts != book.cuts => return None,
             ApiWeather::Away => return None,
             // Once, and then the stream ends.
             ApiWeather::Garbage(_) if seen == ENDED => return None,
-            ApiWeather::Garbage(text) => return Some((vec![Value::String(text.clone())], ENDED)),
+            ApiWeather::Garbage(text) => {
+                return Some((vec![Value::String(text.clone())], Position { seen: ENDED, ..at }));
+            }
             ApiWeather::Fair | ApiWeather::Slow(_) => {}
         }
         if seen < book.forgotten {
             let gone = json!({"type": "ERROR", "object": status(410, "Expired", "too old resource version")});
-            return Some((vec![gone], book.version));
+            return Some((vec![gone], all(&book)));
         }
         let newer = book
             .history
             .iter()
-            .filter(|(version, of, _, object)| *version > seen && *of == kind && selector.takes(object));
-        let events = newer.map(|(.., what, object)| json!({"type": what, "object": object})).collect();
-        Some((events, book.version))
+            .filter(|(version, of, _, object)| *version > seen && watched.takes(*of, object));
+        let mut events: Vec<Value> =
+            newer.map(|(.., what, object)| json!({"type": what, "object": object})).collect();
+        if watched.bookmarks && at.marked < book.bookmark {
+            let (version, kind) = watched.kind.words();
+            let metadata = json!({"resourceVersion": book.version.to_string(), "creationTimestamp": null});
+            let object = json!({"kind": kind, "apiVersion": version, "metadata": metadata});
+            events.push(json!({"type": "BOOKMARK", "object": object}));
+            book.bookmarks += 1;
+        }
+        Some((events, all(&book)))
     }
 }
 
@@ -315,7 +369,7 @@ async fn answer(
     let selector = Selector::of(query.get("fieldSelector").map(String::as_str));
     match verb {
         "watch" => watching(&desk, place.kind, selector, &query),
-        "list" => desk.list(place.kind, &selector),
+        "list" => desk.list(place.kind, &selector, query.get("resourceVersion").is_some_and(|at| at == "0")),
         "get" => desk.get(&place),
         "create" => desk.change(|book| writes::create(book, &place, &body)),
         _ => desk.change(|book| writes::patch(book, &place, &headers, &body)),
@@ -327,14 +381,16 @@ fn json_of(object: &Value) -> Response {
 }
 
 impl Desk {
-    fn list(&self, kind: Kind, selector: &Selector) -> Response {
+    fn list(&self, kind: Kind, selector: &Selector, may_be_old: bool) -> Response {
         let mut book = self.book();
         book.lists += 1;
-        let of = book.objects.iter().filter(|(place, object)| place.kind == kind && selector.takes(object));
+        let old = book.lagging.as_ref().filter(|_| may_be_old);
+        let (at, objects) = old.map_or((book.version, &book.objects), |(at, objects)| (*at, objects));
+        let of = objects.iter().filter(|(place, object)| place.kind == kind && selector.takes(object));
         let items: Vec<&Value> = of.map(|(_, object)| object).collect();
         let (version, word) = kind.words();
         json_of(&json!({"kind": format!("{word}List"), "apiVersion": version, "items": items,
-                        "metadata": {"resourceVersion": book.version.to_string()}}))
+                        "metadata": {"resourceVersion": at.to_string()}}))
     }
 
     fn get(&self, place: &Place) -> Response {
@@ -348,36 +404,62 @@ impl Desk {
 fn watching(desk: &Arc<Desk>, kind: Kind, selector: Selector, query: &BTreeMap<String, String>) -> Response {
     let number = |key: &str| query.get(key).and_then(|text| text.parse::<u64>().ok());
     let from = number("resourceVersion").unwrap_or(0);
-    {
+    let bookmarks = query.get("allowWatchBookmarks").is_some_and(|word| word == "true");
+    let (watched, at) = {
         let mut book = desk.book();
         book.watches += 1;
+        let watched = Watched { kind, selector, bookmarks, cuts: book.cuts };
+        let at = Position { seen: from, marked: book.bookmark };
         if from < book.forgotten {
             drop(book);
             return refused(StatusCode::GONE, "Expired", "too old resource version");
         }
-    }
+        (watched, at)
+    };
     let until = tokio::time::sleep(Duration::from_secs(number("timeoutSeconds").unwrap_or(300)));
-    let body = Body::from_stream(events(Arc::clone(desk), kind, selector, from).take_until(until));
+    let body = Body::from_stream(events(Arc::clone(desk), watched, at).take_until(until));
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 type Lines = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
+/// What a client watches.
+struct Watched {
+    kind: Kind,
+    selector: Selector,
+    /// It wants bookmarks.
+    bookmarks: bool,
+    /// How often watches had been cut when it began.
+    cuts: u64,
+}
+
+impl Watched {
+    fn takes(&self, kind: Kind, object: &Value) -> bool {
+        kind == self.kind && self.selector.takes(object)
+    }
+}
+
+/// How far a watch is: the version that it has seen, and that of the last bookmark.
+#[derive(Debug, Clone, Copy)]
+struct Position {
+    seen: u64,
+    marked: u64,
+}
+
 /// A line of JSON for each event after a version, for ever.
-fn events(desk: Arc<Desk>, kind: Kind, selector: Selector, from: u64) -> Lines {
+fn events(desk: Arc<Desk>, watched: Watched, from: Position) -> Lines {
     let bell = desk.bell.subscribe();
-    let lines =
-        stream::unfold((desk, selector, from, bell), move |(desk, selector, seen, mut bell)| async move {
-            loop {
-                // Read before the book, so that what happens meanwhile rings again.
-                bell.borrow_and_update();
-                let (events, now) = desk.news(seen, kind, &selector)?;
-                if !events.is_empty() {
-                    let text: String = events.iter().map(|event| format!("{event}\n")).collect();
-                    return Some((Ok(Bytes::from(text)), (desk, selector, now, bell)));
-                }
-                bell.changed().await.ok()?;
+    let lines = stream::unfold((desk, watched, from, bell), |(desk, watched, at, mut bell)| async move {
+        loop {
+            // Read before the book, so that what happens meanwhile rings again.
+            bell.borrow_and_update();
+            let (events, now) = desk.news(at, &watched)?;
+            if !events.is_empty() {
+                let text: String = events.iter().map(|event| format!("{event}\n")).collect();
+                return Some((Ok(Bytes::from(text)), (desk, watched, now, bell)));
             }
-        });
+            bell.changed().await.ok()?;
+        }
+    });
     Box::pin(lines)
 }
