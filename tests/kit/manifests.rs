@@ -117,6 +117,20 @@ mod tests {
         }
     }
 
+    fn daemon_set(text: &str) -> Value {
+        documents(text).unwrap().into_iter().find(|document| document["kind"] == "DaemonSet").unwrap()
+    }
+
+    #[test]
+    fn the_init_container_has_the_daemons_settings_so_that_it_refuses_what_the_daemon_would() {
+        let spec = &daemon_set(DAEMON_SET)["spec"]["template"]["spec"];
+
+        let (init, daemon) = (&spec["initContainers"][0]["env"], &spec["containers"][0]["env"]);
+
+        assert!(daemon.as_array().is_some_and(|env| env.len() > 3), "{daemon}");
+        assert_eq!(init, daemon);
+    }
+
     #[test]
     fn the_settings_of_the_manifest_are_those_that_the_daemon_reads_without_a_warning() {
         let documents = documents(DAEMON_SET).unwrap();

@@ -123,8 +123,10 @@ fn values_of_before() -> Outcome {
     };
     ensure!(set(daemon, "WARM_IP_TARGET", "5") && set(daemon, "HTTPS_PROXY", "http://proxy"), "{daemon:#}");
     ensure!(set(init, "ENABLE_IPv6", "true") && set(init, "DISABLE_TCP_EARLY_DEMUX", "true"), "{init:#}");
-    ensure!(!set(init, "WARM_IP_TARGET", "5"), "{init:#}");
+    ensure!(!set(daemon, "DISABLE_TCP_EARLY_DEMUX", "true"), "{daemon:#}");
     ensure!(set(daemon, "NETWORK_POLICY_ENFORCING_MODE", "standard"), "the agent is not asked: {daemon:#}");
+    // The init container refuses what the daemon would.
+    ensure!(set(init, "WARM_IP_TARGET", "5") && set(init, "HTTPS_PROXY", "http://proxy"), "{init:#}");
     ensure!(spec["containers"][1]["name"] == "aws-eks-nodeagent", "no agent in {spec:#}");
     let (config, role) = (find(&documents, "ENIConfig")?, find(&documents, "ClusterRole")?);
     ensure!(
@@ -154,6 +156,8 @@ fn refused() -> Outcome {
         ("--set-string=image.account=602401143452", "image.account"),
         ("--set=enableNetworkPolicy=true", "enableNetworkPolicy"),
         ("--set=nodeAgent.enabled=true", "nodeAgent.image.override"),
+        ("--set=env.ENABLE_POD_ENI=true", "ENABLE_POD_ENI"),
+        ("--set-string=init.env.ENABLE_POD_ENI=t", "ENABLE_POD_ENI"),
         ("--set=livenessProbe.exec.command={/app/grpc-health-probe}", "livenessProbe"),
     ] {
         match helm(&["template", "chart", values])? {

@@ -46,8 +46,16 @@ fn wait(what: &str, is: impl Fn() -> bool) -> Outcome {
 }
 
 fn ipamd(node: &Node, arguments: &[&str]) -> Result<std::process::Output, LabError> {
+    ipamd_with(node, arguments, &[])
+}
+
+fn ipamd_with(
+    node: &Node,
+    arguments: &[&str],
+    settings: &[(&str, &str)],
+) -> Result<std::process::Output, LabError> {
     let mut command = Command::new(binary("IPAMD_BIN", "ipamd")?);
-    command.args(arguments).env("IPAMD_RUN_DIR", node.run_dir());
+    command.args(arguments).env("IPAMD_RUN_DIR", node.run_dir()).envs(settings.iter().copied());
     command.env("HOST_CNI_BIN_PATH", node.run_dir().join("bin"));
     if let Some(directory) = node.conflist().parent() {
         command.env("HOST_CNI_CONFDIR_PATH", directory);
@@ -207,6 +215,14 @@ fn installer() -> Outcome {
     let plugin = binary("AWS_CNI_BIN", "aws-cni")?;
     let plugin = plugin.to_string_lossy();
     let install = ["install", "--plugin", &plugin, "--neighbours", "/usr/lib/cni", "--sysctls", "/proc/sys"];
+
+    // What the daemon would stop for stops the installer before it touches anything.
+    let refused = [("ENABLE_MULTI_NIC", "true"), ("ENABLE_IPv6", "true"), ("ENABLE_IPv4", "false")];
+    let output = ipamd_with(&node, &install, &refused)?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(64) && errors.contains("ENABLE_MULTI_NIC"), "{output:?}");
+    let put = std::fs::read_dir(&bin).map_err(LabError::doing("list a directory"))?.count();
+    ensure!(put == 0, "{put} files were put on a node for settings that are refused");
 
     let output = ipamd(&node, &install)?;
     let said = String::from_utf8_lossy(&output.stdout);

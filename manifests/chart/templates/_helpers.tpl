@@ -53,6 +53,19 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 {{- end -}}
 
+{{/* What Kubernetes tells a container, and what of its environment is no plain text. */}}
+{{- define "vpc-cni.told" -}}
+- name: MY_NODE_NAME
+  valueFrom: { fieldRef: { fieldPath: spec.nodeName } }
+- name: MY_POD_NAME
+  valueFrom: { fieldRef: { fieldPath: metadata.name } }
+- name: IPAMD_POD_UID
+  valueFrom: { fieldRef: { fieldPath: metadata.uid } }
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
 {{/* What cannot mean what it means in the Go version's chart fails here, by its name. */}}
 {{- define "vpc-cni.refuse" -}}
 {{- if .Values.cniConfig.enabled -}}
