@@ -117,8 +117,82 @@ mod tests {
         }
     }
 
+    /// What the lists of a pod's specification are merged by (`patchMergeKey` in the types of the API); other lists are replaced.
+    const MERGED_BY: [(&str, &str); 6] = [
+        ("containers", "name"),
+        ("env", "name"),
+        ("initContainers", "name"),
+        ("ports", "containerPort"),
+        ("volumeMounts", "mountPath"),
+        ("volumes", "name"),
+    ];
+
+    /// What `kubectl apply` makes of an object that nobody has applied before: a strategic merge, which deletes nothing.
+    fn merge(live: &mut Value, applied: &Value, field: &str) {
+        let key = MERGED_BY.iter().find(|(list, _)| *list == field).map(|(_, key)| *key);
+        match (live, applied, key) {
+            (Value::Object(live), Value::Object(applied), _) => {
+                for (field, value) in applied {
+                    merge(live.entry(field).or_insert(Value::Null), value, field);
+                }
+            }
+            (Value::Array(live), Value::Array(applied), Some(key)) => {
+                for item in applied {
+                    match live.iter_mut().find(|one| one[key] == item[key]) {
+                        Some(one) => merge(one, item, ""),
+                        None => live.push(item.clone()),
+                    }
+                }
+            }
+            (live, applied, _) => *live = applied.clone(),
+        }
+    }
+
     fn daemon_set(text: &str) -> Value {
         documents(text).unwrap().into_iter().find(|document| document["kind"] == "DaemonSet").unwrap()
+    }
+
+    fn items<'a>(value: &'a Value, path: &str) -> &'a [Value] {
+        value.pointer(path).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Migration removes the other DaemonSet first. Who does not is told of what stays, and the API server does not refuse half of what was applied.
+    #[test]
+    fn a_merge_into_the_go_versions_daemonset_is_valid_and_the_guide_names_what_stays_of_it() {
+        const INIT: &str = "/spec/template/spec/initContainers";
+        const CONTAINERS: &str = "/spec/template/spec/containers";
+        let ours = daemon_set(DAEMON_SET);
+        let mut merged = daemon_set(include_str!("go-daemonset.yaml"));
+
+        merge(&mut merged, &ours, "");
+
+        check(&merged).unwrap();
+        let own = |path: &str| items(&ours, path).iter().map(|one| one["name"].clone()).collect::<Vec<_>>();
+        for container in items(&merged, INIT).iter().chain(items(&merged, CONTAINERS)) {
+            let security = &container["securityContext"];
+            let both = security["privileged"] == true && security["allowPrivilegeEscalation"] == false;
+            assert!(!both, "the API server refuses {container:#}");
+            for probe in ["livenessProbe", "readinessProbe"] {
+                let handlers = ["exec", "grpc", "httpGet", "tcpSocket"];
+                let handlers = handlers.into_iter().filter(|kind| !container[probe][*kind].is_null()).count();
+                assert!(handlers <= 1, "the API server refuses the {probe} of {container:#}");
+            }
+        }
+        let guide = include_str!("../../manifests/MIGRATION.md");
+        let mut stays: Vec<&Value> = items(&merged, CONTAINERS).iter().map(|one| &one["name"]).collect();
+        let env = |of: &Value| items(of, &format!("{CONTAINERS}/0/env")).to_vec();
+        let (env, settings) = (env(&merged), env(&ours));
+        stays.extend(env.iter().map(|one| &one["name"]));
+        let settings = settings.iter().map(|one| one["name"].clone()).chain(own(CONTAINERS));
+        let settings: Vec<Value> = settings.collect();
+        stays.retain(|name| !settings.contains(name));
+        assert!(stays.len() >= 4, "{stays:?}");
+        for name in stays {
+            assert!(
+                guide.contains(&format!("`{}`", name.as_str().unwrap())),
+                "{name} stays, and nobody says so"
+            );
+        }
     }
 
     #[test]

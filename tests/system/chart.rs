@@ -48,6 +48,11 @@ fn rendered(values: &[&str]) -> Result<Vec<Value>, LabError> {
     documents(&text).map_err(LabError::Otherwise)
 }
 
+fn manifest(name: &str) -> Result<Vec<Value>, LabError> {
+    let text = std::fs::read_to_string(manifests().join(name)).map_err(LabError::doing("read a manifest"))?;
+    documents(&text).map_err(LabError::Otherwise)
+}
+
 /// Documents by kind and name, as far as chart and manifest can say the same.
 fn by_name(documents: Vec<Value>) -> BTreeMap<String, Value> {
     let named = documents.into_iter().map(|mut document| {
@@ -86,9 +91,7 @@ fn lint() -> Outcome {
 }
 
 fn default_is_manifest() -> Outcome {
-    let text = std::fs::read_to_string(manifests().join("daemonset.yaml"));
-    let manifest = documents(&text.map_err(LabError::doing("read the manifest"))?);
-    let manifest = by_name(manifest.map_err(LabError::Otherwise)?);
+    let manifest = by_name([manifest("daemonset.yaml")?, manifest("configmap.yaml")?].concat());
 
     let chart = by_name(rendered(&["--set", "originalMatchLabels=true"])?);
 
