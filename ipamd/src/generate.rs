@@ -24,8 +24,10 @@ const FILES: &[File] = &[
 ];
 
 /// Files that the chart cannot read where they are, and where it has them.
-const COPIES: &[(&str, &str)] =
-    &[("manifests/prometheusrule.yaml", "manifests/chart/files/prometheusrule.yaml")];
+const COPIES: &[(&str, &str)] = &[
+    ("manifests/crd-eniconfig.yaml", "manifests/chart/files/crd-eniconfig.yaml"),
+    ("manifests/prometheusrule.yaml", "manifests/chart/files/prometheusrule.yaml"),
+];
 
 /// Why files cannot be written or are not as they should be.
 #[derive(Debug, thiserror::Error)]

@@ -140,13 +140,14 @@ fn values_of_before() -> Outcome {
     ensure!(find(&documents, "ConfigMap")?["data"]["enable-network-policy-controller"] == "true", "not told");
     let monitor = find(&documents, "PodMonitor")?;
     ensure!(monitor["spec"]["podMetricsEndpoints"][1]["port"] == "agentmetrics", "{monitor:#}");
-    let rules = std::fs::read_to_string(manifests().join("prometheusrule.yaml"));
-    let rules =
-        self::documents(&rules.map_err(LabError::doing("read the alerts"))?).map_err(LabError::Otherwise)?;
-    ensure!(
-        find(&documents, "PrometheusRule")?["spec"] == rules[0]["spec"],
-        "other alerts than the manifest's"
-    );
+    for (file, kind) in
+        [("prometheusrule.yaml", "PrometheusRule"), ("crd-eniconfig.yaml", "CustomResourceDefinition")]
+    {
+        let (ours, theirs) = (find(&documents, kind)?, &manifest(file)?[0]);
+        ensure!(ours["spec"] == theirs["spec"], "another {kind} than the manifest's: {ours:#}");
+    }
+    let kept = &find(&documents, "CustomResourceDefinition")?["metadata"]["annotations"];
+    ensure!(kept["helm.sh/resource-policy"] == "keep", "the objects go with the release: {kept}");
     Ok(())
 }
 
