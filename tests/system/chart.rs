@@ -125,11 +125,11 @@ fn values_of_before() -> Outcome {
         container["env"].as_array().is_some_and(|env| env.contains(&wanted))
     };
     ensure!(set(daemon, "WARM_IP_TARGET", "5") && set(daemon, "HTTPS_PROXY", "http://proxy"), "{daemon:#}");
+    // The init container refuses what the daemon would.
+    ensure!(set(init, "WARM_IP_TARGET", "5") && set(init, "HTTPS_PROXY", "http://proxy"), "{init:#}");
     ensure!(set(init, "ENABLE_IPv6", "true") && set(init, "DISABLE_TCP_EARLY_DEMUX", "true"), "{init:#}");
     ensure!(!set(daemon, "DISABLE_TCP_EARLY_DEMUX", "true"), "{daemon:#}");
     ensure!(set(daemon, "NETWORK_POLICY_ENFORCING_MODE", "standard"), "the agent is not asked: {daemon:#}");
-    // The init container refuses what the daemon would.
-    ensure!(set(init, "WARM_IP_TARGET", "5") && set(init, "HTTPS_PROXY", "http://proxy"), "{init:#}");
     ensure!(spec["containers"][1]["name"] == "aws-eks-nodeagent", "no agent in {spec:#}");
     let (config, role) = (find(&documents, "ENIConfig")?, find(&documents, "ClusterRole")?);
     ensure!(
@@ -156,26 +156,24 @@ fn refused() -> Outcome {
         ("--set-string=env.ENABLE_PREFIX_DELEGATOIN=true", "ENABLE_PREFIX_DELEGATOIN"),
         ("--set-string=env.WARM_IP_TRAGET=5", "WARM_IP_TRAGET"),
         ("--set=env.IPAMD_ADD_TIMEOUT_SECONDS=601", "IPAMD_ADD_TIMEOUT_SECONDS"),
-        ("--set=cniConfig.enabled=true", "cniConfig"),
-        ("--set-string=image.account=602401143452", "image.account"),
-        ("--set=enableNetworkPolicy=true", "enableNetworkPolicy"),
-        ("--set=nodeAgent.enabled=true", "nodeAgent.image.override"),
         ("--set=env.ENABLE_POD_ENI=true", "ENABLE_POD_ENI"),
         ("--set-string=init.env.ENABLE_POD_ENI=t", "ENABLE_POD_ENI"),
+        ("--set=cniConfig.enabled=true", "cniConfig"),
+        ("--set-string=image.account=602401143452", "image.account"),
+        ("--set=image.overrideRepository=example.com/cni", "image.overrideRepository"),
+        ("--set=init.image.tag=v1.23.1,image.override=example.com/cni:1", "init.image.tag"),
+        ("--set=init.image.region=eu-west-1", "init.image.region"),
+        ("--set=enableNetworkPolicy=true", "enableNetworkPolicy"),
+        ("--set=nodeAgent.enabled=true", "nodeAgent.image.override"),
         ("--set=livenessProbe.exec.command={/app/grpc-health-probe}", "livenessProbe"),
+        ("--set=livenessProbe.httpGet.path=/livez,livenessProbe.httpGet.port=61679", "livenessProbe"),
+        ("--set=readinessProbe.grpc.port=1", "readinessProbe"),
     ] {
         match helm(&["template", "chart", values])? {
             Ok(_) => return Err(LabError::Otherwise(format!("{values} was taken"))),
             Err(why) => ensure!(why.contains(name), "{values}: {why}"),
         }
     }
-    // What is not ours may be meant for the AWS SDK.
-    let foreign = helm(&["template", "chart", "--set-string=env.AWS_STS_REGIONAL_ENDPOINTS=regional"])?;
-    ensure!(foreign.is_ok(), "{foreign:?}");
-        ("--set=livenessProbe.httpGet.path=/livez,livenessProbe.httpGet.port=61679", "livenessProbe"),
-        ("--set=readinessProbe.grpc.port=1", "readinessProbe"),
-    Ok(())
-}
     let another =
         "--set=livenessProbe.httpGet.path=/livez,livenessProbe.httpGet.port=61679,livenessProbe.exec=null";
     let another = helm(&["template", "chart", another])?;
@@ -186,3 +184,8 @@ fn refused() -> Outcome {
         whole.is_ok(),
         "names that an override makes meaningless in the Go version's chart too: {whole:?}"
     );
+    // What is not ours may be meant for the AWS SDK.
+    let foreign = helm(&["template", "chart", "--set-string=env.AWS_STS_REGIONAL_ENDPOINTS=regional"])?;
+    ensure!(foreign.is_ok(), "{foreign:?}");
+    Ok(())
+}

@@ -61,7 +61,7 @@ settings! {
     WARM_IP_TARGET = "WARM_IP_TARGET": Number(0, u32::MAX), "0", Lenient, "Free addresses kept for pods to come; 0: WARM_ENI_TARGET rules.";
     MINIMUM_IP_TARGET = "MINIMUM_IP_TARGET": Number(0, u32::MAX), "0", Lenient, "Addresses held at least, used or free; 0: no such floor.";
     MAX_ENI = "MAX_ENI": Number(1, u32::MAX), "", Lenient, "Most ENIs to have on each network card; unset: as many as the instance type allows.";
-    MAX_PODS = "IPAMD_MAX_PODS": Number(1, 65535), "", Strict, "Pods that the kubelet admits (its maxPods): no more addresses are held than for so many. Unset: as many as the instance can hold.";
+    MAX_PODS = "IPAMD_MAX_PODS": Number(1, 65535), "", Strict, "Pods that the kubelet admits (its maxPods): no more addresses are held than for so many. Unset: what the node object says, and as many as the instance can hold while that is not known.";
     IP_COOLDOWN_PERIOD = "IP_COOLDOWN_PERIOD": Number(0, u32::MAX), "30", Strict, "Seconds before a released address is given out again.";
     WARM_PREFIX_TARGET = "WARM_PREFIX_TARGET": Number(0, u32::MAX), "1", Lenient, "Free prefixes kept, with prefix delegation; WARM_IP_TARGET and MINIMUM_IP_TARGET go before it.";
     // The kernel.

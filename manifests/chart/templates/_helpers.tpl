@@ -71,8 +71,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if .Values.cniConfig.enabled -}}
 {{- fail "cniConfig: the daemon writes the conflist from its settings; a file of your own is not supported" -}}
 {{- end -}}
-{{- if and (or .Values.image.account .Values.image.region .Values.image.domain .Values.image.endpoint) (not .Values.image.override) -}}
-{{- fail "image.account, region, domain and endpoint name images of the Go version; set image.repository and image.tag, or image.override" -}}
+{{- $known := dict "image" (list "repository" "tag" "override" "pullPolicy") "init.image" (list "override" "pullPolicy") -}}
+{{- range $path, $image := dict "image" .Values.image "init.image" .Values.init.image -}}
+{{- range $key, $value := omit $image "override" -}}
+{{- if and $value (not $image.override) (not (has $key (get $known $path))) -}}
+{{- fail (printf "%s.%s names no image of this chart; set image.repository and image.tag, or %s.override" $path $key $path) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- if and (eq (toString .Values.enableNetworkPolicy) "true") (not .Values.nodeAgent.enabled) -}}
 {{- fail "enableNetworkPolicy: nothing enforces network policies unless nodeAgent.enabled is true" -}}
@@ -80,13 +85,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if contains "grpc-health-probe" (toJson (list .Values.livenessProbe .Values.readinessProbe)) -}}
 {{- fail "livenessProbe, readinessProbe: there is no grpc-health-probe in this image; /ipamd status tells whether pods can be served" -}}
 {{- end -}}
-{{- if and .Values.nodeAgent.enabled (not .Values.nodeAgent.image.override) -}}
-{{- fail "nodeAgent.image.override: name the image of the network policy agent" -}}
-{{- end -}}
-{{- end -}}
 {{- range $name := list "livenessProbe" "readinessProbe" -}}
 {{- $handlers := keys (pick (default dict (get $.Values $name)) "exec" "httpGet" "tcpSocket" "grpc") | sortAlpha -}}
 {{- if gt (len $handlers) 1 -}}
 {{- fail (printf "%s: has %s, and Kubernetes takes one of them; set the other to null" $name (join " and " $handlers)) -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.nodeAgent.enabled (not .Values.nodeAgent.image.override) -}}
+{{- fail "nodeAgent.image.override: name the image of the network policy agent" -}}
 {{- end -}}
 {{- end -}}
