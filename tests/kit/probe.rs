@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+
 use crate::LabError;
 use crate::netns::Netns;
 
@@ -15,6 +17,8 @@ pub const PORT: u16 = 7777;
 /// How long one question may take, and how often it is asked.
 const PATIENCE: Duration = Duration::from_millis(700);
 const TRIES: usize = 3;
+/// How often an echo looks up to see whether it is to end.
+const LOOK_UP: Duration = Duration::from_millis(50);
 /// How long one step of a transfer may take.
 const TRANSFER: Duration = Duration::from_secs(10);
 
@@ -45,8 +49,9 @@ impl Echo {
         let any = any.map(|address| SocketAddr::from((address, PORT)));
         let bind = || -> std::io::Result<(UdpSocket, TcpListener)> {
             let (socket, listener) = (UdpSocket::bind(&any[..])?, TcpListener::bind(&any[..])?);
-            socket.set_read_timeout(Some(Duration::from_millis(50)))?;
-            listener.set_nonblocking(true)?;
+            socket.set_read_timeout(Some(LOOK_UP))?;
+            // The kernel lets `accept` end after this too.
+            set_socket_timeout(&listener, Timeout::Recv, Some(LOOK_UP))?;
             Ok((socket, listener))
         };
         let (socket, listener) = netns.run(bind)?.map_err(LabError::doing("bind the echo"))?;
@@ -63,9 +68,8 @@ impl Echo {
         });
         let connections = std::thread::spawn(move || {
             while !for_tcp.load(Ordering::Relaxed) {
-                match listener.accept() {
-                    Ok((mut stream, from)) => drop(stream.write_all(name_of(from).as_bytes())),
-                    Err(_) => std::thread::sleep(Duration::from_millis(1)),
+                if let Ok((mut stream, from)) = listener.accept() {
+                    drop(stream.write_all(name_of(from).as_bytes()));
                 }
             }
         });
