@@ -135,11 +135,7 @@ pub fn load(path: &Path, prefix: &VethPrefix, now: Moment) -> (Option<Checkpoint
         }
         Err(error) => {
             let why = crate::server::chain(&error);
-            let aside = path.with_extension(format!("damaged-{}", now.0));
-            let kept = match std::fs::copy(path, &aside) {
-                Ok(_) => format!("kept as {}", aside.display()),
-                Err(error) => format!("not kept: {error}"),
-            };
+            let kept = crate::store::set_aside(path, &bytes, now);
             (None, vec![format!("{name} is no checkpoint: {why}; {kept}")])
         }
     }

@@ -25,8 +25,8 @@ use crate::store::Store;
 pub(crate) struct Started {
     /// The node with the state of before.
     pub(crate) node: Node,
-    /// The file in which it goes on.
-    pub(crate) store: Store,
+    /// The file in which it goes on, if it could be started.
+    pub(crate) store: Option<Store>,
     /// What the daemon before knew of this instance.
     pub(crate) remembered: Option<Remembered>,
     /// Where that is written down.
@@ -42,7 +42,7 @@ pub(crate) struct Started {
 /// Brings the state back.
 ///
 /// # Errors
-/// What is local and cannot be done without: the state file, the kernel.
+/// What is local and cannot be done without: the kernel, and a state file that is there and cannot be read.
 pub(crate) fn restored(
     config: &Config,
     settings: &Settings,
@@ -88,7 +88,9 @@ pub(crate) fn restored(
     };
     let held = pool.owners().flat_map(addresses).collect();
     let snapshot = pool.snapshot();
-    let store = Store::create(&path, &snapshot, ipv6).map_err(RunError::local("write the state"))?;
+    // Pods that are there are served without it, and it is tried again with the next change.
+    let store = Store::create(&path, &snapshot, ipv6);
+    let store = store.inspect_err(|error| tracing::error!(error = chain(error), "no new state file")).ok();
     let (news, checkpointing) = checkpointing::start(checkpoint_path(config), settings.families, snapshot)
         .map_err(RunError::local("start the checkpointing thread"))?;
     let seed = now.0 ^ u64::from(std::process::id());

@@ -118,7 +118,7 @@ impl Store {
     /// Reads what is there, whatever it is.
     ///
     /// # Errors
-    /// When the file exists and cannot be read at all, or damage cannot be set aside.
+    /// When the file exists and cannot be read at all.
     pub fn load(path: &Path, now: Moment) -> Result<Loaded, StoreError> {
         let fail = |doing, source| StoreError::Io { doing, path: path.to_owned(), source };
         let mut bytes = Vec::new();
@@ -129,9 +129,7 @@ impl Store {
         };
         let loaded = Loaded::parse(&bytes);
         let Some(damage) = loaded.damage else { return Ok(loaded) };
-        let aside = path.with_extension(format!("damaged-{}", now.0));
-        std::fs::copy(path, &aside).map_err(|e| fail("set aside", e))?;
-        let damage = format!("{damage}; kept as {}", aside.display());
+        let damage = format!("{damage}; {}", set_aside(path, &bytes, now));
         Ok(Loaded { damage: Some(damage), ..loaded })
     }
 
@@ -185,6 +183,50 @@ impl Store {
     pub const fn is_long(&self) -> bool {
         self.bytes > BYTES_MAX
     }
+}
+
+/// Keeps a copy of a damaged file with this content beside it, for people: the newest two, and none twice. Says in words what came of
+/// it; a disk that is full is no reason to end.
+pub(crate) fn set_aside(path: &Path, content: &[u8], now: Moment) -> String {
+    let kept = || -> io::Result<PathBuf> {
+        let before = kept_aside(path)?;
+        if let Some((_, same)) = before.iter().find(|(_, aside)| is_content(aside, content)) {
+            return Ok(same.clone());
+        }
+        let (aside, staged) =
+            (path.with_extension(format!("damaged-{}", now.0)), path.with_extension("damaged.new"));
+        for (_, old) in before.iter().filter(|(_, old)| *old != aside).skip(1) {
+            std::fs::remove_file(old)?;
+        }
+        // Half a copy would only be in the way.
+        let copied = std::fs::copy(path, &staged).and_then(|_| std::fs::rename(&staged, &aside));
+        copied.inspect_err(|_| drop(std::fs::remove_file(&staged)))?;
+        Ok(aside)
+    };
+    match kept() {
+        Ok(aside) => format!("kept as {}", aside.display()),
+        Err(error) => format!("not kept: {error}"),
+    }
+}
+
+/// The copies that there are of a damaged file, and from when; the newest first.
+fn kept_aside(path: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let Some(directory) = path.parent() else { return Ok(Vec::new()) };
+    let is_copy = |found: &PathBuf| {
+        let at = found.extension()?.to_str()?.strip_prefix("damaged-")?.parse().ok()?;
+        (found.file_stem() == path.file_stem()).then_some(at)
+    };
+    let found = std::fs::read_dir(directory)?.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut copies: Vec<(u64, PathBuf)> = found.filter_map(|found| Some((is_copy(&found)?, found))).collect();
+    copies.sort_by(|a, b| b.cmp(a));
+    Ok(copies)
+}
+
+/// Whether a file has this content, or begins with it where that is all that was read.
+fn is_content(path: &Path, content: &[u8]) -> bool {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(READ_BYTES_MAX).read_to_end(&mut bytes));
+    read.is_ok() && bytes == content
 }
 
 /// A record as a line of the file.
@@ -308,6 +350,46 @@ mod tests {
             assert!(!loaded.records.is_empty(), "byte {at} cost everything");
         }
         assert!(directory.path().join("state.damaged-9").exists());
+    }
+
+    /// What lies beside the state file.
+    fn beside(directory: &Path) -> Vec<String> {
+        let names = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_damaged_file_is_set_aside_once_and_of_several_the_newest_two_are_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state");
+        std::fs::write(directory.path().join("state.damaged-by-hand"), "kept").unwrap();
+        for (at, text) in [(1, "one"), (2, "one"), (3, "two"), (4, "two"), (20, "three")] {
+            std::fs::write(&path, text).unwrap();
+            let damage = Store::load(&path, Moment(at)).unwrap().damage.unwrap();
+            assert!(damage.contains("kept as"), "{damage}");
+        }
+
+        let expected = ["state", "state.damaged-20", "state.damaged-3", "state.damaged-by-hand"];
+        assert_eq!(beside(directory.path()), expected);
+    }
+
+    #[test]
+    fn a_damaged_file_that_cannot_be_set_aside_is_loaded_all_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = written(directory.path());
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes.extend(b"torn\n");
+        std::fs::write(&path, bytes).unwrap();
+        // Something is in the way of the copy, as a full disk would be.
+        std::fs::create_dir(directory.path().join("state.damaged.new")).unwrap();
+
+        let loaded = Store::load(&path, Moment(9)).unwrap();
+
+        assert_eq!(loaded.records.len(), 3);
+        assert!(loaded.damage.unwrap().contains("not kept"));
+        assert_eq!(beside(directory.path()), ["state", "state.damaged.new"]);
     }
 
     #[test]

@@ -172,14 +172,14 @@ pub(crate) enum Writing {
 
 /// Starts the writing thread. Appends that have piled up while one was being synced share the next sync.
 pub(crate) fn writing(
-    store: Store,
+    store: Option<Store>,
     path: PathBuf,
     events: mpsc::Sender<Event>,
     news: Sender<News>,
     memory: Option<MemoryFile>,
 ) -> std::io::Result<Sender<Writing>> {
     let (jobs, inbox) = channel();
-    let writer = Writer { store: Some(store), path, events, news, memory, asked_for_new: false };
+    let writer = Writer { store, path, events, news, memory, asked_for_new: false };
     std::thread::Builder::new().name("writing".to_owned()).spawn(move || writer.run(&inbox))?;
     Ok(jobs)
 }
@@ -259,5 +259,29 @@ impl Writer {
     fn complain(&mut self, error: &StoreError) {
         tracing::error!(error = chain(error), "cannot start a new state file");
         self.store = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_file_that_could_not_be_started_is_started_with_the_first_change() {
+        let directory = tempfile::tempdir().unwrap();
+        let (sender, mut events) = mpsc::channel(8);
+        let (news, _heard) = channel();
+        let path = directory.path().join("state");
+        let jobs = writing(None, path.clone(), sender, news, None).unwrap();
+        let append = |n| jobs.send(Writing::Append(BatchId(n), Vec::new())).unwrap();
+
+        append(1);
+        assert!(matches!(events.blocking_recv(), Some(Event::Written { result: Err(_), .. })));
+        assert!(matches!(events.blocking_recv(), Some(Event::FileLong)));
+        jobs.send(Writing::Rewrite(Box::default(), Ipv6Books::default())).unwrap();
+        append(2);
+
+        assert!(matches!(events.blocking_recv(), Some(Event::Written { result: Ok(()), .. })));
+        assert!(path.exists());
     }
 }
