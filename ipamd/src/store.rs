@@ -51,6 +51,9 @@ pub enum Record {
     Leaving {
         /// What.
         leaving: pool::Leaving,
+        /// When. Files of before do not tell it.
+        #[serde(default)]
+        at: Option<Moment>,
     },
     /// A sandbox gave its address back.
     Released {
@@ -390,6 +393,13 @@ mod tests {
         assert_eq!(loaded.records.len(), 3);
         assert!(loaded.damage.unwrap().contains("not kept"));
         assert_eq!(beside(directory.path()), ["state", "state.damaged.new"]);
+    }
+
+    #[test]
+    fn a_leaving_of_before_tells_no_moment() {
+        let json = r#"{"record":"leaving","leaving":{"eni":"eni-1","given":null}}"#;
+        let told = serde_json::from_str(json).unwrap();
+        assert!(matches!(told, Record::Leaving { at: None, .. }));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::net::Ipv4Addr;
 
+use types::Prefix;
+
 use crate::model::Action;
 use crate::pool::{Address, Held, Pool};
 
@@ -25,6 +27,9 @@ pub enum Violation {
         /// Counted ever.
         counted: u64,
     },
+    /// Two ENIs have the same prefix, or one has it with no address of it.
+    #[error("{0} is not on one ENI with its addresses")]
+    Prefix(Prefix),
     /// The indexes disagree.
     #[error("the books do not agree about {0}")]
     Books(Ipv4Addr),
@@ -40,6 +45,7 @@ impl Pool {
         self.check_owners(&owned)?;
         self.check_addresses(&owned)?;
         self.check_leaving()?;
+        self.check_prefixes()?;
         let held = self.held.values().map(|held| u64::from(held.early)).sum();
         if held > self.reused_early() {
             return Err(Violation::EarlyUncounted { held, counted: self.reused_early() });
@@ -79,6 +85,17 @@ impl Pool {
         }
         twice(&sorted(all().map(|(address, _)| *address)))
             .map_or(Ok(()), |twice| Err(Violation::Books(twice)))
+    }
+
+    fn check_prefixes(&self) -> Result<(), Violation> {
+        let with_prefixes = || self.enis.values().filter(|eni| !eni.prefixes.is_empty());
+        for eni in with_prefixes() {
+            if let Some(empty) = eni.prefixes.iter().find(|prefix| eni.within(**prefix).next().is_none()) {
+                return Err(Violation::Prefix(*empty));
+            }
+        }
+        let all = sorted(with_prefixes().flat_map(|eni| eni.prefixes.iter().map(|prefix| prefix.first())));
+        twice(&all).map_or(Ok(()), |twice| Err(Violation::Prefix(Prefix::of(twice))))
     }
 
     fn check_leaving(&self) -> Result<(), Violation> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use types::{DeviceIndex, EniId, Moment, NetworkCard, Prefix, SubnetId};
 
-use crate::model::{Action, ActionId, EniSeen, Given, Leaving, Mode, Note, Outcome, Wanted};
+use crate::model::{Action, ActionId, EniSeen, Given, Leaving, Mode, Note, Outcome, Unready, Wanted};
 use crate::pool::{Address, Call, Came, Eni, Gone, Pool};
 
 /// How long after a change of ours EC2's answers lack it as a rule: so long after a call that ended unclearly a picture tells
@@ -106,9 +106,11 @@ impl Pool {
         }
     }
 
-    /// Whether EC2 has confirmed an ENI so short a while ago that pictures may lack it.
+    /// Whether EC2 has confirmed an ENI so short a while ago that pictures may lack it. One that never came to the host either
+    /// is gone.
     fn is_just_made(&self, id: &EniId) -> bool {
-        self.came.iter().any(|came| came.made && came.eni == *id)
+        let stuck = |eni: &Eni| self.unready(&eni.seen) == Some(Unready::Stuck);
+        self.came.iter().any(|came| came.made && came.eni == *id) && !self.enis.get(id).is_some_and(stuck)
     }
 
     /// An ENI as a picture shows it, without what has left since as far as we know, and with what EC2 has given it since.
@@ -146,8 +148,15 @@ impl Pool {
     /// asked for before [`PICTURE_LAG_MAX`] has passed do not bring it back.
     ///
     /// What a pod holds stays its own: such a call was never made for it.
-    pub fn doubt(&mut self, leaving: Leaving, since: Moment) {
+    fn doubt(&mut self, leaving: Leaving, since: Moment) {
         self.hide(leaving, since.plus(PICTURE_LAG), since.plus(PICTURE_LAG_MAX));
+    }
+
+    /// Takes in that a daemon before has made such a call at `at`, or may have. What pictures have told since then they tell again.
+    pub fn may_have_left(&mut self, leaving: Leaving, at: Moment, now: Moment) {
+        // The clock may have been set back.
+        self.doubt(leaving, at.min(now));
+        self.gone.retain(|gone| gone.until > now);
     }
 
     fn hide(&mut self, leaving: Leaving, telling: Moment, until: Moment) {
@@ -162,8 +171,10 @@ impl Pool {
                     self.cooling_elsewhere.insert(address, until);
                 }
             }
-            let kept: BTreeSet<Prefix> = held.iter().map(|address| Prefix::of(*address)).collect();
-            eni.prefixes.retain(|prefix| !goes(&prefix.first()) || kept.contains(prefix));
+            // A prefix stays for what pods hold of it here.
+            let Eni { prefixes, addresses, .. } = eni;
+            let stays = |prefix: &Prefix| prefix.addresses().any(|address| addresses.contains_key(&address));
+            prefixes.retain(|prefix| !goes(&prefix.first()) || stays(prefix));
             if leaving.given.is_none() && eni.addresses.is_empty() {
                 self.enis.remove(&leaving.eni);
             }
@@ -220,8 +231,6 @@ impl Pool {
     fn lose(&mut self, picture: &EniSeen, notes: &mut Vec<Note>) {
         let Some(eni) = self.enis.get_mut(&picture.id) else { return };
         eni.seen = picture.clone();
-        // A release that ended unclearly: what is still there did not leave.
-        stay(eni);
         let given = picture.given();
         let left: BTreeSet<Ipv4Addr> =
             eni.addresses.keys().filter(|address| !given.covers(**address)).copied().collect();
@@ -247,9 +256,6 @@ impl Pool {
 
     /// Adds addresses to an ENI, except primary ones and those that are known elsewhere. Returns those that are new.
     fn add_addresses(&mut self, id: &EniId, given: &Given, now: Moment) -> BTreeSet<Ipv4Addr> {
-        if let Some(eni) = self.enis.get_mut(id) {
-            eni.prefixes.extend(&given.prefixes);
-        }
         let unfit = |address: &Ipv4Addr| {
             let has = |eni: &Eni| eni.seen.primary_address == *address || eni.addresses.contains_key(address);
             self.enis.values().any(has)
@@ -265,6 +271,12 @@ impl Pool {
             if let Some(eni) = self.enis.get_mut(id) {
                 eni.addresses.insert(*address, state);
             }
+        }
+        if let Some(eni) = self.enis.get_mut(id) {
+            // One that another ENI has is shown here by a picture that is older than it seems.
+            let has = |prefix: &&Prefix| eni.within(**prefix).next().is_some();
+            let prefixes: Vec<Prefix> = given.prefixes.iter().filter(has).copied().collect();
+            eni.prefixes.extend(prefixes);
         }
         fit
     }
@@ -356,7 +368,7 @@ impl Pool {
 
     fn finish_assigned(&mut self, id: ActionId, given: &Given, now: Moment) {
         if let Some(Action::Assign { eni, wanted }) = self.end(id) {
-            self.is_back(given);
+            self.is_back(Some(&eni), given);
             self.leave_others(&eni, given);
             self.add_addresses(&eni, given, now);
             self.came(&eni, given, false, now);
@@ -420,8 +432,11 @@ impl Pool {
             Mode::Prefixes => given.prefixes.len(),
         };
         let card = seen.card;
-        let counted =
-            if self.exclusion(seen).is_some() { 0 } else { u32::try_from(slots).unwrap_or(u32::MAX) };
+        let counted = if self.exclusion(seen).is_some() || self.unready(seen).is_some() {
+            0
+        } else {
+            u32::try_from(slots).unwrap_or(u32::MAX)
+        };
         if let Some(lately) = self.lately.get_mut(&card) {
             lately.spared(Wanted::new(self.mode, counted).addresses());
         }
@@ -463,9 +478,11 @@ impl Pool {
         self.in_flight.remove(&id).map(|call| call.action)
     }
 
-    /// EC2 gives again what it took back a moment ago.
-    pub(crate) fn is_back(&mut self, given: &Given) {
-        self.gone.retain_mut(|gone| still_gone(&mut gone.what, given));
+    /// An ENI has again what EC2 took back a moment ago. Which ENI has it may not be known; else what others have lost they have
+    /// lost for good.
+    pub(crate) fn is_back(&mut self, on: Option<&EniId>, given: &Given) {
+        let is_there = |gone: &Gone| on.is_none_or(|eni| gone.what.eni == *eni);
+        self.gone.retain_mut(|gone| !is_there(gone) || still_gone(&mut gone.what, given));
     }
 
     /// What an action took away is gone, for pictures of some time after too.
@@ -492,10 +509,16 @@ impl Pool {
         self.in_flight.get(&id).and_then(|call| call.action.eni())
     }
 
-    /// Whether a call in progress brings addresses to a network card.
+    /// Whether addresses of a network card are on their way.
     #[must_use]
     pub fn is_growing(&self, card: NetworkCard) -> bool {
-        self.calls_on(card).any(|call| call.action.brings() > 0)
+        self.calls_on(card).any(|call| call.action.brings() > 0) || self.coming_on(card).next().is_some()
+    }
+
+    /// Whether a call in progress takes something away.
+    #[must_use]
+    pub fn gives_back(&self, id: ActionId) -> bool {
+        self.in_flight.get(&id).is_some_and(|call| call.action.leaving().is_some())
     }
 
     /// Whether a call in progress is about a network card.

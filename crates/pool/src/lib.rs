@@ -17,6 +17,7 @@
 //! | `aim.rs` | how many addresses there should be: the targets as one rule |
 //! | `plan.rs` | what to ask EC2 for next, and why |
 //! | `books.rs` | what must always be true |
+//! | `surplus.rs` | what has been to spare for a while |
 //! | `scarcity.rs` | what subnets could not give, and when to ask again |
 //! | `snapshot.rs` | what survives a restart |
 //!
@@ -36,11 +37,11 @@ pub use books::Violation;
 pub use cloud::{PICTURE_LAG, PICTURE_LAG_MAX};
 pub use model::{
     Action, ActionId, Counts, EniSeen, Exclusion, Further, Given, Grant, Leaving, Limits, Mode, Note,
-    Outcome, Owner, Place, Role, Shortage, Targets, Want, Wanted,
+    Outcome, Owner, Place, Role, Shortage, Targets, Unready, Want, Wanted,
 };
 pub use plan::{KeptReason, Plan, Planned, Why};
 pub use pool::Pool;
-pub use snapshot::Snapshot;
+pub use snapshot::{Left, Snapshot};
 
 #[cfg(test)]
 mod tests;

@@ -63,6 +63,24 @@ impl Role {
     }
 }
 
+/// Why the host's kernel does not lead pods out by a secondary ENI: nobody gets an address of it meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unready {
+    /// Its link may appear any moment: what it has counts as on its way.
+    Coming,
+    /// Nobody knows whether that will ever change: what it has does not count, and it goes back where it is not needed.
+    Stuck,
+}
+
+impl fmt::Display for Unready {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Coming => "its link is not there yet",
+            Self::Stuck => "the host's kernel does not lead pods out by it",
+        })
+    }
+}
+
 /// Why pods get nothing more of an ENI that is for pods: those that are there stay, and what is idle goes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exclusion {
@@ -195,8 +213,6 @@ pub struct Shortage {
     pub held: u32,
     /// Addresses that cool.
     pub cooling: u32,
-    /// When the first of them is free again.
-    pub next_free: Option<Moment>,
 }
 
 /// How many addresses to keep at hand.

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::Ipv4Addr;
 
-use types::{DeviceIndex, EniId, Moment, NetworkCard, Prefix};
+use types::{DeviceIndex, EniId, Moment, NetworkCard, Prefix, SubnetId};
 
 use crate::aim::{Aim, Need, Stock};
-use crate::model::{Action, Exclusion, Given, Limits, Mode, Role, Targets, Wanted};
+use crate::model::{Action, Exclusion, Given, Limits, Mode, Role, Targets, Unready, Wanted};
 use crate::pool::{Eni, Pool};
 use crate::surplus::{Lately, Patience, Spells};
 
@@ -85,6 +85,8 @@ pub enum Why {
     OtherForm,
     /// Pods get nothing more of the ENI.
     Excluded(Exclusion),
+    /// No pod can use the ENI.
+    Unready(Unready),
     /// No pod uses the ENI, and the targets hold without it.
     Unneeded,
 }
@@ -98,6 +100,8 @@ pub enum KeptReason {
     OtherCard(NetworkCard),
     /// More addresses are wanted, but pods get nothing more of it.
     Excluded(Exclusion),
+    /// Pods would have no way out by it.
+    Unready(Unready),
     /// A call to EC2 is under way.
     Busy,
     /// More addresses are wanted, but it holds as many as it can.
@@ -145,6 +149,7 @@ impl fmt::Display for Why {
             }
             Self::OtherForm => f.write_str("they are in the form of a mode that is no longer wanted"),
             Self::Excluded(why) => why.fmt(f),
+            Self::Unready(why) => why.fmt(f),
             Self::Over(n) => write!(f, "{n} more than the targets ask for"),
             Self::Unneeded => f.write_str("no pod uses it and the targets hold without it"),
         }
@@ -157,6 +162,7 @@ impl fmt::Display for KeptReason {
             Self::Role(role) => write!(f, "it is {role}"),
             Self::OtherCard(card) => write!(f, "it is on network card {card}"),
             Self::Excluded(why) => why.fmt(f),
+            Self::Unready(why) => why.fmt(f),
             Self::Busy => f.write_str("a call to EC2 is under way"),
             Self::Full => f.write_str("it is full"),
             Self::NotNeededYet => f.write_str("other ENIs have room for what is missing"),
@@ -233,7 +239,7 @@ impl Pool {
 
     fn stock(&self, card: NetworkCard, waiting: u32, now: Moment) -> Stock {
         let counts = self.counts_on(card, now);
-        let coming = self.coming(card);
+        let coming = self.coming(card) + self.arriving(card, now);
         let other_form: usize = self
             .usable_on(card)
             .map(|eni| self.idle_in_other_form(eni, now))
@@ -251,12 +257,10 @@ impl Pool {
     /// What is idle on an ENI in another form than the one now wanted: it does not count, and goes once nothing is
     /// missing without it, or when nothing else makes room for what is missing. Single addresses count where the subnet has no prefix to give.
     fn idle_in_other_form(&self, eni: &Eni, now: Moment) -> Given {
-        match self.mode {
-            Mode::Addresses => Given::prefixes(idle_prefixes(eni, now).collect()),
-            Mode::Prefixes if self.scarcity.ask_at_most(&eni.seen.subnet, Mode::Prefixes, now) == 0 => {
-                Given::default()
-            }
-            Mode::Prefixes => Given::addresses(free_singles(eni, now).collect()),
+        match (self.mode, self.form_in(&eni.seen.subnet, now)) {
+            (Mode::Addresses, _) => Given::prefixes(idle_prefixes(eni, now).collect()),
+            (Mode::Prefixes, Mode::Addresses) => Given::default(),
+            (Mode::Prefixes, Mode::Prefixes) => Given::addresses(free_singles(eni, now).collect()),
         }
     }
 
@@ -266,7 +270,6 @@ impl Pool {
         let mut actions = Vec::new();
         let mut enis = self.with_room(limits);
         let mut devices = self.free_devices(limits);
-        let later = self.room_later(limits);
         // Single addresses only for what no prefix could be had for.
         let forms: &[Mode] = match self.mode {
             Mode::Addresses => &[Mode::Addresses],
@@ -280,7 +283,7 @@ impl Pool {
                 actions.extend(action.map(|action| Planned { action, why }));
                 wanted.is_none()
             });
-            need.comes(Wanted::new(*form, later).addresses());
+            need.comes(Wanted::new(*form, self.room_later(limits, *form, now)).addresses());
             devices.retain(|device| {
                 if need.urgent == 0 {
                     return true;
@@ -300,11 +303,14 @@ impl Pool {
     /// Free slots of an ENI. What a call may have taken away fills its own until a picture tells.
     fn room(&self, eni: &Eni, limits: &Limits) -> u32 {
         let doubtful = self.gone.iter().filter(|gone| !gone.sure && gone.what.eni == eni.seen.id);
-        let slots: usize = doubtful
-            .filter_map(|gone| gone.what.given.as_ref())
-            .map(|given| given.addresses.len() + given.prefixes.len())
-            .sum();
-        u32::from(limits.slots_per_eni).saturating_sub(eni.slots()).saturating_sub(as_count(slots))
+        // The same may have been given back more than once.
+        let (mut addresses, mut prefixes) = (BTreeSet::<Ipv4Addr>::new(), BTreeSet::<Prefix>::new());
+        for given in doubtful.filter_map(|gone| gone.what.given.as_ref()) {
+            addresses.extend(&given.addresses);
+            prefixes.extend(&given.prefixes);
+        }
+        let doubtful = as_count(addresses.len() + prefixes.len());
+        u32::from(limits.slots_per_eni).saturating_sub(eni.slots()).saturating_sub(doubtful)
     }
 
     /// ENIs that can take more addresses and are not busy, fullest first.
@@ -315,19 +321,31 @@ impl Pool {
         enis
     }
 
-    /// Room on ENIs that are busy or being made: they can take more sooner than another new ENI could.
-    fn room_later(&self, limits: &Limits) -> u32 {
+    /// Slots that will take a form on ENIs that are busy or being made: these can take more sooner than another new ENI could.
+    fn room_later(&self, limits: &Limits, form: Mode, now: Moment) -> u32 {
         let busy = self.usable_on(limits.card).filter(|eni| self.is_busy(&eni.seen.id));
-        let busy = busy.map(|eni| self.room(eni, limits).saturating_sub(self.slots_coming_to(&eni.seen.id)));
+        let busy = busy.map(|eni| {
+            let room = self.room(eni, limits).saturating_sub(self.slots_coming_to(&eni.seen.id));
+            (&eni.seen.subnet, room)
+        });
         // One that may never come has no room.
         let made = self.calls_on(limits.card).filter(|call| call.unclear_since.is_none());
-        let made = made.filter_map(|call| match call.action {
-            Action::CreateEni { wanted, .. } => {
-                Some(u32::from(limits.slots_per_eni).saturating_sub(wanted.slots()))
+        let made = made.filter_map(|call| match &call.action {
+            Action::CreateEni { subnet, wanted, .. } => {
+                Some((subnet, u32::from(limits.slots_per_eni).saturating_sub(wanted.slots())))
             }
             Action::Assign { .. } | Action::Release { .. } | Action::DeleteEni { .. } => None,
         });
-        busy.chain(made).sum()
+        let takes = |subnet: &SubnetId| self.form_in(subnet, now) == form;
+        busy.chain(made).filter(|(subnet, _)| takes(subnet)).map(|(_, room)| room).sum()
+    }
+
+    /// In which form addresses of a subnet are asked for: single ones where it has no prefix to give.
+    fn form_in(&self, subnet: &SubnetId, now: Moment) -> Mode {
+        match self.mode {
+            Mode::Prefixes if self.scarcity.ask_at_most(subnet, Mode::Prefixes, now) == 0 => Mode::Addresses,
+            mode => mode,
+        }
     }
 
     /// Device indices that a new ENI may have, lowest first; as many as there may be new ENIs.
@@ -354,7 +372,7 @@ impl Pool {
 
     fn shrink(&self, situation: Situation<'_>) -> Plan {
         let actions = match self.unneeded(situation) {
-            Some(eni) => vec![delete(eni, Why::Unneeded)],
+            Some(eni) => vec![delete(eni, self.unready(&eni.seen).map_or(Why::Unneeded, Why::Unready))],
             None => self.give_back(situation),
         };
         let more_now = situation.aim.over(situation.stock) > situation.aim.over(situation.lasting);
@@ -374,7 +392,8 @@ impl Pool {
     /// Something is missing and cannot be had: what pods cannot use, or use only for want of better, may be in its way.
     fn make_room(&self, situation: Situation<'_>, need: Need, plan: Plan) -> Plan {
         let Situation { limits, now, .. } = situation;
-        let mut enis: Vec<&Eni> = self.ours().filter(|eni| eni.seen.card == limits.card).collect();
+        let counts = |eni: &&Eni| eni.seen.card == limits.card && self.unready(&eni.seen).is_none();
+        let mut enis: Vec<&Eni> = self.ours().filter(counts).collect();
         let excluded = |eni: &Eni| self.exclusion(&eni.seen);
         enis.sort_by_key(|eni| (excluded(eni).is_none(), eni.held(), Reverse(eni.place())));
         let removable = enis.iter().filter(|eni| self.why_kept(eni, situation).is_none());
@@ -420,7 +439,8 @@ impl Pool {
     fn give_back(&self, situation: Situation<'_>) -> Vec<Planned> {
         let Situation { limits, aim, lasting, now, .. } = situation;
         let over = aim.over(lasting);
-        let mut enis: Vec<&Eni> = self.ours().filter(|eni| eni.seen.card == limits.card).collect();
+        let counts = |eni: &&Eni| eni.seen.card == limits.card && self.unready(&eni.seen).is_none();
+        let mut enis: Vec<&Eni> = self.ours().filter(counts).collect();
         enis.sort_by_key(|eni| (eni.held(), Reverse(eni.place())));
         let mut left = over;
         let mut actions = Vec::new();
@@ -455,11 +475,12 @@ impl Pool {
         let Situation { targets, limits, aim, stock, lasting, now } = situation;
         let (free, cooling) = eni.idle(now);
         let held = as_count(eni.held());
-        let excluded = self.exclusion(&eni.seen).is_some();
+        let unready = self.unready(&eni.seen);
+        let useless = self.exclusion(&eni.seen).is_some() || unready.is_some();
         let needed = |stock: Stock| {
             let total = stock.total.saturating_sub(held + free + cooling);
             let without = Stock { total, available: stock.available - i64::from(free), ..stock };
-            !excluded && aim.needs(targets, limits, stock, without)
+            !useless && aim.needs(targets, limits, stock, without)
         };
         let old_enough = eni.first_seen.plus(targets.eni_age_min);
         match eni.seen.role {
@@ -469,6 +490,7 @@ impl Pool {
             Role::Secondary if eni.seen.card != limits.card => Some(KeptReason::OtherCard(eni.seen.card)),
             Role::Secondary if self.is_busy(&eni.seen.id) => Some(KeptReason::Busy),
             Role::Secondary if held > 0 => Some(KeptReason::Pods(held)),
+            Role::Secondary if unready == Some(Unready::Coming) => Some(KeptReason::Unready(Unready::Coming)),
             Role::Secondary if cooling > 0 => Some(KeptReason::Cooling(cooling)),
             Role::Secondary if needed(stock) => Some(KeptReason::Needed),
             Role::Secondary if old_enough > now => Some(KeptReason::Young(old_enough)),
@@ -504,12 +526,13 @@ impl Pool {
     }
 
     fn why_not_grown(&self, eni: &Eni, limits: &Limits) -> KeptReason {
-        match self.exclusion(&eni.seen) {
+        match (self.exclusion(&eni.seen), self.unready(&eni.seen)) {
             _ if eni.seen.card != limits.card => KeptReason::OtherCard(eni.seen.card),
-            Some(exclusion) => KeptReason::Excluded(exclusion),
-            None if self.is_busy(&eni.seen.id) => KeptReason::Busy,
-            None if self.room(eni, limits) == 0 => KeptReason::Full,
-            None => KeptReason::NotNeededYet,
+            (Some(exclusion), _) => KeptReason::Excluded(exclusion),
+            (None, Some(unready)) => KeptReason::Unready(unready),
+            (None, None) if self.is_busy(&eni.seen.id) => KeptReason::Busy,
+            (None, None) if self.room(eni, limits) == 0 => KeptReason::Full,
+            (None, None) => KeptReason::NotNeededYet,
         }
     }
 }

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use types::{DeviceIndex, EniId, HostVeth, Moment, NetworkCard, Prefix, Reason, SandboxKey, SubnetId};
+use types::{DeviceIndex, EniId, HostVeth, Mac, Moment, NetworkCard, Prefix, Reason, SandboxKey, SubnetId};
 
+use crate::cloud::PICTURE_LAG_MAX;
 use crate::model::{
     Action, ActionId, Counts, EniSeen, Exclusion, Given, Grant, Leaving, Limits, Mode, Owner, Place, Role,
-    Shortage, Want,
+    Shortage, Unready, Want,
 };
 use crate::scarcity::Scarcity;
 use crate::surplus::Lately;
@@ -36,6 +37,8 @@ pub struct Pool {
     /// By network card.
     pub(crate) lately: BTreeMap<NetworkCard, Lately>,
     pub(crate) enis: BTreeMap<EniId, Eni>,
+    /// Secondary ENIs that the host's kernel is not ready for.
+    unready: BTreeMap<Mac, Unready>,
     pub(crate) held: BTreeMap<SandboxKey, Held>,
     by_name: BTreeMap<HostVeth, SandboxKey>,
     pub(crate) in_flight: BTreeMap<ActionId, Call>,
@@ -98,6 +101,13 @@ pub(crate) struct Gone {
     pub(crate) sure: bool,
 }
 
+impl Gone {
+    /// When it went, or may have.
+    pub(crate) fn at(&self) -> Moment {
+        self.until.minus(PICTURE_LAG_MAX)
+    }
+}
+
 /// What EC2 has given.
 #[derive(Debug, Clone)]
 pub(crate) struct Came {
@@ -155,6 +165,7 @@ impl Pool {
             scarcity: Scarcity::default(),
             lately: BTreeMap::new(),
             enis: BTreeMap::new(),
+            unready: BTreeMap::new(),
             held: BTreeMap::new(),
             by_name: BTreeMap::new(),
             in_flight: BTreeMap::new(),
@@ -195,6 +206,22 @@ impl Pool {
     /// Says in which subnets ENIs get no more pods. Pods that are there stay; what is idle there goes back.
     pub fn set_excluded(&mut self, excluded: BTreeSet<SubnetId>) {
         self.excluded = excluded;
+    }
+
+    /// Says of which secondary ENIs pods would have no way out: those that are there stay, and no other gets an address there.
+    pub fn set_unready(&mut self, unready: BTreeMap<Mac, Unready>) {
+        self.unready = unready;
+    }
+
+    /// Why pods would have no way out by an ENI, if it is so. By the primary one they have it without our doing.
+    #[must_use]
+    pub fn unready(&self, eni: &EniSeen) -> Option<Unready> {
+        self.unready.get(&eni.mac).copied().filter(|_| eni.role != Role::Primary)
+    }
+
+    /// Addresses of ENIs of a network card whose links may appear any moment.
+    pub(crate) fn arriving(&self, card: NetworkCard, now: Moment) -> u32 {
+        self.coming_on(card).map(|eni| eni.idle(now).0).sum()
     }
 
     /// Has this node ask full subnets again at other times than nodes with another seed do.
@@ -400,7 +427,7 @@ impl Pool {
         }
         self.release(&owner.sandbox, owner.since);
         self.cooling_elsewhere.remove(&address);
-        self.is_back(&Given { addresses: [address].into(), prefixes: [Prefix::of(address)].into() });
+        self.is_back(None, &Given { addresses: [address].into(), prefixes: [Prefix::of(address)].into() });
         let eni = self.enis.values_mut().find(|eni| eni.addresses.contains_key(&address));
         let eni = eni.map(|eni| {
             eni.addresses.insert(address, Address::Held(owner.sandbox.clone()));
@@ -443,6 +470,11 @@ impl Pool {
     #[must_use]
     pub fn holder_of(&self, host_if: &HostVeth) -> Option<&SandboxKey> {
         self.by_name.get(host_if)
+    }
+
+    /// The ENIs as they were last seen: what has changed of their addresses since is not shown.
+    pub fn seen(&self) -> impl Iterator<Item = &EniSeen> {
+        self.enis.values().map(|eni| &eni.seen)
     }
 
     /// The ENIs as they are now; what is on its way out is not shown.
@@ -526,6 +558,13 @@ impl Pool {
         addresses.filter_map(Address::cooling_until).filter(|until| *until > now).min()
     }
 
+    /// When the next address of a network card stops cooling that pods may get.
+    #[must_use]
+    pub fn next_cooled_on(&self, card: NetworkCard, now: Moment) -> Option<Moment> {
+        let addresses = self.usable_on(card).flat_map(|eni| eni.addresses.values());
+        addresses.filter_map(Address::cooling_until).filter(|until| *until > now).min()
+    }
+
     /// Why nothing is free on a network card, in one word.
     #[must_use]
     pub fn shortage_reason(&self, limits: &Limits, now: Moment) -> Reason {
@@ -534,6 +573,7 @@ impl Pool {
         let places: Vec<&SubnetId> =
             self.with_room(limits).into_iter().map(|eni| &eni.seen.subnet).chain(new).collect();
         let obtainable = self.calls_on(limits.card).next().is_some()
+            || self.arriving(limits.card, now) > 0
             || places.iter().any(|subnet| self.may_ask(subnet, now));
         match (obtainable, places.is_empty()) {
             (true, _) => Reason::PoolEmpty,
@@ -557,13 +597,24 @@ impl Pool {
 
     /// ENIs whose free addresses pods may get.
     pub(crate) fn usable(&self) -> impl Iterator<Item = &Eni> {
-        let fit = |eni: &&Eni| self.cards.contains(&eni.seen.card) && self.exclusion(&eni.seen).is_none();
-        self.ours().filter(fit)
+        self.fit().filter(|eni| self.unready(&eni.seen).is_none())
     }
 
     /// Those of them on one network card.
     pub(crate) fn usable_on(&self, card: NetworkCard) -> impl Iterator<Item = &Eni> {
         self.usable().filter(move |eni| eni.seen.card == card)
+    }
+
+    /// ENIs whose free addresses pods may get once the host's kernel is ready for them.
+    fn fit(&self) -> impl Iterator<Item = &Eni> {
+        let fit = |eni: &&Eni| self.cards.contains(&eni.seen.card) && self.exclusion(&eni.seen).is_none();
+        self.ours().filter(fit)
+    }
+
+    /// Those of one network card whose links may appear any moment.
+    pub(crate) fn coming_on(&self, card: NetworkCard) -> impl Iterator<Item = &Eni> {
+        let coming = |eni: &Eni| self.unready(&eni.seen) == Some(Unready::Coming);
+        self.fit().filter(move |eni| eni.seen.card == card && coming(eni))
     }
 
     /// ENIs for pods that are not on their way out.
@@ -580,12 +631,7 @@ impl Pool {
 
     fn shortage(&self, card: NetworkCard, now: Moment) -> Shortage {
         let counts = self.counts_on(card, now);
-        Shortage {
-            card,
-            held: counts.reserved + counts.assigned,
-            cooling: counts.cooling,
-            next_free: self.next_change(now),
-        }
+        Shortage { card, held: counts.reserved + counts.assigned, cooling: counts.cooling }
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! EC2 refuses a call that asks for more than a subnet has. So the next one asks for half, down to one; a subnet that
 //! has not even that is left alone for a time that doubles, and that differs from node to node: all of a zone find a subnet full.
+//! Afterwards it is asked for one, and for all that is wanted once it has given something.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -84,8 +85,11 @@ impl Scarcity {
     /// How many of a form may be asked for in one call.
     pub(crate) fn ask_at_most(&self, subnet: &SubnetId, form: Mode, now: Moment) -> u32 {
         let key = (subnet.clone(), is_prefix(form));
-        let holds = self.by_subnet.get(&key).filter(|shortfall| shortfall.until > now);
-        holds.map_or(u32::MAX, |shortfall| shortfall.ask_at_most)
+        match self.by_subnet.get(&key) {
+            Some(shortfall) if shortfall.until > now => shortfall.ask_at_most,
+            Some(Shortfall { ask_at_most: 0, .. }) => 1,
+            Some(_) | None => u32::MAX,
+        }
     }
 
     /// When the next subnet may be asked again.
@@ -111,15 +115,16 @@ mod tests {
         scarcity.refused(&subnet, Wanted::Addresses(5), at(0));
         assert_eq!(most(&scarcity, 1), 2);
         scarcity.refused(&subnet, Wanted::Addresses(1), at(2));
-        assert_eq!((most(&scarcity, 11), most(&scarcity, 12)), (0, u32::MAX));
+        assert_eq!((most(&scarcity, 11), most(&scarcity, 12)), (0, 1));
         scarcity.refused(&subnet, Wanted::Addresses(1), at(12));
-        assert_eq!((most(&scarcity, 31), most(&scarcity, 32)), (0, u32::MAX));
+        assert_eq!((most(&scarcity, 31), most(&scarcity, 32)), (0, 1));
         assert_eq!(scarcity.next_change(at(31)), Some(at(32)));
         assert_eq!(scarcity.ask_at_most(&subnet, Mode::Prefixes, at(31)), u32::MAX);
 
         scarcity.given(&subnet, Mode::Addresses, at(40));
+        assert_eq!(most(&scarcity, 40), u32::MAX);
         scarcity.refused(&subnet, Wanted::Addresses(1), at(50));
-        assert_eq!((most(&scarcity, 59), most(&scarcity, 60)), (0, u32::MAX));
+        assert_eq!((most(&scarcity, 59), most(&scarcity, 60)), (0, 1));
     }
 
     #[test]

@@ -21,8 +21,22 @@ pub struct Snapshot {
     pub enis: Vec<EniSeen>,
     /// What calls are taking away, or took a short while ago: EC2 may go on showing it.
     #[serde(default)]
-    pub gone: Vec<Leaving>,
+    pub gone: Vec<Left>,
 }
+
+/// Something that has left, or may have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    /// What.
+    #[serde(flatten)]
+    pub leaving: Leaving,
+    /// When; ahead of all time where the call had not ended yet. Files of before do not tell it: their entries are old.
+    #[serde(default)]
+    pub at: Moment,
+}
+
+/// When something leaves of which nobody knows when it will have.
+const NOT_YET: Moment = Moment(u64::MAX);
 
 impl Pool {
     /// The pool as it should be written.
@@ -37,7 +51,9 @@ impl Pool {
         });
         let cooling = cooling.chain(self.cooling_elsewhere.iter().map(|(a, until)| (*a, *until))).collect();
         let under_way = self.in_flight.values().filter_map(|call| call.action.leaving());
-        let gone = self.gone.iter().map(|gone| gone.what.clone()).chain(under_way).collect();
+        let under_way = under_way.map(|leaving| Left { leaving, at: NOT_YET });
+        let gone = self.gone.iter().map(|gone| Left { leaving: gone.what.clone(), at: gone.at() });
+        let gone = gone.chain(under_way).collect();
         Snapshot { owners, cooling, enis: self.enis(), gone }
     }
 
@@ -54,8 +70,8 @@ impl Pool {
         for (owner, address) in snapshot.owners {
             pool.adopt(owner, address);
         }
-        for leaving in snapshot.gone {
-            pool.doubt(leaving, now);
+        for Left { leaving, at } in snapshot.gone {
+            pool.may_have_left(leaving, at, now);
         }
         pool
     }

@@ -221,7 +221,7 @@ impl Node {
                 continue;
             };
             let batch = self.next_batch();
-            self.effects.push(Effect::Append(batch, vec![Record::Leaving { leaving }]));
+            self.effects.push(Effect::Append(batch, vec![Record::Leaving { leaving, at: Some(now) }]));
             self.intents.insert(batch, (id, planned.action));
         }
     }

@@ -105,7 +105,7 @@ pub(crate) fn replay(records: Vec<Record>, cooldown: Duration, now: Moment) -> R
                 released.remove(&owner.host_if);
                 pool.adopt(owner, address);
             }
-            Record::Leaving { leaving } => pool.doubt(leaving, now),
+            Record::Leaving { leaving, at } => pool.may_have_left(leaving, at.unwrap_or(now), now),
             Record::Released { sandbox, at } => {
                 let gone = pool.release(&sandbox, at.min(now));
                 released.extend(gone.map(|(owner, grant)| (owner.host_if, (owner.sandbox, grant.address))));

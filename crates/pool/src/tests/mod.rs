@@ -5,6 +5,7 @@ mod behaviour;
 mod cards;
 mod examples;
 mod kit;
+mod lag;
 mod model;
 mod plans;
 mod prefixes;

@@ -137,7 +137,7 @@ fn what_a_call_was_to_take_away_before_the_start_is_not_brought_back() {
     let mut world = started();
     let given = Given::addresses([Ipv4Addr::new(10, 0, 0, 10), Ipv4Addr::new(10, 0, 0, 11)].into());
     let leaving = pool::Leaving { eni: "eni-0".parse().unwrap(), given: Some(given) };
-    let loaded = Loaded { records: vec![Record::Leaving { leaving }], ..Loaded::default() };
+    let loaded = Loaded { records: vec![Record::Leaving { leaving, at: None }], ..Loaded::default() };
     let restored = restore(Duration::from_secs(30), loaded, &[], &mut |_| true, true, world.now);
     world.node.pool = restored.pool;
 
