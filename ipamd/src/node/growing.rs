@@ -378,6 +378,7 @@ impl Node {
         let cluster = self.eni_config_trouble();
         let cloud = cloud.into_iter().chain(self.memory_trouble());
         let rest = cluster.into_iter().chain(self.range_trouble()).chain(self.ipv6_troubles());
+        let host = host.chain(self.link_troubles());
         cloud.chain(hold).chain(rest).chain(host).collect()
     }
 

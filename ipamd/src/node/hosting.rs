@@ -1,23 +1,27 @@
 //! The host: what its kernel should hold, and what waits for that.
 //!
 //! What EC2 gives joins the pool only when the host's kernel is ready for it: an address on a secondary ENI must be
-//! in the steering map before a pod has it. So every gain waits in `settling` for the next convergence.
+//! in the steering map before a pod has it. So every gain waits in `settling` for the next convergence. Of an ENI that is in the
+//! pool all the same, because a picture shows it or because its link has not come in time, no pod gets an address before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use datapath::{EniSpec, NodeSpec, PodSpec};
 use ipnetwork::Ipv4Network;
-use pool::{ActionId, EniSeen, Given, Outcome};
-use types::{EniId, Mac, Moment, Prefix};
+use pool::{ActionId, EniSeen, Given, Outcome, Role, Unready};
+use types::{Mac, Moment, NetworkCard, Prefix, Reason};
 
 use super::event::{Effect, Facts, HostMade, HostWish, Picture};
 use super::{Node, Settings};
+use crate::clock::doubled;
 
 /// How often to see whether the link of an ENI has appeared, as long as it may take.
 const LINK_POLL: Duration = Duration::from_millis(100);
 /// How long the link of a new ENI may take; longer than EC2's descriptions lag. Afterwards it is looked for as often as the rest.
 const LINK_PATIENCE: Duration = Duration::from_secs(20);
+/// Pause between looks at EC2 while a link does not come, the first and the longest: somebody may have taken the ENI away.
+const LINK_LOOKS: (Duration, Duration) = (LINK_PATIENCE, Duration::from_secs(3600));
 /// How often the host's kernel is compared with what it should be although nothing happened.
 const REPAIR_EVERY: Duration = Duration::from_secs(30);
 /// Pause between a notice that somebody has changed something of ours and the look at it, so that one look is for all of
@@ -45,6 +49,10 @@ pub(super) struct HostState {
     retry_after: Duration,
     /// ENIs whose link is not there, and since when.
     missing: BTreeMap<Mac, Moment>,
+    /// Those of them for which that is too long.
+    late: BTreeSet<Mac>,
+    /// How often EC2 was looked at because of them.
+    late_looks: u32,
     /// When to see whether somebody else has changed something.
     repair_at: Moment,
     /// When that was last done.
@@ -111,7 +119,9 @@ impl HostState {
         for mac in missing {
             self.missing.entry(*mac).or_insert(now);
         }
-        if self.missing.values().any(|since| now.since(*since) <= LINK_PATIENCE) {
+        let is_late = |(mac, since): (&Mac, &Moment)| (now.since(*since) > LINK_PATIENCE).then_some(*mac);
+        self.late = self.missing.iter().filter_map(is_late).collect();
+        if self.late.len() < self.missing.len() {
             self.dirty = true;
             self.retry_at = Some(now.plus(LINK_POLL));
         }
@@ -140,7 +150,7 @@ pub(super) enum Gain {
 }
 
 impl Gain {
-    /// ENIs and single addresses this will add.
+    /// The ENIs this tells of.
     fn enis(&self) -> &[EniSeen] {
         match self {
             Self::Action(_, Outcome::Created(eni)) => std::slice::from_ref(&**eni),
@@ -185,10 +195,13 @@ impl Node {
         self.host.put_back |= made.put_back;
         let refused: Vec<String> = made.refused.values().flatten().cloned().collect();
         self.host.told((!refused.is_empty()).then(|| refused.join("; ")));
+        self.host.lacks(&made.missing, now);
+        self.tell_unready(&made);
         let covered = |s: &Settling| s.generation.is_some_and(|covered| covered <= generation);
-        let (settled, waiting) = std::mem::take(&mut self.host.settling)
-            .into_iter()
-            .partition(|s: &Settling| covered(s) && !self.waits_for_its_eni(&s.gain, &made));
+        let (settled, waiting) =
+            std::mem::take(&mut self.host.settling).into_iter().partition(|s: &Settling| {
+                self.is_too_late(s, now) || (covered(s) && !self.waits_for_its_eni(&s.gain, &made))
+            });
         self.host.settling = waiting;
         self.memory.dirty |= !settled.is_empty();
         for Settling { gain, .. } in settled {
@@ -197,12 +210,66 @@ impl Node {
                 Gain::Picture(picture) => self.pictured(*picture, now),
             }
         }
-        self.host.lacks(&made.missing, now);
-        // Somebody may have taken the ENI away before its link was there.
-        let late = |settling: &Settling| now.since(settling.since) > LINK_PATIENCE;
-        if self.host.settling.iter().any(late) && now.since(self.cloud.looked_at) > LINK_PATIENCE {
+        self.look_for_late(now);
+    }
+
+    /// Says of which secondary ENIs pods would have no way out: no link, a refusal of the kernel, or no range that the way out
+    /// could be made of.
+    fn tell_unready(&mut self, made: &HostMade) {
+        let coming = self.host.settling.iter().flat_map(|settling| settling.gain.enis());
+        let without_range = self.pool.seen().chain(coming).filter(|eni| self.lacks_range(eni));
+        let stuck = without_range.map(|eni| eni.mac).chain(made.refused.keys().copied());
+        let mut unready: BTreeMap<Mac, Unready> = stuck.map(|mac| (mac, Unready::Stuck)).collect();
+        for mac in &made.missing {
+            let late = self.host.late.contains(mac);
+            unready.entry(*mac).or_insert(if late { Unready::Stuck } else { Unready::Coming });
+        }
+        self.pool.set_unready(unready);
+    }
+
+    /// Whether a gain of a secondary ENI has waited for the kernel for so long that it counts as coming no more: it joins the pool,
+    /// which gives it to nobody before the kernel is ready.
+    fn is_too_late(&self, settling: &Settling, now: Moment) -> bool {
+        let on = match &settling.gain {
+            Gain::Action(_, Outcome::Created(eni)) => Some(&**eni),
+            Gain::Action(id, Outcome::Assigned(_)) => {
+                let on = self.pool.eni_of(*id);
+                self.pool.seen().find(|eni| Some(&eni.id) == on)
+            }
+            Gain::Action(..) | Gain::Picture(_) => None,
+        };
+        let is_out_of_use = on.is_some_and(|eni| self.pool.unready(eni) == Some(Unready::Stuck));
+        is_out_of_use && now.since(settling.since) > LINK_PATIENCE
+    }
+
+    /// Somebody may have taken away an ENI whose link does not come: EC2 is looked at, ever less often.
+    fn look_for_late(&mut self, now: Moment) {
+        let late: Vec<&EniSeen> = self.late().collect();
+        if late.is_empty() {
+            self.host.late_looks = 0;
+        } else if now.since(self.cloud.looked_at) > doubled(LINK_LOOKS, self.host.late_looks) {
+            for EniSeen { id, mac, device, .. } in late {
+                tracing::error!(eni = %id, %mac, %device, "the link of an ENI does not come");
+            }
+            self.host.late_looks = self.host.late_looks.saturating_add(1);
             self.cloud.look_at = now;
         }
+    }
+
+    /// ENIs that are to serve pods and whose links have not come in time.
+    fn late(&self) -> impl Iterator<Item = &EniSeen> {
+        self.pool.seen().filter(|eni| eni.role != Role::Primary && self.host.late.contains(&eni.mac))
+    }
+
+    /// That links do not come, in words.
+    pub(super) fn link_troubles(&self) -> impl Iterator<Item = String> {
+        self.late().map(|EniSeen { id, mac, card, device, .. }| {
+            let at = match card {
+                NetworkCard(0) => format!("device {device}"),
+                card => format!("device {device} of network card {card}"),
+            };
+            format!("{}: {id} is attached at {at}, and no link has its MAC {mac}", Reason::KernelRefused)
+        })
     }
 
     /// Whether the kernel is not ready for what a gain brings to one ENI. A picture brings what is there, in whatever state.
@@ -211,28 +278,10 @@ impl Node {
             Gain::Action(_, Outcome::Created(eni)) => !made.is_ready(&eni.mac),
             Gain::Action(id, Outcome::Assigned(_)) => {
                 let on = self.pool.eni_of(*id);
-                let mac = self.pool.enis().into_iter().find(|eni| Some(&eni.id) == on).map(|eni| eni.mac);
-                mac.is_some_and(|mac| made.refused.contains_key(&mac))
+                let on = self.pool.seen().find(|eni| Some(&eni.id) == on);
+                on.is_some_and(|eni| made.refused.contains_key(&eni.mac))
             }
             Gain::Action(..) | Gain::Picture(_) => false,
-        }
-    }
-
-    /// Gives up new ENIs that a picture taken long enough after them does not show.
-    pub(super) fn give_up_what_is_gone(&mut self, picture: &Picture, now: Moment) {
-        let waiting = std::mem::take(&mut self.host.settling);
-        for settling in waiting {
-            match &settling.gain {
-                Gain::Action(id, Outcome::Created(eni))
-                    if picture.as_of.since(settling.since) > LINK_PATIENCE
-                        && picture.enis.iter().all(|seen| seen.id != eni.id)
-                        && !picture.occupied.contains(&(eni.card, eni.device)) =>
-                {
-                    tracing::warn!(eni = %eni.id, "a new ENI is gone before its link was there");
-                    self.pool.finish(*id, Outcome::Failed, now);
-                }
-                Gain::Action(..) | Gain::Picture(_) => self.host.settling.push(settling),
-            }
         }
     }
 
@@ -261,7 +310,7 @@ impl Node {
         if !known || !self.host.dirty || self.host.under_way || self.host.retry_at.is_some() {
             return;
         }
-        let wish = self.host_wish(facts);
+        let wish = self.host_wish(facts, now);
         self.host.generation += 1;
         self.host.under_way = true;
         self.host.dirty = false;
@@ -280,15 +329,56 @@ impl Node {
         self.effects.push(Effect::Converge { generation: self.host.generation, host: Box::new(wish) });
     }
 
-    fn host_wish(&self, facts: &Facts) -> HostWish {
-        let known = self.pool.enis();
-        let coming = self.host.settling.iter().flat_map(|s| s.gain.enis()).cloned();
+    /// The ENIs that the kernel should know, what is newest first: what calls have brought, what the pool will have once the picture
+    /// that waits has joined it, and what it has now.
+    fn enis_to_be(&self, now: Moment) -> Vec<EniSeen> {
+        let brought = |settling: &Settling| match &settling.gain {
+            Gain::Action(_, Outcome::Created(eni)) => Some((**eni).clone()),
+            Gain::Action(id, Outcome::Assigned(Given { addresses, prefixes })) => {
+                let on = self.pool.eni_of(*id);
+                let eni = self.pool.seen().find(|eni| Some(&eni.id) == on)?.clone();
+                Some(EniSeen { addresses: addresses.clone(), prefixes: prefixes.clone(), ..eni })
+            }
+            Gain::Action(..) | Gain::Picture(_) => None,
+        };
+        let mut enis: Vec<EniSeen> = self.host.settling.iter().filter_map(brought).collect();
+        for settling in &self.host.settling {
+            if let Gain::Picture(picture) = &settling.gain {
+                let mut later = self.pool.clone();
+                later.observe(&picture.enis, picture.as_of, now);
+                enis.extend(later.enis());
+            }
+        }
+        enis.extend(self.pool.enis());
+        enis
+    }
+
+    /// What is to be steered to an ENI. Of one that is not for pods any more that is what pods have of it.
+    fn given_to_pods(&self, eni: &EniSeen) -> Given {
+        let given = eni.given();
+        if eni.role.is_for_pods() {
+            return given;
+        }
+        let held = self.pool.owners().map(|(_, grant)| grant.address);
+        Given::addresses(held.filter(|address| given.covers(*address)).collect())
+    }
+
+    fn host_wish(&self, facts: &Facts, now: Moment) -> HostWish {
         let mut enis: Vec<EniSpec> = Vec::new();
         let mut ids = BTreeMap::new();
-        for seen in known.into_iter().chain(coming).filter(|eni| eni.role.is_for_pods()) {
+        // An address is led out by one ENI.
+        let mut steered = Given::default();
+        for seen in self.enis_to_be(now) {
             let Some(subnet) = self.subnets.get(&seen.subnet).copied() else { continue };
-            let mut sources: BTreeSet<Ipv4Network> = networks(&seen.given()).collect();
-            sources.extend(self.coming_to(&seen.id));
+            let mut given = self.given_to_pods(&seen);
+            if given.is_empty() && !seen.role.is_for_pods() {
+                continue;
+            }
+            given.addresses.retain(|address| !steered.covers(*address));
+            given.prefixes.retain(|prefix| !steered.covers(prefix.first()));
+            let sources: BTreeSet<Ipv4Network> = networks(&given).collect();
+            steered.addresses.extend(given.addresses);
+            steered.prefixes.extend(given.prefixes);
             if let Some(same) = enis.iter_mut().find(|spec| spec.mac == seen.mac) {
                 same.sources.extend(sources);
                 continue;
@@ -320,16 +410,5 @@ impl Node {
         let mtu = self.settings.pod_mtu;
         let families = self.settings.families;
         self.pool.owners().map(|(owner, grant)| families.pod_spec(owner, grant.address, mtu)).collect()
-    }
-
-    /// What has been assigned to an ENI and waits for the host's kernel.
-    fn coming_to(&self, eni: &EniId) -> Vec<Ipv4Network> {
-        let assigned = |s: &Settling| match &s.gain {
-            Gain::Action(id, Outcome::Assigned(given)) if self.pool.eni_of(*id) == Some(eni) => {
-                networks(given).collect()
-            }
-            Gain::Action(..) | Gain::Picture(_) => Vec::new(),
-        };
-        self.host.settling.iter().flat_map(assigned).collect()
     }
 }

@@ -110,7 +110,6 @@ impl Node {
     }
 
     pub(super) fn pictured(&mut self, picture: Picture, now: Moment) {
-        self.give_up_what_is_gone(&picture, now);
         let first = !std::mem::replace(&mut self.cloud.pictured, true);
         self.memory.old_picture = picture.recalled;
         // A look that began before the refusal is followed by another one.

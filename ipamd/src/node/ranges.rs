@@ -32,10 +32,10 @@ impl Node {
         eni.role.is_for_pods() && !self.subnets.contains_key(&eni.subnet)
     }
 
-    /// A new ENI whose range is not known.
+    /// An ENI whose range is not known: a new one, or one that could not wait for it outside of the pool any longer.
     fn without_range(&self) -> Option<&EniSeen> {
         let new = self.host.settling.iter().filter_map(|settling| settling.gain.new_eni());
-        new.into_iter().find(|eni| self.lacks_range(eni))
+        new.chain(self.pool.seen()).find(|eni| self.lacks_range(eni))
     }
 
     /// Has instance metadata asked for the range of a new ENI's subnet, one at a time.

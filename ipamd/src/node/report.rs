@@ -59,7 +59,8 @@ impl Node {
                 foreign: !eni.role.is_for_pods(),
                 excluded: match eni.role {
                     Role::Primary | Role::Secondary | Role::Efa => {
-                        self.pool.exclusion(&eni).map(|why| why.to_string())
+                        let unready = || self.pool.unready(&eni).map(|why| why.to_string());
+                        self.pool.exclusion(&eni).map(|why| why.to_string()).or_else(unready)
                     }
                     Role::Trunk | Role::Unmanaged => Some(eni.role.to_string()),
                 },

@@ -193,7 +193,7 @@ fn provisioning_off() -> World {
 }
 
 /// All nine slots of the primary ENI are pods', and nothing more was wanted until now. What they were given is not counted here.
-fn with_a_full_eni(max_enis: u8) -> World {
+pub(super) fn with_a_full_eni(max_enis: u8) -> World {
     let mut world = World::new();
     world.node.settings.max_enis = Some(max_enis);
     world.node.settings.targets = Targets { minimum_ip: Some(9), ..Targets::default() };
