@@ -1,5 +1,6 @@
 //! Calls to EC2 and IMDS: one task each, so that a slow one holds up nothing. Results come back as events.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -216,7 +217,11 @@ impl CloudTasks {
     async fn picture(&self) -> Result<Picture, CloudError> {
         let as_of = self.clock.now();
         let known = self.known()?;
-        let subnets = self.imds.subnets().await?;
+        // EC2 tells them too.
+        let (subnets, untold) = match self.imds.subnets().await {
+            Ok(subnets) => (subnets, None),
+            Err(error) => (BTreeMap::new(), Some(error)),
+        };
         let mut picture = Picture { as_of, subnets, ..Picture::default() };
         let fresh = !self.looked.swap(true, Ordering::Relaxed) && !self.config.multi_nic;
         if fresh && !self.config.imds_only {
@@ -241,7 +246,13 @@ impl CloudTasks {
         picture.occupied = inventory.occupied;
         picture.efa_only = inventory.efa_only;
         picture.in_motion = inventory.in_motion;
-        Ok(picture)
+        // Without its subnet's range an ENI's way out would be taken away.
+        let lacks_range =
+            |eni: &EniSeen| eni.role.is_for_pods() && !picture.subnets.contains_key(&eni.subnet);
+        match untold {
+            Some(error) if picture.enis.iter().any(lacks_range) => Err(error),
+            Some(_) | None => Ok(picture),
+        }
     }
 
     /// What EC2 tells: the ENIs that are attached, those that are not, and the subnets.
@@ -257,7 +268,8 @@ impl CloudTasks {
         if !self.config.leak_collection {
             picture.strays.clear();
         }
-        let groups = self.groups().await?;
+        // Nothing is to be done about those of ENIs while the primary one's are not told.
+        let groups = self.groups().await.unwrap_or_default();
         let primary = inventory.enis.iter().find(|record| estate.role(record) == Role::Primary);
         let tracking = primary.map(|primary| primary.tracking).unwrap_or_default();
         self.tracking.send_replace(tracking);
@@ -378,7 +390,7 @@ impl CloudTasks {
             Action::Release { eni, given } => ec2.release(&eni, &given).await.map(|()| Outcome::Released),
             Action::CreateEni { card, device, subnet, wanted } => {
                 let want = self.wanted_eni(known, subnet, groups, wanted).await;
-                create(ec2, known, (card, device), &want, &self.metrics).await
+                self.create(ec2, known, (card, device), &want).await
             }
             Action::DeleteEni { eni } => {
                 let deleted = delete(ec2, known, &eni).await;
@@ -414,6 +426,36 @@ impl CloudTasks {
         }
     }
 
+    /// Creates an ENI with its addresses and tags in one call, attaches it, and ties its life to the instance's.
+    async fn create(
+        &self,
+        ec2: &Ec2,
+        known: &Known,
+        (card, device): (NetworkCard, DeviceIndex),
+        want: &NewEni,
+    ) -> Result<Outcome, CloudError> {
+        let Known { identity, estate, .. } = known;
+        let record = create_once(ec2, want).await?;
+        match ec2.attach(&record.id, &identity.instance, device, card).await {
+            Ok(attachment) => {
+                if let Err(error) = ec2.set_delete_on_termination(&record.id, &attachment).await {
+                    tracing::warn!(eni = %record.id, error = chain(&error), "the ENI would outlive the instance");
+                    drop(self.events.send(Event::Untied).await);
+                }
+            }
+            // It may be attached, and then it is used: a look tells.
+            Err(error) if error.kind() == CloudErrorKind::Unclear => return Err(error),
+            Err(error) => {
+                tracing::warn!(eni = %record.id, error = chain(&error), "an ENI cannot be attached; deleting it");
+                let deleted = delete_available(ec2, &record.id).await;
+                deleted.inspect_err(|error| self.metrics.undeleted(Undeleted::New, error))?;
+                return Err(error);
+            }
+        }
+        let seen = EniSeen { card, device, role: Role::Secondary, ..seen(&record, estate) };
+        Ok(Outcome::Created(Box::new(seen)))
+    }
+
     fn known(&self) -> Result<&Known, CloudError> {
         let unknown = "instance metadata has not answered yet";
         self.node.get().ok_or_else(|| CloudError::new(CloudErrorKind::Unreachable, "look", unknown))
@@ -428,36 +470,6 @@ const fn work_of(action: &Action) -> Work {
         Action::Release { .. } => Work::FreeAddresses,
         Action::DeleteEni { .. } => Work::FreeEni,
     }
-}
-
-/// Creates an ENI with its addresses and tags in one call, attaches it, and ties its life to the instance's.
-async fn create(
-    ec2: &Ec2,
-    known: &Known,
-    (card, device): (NetworkCard, DeviceIndex),
-    want: &NewEni,
-    metrics: &Metrics,
-) -> Result<Outcome, CloudError> {
-    let Known { identity, estate, .. } = known;
-    let record = create_once(ec2, want).await?;
-    match ec2.attach(&record.id, &identity.instance, device, card).await {
-        // If this fails, the next look finds it and does it.
-        Ok(attachment) => {
-            if let Err(error) = ec2.set_delete_on_termination(&record.id, &attachment).await {
-                tracing::warn!(eni = %record.id, error = chain(&error), "the ENI would outlive the instance");
-            }
-        }
-        // It may be attached, and then it is used: a look tells.
-        Err(error) if error.kind() == CloudErrorKind::Unclear => return Err(error),
-        Err(error) => {
-            tracing::warn!(eni = %record.id, error = chain(&error), "an ENI cannot be attached; deleting it");
-            let deleted = delete_available(ec2, &record.id).await;
-            deleted.inspect_err(|error| metrics.undeleted(Undeleted::New, error))?;
-            return Err(error);
-        }
-    }
-    let seen = EniSeen { card, device, role: Role::Secondary, ..seen(&record, estate) };
-    Ok(Outcome::Created(Box::new(seen)))
 }
 
 /// Creates an ENI. Where EC2 does not answer, the same is asked again under the same token, so that none is made that

@@ -129,7 +129,7 @@ impl Node {
 
     fn add(&mut self, id: CallId, attachment: Attachment, started_ns: u64, patience: Duration, now: Moment) {
         let sandbox = &attachment.sandbox;
-        if self.released.get(sandbox).is_some_and(|(released_ns, _)| *released_ns >= started_ns) {
+        if self.released.get(sandbox).is_some_and(|released_ns| *released_ns >= started_ns) {
             let message = format!("sandbox {sandbox} was deleted after this ADD had started");
             return self.fail_add(id, &attachment, Failure::new(Reason::Superseded, message));
         }
@@ -461,7 +461,7 @@ impl Node {
     /// DEL: routes and bookkeeping at once, whoever asks (I5).
     fn del(&mut self, id: CallId, detachment: &Detachment, started_ns: u64, now: Moment) {
         let sandbox = &detachment.sandbox;
-        self.remember_release(sandbox, started_ns, now);
+        self.remember_release(sandbox, started_ns);
         if let Some(add) = self.adding.get(sandbox).copied() {
             return self.supersede(add, id, now);
         }
@@ -502,12 +502,17 @@ impl Node {
         self.pending.insert(id, Pending::Release { batch, reply });
     }
 
-    fn remember_release(&mut self, sandbox: &SandboxKey, started_ns: u64, now: Moment) {
-        let entry = self.released.entry(sandbox.clone()).or_insert((started_ns, now));
-        *entry = (entry.0.max(started_ns), now);
-        if self.released.len() > RELEASED_KEPT {
-            let oldest = self.released.iter().min_by_key(|(_, (_, at))| *at).map(|(key, _)| key.clone());
-            self.released.remove(&oldest.unwrap_or_else(|| sandbox.clone()));
+    fn remember_release(&mut self, sandbox: &SandboxKey, started_ns: u64) {
+        if let Some(before) = self.released.get_mut(sandbox) {
+            *before = started_ns.max(*before);
+            return;
+        }
+        self.released.insert(sandbox.clone(), started_ns);
+        self.released_order.push_back(sandbox.clone());
+        if self.released_order.len() > RELEASED_KEPT
+            && let Some(oldest) = self.released_order.pop_front()
+        {
+            self.released.remove(&oldest);
         }
     }
 

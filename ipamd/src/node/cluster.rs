@@ -10,6 +10,8 @@ use crate::cluster::{News, NodeObject};
 #[derive(Debug, Default)]
 pub(super) struct ClusterState {
     object: Option<NodeObject>,
+    /// It was there, and is there no more: the instance is about to end, as a rule.
+    deleted: bool,
     seen_at: Moment,
     /// Why it cannot be asked for, or is not there.
     trouble: Option<String>,
@@ -37,12 +39,13 @@ impl Node {
                     );
                     object.warm.wrong.iter().for_each(|wrong| tracing::warn!("{wrong}"));
                 }
-                ClusterState { object: Some(*object), seen_at: now, trouble: None }
+                ClusterState { object: Some(*object), deleted: false, seen_at: now, trouble: None }
             }
             News::NoNode => {
                 let trouble = "there is no node object of this name".to_owned();
                 tracing::warn!("{trouble}");
-                ClusterState { object: None, seen_at: now, trouble: Some(trouble) }
+                let deleted = before.deleted || before.object.is_some();
+                ClusterState { object: None, deleted, seen_at: now, trouble: Some(trouble) }
             }
             News::Trouble(trouble) => {
                 if before.trouble.is_none() {
@@ -66,6 +69,12 @@ impl Node {
         cordoned && !self.settings.manage_cordoned
     }
 
+    /// Whether nothing is given back whatever the plan says: the node is left alone, or its object was deleted. An ENI that is being
+    /// detached while its instance ends is left behind.
+    pub(super) fn keeps_all(&self) -> bool {
+        self.cluster.deleted || self.is_left_alone()
+    }
+
     /// The targets that hold now: the settings', what the node object says in their place, and none on a node that is left alone.
     pub(super) fn targets(&self) -> Targets {
         let object = self.cluster.object.as_ref();
@@ -74,9 +83,9 @@ impl Node {
         Targets { max_pods, demand_only: self.is_left_alone(), ..targets }
     }
 
-    /// On a node that is left alone nothing is given back, and only what pods wait for is asked for.
+    /// A plan without what is not given back now.
     pub(super) fn left_alone(&self, mut plan: Plan) -> Plan {
-        if self.is_left_alone() {
+        if self.keeps_all() {
             plan.actions.retain(|planned| planned.action.leaving().is_none());
         }
         plan
@@ -100,6 +109,7 @@ impl Node {
                 let pods = object.max_pods.map_or_else(String::new, |pods| format!(", {pods} pods at most"));
                 format!("{schedulable}{pods} (told {} s ago)", ago(self.cluster.seen_at))
             }
+            None if self.cluster.deleted => "deleted: nothing is given back".to_owned(),
             None => "the node object is not known".to_owned(),
         };
         let wrong = self.cluster.object.iter().flat_map(|object| object.warm.wrong.clone());

@@ -204,6 +204,8 @@ pub enum Event {
     Ipv6Assigned(Result<Ipv6Prefix, CloudError>),
     /// The IPv6 prefix was given back, or EC2 has not taken it.
     Ipv6Released(Result<(), CloudError>),
+    /// EC2 does not say that it will delete an ENI which is being made together with the instance.
+    Untied,
     /// Chores were done, or the first that could not be.
     Tidied(Result<(), CloudError>),
     /// An operator holds something back, or no longer.

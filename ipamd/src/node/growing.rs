@@ -20,26 +20,46 @@ const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_se
 /// Pause between looks while EC2 goes on refusing a place, the first and the longest: a limit does not go away by looking.
 const REFUSED_AGAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(1800));
 
+/// Pause before something is given back again after EC2 has not taken it, the first and the longest: nobody waits for it.
+const KEEP: (Duration, Duration) = REFUSED_AGAIN;
+
+/// What AWS does not do, and the words.
+type Trouble = (CloudErrorKind, String);
+
 /// What we know of EC2's mood.
 #[derive(Debug)]
 pub(super) struct CloudState {
     /// The trouble that holds now, in words, with its kind.
-    pub(super) trouble: Option<(CloudErrorKind, String)>,
+    pub(super) trouble: Option<Trouble>,
+    /// Why the last look has failed.
+    pub(super) blind: Option<Trouble>,
+    /// Why EC2 has not taken back what is to spare.
+    kept: Option<Trouble>,
     failures: u32,
+    /// How many looks in a row have failed.
+    blind_looks: u32,
+    /// How often in a row EC2 has not taken something back.
+    keeps: u32,
     /// No new calls before this.
     pub(super) hold_until: Moment,
+    /// Nothing is given back before this.
+    keep_until: Moment,
+    /// No ENI is made before this but for those who wait.
+    no_eni_until: Moment,
     /// An inventory is under way.
     pub(super) looking: bool,
     /// When the last one began.
     pub(super) looked_at: Moment,
     /// Chores are under way.
     pub(super) tidying: bool,
+    /// They are about ENIs of other instances only.
+    pub(super) only_leaks: bool,
+    /// How often in a row chores could not be done.
+    pub(super) untidy: u32,
     /// When to look again.
     pub(super) look_at: Moment,
     /// Something has changed since the last look began.
     pub(super) stale: bool,
-    /// The trouble is that of a look.
-    pub(super) blind: bool,
     /// EC2 has refused a place that is free in our picture: nothing more is asked for before a look has answered.
     pub(super) wrong: bool,
     /// How often that was so since an ENI was made.
@@ -53,14 +73,21 @@ impl CloudState {
     pub(super) const fn new(seed: u64) -> Self {
         Self {
             trouble: None,
+            blind: None,
+            kept: None,
             failures: 0,
+            blind_looks: 0,
+            keeps: 0,
             hold_until: Moment(0),
+            keep_until: Moment(0),
+            no_eni_until: Moment(0),
             looking: false,
             looked_at: Moment(0),
             tidying: false,
+            only_leaks: false,
+            untidy: 0,
             look_at: Moment(0),
             stale: false,
-            blind: false,
             wrong: false,
             refusals: 0,
             pictured: false,
@@ -83,6 +110,8 @@ impl CloudState {
             n => self.jitter(doubled(REFUSED_AGAIN, n - 1)),
         };
         let due = self.looked_at.plus(pause);
+        // Nor by trying.
+        self.no_eni_until = due.max(self.hold_until);
         self.refusals = self.refusals.saturating_add(1);
         self.wrong = due <= self.hold_until;
         self.stale |= self.wrong && self.looking;
@@ -91,8 +120,41 @@ impl CloudState {
 
     /// Remembers what is wrong, without holding off.
     pub(super) fn trouble(&mut self, error: &CloudError) {
-        self.trouble = Some((error.kind(), crate::server::chain(error)));
-        tracing::warn!(kind = ?error.kind(), error = crate::server::chain(error), "AWS does not do what it was asked");
+        self.trouble = Some(told(error));
+    }
+
+    /// A look has failed. Growth goes on, unless EC2 has no time for us at all.
+    pub(super) fn look_failed(&mut self, error: &CloudError, now: Moment) {
+        let pause = doubled(BACKOFF, self.blind_looks);
+        self.blind_looks = self.blind_looks.saturating_add(1);
+        self.look_at = now.plus(self.jitter(pause));
+        self.wrong = false;
+        if error.kind() == CloudErrorKind::Throttled {
+            self.hold_until = self.hold_until.max(self.look_at);
+        }
+        self.blind = Some(told(error));
+    }
+
+    /// A look has told something.
+    pub(super) fn sees(&mut self) {
+        self.blind = None;
+        self.blind_looks = 0;
+    }
+
+    /// EC2 has not taken something back. Growth goes on, unless EC2 has no time for us at all.
+    fn keeps(&mut self, error: &CloudError, now: Moment) {
+        let pause = doubled(KEEP, self.keeps);
+        self.keeps = self.keeps.saturating_add(1);
+        self.keep_until = now.plus(self.jitter(pause));
+        if error.kind() == CloudErrorKind::Throttled {
+            self.failed(error, now);
+        }
+        self.kept = Some(told(error));
+    }
+
+    /// EC2 has taken something back.
+    fn gave_back(&mut self) {
+        (self.kept, self.keeps, self.keep_until) = (None, 0, Moment(0));
     }
 
     /// Forgets what was refused for a cause that is no more.
@@ -104,7 +166,6 @@ impl CloudState {
 
     pub(super) fn worked(&mut self) {
         self.trouble = None;
-        self.blind = false;
         self.failures = 0;
         self.hold_until = Moment(0);
     }
@@ -113,6 +174,13 @@ impl CloudState {
     pub(super) fn jitter(&mut self, d: Duration) -> Duration {
         self.jitter.around(d)
     }
+}
+
+/// A failure in words, which the log gets too.
+fn told(error: &CloudError) -> Trouble {
+    let words = crate::server::chain(error);
+    tracing::warn!(kind = ?error.kind(), error = words, "AWS does not do what it was asked");
+    (error.kind(), words)
 }
 
 /// What a failure says about what was asked for.
@@ -142,6 +210,7 @@ impl Node {
         // The host was brought in line with the old ones.
         self.host.dirty |= std::mem::take(&mut self.memory.old_facts);
         self.cloud.worked();
+        self.cloud.sees();
         self.cloud.look_at = now;
     }
 
@@ -174,29 +243,35 @@ impl Node {
     }
 
     pub(super) fn acted(&mut self, id: ActionId, result: Result<Outcome, CloudError>, now: Moment) {
+        let gives_back = self.pool.gives_back(id);
         match result {
             Ok(outcome) => {
                 self.cloud.worked();
+                if gives_back {
+                    self.cloud.gave_back();
+                }
                 if matches!(outcome, Outcome::Created(_)) {
-                    self.cloud.refusals = 0;
+                    (self.cloud.refusals, self.cloud.no_eni_until) = (0, Moment(0));
                 }
                 self.settle(Gain::Action(id, outcome), now);
             }
             Err(error) => {
                 let outcome = outcome_of(error.kind());
-                let look = outcome == Outcome::Unclear;
+                let in_use = error.kind() == CloudErrorKind::InUse;
+                let look = outcome == Outcome::Unclear || (gives_back && in_use);
                 // Fewer, or another subnet, or a rest of that subnet alone: the pool knows.
                 let scarce = outcome == Outcome::Scarce;
                 self.pool.finish(id, outcome, now);
-                if scarce {
-                    self.cloud.trouble(&error);
-                } else {
-                    self.cloud.failed(&error, now);
+                match (gives_back, scarce) {
+                    (true, _) => self.cloud.keeps(&error, now),
+                    (false, true) => self.cloud.trouble(&error),
+                    (false, false) => self.cloud.failed(&error, now),
                 }
                 if look {
-                    self.cloud.look_at = self.cloud.look_at.min(self.cloud.hold_until);
+                    let soon = self.cloud.hold_until.max(now.plus(BACKOFF.0));
+                    self.cloud.look_at = self.cloud.look_at.min(soon);
                 }
-                if matches!(error.kind(), CloudErrorKind::InUse | CloudErrorKind::EniLimit) {
+                if !gives_back && (in_use || error.kind() == CloudErrorKind::EniLimit) {
                     self.cloud.place_refused();
                 }
             }
@@ -212,7 +287,7 @@ impl Node {
         }
         let Some(plan) = self.plan(now) else { return };
         self.plan_again = plan.look_again;
-        let allowed = plan.actions.into_iter().filter(|planned| self.may(planned.action.leaving().is_some()));
+        let allowed = plan.actions.into_iter().filter(|planned| self.is_due(&planned.action, now));
         for planned in allowed.collect::<Vec<_>>() {
             tracing::info!(why = %planned.why, "{}", planned.action);
             let id = self.pool.begin(&planned.action);
@@ -221,8 +296,20 @@ impl Node {
                 continue;
             };
             let batch = self.next_batch();
-            self.effects.push(Effect::Append(batch, vec![Record::Leaving { leaving, at: Some(now) }]));
+            let at = Some(now);
+            self.effects.push(Effect::Append(batch, vec![Record::Leaving { leaving, at }]));
             self.intents.insert(batch, (id, planned.action));
+        }
+    }
+
+    /// Whether a planned action may be taken now.
+    fn is_due(&self, action: &Action, now: Moment) -> bool {
+        match action {
+            Action::Release { .. } | Action::DeleteEni { .. } => {
+                self.may(true) && self.cloud.keep_until <= now
+            }
+            Action::CreateEni { .. } => self.cloud.no_eni_until <= now || !self.queue.is_empty(),
+            Action::Assign { .. } => true,
         }
     }
 
@@ -231,7 +318,7 @@ impl Node {
         let Some((id, action)) = self.intents.remove(&batch) else { return };
         // Somebody may have put the brake on meanwhile.
         match result {
-            Ok(()) if self.may(action.leaving().is_some()) => self.act(id, action),
+            Ok(()) if self.may(true) && !self.keeps_all() => self.act(id, action),
             Ok(()) | Err(_) => self.pool.finish(id, Outcome::Failed, now),
         }
     }
@@ -303,7 +390,8 @@ impl Node {
 
     /// Why EC2 does not do what it was last asked, if it does not.
     pub(super) fn trouble(&self) -> Option<Reason> {
-        self.cloud.trouble.as_ref().map(|(kind, _)| self.reason_of(*kind))
+        let trouble = self.cloud.trouble.as_ref().or(self.cloud.blind.as_ref());
+        trouble.map(|(kind, _)| self.reason_of(*kind))
     }
 
     /// Why no pod can be served yet, in one word.
@@ -351,7 +439,7 @@ impl Node {
             count.assigned, count.cooling, count.reserved, count.free
         )];
         let seconds = |until: Moment| until.since(now).as_secs_f32().ceil();
-        if let Some(until) = self.pool.next_change(now) {
+        if let Some(until) = self.pool.next_cooled_on(card, now) {
             parts.push(format!("the next address has cooled in {} s", seconds(until)));
         }
         if self.cloud.hold_until > now {
@@ -368,24 +456,33 @@ impl Node {
 
     /// What is wrong with EC2 or the host now, in words.
     pub(super) fn troubles(&self) -> Vec<String> {
-        let cloud =
-            self.cloud.trouble.as_ref().map(|(kind, text)| format!("{}: {text}", self.reason_of(*kind)));
+        let told = |trouble: &Option<Trouble>, what: &str| {
+            let (kind, text) = trouble.as_ref()?;
+            Some(format!("{}: {what}{text}", self.reason_of(*kind)))
+        };
+        let cloud = [
+            told(&self.cloud.trouble, ""),
+            told(&self.cloud.blind, "the ENIs are not told: "),
+            told(&self.cloud.kept, "what is to spare is not given back: "),
+        ];
         let hold = (self.hold() != Hold::Nothing).then(|| match self.settings.provisioning {
             true => format!("{}: an operator holds back {}", Reason::OnHold, self.hold()),
             false => format!("{}: a setting allows no changes", Reason::OnHold),
         });
         let host = self.host.trouble.clone().into_iter().chain(self.host.fight());
         let cluster = self.eni_config_trouble();
-        let cloud = cloud.into_iter().chain(self.memory_trouble());
+        let cloud = cloud.into_iter().flatten().chain(self.memory_trouble());
         let rest = cluster.into_iter().chain(self.range_trouble()).chain(self.ipv6_troubles());
         let host = host.chain(self.link_troubles());
         cloud.chain(hold).chain(rest).chain(host).collect()
     }
 
-    pub(super) fn cloud_wakeup(&self) -> Option<Moment> {
+    pub(super) fn cloud_wakeup(&self, now: Moment) -> Option<Moment> {
         self.facts.as_ref()?;
         let look = (!self.cloud.looking).then_some(self.cloud.look_at);
-        let hold = (self.cloud.hold_until > Moment(0)).then_some(self.cloud.hold_until);
-        look.into_iter().chain(hold).min()
+        let CloudState { hold_until, keep_until, no_eni_until, .. } = self.cloud;
+        // What is past was looked at just now.
+        let holds = [hold_until, keep_until, no_eni_until].into_iter().filter(|until| *until > now);
+        look.into_iter().chain(holds).min()
     }
 }

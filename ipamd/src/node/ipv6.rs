@@ -203,7 +203,7 @@ impl Node {
     /// Gives the prefix back once it is idle: first it is written down that it goes.
     pub(super) fn spare_ipv6(&mut self, now: Moment) {
         let early = self.cloud.hold_until > now || self.ipv6.keep_until > now;
-        let allowed = self.may(true) && !self.is_left_alone();
+        let allowed = self.may(true) && !self.keeps_all();
         if early || self.ipv6.leaving != Leaving::No || !self.cloud.pictured || !allowed {
             return;
         }

@@ -10,6 +10,7 @@ use wire::Observed;
 use super::Node;
 use super::event::{Chore, Effect, Picture, Stray, Subnets};
 use super::hosting::Gain;
+use crate::clock::doubled;
 use crate::cloud::{CloudError, CloudErrorKind};
 
 /// Pause before another look when the last one was of something in motion.
@@ -19,7 +20,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(10);
 const METADATA_LAG: Duration = Duration::from_secs(60);
 /// Pause before another look when only instance metadata has answered.
 const EC2_AGAIN: Duration = Duration::from_secs(300);
-/// Pause before another look when chores could not be done.
+/// Pause before another look when chores could not be done. Doubles with each time in a row, up to the pause between audits: what
+/// EC2 refuses for good costs no more than those.
 const TIDY_AGAIN: Duration = Duration::from_secs(300);
 /// Tags are put right only by a daemon that has run for this long: when many nodes start at once, pods go first.
 const TAGS_LATER: Duration = Duration::from_secs(300);
@@ -72,9 +74,7 @@ impl Node {
                 self.make_local(&mut picture.enis);
                 self.subnets.extend(picture.subnets.clone());
                 picture.in_motion |= self.leave_out_unknown_ranges(&mut picture);
-                if self.cloud.blind {
-                    self.cloud.worked();
-                }
+                self.cloud.sees();
                 let pause = match (picture.in_motion, picture.from_metadata) {
                     (true, _) => LOOK_AGAIN,
                     (false, true) => EC2_AGAIN.min(self.settings.audit_every),
@@ -84,10 +84,7 @@ impl Node {
                 self.settle(Gain::Picture(Box::new(picture)), now);
             }
             Err(error) => {
-                self.cloud.failed(&error, now);
-                self.cloud.blind = true;
-                self.cloud.wrong = false;
-                self.cloud.look_at = self.cloud.hold_until;
+                self.cloud.look_failed(&error, now);
                 self.recall(now);
             }
         }
@@ -153,6 +150,7 @@ impl Node {
             self.cloud.look_at = self.cloud.look_at.min(until.max(now));
         }
         let leaks = self.leaks(&picture.strays, picture.as_of);
+        let only_leaks = picture.chores.is_empty();
         let chores = picture.chores.into_iter().chain(leaks.into_iter().map(Chore::Delete));
         let later = now.since(self.started) < TAGS_LATER;
         let due = |chore: &Chore| match chore {
@@ -161,7 +159,7 @@ impl Node {
             Chore::Tag { .. } => self.may(false) && !later,
         };
         let chores = chores.filter(due).collect();
-        self.tidy(chores, now);
+        self.tidy(chores, only_leaks, now);
     }
 
     /// Whether nobody is short of addresses, as far as the last look tells of the subnets where ours are.
@@ -174,7 +172,7 @@ impl Node {
         ours.peek().is_some() && ours.all(has_plenty)
     }
 
-    fn tidy(&mut self, mut chores: Vec<Chore>, now: Moment) {
+    fn tidy(&mut self, mut chores: Vec<Chore>, only_leaks: bool, now: Moment) {
         // An ENI that seems forgotten may be the one that a call is about: then a later look finds out.
         if self.cloud.tidying || (self.pool.is_creating() && chores.iter().any(Chore::may_be_new)) {
             self.cloud.look_at = self.cloud.look_at.min(now.plus(LOOK_AGAIN));
@@ -182,6 +180,7 @@ impl Node {
         }
         if !chores.is_empty() {
             self.cloud.tidying = true;
+            self.cloud.only_leaks = only_leaks;
             self.effects.push(Effect::Tidy(chores));
         }
     }
@@ -201,16 +200,28 @@ impl Node {
 
     pub(super) fn tidied(&mut self, result: Result<(), CloudError>, now: Moment) {
         self.cloud.tidying = false;
+        let only_leaks = std::mem::take(&mut self.cloud.only_leaks);
         // No pod waits for it: growth goes on meanwhile.
-        if let Err(error) = result {
-            tracing::warn!(
-                error = crate::server::chain(&error),
-                "something about our ENIs could not be put right"
-            );
-            // What we may not do we may not do the next time either.
-            if error.kind() != CloudErrorKind::Denied {
-                self.cloud.look_at = self.cloud.look_at.min(now.plus(TIDY_AGAIN));
-            }
+        let Err(error) = result else {
+            self.cloud.untidy = 0;
+            return;
+        };
+        tracing::warn!(
+            error = crate::server::chain(&error),
+            "something about our ENIs could not be put right"
+        );
+        // What we may not do we may not do the next time either, and leaks of other instances all nodes of the cluster see.
+        if error.kind() != CloudErrorKind::Denied && !only_leaks {
+            let pause = doubled((TIDY_AGAIN, self.settings.audit_every), self.cloud.untidy);
+            self.cloud.untidy = self.cloud.untidy.saturating_add(1);
+            let again = now.plus(self.cloud.jitter(pause));
+            self.cloud.look_at = self.cloud.look_at.min(again);
         }
+    }
+
+    /// An ENI was made that would outlive the instance: a look finds it, and ties it to that.
+    pub(super) fn untied(&mut self, now: Moment) {
+        let again = now.plus(self.cloud.jitter(LOOK_AGAIN));
+        self.cloud.look_at = self.cloud.look_at.min(again);
     }
 }

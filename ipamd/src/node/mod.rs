@@ -125,7 +125,9 @@ pub struct Node {
     /// The ADD in progress for each sandbox.
     adding: BTreeMap<SandboxKey, CallId>,
     /// Sandboxes released a short while ago, and when the request that did it started (I13).
-    released: BTreeMap<SandboxKey, (u64, Moment)>,
+    released: BTreeMap<SandboxKey, u64>,
+    /// The same, the oldest first.
+    released_order: VecDeque<SandboxKey>,
     /// Holders are being looked for in the kernel; and when to do so again.
     surveying: bool,
     /// There may be pods that only the kernel knew.
@@ -177,6 +179,7 @@ impl Node {
             queue: VecDeque::new(),
             adding: BTreeMap::new(),
             released: BTreeMap::new(),
+            released_order: VecDeque::new(),
             surveying: false,
             placeholders: true,
             doubted: BTreeSet::new(),
@@ -236,6 +239,7 @@ impl Node {
             Event::Acted { id, result } => self.acted(id, result, now),
             Event::Ipv6Assigned(result) => self.ipv6_assigned(result, now),
             Event::Ipv6Released(result) => self.ipv6_released(result, now),
+            Event::Untied => self.untied(now),
             Event::Tidied(result) => self.tidied(result, now),
             Event::Held(hold) => self.held(hold),
             Event::Stale => self.cloud.stale = true,
@@ -268,7 +272,7 @@ impl Node {
         let queue = self.queue_wakeup(now);
         let rest = [
             self.pool.next_change(now),
-            self.cloud_wakeup(),
+            self.cloud_wakeup(now),
             self.host.wakeup(),
             self.plan_again,
             queue,

@@ -125,7 +125,8 @@ impl Node {
 
     /// That the node lives on what it remembers, in words.
     pub(super) fn memory_trouble(&self) -> Option<String> {
-        let why = self.cloud.trouble.as_ref().map_or(Reason::CloudUnreachable, |(kind, _)| kind.reason());
+        let why = self.cloud.trouble.as_ref().or(self.cloud.blind.as_ref());
+        let why = why.map_or(Reason::CloudUnreachable, |(kind, _)| kind.reason());
         let what = "pods are served from what was known before this start, and nothing is changed in EC2";
         (!self.is_up_to_date())
             .then(|| format!("{why}: {what} until instance metadata and the ENIs are known"))

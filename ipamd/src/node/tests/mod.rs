@@ -29,6 +29,7 @@ mod custom;
 mod estate;
 mod growing;
 mod ipv6;
+mod keeping;
 mod links;
 mod policies;
 mod publishing;
