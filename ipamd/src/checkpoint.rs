@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -46,6 +46,14 @@ pub struct Entry {
     pub ipv6: Option<Ipv6Addr>,
     /// Since when.
     pub since: Moment,
+}
+
+impl Entry {
+    /// The address as people know it, and routes lead to it.
+    #[must_use]
+    pub fn told(&self) -> IpAddr {
+        self.ipv6.map_or(IpAddr::V4(self.address), IpAddr::V6)
+    }
 }
 
 /// What a checkpoint says.

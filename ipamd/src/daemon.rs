@@ -114,9 +114,9 @@ async fn daemon(config: Config, alone: Alone, stop: &mut Stop) -> Result<(), Run
         host.port(),
         netfilter.port().map_err(RunError::local("reach the kernel's nftables"))?,
     ];
-    let pod_if_prefix = config.veth_prefix.as_str().to_owned();
+    let pod_if_prefixes = node.veth_prefixes();
     let Settings { eni_mtu, pod_mtu, .. } = settings;
-    watch(Ours { ports: ports.into(), pod_if_prefix, mtu: eni_mtu, pod_mtu }, &sender);
+    watch(Ours { ports: ports.into(), pod_if_prefixes, mtu: eni_mtu, pod_mtu }, &sender);
     let cluster = of_cluster(&config, clock, &metrics, &sender).await;
     let witnesses = (metrics.clone(), cluster.notes.clone());
     let record = Recording::new(&dir, config.families);
@@ -255,6 +255,7 @@ fn settings(config: &Config) -> Result<Settings, RunError> {
         multi_nic: config.multi_nic,
         eni_mtu: config.eni_mtu,
         pod_mtu: config.pod_mtu,
+        veth_prefix: config.veth_prefix.clone(),
         marks: Marks::with_connmark(config.connmark).map_err(RunError::local("place our marks"))?,
         connmark: config.node_port || translates(config),
         exclude_snat: config.exclude_snat_cidrs.clone(),
@@ -271,7 +272,6 @@ fn settings(config: &Config) -> Result<Settings, RunError> {
 
 fn nat_settings(config: &Config) -> NatSettings {
     NatSettings {
-        pod_if_prefix: config.veth_prefix.as_str().to_owned(),
         snat: translates(config).then_some(ports(config.snat_ports)),
         ipv6_ports: ports(config.snat_ports),
         node_port: config.node_port,

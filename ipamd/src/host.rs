@@ -23,8 +23,6 @@ use crate::server::chain;
 /// What the SNAT rules need besides the wish.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NatSettings {
-    /// First characters of host veths.
-    pub pod_if_prefix: String,
     /// How source ports are chosen; `None` when SNAT is done elsewhere.
     pub snat: Option<SnatPorts>,
     /// How source ports of IPv6 are chosen, which no gateway translates.
@@ -284,7 +282,7 @@ fn nat_spec(
     let primary = wish.node.enis.iter().find(|eni| eni.is_primary());
     let Some(link) = primary.and_then(|eni| links.get(&eni.mac)) else { return Ok(None) };
     Ok(Some(NatSpec {
-        pod_if_prefix: settings.pod_if_prefix.clone(),
+        pod_if_prefixes: wish.pod_if_prefixes.iter().map(|prefix| prefix.as_str().to_owned()).collect(),
         primary_if: link.name.clone(),
         primary_address: wish.primary_address,
         local: wish.local,

@@ -16,7 +16,7 @@ use crate::checkpointing::{self, News};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::memory::MemoryFile;
-use crate::node::{Node, PodInKernel, Remembered, Restored, Settings, restore};
+use crate::node::{Node, PodInKernel, Remembered, Restored, Settings, pods_among, restore};
 use crate::server::chain;
 use crate::store::Store;
 
@@ -60,20 +60,16 @@ pub(crate) fn restored(
     loaded.checkpoint = checkpoint;
     // What the process before this one had set aside.
     wirer.sweep().map_err(RunError::local("sweep old links away"))?;
-    let kernel = wirer
-        .pods(config.veth_prefix.as_str(), settings.families.range_of_node())
-        .map_err(RunError::local("ask the kernel for pods"))?;
-    let kernel: Vec<PodInKernel> = kernel
-        .into_iter()
-        .filter_map(|pod| {
-            let host_if = HostVeth::found(&pod.host_if)?;
-            Some(PodInKernel { host_if, addresses: pod.addresses, by_us: pod.by_us })
-        })
-        .collect();
+    let seen = wirer.pods().map_err(RunError::local("ask the kernel for pods"))?;
+    let led: BTreeSet<IpAddr> = seen.iter().flat_map(|pod| pod.addresses.iter().copied()).collect();
+    let egress = settings.families.range_of_node();
+    let kernel = pods_among(seen, loaded.checkpoint.as_ref(), &config.veth_prefix, egress);
     // A link that cannot be looked for is taken to be there: an address is rather held for too long than given twice.
     let mut has_link = |host_if: &HostVeth| wirer.has_link(host_if.as_str()).unwrap_or(true);
     let restored = restore(settings.cooldown, loaded, &kernel, &mut has_link, ran_before, now);
-    let Restored { pool, leftovers, gone, doubted, ipv6, remarks: more } = restored;
+    let Restored { pool, leftovers, mut gone, doubted, ipv6, remarks: more } = restored;
+    // What a route leads to a link is nobody's to take away, whoever has it.
+    gone.retain(|address| !led.contains(address));
     for pod in leftovers {
         if let Err(error) = wirer.remove(&pod) {
             tracing::warn!(host_if = %pod.host_if, error = chain(&error), "a deleted pod's wiring stays");

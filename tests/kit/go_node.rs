@@ -203,7 +203,7 @@ impl<'a> GoNode<'a> {
         let text = iptables(self.node.instance().address, self.version != GoVersion::V23);
         netns.feed(&format!("{}-restore --noflush", self.version.iptables()), &text)?;
         match self.version {
-            GoVersion::V23 => netns.nft(CONNMARK_TABLE),
+            GoVersion::V23 => netns.nft(&connmark_table(&["10.0.0.0/16", "100.64.0.0/16"])),
             GoVersion::V19 | GoVersion::V19Legacy => Ok(()),
         }
     }
@@ -392,21 +392,24 @@ COMMIT
     )
 }
 
-/// Its own table.
-const CONNMARK_TABLE: &str = r#"
+/// Its own table, in which it marks the connections that leave the VPC, whose ranges these are.
+pub(crate) fn connmark_table(vpc: &[&str]) -> String {
+    let inside: String = vpc.iter().map(|range| format!("counter ip daddr {range} return\n")).collect();
+    format!(
+        r#"
 add table ip aws-cni
 delete table ip aws-cni
-table ip aws-cni {
-  chain snat-mark {
-    counter ip daddr 10.0.0.0/16 return
-    counter ip daddr 100.64.0.0/16 return
-    counter ct mark set ct mark or 0x80
-  }
-  chain nat-prerouting {
+table ip aws-cni {{
+  chain snat-mark {{
+    {inside}counter ct mark set ct mark or 0x80
+  }}
+  chain nat-prerouting {{
     type nat hook prerouting priority -90; policy accept;
     fib daddr type local return
     iifname "eni*" counter jump snat-mark
     counter meta mark set ct mark and 0x80
-  }
+  }}
+}}
+"#
+    )
 }
-"#;

@@ -127,11 +127,14 @@ impl Pod {
     }
 }
 
-/// The network configuration, as the runtime takes it from the conflist.
+/// The network configuration, as the runtime takes it from the conflist: what the daemon's settings make of it from there.
 #[must_use]
 pub fn conf(node: &Node) -> Value {
+    let conflist = std::fs::read_to_string(node.conflist()).unwrap_or_default();
+    let conflist: Value = serde_json::from_str(&conflist).unwrap_or_default();
+    let prefix = conflist["plugins"][0]["vethPrefix"].as_str().unwrap_or("eni");
     json!({
-        "cniVersion": "1.0.0", "name": "aws-cni", "type": "aws-cni", "vethPrefix": "eni", "mtu": "9001",
+        "cniVersion": "1.0.0", "name": "aws-cni", "type": "aws-cni", "vethPrefix": prefix, "mtu": "9001",
         // As the conflist of a node whose pods get IPv6 has it; elsewhere there is nothing to switch.
         "ipv6": true,
         "socket": node.socket(), "queueDir": node.run_dir().join("delete-queue"),

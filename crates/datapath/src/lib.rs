@@ -8,6 +8,13 @@
 //! `model`, `desired`, `diff`, `seen`, `leftovers` and `mark` are pure; `kernel` and `netfilter` talk to the kernel, `watch` hears what
 //! others change. Teardown is the difference against nothing, repair the difference after a change.
 //!
+//! Three clients talk netlink, each for what the others cannot do:
+//!
+//! - `kernel::socket`, our own, blocking: pods. An ADD is a batch of requests in one system call, in a namespace of others too, over a
+//!   socket that somebody else opened; it runs on a thread of its own.
+//! - the `rtnetlink` crate, on tokio: the host (`kernel::host`), one request after the other, never on the path of an ADD.
+//! - `netfilter::socket`, our own: nf_tables, of which all must be one transaction, in messages that no crate has.
+//!
 //! | priority | rule | looks up | how many |
 //! |---|---|---|---|
 //! | 512 | everything | 51200: one route per pod | 1, and 1 of IPv6 where pods have that |

@@ -7,7 +7,9 @@ use std::io;
 
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
+use rustix::io::Errno;
 use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
+use types::{HostVeth, VethPrefix};
 
 /// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV4_RULE`, `RTMGRP_IPV6_IFADDR`, `RTMGRP_IPV6_ROUTE` and the bit of
 /// `RTNLGRP_IPV6_RULE`, of `linux/rtnetlink.h`.
@@ -18,8 +20,6 @@ const NETFILTER_GROUPS: u32 = 1 << 6;
 const NOTICE_BYTES: usize = 64 * 1024;
 /// Room for notices that wait: transactions of others with thousands of rules come as one burst.
 const QUEUE_BYTES: usize = 4 << 20;
-/// `ENOBUFS`: notices came faster than they were read, and some are lost.
-const ENOBUFS: i32 = 105;
 
 /// Whether a datagram of notices is about something of ours.
 #[derive(Debug)]
@@ -33,12 +33,20 @@ enum Judge {
 pub struct Ours {
     /// The ports of our own sockets.
     pub ports: BTreeSet<u32>,
-    /// First characters of host veths.
-    pub pod_if_prefix: String,
+    /// First characters of host veths: of the setting, and of those that were there at the start.
+    pub pod_if_prefixes: BTreeSet<VethPrefix>,
     /// MTU of ENIs, in bytes.
     pub mtu: u32,
     /// MTU of host veths, in bytes.
     pub pod_mtu: u32,
+}
+
+impl Ours {
+    /// The name, if it is one that host ends of ours have.
+    pub(crate) fn host_end(&self, name: &str) -> Option<HostVeth> {
+        let of_ours = |found: &HostVeth| found.prefix().is_some_and(|it| self.pod_if_prefixes.contains(&it));
+        HostVeth::found(name).filter(of_ours)
+    }
 }
 
 /// A socket that listens to the changes in the network namespace of the thread that made it.
@@ -98,7 +106,8 @@ impl Watch {
                         return Ok(());
                     }
                 }
-                Err(error) if error.raw_os_error() == Some(ENOBUFS) => return Ok(()),
+                // Notices came faster than they were read, and some are lost.
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::NOBUFS) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }

@@ -7,8 +7,11 @@ use sha1::{Digest, Sha1};
 
 use crate::{Mac, PodName, SandboxKey};
 
+/// Length of the part of a name that says whose it is, in hexadecimal digits.
+const HASH: usize = 11;
+
 /// What host veth names start with: 1 to 4 characters, `eni` unless configured.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct VethPrefix(String);
 
@@ -90,6 +93,26 @@ impl HostVeth {
         (plain && (12..=15).contains(&name.len())).then(|| Self(name.to_owned()))
     }
 
+    /// What the name starts with; `None` where the rest is no hash, so that it is not named as a pod's host end is.
+    #[must_use]
+    pub fn prefix(&self) -> Option<VethPrefix> {
+        let (prefix, hash) = self.0.split_at_checked(self.0.len().checked_sub(HASH)?)?;
+        let is_hash = hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        VethPrefix::new(prefix).ok().filter(|_| is_hash)
+    }
+
+    /// What the name says of whose it is: the same under every prefix.
+    #[must_use]
+    pub fn hash(&self) -> &str {
+        self.0.get(self.0.len().saturating_sub(HASH)..).unwrap_or(&self.0)
+    }
+
+    /// The name that the same pod's host end has under another prefix.
+    #[must_use]
+    pub fn under(&self, prefix: &VethPrefix) -> Self {
+        Self(format!("{}{}", prefix.as_str(), self.hash()))
+    }
+
     /// The MAC address of the link of this name: the same each time, so that what it should be is known without being remembered.
     #[must_use]
     pub fn mac(&self) -> Mac {
@@ -128,7 +151,7 @@ fn hash(text: &str) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digest = Sha1::digest(text);
     let nibbles = digest.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    nibbles.take(11).map(|nibble| char::from(DIGITS[usize::from(nibble)])).collect()
+    nibbles.take(HASH).map(|nibble| char::from(DIGITS[usize::from(nibble)])).collect()
 }
 
 #[cfg(test)]
@@ -156,6 +179,20 @@ mod tests {
         assert_eq!(veth("default", "sample-pod", 0), "enicc21c2d7785");
         assert_eq!(veth("default", "sample-pod", 1), "enia0b7655f3c9");
         assert_eq!(veth("default", "sample-pod", 2), "eni674338b7081");
+    }
+
+    #[test]
+    fn a_name_tells_its_prefix_and_whose_it_is_under_any_other() {
+        let [plain, short, long] = ["enicc21c2d7785", "acc21c2d7785", "podscc21c2d7785"];
+        for name in [plain, short, long] {
+            let host_if = HostVeth::found(name).unwrap();
+            let prefix = host_if.prefix().unwrap();
+            assert_eq!((prefix.as_str(), host_if.hash()), (&name[..name.len() - 11], "cc21c2d7785"));
+            assert_eq!(host_if.under(&VethPrefix::default()).as_str(), plain);
+        }
+        for other in ["veth0a1b2c3d", "enicc21c2d778z", "ethcc21c2d7785"] {
+            assert_eq!(HostVeth::found(other).unwrap().prefix(), None, "{other}");
+        }
     }
 
     #[test]

@@ -324,6 +324,8 @@ impl Node {
         for (mut owner, grant) in granted {
             owner.ipv6 = self.pool.note_ipv6(&owner.sandbox, self.ipv6_beside(grant.address));
             let pod = self.settings.families.pod_spec(&owner, grant.address, mtu);
+            // A plugin that was called with the configuration of before: its packets must be known as a pod's.
+            self.host.dirty |= owner.host_if.prefix().as_ref() != Some(&self.settings.veth_prefix);
             records.push(Record::Assigned { owner: owner.clone(), address: grant.address });
             interfaces.push(Reserved { sandbox: owner.sandbox, grant, pod });
         }
@@ -466,13 +468,26 @@ impl Node {
             return self.supersede(add, id, now);
         }
         let mut gone = self.attachments_of(sandbox);
-        // Those of further interfaces come with a start alone, as all placeholders do.
-        let indices = 0..if self.placeholders { INTERFACES_MAX } else { 1 };
-        gone.extend(indices.filter_map(|index| {
-            restore::placeholder(&host_if_of(sandbox, &detachment.pod, &detachment.veth_prefix, index))
-        }));
+        gone.extend(self.placeholders_of(detachment));
         let records = gone.iter().filter_map(|sandbox| self.release(sandbox, now)).collect();
         self.release_reply(id, records, Reply::Done);
+    }
+
+    /// What is held for a pod that only the kernel knew, by the names of its host ends, whatever the setting was when they were named.
+    fn placeholders_of(&self, detachment: &Detachment) -> Vec<SandboxKey> {
+        // They come with a start alone.
+        if !self.placeholders {
+            return Vec::new();
+        }
+        let Detachment { sandbox, pod, veth_prefix } = detachment;
+        let names = (0..INTERFACES_MAX).map(|index| host_if_of(sandbox, pod, veth_prefix, index));
+        let names: Vec<HostVeth> = names.collect();
+        let owners = self.pool.owners().map(|(owner, _)| owner);
+        let its = owners.filter(|owner| {
+            let same = |name: &HostVeth| name.hash() == owner.host_if.hash();
+            restore::is_placeholder(&owner.sandbox) && names.iter().any(same)
+        });
+        its.map(|owner| owner.sandbox.clone()).collect()
     }
 
     /// The attachments that come and go with one that the runtime knows, itself included.

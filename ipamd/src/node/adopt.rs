@@ -7,14 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use pool::{Owner, Pool};
-use types::{HostVeth, Moment, SandboxKey};
+use types::{HostVeth, Moment, SandboxKey, VethPrefix};
 
 use super::restore::PodInKernel;
 use crate::checkpoint::{Checkpoint, Entry};
 use crate::families::ipv6_among;
-
-/// Length of the part of a host end's name that says whose it is.
-const HASH: usize = 11;
 
 /// What came of a checkpoint.
 #[derive(Debug, Default)]
@@ -52,7 +49,7 @@ pub(super) fn adopt(
             take_in(pool, Owner { sandbox, pod, host_if, since, ipv6, further: None }, address, now);
         } else {
             let (sandbox, pod) = (&entry.sandbox, &entry.pod);
-            let named = entry.ipv6.map_or(IpAddr::V4(address), IpAddr::V6);
+            let named = entry.told();
             adopted
                 .remarks
                 .push(format!("{named} of {pod} ({sandbox}) in the checkpoint leads to no link: dropped"));
@@ -78,17 +75,16 @@ fn host_end(
     let named = entry.host_if.as_ref();
     if let Some(link) = routed.get(&entry.address) {
         // Prefixes may have changed since; the hash of the name has not.
-        let its_own = named.is_none_or(|named| hash(named) == hash(link));
+        let its_own = named.is_none_or(|named| named.hash() == link.hash());
         return its_own.then(|| (*link).clone());
     }
     // Somebody may have taken the route alone.
+    let named = named?;
+    let prefixes: BTreeSet<VethPrefix> =
+        routed.values().filter_map(|link| link.prefix()).chain([VethPrefix::default()]).collect();
+    let others = prefixes.iter().map(|prefix| named.under(prefix));
     let elsewhere = |named: &HostVeth| routed.values().any(|link| *link == named);
-    named.filter(|named| has_link(named) && !elsewhere(named)).cloned()
-}
-
-fn hash(host_if: &HostVeth) -> &str {
-    let name = host_if.as_str();
-    name.get(name.len().saturating_sub(HASH)..).unwrap_or(name)
+    std::iter::once(named.clone()).chain(others).find(|named| has_link(named) && !elsewhere(named))
 }
 
 fn take_in(pool: &mut Pool, new: Owner, address: Ipv4Addr, now: Moment) {
@@ -115,10 +111,11 @@ mod tests {
     use std::net::Ipv6Addr;
     use std::time::Duration;
 
-    use types::{PodName, VethPrefix};
+    use datapath::PodSeen;
+    use types::PodName;
 
     use super::*;
-    use crate::node::{Restored, restore};
+    use crate::node::{Restored, pods_among, restore};
     use crate::store::{Loaded, Record};
 
     const NOW: Moment = Moment(1_000_000);
@@ -232,6 +229,55 @@ mod tests {
             restore(Duration::from_secs(30), loaded, &[], &mut |host_if| *host_if == link("a"), true, NOW);
 
         assert_eq!(held(&restored), ["a: 1"]);
+    }
+
+    #[test]
+    fn a_pod_whose_link_was_named_under_another_setting_is_taken_over_with_or_without_its_route() {
+        let setting = VethPrefix::new("azv").unwrap();
+        let named =
+            |id: &str, last| Entry { host_if: Some(link(id).under(&setting)), ..entry(id, id, last, 1) };
+        let checkpoint = Some(of(vec![named("a", 1), named("b", 2), named("dead", 3)]));
+        let loaded = Loaded { checkpoint, ..Loaded::default() };
+        let mut has_link = |host_if: &HostVeth| [link("a"), link("b")].contains(host_if);
+
+        let restored =
+            restore(Duration::from_secs(30), loaded, &[wired("a", 1, false)], &mut has_link, true, NOW);
+
+        assert_eq!(held(&restored), ["a: 1", "b: 2"]);
+        assert_eq!(restored.pool.owner(&key("b")).unwrap().0.host_if, link("b"));
+    }
+
+    #[test]
+    fn under_another_prefix_a_link_is_a_pods_if_the_rule_beside_or_the_checkpoint_says_so() {
+        let seen = |name: &str, last, by_us, ruled| PodSeen {
+            host_if: name.to_owned(),
+            addresses: vec![[10, 0, 0, last].into()],
+            by_us,
+            ruled,
+        };
+        let named = link("named");
+        let all = vec![
+            seen("azv0123456789a", 1, false, false),
+            seen("eni0123456789b", 2, false, true),
+            seen("eni0123456789c", 3, true, false),
+            seen("eni0123456789d", 4, false, false),
+            seen(named.as_str(), 5, false, false),
+            seen("cali0123456789e", 6, false, false),
+            seen("docker0", 7, false, true),
+            seen("veth0a1b2c3d", 8, false, false),
+        ];
+        let mut nameless = entry("of-address", "", 4, 1);
+        nameless.host_if = None;
+        let checkpoint = of(vec![nameless, entry("named", "named", 99, 1)]);
+        let setting = VethPrefix::new("azv").unwrap();
+
+        let pods = |checkpoint| {
+            let pods = pods_among(all.clone(), checkpoint, &setting, Some("10.0.0.8/32".parse().unwrap()));
+            pods.into_iter().filter_map(|pod| Some(pod.address()?.octets()[3])).collect::<Vec<_>>()
+        };
+
+        assert_eq!(pods(Some(&checkpoint)), [1, 2, 3, 4, 5, 8]);
+        assert_eq!(pods(None), [1, 2, 3, 8]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use pool::{Action, ActionId, EniSeen, Outcome, Snapshot};
 use serde::{Deserialize, Serialize};
 use types::{
     DeviceIndex, EniId, HostVeth, InstanceId, InstanceLimits, Ipv6Prefix, Mac, Moment, NetworkCard, PodName,
-    Reason, SandboxKey, SecurityGroupId, SubnetId,
+    Reason, SandboxKey, SecurityGroupId, SubnetId, VethPrefix,
 };
 use wire::{Failure, Reply, Request};
 
@@ -356,6 +356,8 @@ pub struct HostWish {
     pub local: Option<Ipv4Network>,
     /// The address by which pods with IPv4 addresses of the VPC reach IPv6; `None`: they do not.
     pub ipv6_egress: Option<Ipv6Addr>,
+    /// What the names of pods' host ends start with: as set, and as it was set when those were named that live.
+    pub pod_if_prefixes: BTreeSet<VethPrefix>,
     /// Pods whose routes must be there; `None` leaves the pods' table alone.
     #[serde(skip)]
     pub pods: Option<Vec<PodSpec>>,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use datapath::{EniSpec, NodeSpec, PodSpec};
 use ipnetwork::Ipv4Network;
 use pool::{ActionId, EniSeen, Given, Outcome, Role, Unready};
-use types::{Mac, Moment, NetworkCard, Prefix, Reason};
+use types::{EniId, Mac, Moment, NetworkCard, Prefix, Reason, VethPrefix};
 
 use super::event::{Effect, Facts, HostMade, HostWish, Picture};
 use super::{Node, Settings};
@@ -402,7 +402,14 @@ impl Node {
         let (marks, external_services) = (marks.for_cards(&facts.limits.cards), external_services.clone());
         let node = NodeSpec { enis, marks, connmark: *connmark, ipv6, external_services };
         let (local, primary_address) = (families.local_range(), facts.primary_address);
-        HostWish { node, no_snat, local, ipv6_egress, pods, primary_address, ids }
+        let pod_if_prefixes = self.veth_prefixes();
+        HostWish { node, no_snat, local, ipv6_egress, pod_if_prefixes, pods, primary_address, ids }
+    }
+
+    /// What the names of pods' host ends start with: the setting, and what it was when those that live were named.
+    pub(crate) fn veth_prefixes(&self) -> BTreeSet<VethPrefix> {
+        let of_owners = self.pool.owners().filter_map(|(owner, _)| owner.host_if.prefix());
+        of_owners.chain([self.settings.veth_prefix.clone()]).collect()
     }
 
     /// What the kernel should hold of each pod.

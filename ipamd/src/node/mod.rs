@@ -45,14 +45,14 @@ use std::time::Duration;
 use datapath::Marks;
 use ipnetwork::Ipv4Network;
 use pool::{Action, ActionId, Pool, Targets};
-use types::{EniId, Moment, NetworkCard, SandboxKey, SubnetId};
+use types::{EniId, Moment, NetworkCard, SandboxKey, SubnetId, VethPrefix};
 use wire::Observed;
 
 pub use adding::RELEASED_KEPT;
 pub use event::{BatchId, CallId, Chore, Effect, Event, Facts, HostMade, HostWish, Picture, Stray, Subnets};
 pub use remembering::Remembered;
 pub use restore::{PodInKernel, Restored, restore};
-pub(crate) use restore::{is_placeholder, replay};
+pub(crate) use restore::{is_placeholder, pods_among, replay};
 
 use crate::families::Families;
 use crate::hold::Hold;
@@ -90,6 +90,8 @@ pub struct Settings {
     pub eni_mtu: u32,
     /// MTU inside pods, in bytes.
     pub pod_mtu: u32,
+    /// What the names of pods' host ends start with.
+    pub veth_prefix: VethPrefix,
     /// Which bits of a packet's mark are ours.
     pub marks: Marks,
     /// Whether connections may be bound to the primary ENI by mark: SNAT or node ports are on.

@@ -14,16 +14,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use datapath::PodSpec;
+use datapath::{PodSeen, PodSpec};
+use ipnetwork::Ipv4Network;
 use pool::{Owner, PICTURE_LAG, Pool};
-use types::{HostVeth, Moment, PodName, SandboxKey};
+use types::{HostVeth, Moment, PodName, SandboxKey, VethPrefix};
 
 use super::adding::MTU_DEFAULT;
 use super::adopt::{Adopted, adopt};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Entry};
 use crate::families::{address_in_pool, ipv6_among};
 use crate::store::{Ipv6Books, Loaded, Record};
 
+/// What the names of host ends of the Go version's egress plugin begin with.
+const EGRESS_PREFIX: &str = "veth";
 /// Network name of sandboxes that were found in the kernel only.
 const REBUILT: &str = "rebuilt-from-kernel";
 
@@ -45,8 +48,40 @@ impl PodInKernel {
     }
 }
 
+/// Which of what may be pods in the kernel are: what has our routes, and what has those of the Go version and is named as a pod's host
+/// end is. Others name theirs alike, so under another prefix than the setting's the rule that the Go version makes or its checkpoint
+/// has to bear it out; the setting may have been another when the pod came. In `egress`, the range of its egress plugin, there are pods
+/// by other names.
+pub(crate) fn pods_among(
+    seen: Vec<PodSeen>,
+    checkpoint: Option<&Checkpoint>,
+    prefix: &VethPrefix,
+    egress: Option<Ipv4Network>,
+) -> Vec<PodInKernel> {
+    let entries = checkpoint.map_or(&[][..], |checkpoint| checkpoint.entries.as_slice());
+    let addresses: BTreeSet<IpAddr> = entries.iter().map(Entry::told).collect();
+    let names: BTreeSet<&str> =
+        entries.iter().filter_map(|entry| Some(entry.host_if.as_ref()?.hash())).collect();
+    let of_range = |address: &IpAddr| match address {
+        IpAddr::V4(address) => egress.is_some_and(|range| range.contains(*address)),
+        IpAddr::V6(_) => false,
+    };
+    let is_pod = |pod: &PodSeen, host_if: &HostVeth| {
+        let is_egress = || pod.host_if.starts_with(EGRESS_PREFIX) && pod.addresses.iter().any(of_range);
+        let its = pod.ruled
+            || names.contains(host_if.hash())
+            || pod.addresses.iter().any(|address| addresses.contains(address));
+        pod.by_us || host_if.prefix().is_some_and(|its_prefix| its || its_prefix == *prefix) || is_egress()
+    };
+    let pods = seen.into_iter().filter_map(|pod| {
+        let host_if = HostVeth::found(&pod.host_if).filter(|host_if| is_pod(&pod, host_if))?;
+        Some(PodInKernel { host_if, addresses: pod.addresses, by_us: pod.by_us })
+    });
+    pods.collect()
+}
+
 /// The key under which a pod that only the kernel knows is held.
-pub(super) fn placeholder(host_if: &HostVeth) -> Option<SandboxKey> {
+fn placeholder(host_if: &HostVeth) -> Option<SandboxKey> {
     SandboxKey::new(REBUILT, host_if.as_str(), "eth0").ok()
 }
 

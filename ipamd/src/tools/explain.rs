@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use datapath::netfilter::{TABLE, ruleset};
 use datapath::{EniSpec, Family, HostSeen, LinkSeen, Rule, RulePriority, desired};
 use pool::Owner;
-use types::{HostVeth, PodName, TableId, VethPrefix};
+use types::{HostVeth, PodName, TableId};
 use wire::Report;
 
 use super::evidence::Evidence;
@@ -206,16 +206,15 @@ impl<'a> Explained<'a> {
 
     fn host_link(&self, out: &mut String) -> fmt::Result {
         let Owner { pod, host_if, .. } = self.owner;
-        let prefix = self.record.map_or("eni", |record| record.nat.pod_if_prefix.as_str());
-        let made = VethPrefix::new(prefix).ok().map(|prefix| HostVeth::of_pod(&prefix, pod, 0));
         let text = format!("{}.{}", pod.namespace, pod.name);
-        match made.as_ref() == Some(host_if) {
-            true => writeln!(
+        match host_if.prefix().filter(|prefix| HostVeth::of_pod(prefix, pod, 0) == *host_if) {
+            Some(prefix) => writeln!(
                 out,
-                "  host link  {host_if}: {prefix}, and the first 11 digits of SHA-1 of \"{text}\"    $ printf %s {} | sha1sum | cut -c1-11",
+                "  host link  {host_if}: {}, and the first 11 digits of SHA-1 of \"{text}\"    $ printf %s {} | sha1sum | cut -c1-11",
+                prefix.as_str(),
                 word(&text)
             )?,
-            false => writeln!(
+            None => writeln!(
                 out,
                 "  host link  {host_if}, not made of this pod's name: of the sandbox's, or of a pod that the kernel alone knew"
             )?,

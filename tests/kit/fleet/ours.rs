@@ -64,6 +64,7 @@ impl Ours {
             multi_nic: false,
             eni_mtu: 9001,
             pod_mtu: 9001,
+            veth_prefix: VethPrefix::default(),
             marks: Marks::default(),
             connmark: true,
             exclude_snat: Vec::new(),

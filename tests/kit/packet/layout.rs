@@ -11,6 +11,7 @@ use types::{DeviceIndex, NetworkCard, TableId};
 use super::node::{Eni, MTU, Node, Pod, ROUTER, TARGET};
 use super::refused;
 use crate::LabError;
+use crate::go_node::connmark_table;
 
 /// One way to lead packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,7 +77,7 @@ fn ours(node: &Node) -> Result<(), LabError> {
         let converged = runtime.block_on(async { Host::open()?.converge(&spec, None).await });
         let links = converged.map_err(refused)?.links;
         let nat = NatSpec {
-            pod_if_prefix: "eni".to_owned(),
+            pod_if_prefixes: ["eni".to_owned()].into(),
             primary_if: Eni(0).link(),
             primary_address: Eni(0).own(),
             no_snat: BTreeSet::from([network(Ipv4Addr::new(10, 0, 0, 0), 16)?]),
@@ -177,17 +178,7 @@ fn per_pod_netfilter() -> String {
             counter jump AWS-SNAT-CHAIN-0
           }}
         }}
-        table ip aws-cni {{
-          chain snat-mark {{
-            counter ip daddr 10.0.0.0/16 return
-            counter ct mark set ct mark or 0x80
-          }}
-          chain nat-prerouting {{
-            type nat hook prerouting priority -90; policy accept;
-            fib daddr type local return
-            iifname "eni*" counter jump snat-mark
-            counter meta mark set ct mark and 0x80
-          }}
-        }}"#
+        {connmark}"#,
+        connmark = connmark_table(&["10.0.0.0/16"])
     )
 }

@@ -7,7 +7,7 @@ use datapath::Marks;
 use ipamd::families::Families;
 use ipamd::node::Settings;
 use pool::Targets;
-use types::InstanceTable;
+use types::{InstanceTable, VethPrefix};
 
 use super::cluster::{TURNS, Turn};
 use super::foreign::{DEVICES, FOREIGN, Foreign};
@@ -207,6 +207,7 @@ impl Setup {
             multi_nic: false,
             eni_mtu: 9001,
             pod_mtu: 9001,
+            veth_prefix: VethPrefix::default(),
             marks: Marks::default(),
             connmark: true,
             exclude_snat: Vec::new(),

@@ -5,6 +5,7 @@ use std::io;
 
 use netlink_packet_core::{ErrorMessage, NLM_F_ACK_TLVS, NlasIterator};
 use netlink_sys::Socket;
+use rustix::io::Errno;
 
 /// Length of the refused request's header, which stands before the attributes (`NETLINK_CAP_ACK` cuts the rest).
 const REQUEST_HEADER_BYTES: usize = 16;
@@ -14,13 +15,18 @@ const ATTRIBUTE_MESSAGE: u16 = 1;
 /// A refusal.
 #[derive(Debug)]
 pub(super) struct Answer {
-    /// Why, as a number.
+    /// Why.
     pub(super) errno: io::Error,
     /// Why, in the kernel's words; empty if it has none.
     pub(super) detail: String,
 }
 
 impl Answer {
+    /// Why, to be told from others.
+    pub(super) fn errno(&self) -> Option<Errno> {
+        Errno::from_io_error(&self.errno)
+    }
+
     /// Reads it; `None` for an acknowledgement. `flags` are those of the message's header.
     pub(super) fn refusal(error: &ErrorMessage, flags: u16) -> Option<Self> {
         error.code?;

@@ -9,6 +9,7 @@ use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use netlink_packet_route::rule::RuleMessage;
+use rustix::io::Errno;
 use types::{Mac, TableId};
 
 use super::message::{any_address, number_of, to_route};
@@ -109,14 +110,13 @@ fn of_routes(
 
 /// The permanent neighbour entry of the pod's gateway.
 fn gateway_mac(gateway: IpAddr, link: IfIndex, inside: &mut Socket) -> Result<Option<Mac>, WireError> {
-    const ENOENT: i32 = 2;
     let mut message = NeighbourMessage::default();
     message.header.family = number_of(Family::of(gateway));
     message.header.ifindex = link.0;
     message.attributes = vec![NeighbourAttribute::Destination(gateway.into())];
     let replies = match inside.batch(vec![(RouteNetlinkMessage::GetNeighbour(message), 0)]) {
         Ok(replies) => replies,
-        Err(error) if error.errno() == Some(ENOENT) => return Ok(None),
+        Err(error) if error.errno() == Some(Errno::NOENT) => return Ok(None),
         Err(error) => return Err(step("look at the pod's gateway")(error)),
     };
     Ok(replies.iter().find_map(|reply| match reply {
@@ -134,11 +134,11 @@ fn gateway_mac(gateway: IpAddr, link: IfIndex, inside: &mut Socket) -> Result<Op
 
 /// The table and link by which the host reaches an address, by all of its rules; `None` for no route.
 fn route(address: IpAddr, host: &mut Socket) -> Result<Option<(TableId, IfIndex)>, WireError> {
-    const ENETUNREACH: i32 = 101;
-    const EHOSTUNREACH: i32 = 113;
     let replies = match host.batch(vec![pod::find_route(address)]) {
         Ok(replies) => replies,
-        Err(error) if matches!(error.errno(), Some(ENETUNREACH | EHOSTUNREACH)) => return Ok(None),
+        Err(error) if matches!(error.errno(), Some(Errno::NETUNREACH | Errno::HOSTUNREACH)) => {
+            return Ok(None);
+        }
         Err(error) => return Err(step("look for the pod's route")(error)),
     };
     Ok(replies.iter().find_map(|reply| match reply {

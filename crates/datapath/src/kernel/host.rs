@@ -8,10 +8,10 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::route::{RouteMessage, RouteType};
-use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::AsyncSocket;
 use rtnetlink::Handle;
+use rustix::io::Errno;
 use types::{Mac, TableId};
 
 use super::answer::{Answer, be_strict};
@@ -23,8 +23,6 @@ use crate::leftovers::{Former, Leftovers, removable};
 use crate::model::{Address, EniSpec, Family, IfIndex, LinkSeen, NodeSpec, PodSpec};
 use crate::seen::{HostSeen, Maker, RouteSeen, RuleSeen};
 
-/// What the kernel answers about a family that it lacks.
-const EAFNOSUPPORT: i32 = 97;
 /// How often a dump is tried that others' changes interrupt.
 const DUMP_TRIES: u32 = 5;
 /// How often the state is compared and changed. One change may undo another (removing an address also removes
@@ -127,8 +125,9 @@ impl Host {
                 let (request, flags) = leftovers::of_removal(&removal);
                 match self.ask(request, flags).await? {
                     None => removed.push(removal.command()),
-                    // Gone already (ENOENT, ESRCH), or there already (EEXIST).
-                    Some(answer) if matches!(answer.errno.raw_os_error(), Some(2 | 3 | 17)) => {}
+                    // Gone already, or there already.
+                    Some(answer)
+                        if matches!(answer.errno(), Some(Errno::NOENT | Errno::SRCH | Errno::EXIST)) => {}
                     Some(answer) => {
                         return Err(KernelError::Refused(vec![Refusal {
                             eni: None,
@@ -147,9 +146,7 @@ impl Host {
     async fn leftovers(&mut self) -> Result<Leftovers, KernelError> {
         let mut seen = Leftovers::default();
         for family in Family::ALL {
-            let mut ask = RuleMessage::default();
-            ask.header.family = number_of(family);
-            for message in self.dump_of(family, "rules", RouteNetlinkMessage::GetRule(ask)).await? {
+            for message in self.dump_of(family, "rules", leftovers::list_rules(family)).await? {
                 if let RouteNetlinkMessage::NewRule(message) = message {
                     leftovers::see_rule(&mut seen, &message);
                 }
@@ -180,7 +177,7 @@ impl Host {
         for op in ops {
             match self.apply(op).await? {
                 None => made.push(op.command(&names)),
-                Some(answer) if already_so(op, answer.errno.raw_os_error()) => {}
+                Some(answer) if already_so(op, answer.errno()) => {}
                 Some(answer) => {
                     refused.push(Refusal {
                         eni: eni_of(op, spec, &links),
@@ -214,9 +211,7 @@ impl Host {
     async fn rules(&mut self) -> Result<Vec<RuleSeen>, KernelError> {
         let mut rules = Vec::new();
         for family in Family::ALL {
-            let mut ask = RuleMessage::default();
-            ask.header.family = number_of(family);
-            let dump = self.dump_of(family, "rules", RouteNetlinkMessage::GetRule(ask)).await?;
+            let dump = self.dump_of(family, "rules", leftovers::list_rules(family)).await?;
             rules.extend(dump.iter().filter_map(|message| match message {
                 RouteNetlinkMessage::NewRule(message) => message::any_rule(message),
                 _ => None,
@@ -261,7 +256,7 @@ impl Host {
     ) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
         match self.dump(what, ask).await {
             Err(KernelError::Read { source: rtnetlink::Error::NetlinkError(error), .. })
-                if family == Family::V6 && error.raw_code() == -EAFNOSUPPORT =>
+                if family == Family::V6 && error.raw_code() == -Errno::AFNOSUPPORT.raw_os_error() =>
             {
                 Ok(Vec::new())
             }
@@ -355,12 +350,13 @@ fn set_all(spec: &NodeSpec, done: &mut Converged) {
     }
 }
 
-/// Errnos that say that the kernel is as it should be: EEXIST (17) when adding; ENOENT (2), ESRCH (3), ENODEV (19) and
-/// EADDRNOTAVAIL (99) when removing.
-fn already_so(op: &Op, errno: Option<i32>) -> bool {
+/// Whether an errno says that the kernel is as it should be: that something is there already, or gone already.
+fn already_so(op: &Op, errno: Option<Errno>) -> bool {
     match op {
-        Op::AddAddress(_) | Op::AddRoute(_) | Op::AddRule(_) => errno == Some(17),
-        Op::DelAddress(_) | Op::DelRoute(_) | Op::DelRule(_) => matches!(errno, Some(2 | 3 | 19 | 99)),
+        Op::AddAddress(_) | Op::AddRoute(_) | Op::AddRule(_) => errno == Some(Errno::EXIST),
+        Op::DelAddress(_) | Op::DelRoute(_) | Op::DelRule(_) => {
+            matches!(errno, Some(Errno::NOENT | Errno::SRCH | Errno::NODEV | Errno::ADDRNOTAVAIL))
+        }
         Op::SetLink { .. } => false,
     }
 }

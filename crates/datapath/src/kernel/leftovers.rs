@@ -40,7 +40,7 @@ const fn is_for_all(parts: &RuleParts) -> bool {
 }
 
 /// A rule that the kernel told, if the Go version may have made it.
-fn to_rule(message: &RuleMessage) -> Option<GoRule> {
+pub(super) fn to_rule(message: &RuleMessage) -> Option<GoRule> {
     let parts = rule_parts(message)?;
     let (family, table) = (parts.family, parts.table);
     let rule = match (parts.value, parts.mask, parts.from, parts.to) {
@@ -57,6 +57,13 @@ fn to_rule(message: &RuleMessage) -> Option<GoRule> {
     let exactly =
         parts.priority == rule.priority() && table == rule.table() && parts.protocol == RouteProtocol::Unspec;
     exactly.then_some(rule)
+}
+
+/// Asks for all rules of a family.
+pub(super) fn list_rules(family: Family) -> RouteNetlinkMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = number_of(family);
+    RouteNetlinkMessage::GetRule(message)
 }
 
 /// A rule as the Go version asks for it. Without a protocol number a deletion is for the first that fits the rest.

@@ -8,7 +8,7 @@ use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use types::{HostVeth, Mac, TableId};
+use types::{Mac, TableId};
 
 use super::message::{any_address, any_link, to_link, to_route, to_rule};
 use super::pod::TRASH_GROUP;
@@ -91,7 +91,7 @@ impl RouteJudge {
                 let link = to_link(message);
                 let known = Known { mtu: link.mtu, mac: link.mac, role: self.role(message, &link) };
                 let last = self.links.insert(link.index, known);
-                let of_pod = link.name.starts_with(&self.ours.pod_if_prefix);
+                let of_pod = self.ours.host_end(&link.name).is_some();
                 let right = if of_pod { self.ours.pod_mtu } else { self.ours.mtu };
                 let wrong = |last: Known| {
                     last.mtu != link.mtu && link.mtu != right
@@ -112,8 +112,7 @@ impl RouteJudge {
 
     /// Whether it is a host end of ours with a MAC address that its name does not give.
     fn has_other_mac(&self, link: &LinkSeen) -> bool {
-        let name = HostVeth::found(&link.name).filter(|_| link.name.starts_with(&self.ours.pod_if_prefix));
-        name.is_some_and(|name| link.mac != Some(name.mac()))
+        self.ours.host_end(&link.name).is_some_and(|name| link.mac != Some(name.mac()))
     }
 
     fn is_about_ours(&self, message: &RouteNetlinkMessage, port: u32) -> bool {
@@ -161,7 +160,7 @@ impl RouteJudge {
             LinkInfo::Kind(kind) => Some(kind),
             _ => None,
         });
-        let of_pod = link.name.starts_with(&self.ours.pod_if_prefix) && link.group != TRASH_GROUP;
+        let of_pod = self.ours.host_end(&link.name).is_some() && link.group != TRASH_GROUP;
         match kind {
             None | Some(InfoKind::Veth) if of_pod => Role::HostEnd,
             None if !message.header.flags.contains(LinkFlags::Loopback) => Role::Device,
@@ -179,6 +178,7 @@ fn went_down(message: &LinkMessage) -> bool {
 mod tests {
     use netlink_packet_core::NetlinkMessage;
     use netlink_packet_route::route::RouteProtocol;
+    use types::{HostVeth, VethPrefix};
 
     use super::super::message::{address_on, of_route, of_rule};
     use super::*;
@@ -196,7 +196,12 @@ mod tests {
     }
 
     fn ours() -> Ours {
-        Ours { ports: [OURS].into(), pod_if_prefix: "eni".to_owned(), mtu: 9001, pod_mtu: 8900 }
+        Ours {
+            ports: [OURS].into(),
+            pod_if_prefixes: [VethPrefix::default()].into(),
+            mtu: 9001,
+            pod_mtu: 8900,
+        }
     }
 
     fn told(message: RouteNetlinkMessage, port: u32) -> bool {

@@ -35,9 +35,17 @@ pub(super) fn gateway_of(family: Family, index: u8) -> IpAddr {
 
 /// Link group of host ends whose pod is gone, until the next sweep.
 pub const TRASH_GROUP: u32 = 0x5652_4153;
-/// Link group of host ends that were made with the MAC address that their name gives ([`types::HostVeth::mac`]). Others have any: the
-/// Go version's are random.
-pub(super) const NAMED_MAC_GROUP: u32 = 0x5652_4154;
+/// The upper half of the link group of host ends that we have made: with the MAC address that their name gives
+/// ([`types::HostVeth::mac`]), and the MTU that the lower half says. Others have any: the Go version's MAC addresses are random.
+const MADE_GROUPS: u32 = 0x5653_0000;
+
+/// What of the group says the MTU.
+const MTU_BITS: u32 = 0xffff;
+
+/// The MTU with which a host end was made, if we have made it.
+pub(super) const fn made_with_mtu(link: &LinkSeen) -> Option<u32> {
+    if link.group & !MTU_BITS == MADE_GROUPS { Some(link.group & MTU_BITS) } else { None }
+}
 
 impl LinkSeen {
     /// Whether it is the host end of a pod that is gone, which the next sweep deletes.
@@ -65,7 +73,7 @@ pub(super) fn create_pair(pod: &PodSpec, netns: BorrowedFd<'_>) -> Ask {
         LinkAttribute::IfName(pod.host_if.as_str().to_owned()),
         LinkAttribute::Mtu(pod.mtu),
         LinkAttribute::Address(pod.host_if.mac().0.to_vec()),
-        LinkAttribute::Group(NAMED_MAC_GROUP),
+        LinkAttribute::Group(MADE_GROUPS | pod.mtu & MTU_BITS),
         LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),

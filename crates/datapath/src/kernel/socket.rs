@@ -64,9 +64,9 @@ pub(super) enum SocketError {
 
 impl SocketError {
     /// The errno of a refusal.
-    pub(super) fn errno(&self) -> Option<i32> {
+    pub(super) fn errno(&self) -> Option<Errno> {
         match self {
-            Self::Refused { answer, .. } => answer.errno.raw_os_error(),
+            Self::Refused { answer, .. } => answer.errno(),
             Self::Io(_) | Self::Nonsense | Self::Interrupted => None,
         }
     }

@@ -5,9 +5,9 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use ipnetwork::Ipv4Network;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::RouteMessage;
+use rustix::io::Errno;
 use types::{HostVeth, Mac, TableId};
 
 use super::check;
@@ -20,18 +20,9 @@ use crate::leftovers::GoRule;
 use crate::model::{Family, IfIndex, LinkSeen, PodSpec, Route};
 use crate::seen::Maker;
 
-const ENOENT: i32 = 2;
-const ESRCH: i32 = 3;
-const EEXIST: i32 = 17;
-const ENODEV: i32 = 19;
-const EAFNOSUPPORT: i32 = 97;
-
 /// How often a veth pair is tried: once, after its name was freed, after the old pair was deleted, and once more for
 /// each of the two that the kernel may have taken away just before.
 const ATTEMPTS: u32 = 5;
-
-/// What the names of host ends of the Go version's egress plugin begin with.
-const EGRESS_PREFIX: &str = "veth";
 
 /// Why a pod could not be wired, compared or taken away.
 #[derive(Debug, thiserror::Error)]
@@ -63,15 +54,17 @@ pub(super) fn step<E: std::error::Error + Send + Sync + 'static>(
     move |source| WireError::Step { step, source: Box::new(source) }
 }
 
-/// A pod's routes found in the kernel, and their link's name.
+/// Routes found in the kernel that may be a pod's, and their link's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodSeen {
-    /// Name of the host end.
+    /// Name of the link, which may be the host end of a pod.
     pub host_if: String,
     /// The addresses routed to it, IPv4 first.
     pub addresses: Vec<IpAddr>,
     /// The routes are ours; otherwise they are as the Go version makes them.
     pub by_us: bool,
+    /// The Go version's rule to one of the addresses is there too, which nobody else makes for a route of that form.
+    pub ruled: bool,
 }
 
 /// A pod that others had taken something from, and what that was, in words.
@@ -209,7 +202,7 @@ impl Wirer {
                 let link = pod::link_in(&replies).ok_or(SocketError::Nonsense);
                 link.map(Some).map_err(step("find the veth pair"))
             }
-            Err(error) if error.errno() == Some(EEXIST) => Ok(None),
+            Err(error) if error.errno() == Some(Errno::EXIST) => Ok(None),
             Err(error) => Err(step("create the veth pair")(error)),
         }
     }
@@ -237,7 +230,9 @@ impl Wirer {
         for rule in pod::rules_inside(pod) {
             // An ADD that is repeated finds the one of before.
             match inside.batch(vec![(RouteNetlinkMessage::NewRule(rule), ADD)]) {
-                Err(error) if error.errno() != Some(EEXIST) => return Err(step("add the pod's rule")(error)),
+                Err(error) if error.errno() != Some(Errno::EXIST) => {
+                    return Err(step("add the pod's rule")(error));
+                }
                 Ok(_) | Err(_) => {}
             }
         }
@@ -317,11 +312,13 @@ impl Wirer {
         refused.map_or(Ok(mended), |error| Err(step("put back what others took of a pod")(error)))
     }
 
-    /// What the pod counts on. A host end that is seen for the first time is taken to be right, but for a MAC address that its
-    /// name gives.
+    /// What the pod counts on. A host end that is seen for the first time and was not made by us is taken to be right.
     fn counted_on(&mut self, host_if: &HostVeth, veth: &LinkSeen) -> Option<CountedOn> {
-        let mac = if veth.group == pod::NAMED_MAC_GROUP { Some(host_if.mac()) } else { veth.mac }?;
-        Some(*self.counted_on.entry(veth.index).or_insert(CountedOn { mac, mtu: veth.mtu }))
+        let seen = match pod::made_with_mtu(veth) {
+            Some(mtu) => CountedOn { mac: host_if.mac(), mtu },
+            None => CountedOn { mac: veth.mac?, mtu: veth.mtu },
+        };
+        Some(*self.counted_on.entry(veth.index).or_insert(seen))
     }
 
     /// The veths of the host by name, without those that were set aside.
@@ -339,36 +336,32 @@ impl Wirer {
         self.settle(pod::sweep(), "delete the links of released pods").map(|_existed| ())
     }
 
-    /// The pods that the kernel knows: routes in our table, or as the Go version makes them to links whose names begin like this,
-    /// and the names of their links. With a range of addresses for IPv4 egress, a link that has one of these of the Go version's
-    /// egress plugin is a pod too. For the start only.
+    /// What in the kernel may be pods: links with routes in our table, or in the main one as the Go version makes them. Others make
+    /// such routes too: the links' names and what is known of pods have to tell. For the start only.
     ///
     /// # Errors
     /// When the kernel cannot be read.
-    pub fn pods(&mut self, prefix: &str, egress: Option<Ipv4Network>) -> Result<Vec<PodSeen>, WireError> {
+    pub fn pods(&mut self) -> Result<Vec<PodSeen>, WireError> {
         let mut by_link: BTreeMap<IfIndex, (Vec<IpAddr>, bool)> = BTreeMap::new();
         for route in self.pod_routes()? {
             by_link.entry(route.link).or_insert((Vec::new(), true)).0.push(route.destination.ip());
         }
+        let mut ruled = BTreeSet::new();
         for family in Family::ALL {
             let main = self.routes(family, TableId::MAIN)?;
             for route in main.iter().filter_map(leftovers::to_pod_route) {
                 by_link.entry(route.link).or_insert_with(|| (vec![route.destination.ip()], false));
             }
+            ruled.extend(self.rules(family)?.into_iter().filter_map(|rule| match rule {
+                GoRule::ToPod(address) => Some(address),
+                _ => None,
+            }));
         }
-        let is_egress = |name: &str, addresses: &[IpAddr]| {
-            let of_range = |address: &IpAddr| match address {
-                IpAddr::V4(address) => egress.is_some_and(|range| range.contains(*address)),
-                IpAddr::V6(_) => false,
-            };
-            name.starts_with(EGRESS_PREFIX) && addresses.iter().any(of_range)
-        };
         let mut pods = Vec::new();
         for (link, (addresses, by_us)) in by_link {
             let link = known(self.host.batch(vec![pod::get_link_at(link)]))?;
-            let is_its = |link: &LinkSeen| link.name.starts_with(prefix) || is_egress(&link.name, &addresses);
-            let link = link.filter(|link| by_us || is_its(link));
-            pods.extend(link.map(|link| PodSeen { host_if: link.name, addresses, by_us }));
+            let ruled = addresses.iter().any(|address| ruled.contains(address));
+            pods.extend(link.map(|link| PodSeen { host_if: link.name, addresses, by_us, ruled }));
         }
         Ok(pods)
     }
@@ -387,7 +380,7 @@ impl Wirer {
         for pod in pods {
             match self.host.batch(vec![rule(pod)]) {
                 Ok(_) => {}
-                Err(error) if error.errno() == Some(EEXIST) => {}
+                Err(error) if error.errno() == Some(Errno::EXIST) => {}
                 Err(error) => refused = refused.and(Err(step("add a pod's rule")(error))),
             }
         }
@@ -425,18 +418,36 @@ impl Wirer {
         Ok(ours.map(|(_, route)| route).collect())
     }
 
+    /// The rules of a family that the Go version may have made.
+    fn rules(&mut self, family: Family) -> Result<Vec<GoRule>, WireError> {
+        let told = self.told(&leftovers::list_rules(family), "read the rules")?;
+        let rules = told.iter().filter_map(|reply| match reply {
+            RouteNetlinkMessage::NewRule(message) => leftovers::to_rule(message),
+            _ => None,
+        });
+        Ok(rules.collect())
+    }
+
     fn routes(&mut self, family: Family, table: TableId) -> Result<Vec<RouteMessage>, WireError> {
-        let told = match self.host.dump(&pod::list_routes(family, table)) {
-            Ok(told) => told,
-            // A table without routes does not exist, nor does IPv6 everywhere.
-            Err(error) if matches!(error.errno(), Some(ENOENT | EAFNOSUPPORT)) => Vec::new(),
-            Err(error) => return Err(step("read the pods' routes")(error)),
-        };
+        let told = self.told(&pod::list_routes(family, table), "read the pods' routes")?;
         let routes = told.into_iter().filter_map(|reply| match reply {
             RouteNetlinkMessage::NewRoute(message) => Some(message),
             _ => None,
         });
         Ok(routes.collect())
+    }
+
+    /// All of a kind; none where there is no such table or family.
+    fn told(
+        &mut self,
+        ask: &RouteNetlinkMessage,
+        what: &'static str,
+    ) -> Result<Vec<RouteNetlinkMessage>, WireError> {
+        match self.host.dump(ask) {
+            // A table without routes does not exist, nor does IPv6 everywhere.
+            Err(error) if matches!(error.errno(), Some(Errno::NOENT | Errno::AFNOSUPPORT)) => Ok(Vec::new()),
+            told => told.map_err(step(what)),
+        }
     }
 
     /// A link of the host by its name.
@@ -448,7 +459,9 @@ impl Wirer {
     fn settle(&mut self, ask: Ask, what: &'static str) -> Result<bool, WireError> {
         match self.host.batch(vec![ask]) {
             Ok(_) => Ok(true),
-            Err(error) if matches!(error.errno(), Some(ENOENT | ESRCH | ENODEV)) => Ok(false),
+            Err(error) if matches!(error.errno(), Some(Errno::NOENT | Errno::SRCH | Errno::NODEV)) => {
+                Ok(false)
+            }
             Err(error) => Err(step(what)(error)),
         }
     }
@@ -479,7 +492,7 @@ pub(super) fn known(
 ) -> Result<Option<LinkSeen>, WireError> {
     match answer {
         Ok(replies) => Ok(pod::link_in(&replies)),
-        Err(error) if error.errno() == Some(ENODEV) => Ok(None),
+        Err(error) if error.errno() == Some(Errno::NODEV) => Ok(None),
         Err(error) => Err(step("look at a link")(error)),
     }
 }

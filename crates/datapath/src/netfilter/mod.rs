@@ -64,8 +64,9 @@ pub enum SnatPorts {
 /// What the table depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NatSpec {
-    /// First characters of host veths.
-    pub pod_if_prefix: String,
+    /// First characters of host veths: those of live pods may have been named under another setting. None would make all packets those
+    /// of others.
+    pub pod_if_prefixes: BTreeSet<String>,
     /// The primary ENI's link.
     pub primary_if: String,
     /// The node's own address.
@@ -222,7 +223,7 @@ mod tests {
 
     pub(super) fn spec() -> NatSpec {
         NatSpec {
-            pod_if_prefix: "eni".to_owned(),
+            pod_if_prefixes: ["eni".to_owned()].into(),
             primary_if: "ens5".to_owned(),
             primary_address: Ipv4Addr::new(10, 0, 0, 10),
             no_snat: BTreeSet::from(["10.0.0.0/16".parse().unwrap()]),

@@ -151,7 +151,8 @@ pub(super) fn to_local(range: IpNetwork) -> Chain {
 }
 
 fn from_pods(spec: &NatSpec, steering: &BTreeMap<Interval, u32>) -> Chain {
-    let not_a_pod = vec![Term::NotFrom(Link::Prefixed(spec.pod_if_prefix.clone())), Term::Return];
+    let prefixes = spec.pod_if_prefixes.iter().map(|prefix| Link::Prefixed(prefix.clone()));
+    let not_a_pod = prefixes.map(Term::NotFrom).chain([Term::Return]).collect();
     // What is in neither map costs no lookup in it.
     let has = |single| steering.keys().any(|interval| interval.is_single() == single);
     let maps = [(ENI_OF, true), (ENI_OF_RANGE, false)].into_iter().filter(|(_, single)| has(*single));
@@ -396,6 +397,14 @@ mod tests {
         assert_eq!(text.matches("vmap @").count(), 1, "{text}");
         let text = ruleset(&NatSpec { sources: BTreeMap::new(), ..spec() }).to_string();
         assert_eq!(text.matches("vmap @").count(), 0, "{text}");
+    }
+
+    #[test]
+    fn a_packet_of_a_pod_is_one_under_each_of_the_prefixes() {
+        let pod_if_prefixes = ["azv", "eni"].map(str::to_owned).into();
+        let text = ruleset(&NatSpec { pod_if_prefixes, ..spec() }).to_string();
+
+        assert!(text.contains(r#"iifname != "azv*" iifname != "eni*" return"#), "{text}");
     }
 
     #[test]

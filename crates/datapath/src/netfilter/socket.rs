@@ -7,6 +7,7 @@ use std::io;
 
 use netlink_sys::Socket as NetlinkSocket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
+use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_send_buffer_size;
 
 use super::NetfilterError;
@@ -94,7 +95,8 @@ impl Socket {
                 whole &= message.flags & NLM_F_DUMP_INTR == 0;
                 match (message.kind, message.kind >> 8) {
                     (NLMSG_ERROR, _) => match errno(&message) {
-                        0 | ENOENT => {}
+                        0 => {}
+                        errno if errno == Errno::NOENT.raw_os_error() => {}
                         errno => return Err(refusal(&message, errno, &["tell its table".to_owned()])),
                     },
                     (NLMSG_DONE, _) => {}
@@ -127,7 +129,6 @@ impl Socket {
     }
 }
 
-const ENOENT: i32 = 2;
 /// `struct nlmsgerr` without the refused message's body: errno and that message's header.
 const ERROR_BYTES: usize = 20;
 

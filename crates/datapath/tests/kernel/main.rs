@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use datapath::{EniSpec, Host, Marks, NodeSpec, Ours, PodSpec, Watch, Wirer};
 use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
-use types::{DeviceIndex, Mac, NetworkCard};
+use types::{DeviceIndex, Mac, NetworkCard, VethPrefix};
 
 use crate::pods::Pod;
 
@@ -333,7 +333,12 @@ fn notices() -> Outcome {
     let (runtime, mut wirer) = (runtime()?, Wirer::open()?);
     let mut host = runtime.block_on(async { Host::open() })?;
     let ports = [wirer.port()?, host.port()].into();
-    let mut watch = Watch::routes(Ours { ports, pod_if_prefix: "eni".to_owned(), mtu: 9001, pod_mtu: 9001 })?;
+    let mut watch = Watch::routes(Ours {
+        ports,
+        pod_if_prefixes: [VethPrefix::default()].into(),
+        mtu: 9001,
+        pod_mtu: 9001,
+    })?;
     let pod = Pod::new(7)?;
     pod.add(&mut wirer)?;
     wirer.remove(&pod.spec)?;
@@ -548,7 +553,7 @@ fn rules_constant() -> Outcome {
     }
 
     assert_eq!(ip("rule")?, before);
-    assert_eq!(wirer.pods("eni", None)?.len(), 300);
+    assert_eq!(wirer.pods()?.len(), 300);
     let specs: Vec<PodSpec> = pods.iter().map(|pod| pod.spec.clone()).collect();
     let started = Instant::now();
     assert_eq!(wirer.mend(&specs)?, Vec::new());
@@ -568,7 +573,7 @@ fn rules_constant() -> Outcome {
     eprintln!(
         "300 pods: add p50 {add:?}, remove p50 {remove:?}, one look at all {look:?}, one sweep {sweep:?}"
     );
-    assert_eq!(wirer.pods("eni", None)?, []);
+    assert_eq!(wirer.pods()?, []);
     let links = ip("link")?;
     assert!(!links.contains("eni") && !links.contains("gone"), "{links}");
     Ok(())

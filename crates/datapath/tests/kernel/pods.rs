@@ -98,7 +98,7 @@ pub(crate) fn pod_life() -> Outcome {
         Ok(())
     })?;
     assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new());
-    assert_eq!(wirer.pods("eni", None)?.len(), 1);
+    assert_eq!(wirer.pods()?.len(), 1);
     let setting = format!("/proc/sys/net/ipv6/conf/{}/accept_ra", pod.spec.host_if);
     // No such file without IPv6 in the kernel.
     assert!(std::fs::read_to_string(setting).is_ok_and(|v| v.trim() == "0") || !ipv6());
@@ -168,11 +168,11 @@ pub(crate) fn several_interfaces() -> Outcome {
         wirer.remove(spec)?;
     }
     wirer.sweep()?;
-    assert_eq!(wirer.pods("eni", None)?, []);
+    assert_eq!(wirer.pods()?, []);
     // The last of them cannot be made: its name inside is taken.
     pod.inside(|| ip("link add mNicIf2 type bridge"))?;
     assert!(wirer.add_all(&specs, pod.netns.as_fd(), pod.socket()?).is_err());
-    assert_eq!(wirer.pods("eni", None)?, []);
+    assert_eq!(wirer.pods()?, []);
     for spec in &specs {
         assert!(!wirer.has_link(spec.host_if.as_str())?, "{} stays", spec.host_if);
     }
@@ -200,7 +200,7 @@ pub(crate) fn dual_stack() -> Outcome {
 
     assert_eq!((&buffer[..got], from.to_string().as_str()), (&b"hello"[..], "[2001:db8:0:1::1]:7001"));
     assert_eq!(wirer.check(&one.spec, one.socket()?)?, Vec::<String>::new());
-    assert_eq!(wirer.pods("eni", None)?[0].addresses, one.spec.addresses);
+    assert_eq!(wirer.pods()?[0].addresses, one.spec.addresses);
     assert_eq!(json("-6 route show table 51200")?.len(), 2);
 
     ip(&format!("link set {} down", one.spec.host_if))?;
@@ -281,6 +281,8 @@ pub(crate) fn mended_after_restart() -> Outcome {
     let mut wirer = Wirer::open()?;
 
     assert_eq!(mended(&mut wirer, &specs)?, [ours.name()], "a MAC address that the name gives is known");
+    ip(&format!("link set {} mtu 1300", ours.name()))?;
+    assert_eq!(mended(&mut Wirer::open()?, &specs)?, [ours.name()], "and so is the MTU that the group says");
     ip(&format!("link set {} address 02:00:00:00:00:99 mtu 9001", adopted.name()))?;
     assert_eq!(mended(&mut wirer, &specs)?, [adopted.name()], "any other is that of the first look");
 

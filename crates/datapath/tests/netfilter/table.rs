@@ -187,7 +187,7 @@ fn refusal() -> Outcome {
     netfilter.put(wanted())?;
     let before = listing()?;
     // 256 bytes are more than a comparison takes.
-    let bad = ruleset(&NatSpec { pod_if_prefix: "x".repeat(256), ..spec() });
+    let bad = ruleset(&NatSpec { pod_if_prefixes: ["x".repeat(256)].into(), ..spec() });
     match netfilter.put(bad) {
         Err(NetfilterError::Refused { step, .. }) => {
             check(step.starts_with("add a rule to chain from_pods"), format!("blames {step:?}"))?;

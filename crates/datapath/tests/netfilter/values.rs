@@ -15,7 +15,7 @@ pub(crate) const PORT: u16 = 5353;
 
 pub(crate) fn spec() -> NatSpec {
     NatSpec {
-        pod_if_prefix: "eni".to_owned(),
+        pod_if_prefixes: ["eni".to_owned()].into(),
         primary_if: "ens5".to_owned(),
         primary_address: NODE,
         no_snat: networks(["10.0.0.0/16", "10.0.7.0/24", "192.168.0.0/24"]),

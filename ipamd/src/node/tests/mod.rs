@@ -67,6 +67,7 @@ impl World {
             multi_nic: false,
             eni_mtu: 9001,
             pod_mtu: 9001,
+            veth_prefix: VethPrefix::default(),
             marks: Marks::default(),
             connmark: true,
             exclude_snat: Vec::new(),
@@ -464,6 +465,27 @@ fn a_del_finds_what_only_the_kernel_knows_also_without_a_pod_name() {
 
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Unwire(_))), "{effects:?}");
     assert_eq!(world.node.report(world.now).addresses.assigned, 0);
+}
+
+#[test]
+fn a_del_finds_what_only_the_kernel_knows_under_the_prefix_of_before() {
+    let (name, was) =
+        (PodName { namespace: "default".to_owned(), name: "a".to_owned() }, VethPrefix::default());
+    let now = VethPrefix::new("azv").unwrap();
+    let host_if = HostVeth::of_pod(&was, &name, 0);
+    let in_kernel = PodInKernel { host_if, addresses: vec![[10, 0, 0, 10].into()], by_us: true };
+    let mut world = World::new();
+    let restored =
+        restore(Duration::from_secs(30), Loaded::default(), &[in_kernel], &mut |_| true, true, world.now);
+    world.node.pool = restored.pool;
+    world.node.settings.veth_prefix = now.clone();
+    assert_eq!(world.node.veth_prefixes(), [now.clone(), was].into(), "both are prefixes of pods");
+
+    let sandbox = SandboxKey::new("aws-cni", "a", "eth0").unwrap();
+    world.ask(Verb::Del(Detachment { sandbox, pod: name, veth_prefix: now.clone() }), 1);
+
+    assert_eq!(world.node.report(world.now).addresses.assigned, 0);
+    assert_eq!(world.node.veth_prefixes(), [now].into(), "nobody needs the one of before");
 }
 
 #[test]

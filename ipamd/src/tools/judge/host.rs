@@ -8,7 +8,7 @@ use datapath::{
     HostSeen, IfIndex, KernelState, LinkState, Maker, Op, PodSpec, Route, RouteSeen, Rule, RuleSeen, Sysctl,
     desired, diff,
 };
-use types::{HostVeth, TableId};
+use types::{HostVeth, TableId, VethPrefix};
 
 use super::super::evidence::{Evidence, Nftables};
 use super::super::finding::{Code, Finding, Verdict};
@@ -301,9 +301,11 @@ fn is_go_rule(priority: u32, text: &str) -> bool {
 
 /// Whether a link has a name that only host ends of pods have.
 pub(super) fn is_pod_link(evidence: &Evidence, name: &str) -> bool {
-    let prefix = evidence.saved.record.as_ref().map_or("eni", |record| record.nat.pod_if_prefix.as_str());
-    let rest = name.strip_prefix(prefix).filter(|_| HostVeth::found(name).is_some());
-    rest.is_some_and(|rest| rest.len() == 11 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
+    let Some(prefix) = HostVeth::found(name).and_then(|name| name.prefix()) else { return false };
+    match &evidence.saved.record {
+        Some(record) => record.wish.pod_if_prefixes.contains(&prefix),
+        None => prefix == VethPrefix::default(),
+    }
 }
 
 fn go_chains(nftables: &Nftables, verdict: &mut Verdict) {

@@ -78,16 +78,12 @@ fn record() -> HostRecord {
             no_snat: vec!["10.0.0.0/16".parse().unwrap()],
             local: None,
             ipv6_egress: None,
+            pod_if_prefixes: [VethPrefix::default()].into(),
             pods: None,
             primary_address: [10, 0, 0, 10].into(),
             ids,
         },
-        nat: NatSettings {
-            pod_if_prefix: "eni".to_owned(),
-            snat: None,
-            ipv6_ports: SnatPorts::Plain,
-            node_port: true,
-        },
+        nat: NatSettings { snat: None, ipv6_ports: SnatPorts::Plain, node_port: true },
     }
 }
 
