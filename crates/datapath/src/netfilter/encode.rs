@@ -60,6 +60,8 @@ fn length(bytes: usize) -> u16 {
 #[derive(Debug)]
 pub(super) struct Batch {
     family: Family,
+    /// The table that its steps are about, unless they name another.
+    pub(super) table: &'static str,
     bytes: Vec<u8>,
     steps: Vec<String>,
     last_at: usize,
@@ -67,8 +69,8 @@ pub(super) struct Batch {
 
 impl Batch {
     /// A transaction that does nothing to a table of this family.
-    pub(super) fn new(family: Family) -> Self {
-        let mut batch = Self { family, bytes: Vec::new(), steps: Vec::new(), last_at: 0 };
+    pub(super) fn new(family: Family, table: &'static str) -> Self {
+        let mut batch = Self { family, table, bytes: Vec::new(), steps: Vec::new(), last_at: 0 };
         batch.bracket(NFNL_MSG_BATCH_BEGIN, 0);
         batch
     }

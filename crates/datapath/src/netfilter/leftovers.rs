@@ -101,7 +101,7 @@ pub(super) fn remove(
 }
 
 fn removal(seen: &Seen, family: Family, guards: bool) -> (Batch, Vec<String>) {
-    let (mut batch, mut removed) = (Batch::new(family), Vec::new());
+    let (mut batch, mut removed) = (Batch::new(family, TABLE), Vec::new());
     let mut step = |what: String, kind, attributes: &Attributes| {
         batch.step(what.clone(), kind, 0, attributes);
         removed.push(what);

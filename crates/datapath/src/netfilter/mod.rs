@@ -124,8 +124,8 @@ impl Netfilter {
     /// what stays. Returns whether anything was changed.
     ///
     /// # Errors
-    /// When the socket fails or the kernel refuses; a table that was there is then as it was,
-    /// one that was not may lack its chains until the next call.
+    /// When the socket fails or the kernel refuses; a table that was there is then as it was, or as wanted under another name, one
+    /// that was not may lack its chains until the next call.
     pub fn put(&mut self, ruleset: Ruleset) -> Result<bool, NetfilterError> {
         let socket = self.socket()?;
         let transactions = plan(observe(socket, ruleset.family)?.as_ref(), &Table::from(&ruleset), &ruleset);
@@ -177,7 +177,7 @@ impl Netfilter {
         let socket = self.socket()?;
         let there = observe(socket, family)?.is_some();
         if there {
-            socket.commit(transaction::removal(family))?;
+            socket.commit(transaction::removal(family, TABLE))?;
         }
         Ok(there)
     }

@@ -18,7 +18,7 @@ use super::ruleset::{
     Chain, ENI_OF, ENI_OF_RANGE, Hook, NO_SNAT, Ruleset, SETS, WITH_SETS, comment, steering_chain_mark,
 };
 use super::socket::Socket;
-use super::transaction::user_data;
+use super::transaction::{MEANWHILE, user_data};
 use super::{NetfilterError, TABLE};
 use crate::model::Family;
 
@@ -26,9 +26,11 @@ use crate::model::Family;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Table {
     /// Such as "dormant"; we set none.
-    flags: u32,
+    pub(super) flags: u32,
+    /// The table is there that stands in while this one is exchanged.
+    pub(super) meanwhile: bool,
     /// Sets, maps and whatever else is in the table beside chains.
-    sets: u32,
+    pub(super) sets: u32,
     pub(super) chains: BTreeMap<String, ChainState>,
     pub(super) no_snat: BTreeSet<Interval>,
     pub(super) sources: BTreeMap<Interval, u32>,
@@ -68,6 +70,7 @@ impl From<&Ruleset> for Table {
         };
         Self {
             flags: 0,
+            meanwhile: false,
             sets: if ruleset.family == WITH_SETS { SETS } else { 0 },
             chains: ruleset.all_chains().into_iter().map(chain).collect(),
             no_snat: ruleset.no_snat.clone(),
@@ -105,8 +108,7 @@ impl fmt::Display for Table {
 
 /// The table of a family in the kernel; `None` when there is none.
 pub(super) fn observe(socket: &mut Socket, family: Family) -> Result<Option<Table>, NetfilterError> {
-    let name = Attributes::default().text(NFTA_TABLE_NAME, TABLE);
-    let Some(table) = socket.ask(family, NFT_MSG_GETTABLE, 0, &name)?.pop() else { return Ok(None) };
+    let Some(table) = find(socket, family, TABLE)? else { return Ok(None) };
     let chains = chains(socket, family)?;
     let number_of = |kind| attribute(&table, kind).and_then(number).unwrap_or_default();
     let chain_count = u32::try_from(chains.len()).unwrap_or(u32::MAX);
@@ -119,11 +121,18 @@ pub(super) fn observe(socket: &mut Socket, family: Family) -> Result<Option<Tabl
     let sources = sources.into_iter().map(|(i, mark)| (i, mark.unwrap_or_default())).collect();
     Ok(Some(Table {
         flags: number_of(NFTA_TABLE_FLAGS),
+        meanwhile: find(socket, family, MEANWHILE)?.is_some(),
         sets: number_of(NFTA_TABLE_USE).saturating_sub(chain_count),
         chains,
         no_snat: no_snat.into_keys().collect(),
         sources,
     }))
+}
+
+/// What the kernel says of a table; `None` when there is none of this name.
+fn find(socket: &mut Socket, family: Family, table: &str) -> Result<Option<Vec<u8>>, NetfilterError> {
+    let name = Attributes::default().text(NFTA_TABLE_NAME, table);
+    Ok(socket.ask(family, NFT_MSG_GETTABLE, 0, &name)?.pop())
 }
 
 fn chains(socket: &mut Socket, family: Family) -> Result<BTreeMap<String, ChainState>, NetfilterError> {

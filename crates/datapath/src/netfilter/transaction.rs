@@ -27,23 +27,34 @@ use crate::model::Family;
 /// Intervals in one message: an attribute holds 64 KiB, and an interval takes less than 100 bytes of it.
 const INTERVALS_MAX: usize = 500;
 
+/// The table that stands in for ours while that is exchanged for one of another shape.
+pub(super) const MEANWHILE: &str = "aws-vpc-cni-meanwhile";
+
 /// The transactions, in their order, that make the kernel's table the wanted one; none when it is.
 ///
 /// A table that is there is changed in place, and what stays is not touched: the kernel swaps the rules of a chain for
 /// a packet at once, but a new chain's hook and a new set's elements come into effect at moments of their own, so that
-/// packets would slip through while a whole table is exchanged for another.
+/// packets would slip through while a whole table is exchanged for another. One of another shape has to be exchanged: the wanted
+/// one stands beside it under another name before it goes, and until the new one is whole. What both say of a packet they say
+/// twice, which changes nothing.
 pub(super) fn plan(seen: Option<&Table>, wanted: &Table, ruleset: &Ruleset) -> Vec<Batch> {
     match seen {
         Some(seen) if seen == wanted => Vec::new(),
         Some(seen) if seen.has_shape_for(wanted) => vec![adjustment(seen, wanted, ruleset)],
-        Some(_) | None => creation(ruleset),
+        Some(_) => {
+            let mut steps = Vec::from(creation(ruleset, MEANWHILE));
+            steps.extend(creation(ruleset, TABLE));
+            steps.push(removal(ruleset.family, MEANWHILE));
+            steps
+        }
+        None => creation(ruleset, TABLE).into(),
     }
 }
 
 /// First what the rules look up, then, when that is in effect, the chains that packets enter.
-fn creation(ruleset: &Ruleset) -> Vec<Batch> {
-    let mut sets = removal(ruleset.family);
-    sets.step(format!("add table {TABLE}"), NFT_MSG_NEWTABLE, NLM_F_CREATE, &table());
+fn creation(ruleset: &Ruleset, table: &'static str) -> [Batch; 2] {
+    let mut sets = removal(ruleset.family, table);
+    sets.step(format!("add table {table}"), NFT_MSG_NEWTABLE, NLM_F_CREATE, &named(table));
     if ruleset.family == WITH_SETS {
         add_sets(&mut sets);
     }
@@ -54,16 +65,16 @@ fn creation(ruleset: &Ruleset) -> Vec<Batch> {
         add_rules(&mut sets, &chain);
     }
     change_steering(&mut sets, Change::Add, &ruleset.steering);
-    let mut chains = Batch::new(ruleset.family);
+    let mut chains = Batch::new(ruleset.family, table);
     for chain in &ruleset.chains {
         add_chain(&mut chains, chain);
         add_rules(&mut chains, chain);
     }
-    vec![sets, chains]
+    [sets, chains]
 }
 
 fn adjustment(seen: &Table, wanted: &Table, ruleset: &Ruleset) -> Batch {
-    let mut batch = Batch::new(ruleset.family);
+    let mut batch = Batch::new(ruleset.family, TABLE);
     for chain in ruleset.all_chains() {
         let rules = wanted.chains.get(&chain.name).map(|chain| &chain.rules);
         match seen.chains.get(&chain.name) {
@@ -88,19 +99,26 @@ fn adjustment(seen: &Table, wanted: &Table, ruleset: &Ruleset) -> Batch {
         let chain = Attributes::default().text(NFTA_CHAIN_TABLE, TABLE).text(NFTA_CHAIN_NAME, name);
         batch.step(format!("delete chain {name}"), NFT_MSG_DELCHAIN, 0, &chain);
     }
+    if seen.meanwhile {
+        delete_table(&mut batch, MEANWHILE);
+    }
     batch
 }
 
-/// Leaves no table, whether there was one or not.
-pub(super) fn removal(family: Family) -> Batch {
-    let mut batch = Batch::new(family);
-    batch.step(format!("find or add table {TABLE}"), NFT_MSG_NEWTABLE, NLM_F_CREATE, &table());
-    batch.step(format!("delete table {TABLE}"), NFT_MSG_DELTABLE, 0, &table());
+/// Leaves no table of this name, whether there was one or not.
+pub(super) fn removal(family: Family, table: &'static str) -> Batch {
+    let mut batch = Batch::new(family, table);
+    delete_table(&mut batch, table);
     batch
 }
 
-fn table() -> Attributes {
-    Attributes::default().text(NFTA_TABLE_NAME, TABLE)
+fn delete_table(batch: &mut Batch, table: &str) {
+    batch.step(format!("find or add table {table}"), NFT_MSG_NEWTABLE, NLM_F_CREATE, &named(table));
+    batch.step(format!("delete table {table}"), NFT_MSG_DELTABLE, 0, &named(table));
+}
+
+fn named(table: &str) -> Attributes {
+    Attributes::default().text(NFTA_TABLE_NAME, table)
 }
 
 /// A comment in the form that `nft` reads: kind, length, text with NUL.
@@ -113,9 +131,10 @@ pub(super) fn user_data(comment: &str) -> Vec<u8> {
 }
 
 fn add_sets(batch: &mut Batch) {
+    let table = batch.table;
     let set = |name, id, flags| {
         Attributes::default()
-            .text(NFTA_SET_TABLE, TABLE)
+            .text(NFTA_SET_TABLE, table)
             .text(NFTA_SET_NAME, name)
             .number(NFTA_SET_FLAGS, flags)
             .number(NFTA_SET_KEY_TYPE, TYPE_IPADDR)
@@ -138,7 +157,7 @@ fn add_sets(batch: &mut Batch) {
 
 fn add_chain(batch: &mut Batch, chain: &Chain) {
     let mut attributes =
-        Attributes::default().text(NFTA_CHAIN_TABLE, TABLE).text(NFTA_CHAIN_NAME, &chain.name);
+        Attributes::default().text(NFTA_CHAIN_TABLE, batch.table).text(NFTA_CHAIN_NAME, &chain.name);
     if let Some(hook) = chain.hook {
         attributes = attributes
             .nest(NFTA_CHAIN_HOOK, &hook_attributes(hook))
@@ -149,14 +168,14 @@ fn add_chain(batch: &mut Batch, chain: &Chain) {
 }
 
 fn flush_chain(batch: &mut Batch, name: &str) {
-    let all = Attributes::default().text(NFTA_RULE_TABLE, TABLE).text(NFTA_RULE_CHAIN, name);
+    let all = Attributes::default().text(NFTA_RULE_TABLE, batch.table).text(NFTA_RULE_CHAIN, name);
     batch.step(format!("flush chain {name}"), NFT_MSG_DELRULE, 0, &all);
 }
 
 fn add_rules(batch: &mut Batch, chain: &Chain) {
     for rule in &chain.rules {
         let attributes = Attributes::default()
-            .text(NFTA_RULE_TABLE, TABLE)
+            .text(NFTA_RULE_TABLE, batch.table)
             .text(NFTA_RULE_CHAIN, &chain.name)
             .nest(NFTA_RULE_EXPRESSIONS, &expressions(rule))
             .bytes(NFTA_RULE_USERDATA, &user_data(&comment(rule)));
@@ -205,7 +224,7 @@ fn change_elements(batch: &mut Batch, change: Change, set: &str, elements: &[Ele
         });
         let list = edges.fold(Attributes::default(), |list, edge| list.nest(NFTA_LIST_ELEM, &edge));
         let attributes = Attributes::default()
-            .text(NFTA_SET_ELEM_LIST_TABLE, TABLE)
+            .text(NFTA_SET_ELEM_LIST_TABLE, batch.table)
             .text(NFTA_SET_ELEM_LIST_SET, set)
             .nest(NFTA_SET_ELEM_LIST_ELEMENTS, &list);
         batch.step(what.clone(), kind, flags, &attributes);
@@ -266,6 +285,38 @@ mod tests {
     }
 
     #[test]
+    fn a_table_of_another_shape_goes_while_the_wanted_one_stands_beside_it() {
+        let wanted = ruleset(&spec());
+        let dormant = Table { flags: 1, ..Table::from(&wanted) };
+        let batches = plan(Some(&dormant), &Table::from(&wanted), &wanted);
+        let ends = batches.into_iter().map(|batch| batch.finish().1).map(|steps| {
+            [steps.first().cloned().unwrap_or_default(), steps.last().cloned().unwrap_or_default()]
+                .join(", …, ")
+        });
+
+        assert_eq!(
+            ends.collect::<Vec<_>>(),
+            [
+                "find or add table aws-vpc-cni-meanwhile, …, add elements to eni_of_range",
+                "add chain node_port, …, add a rule to chain source_nat",
+                "find or add table aws-vpc-cni, …, add elements to eni_of_range",
+                "add chain node_port, …, add a rule to chain source_nat",
+                "find or add table aws-vpc-cni-meanwhile, …, delete table aws-vpc-cni-meanwhile",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_table_that_stood_in_when_the_daemon_was_killed_goes() {
+        let wanted = ruleset(&spec());
+        let seen = Table { meanwhile: true, ..Table::from(&wanted) };
+        let batches = plan(Some(&seen), &Table::from(&wanted), &wanted);
+        let steps: Vec<String> = batches.into_iter().flat_map(|batch| batch.finish().1).collect();
+
+        assert_eq!(steps, ["find or add table aws-vpc-cni-meanwhile", "delete table aws-vpc-cni-meanwhile"]);
+    }
+
+    #[test]
     fn a_new_source_is_one_element() {
         let mut more = spec();
         more.sources.insert("10.0.0.21".parse().unwrap(), 0x100);
@@ -299,7 +350,7 @@ mod tests {
     #[test]
     #[cfg(target_endian = "little")]
     fn a_transaction_begins_and_ends_as_those_of_nft() {
-        let (bytes, _) = removal(Family::V4).finish();
+        let (bytes, _) = removal(Family::V4, TABLE).finish();
         let begin = [20, 0, 0, 0, 0x10, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10];
         let end = [20, 0, 0, 0, 0x11, 0, 1, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10];
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::table::{nft, nft_json};
 use crate::values::{FIRST, IN_VPC, NODE, OUTSIDE, PORT, SECOND, sourced, spec, wanted};
 use crate::{Outcome, Test, check};
 
-pub(crate) const TESTS: [Test; 7] = [
+pub(crate) const TESTS: [Test; 8] = [
     ("off_vpc_traffic_has_the_nodes_address_and_the_primary_eni", off_vpc),
     ("vpc_traffic_keeps_its_address_and_its_eni", in_vpc),
     ("a_node_ports_reply_leaves_by_the_primary_eni", node_port),
@@ -22,6 +23,7 @@ pub(crate) const TESTS: [Test; 7] = [
     ("external_snat_leaves_every_pod_to_its_eni", external_snat),
     ("only_our_bits_of_a_mark_change", marks),
     ("no_packet_escapes_while_the_table_changes", changed_under_load),
+    ("no_packet_escapes_while_the_table_is_exchanged_for_one_of_another_shape", exchanged_under_load),
 ];
 
 fn off_vpc() -> Outcome {
@@ -146,6 +148,61 @@ fn changed_under_load() -> Outcome {
             changing.join().map_err(|_panic| Failed::from("the changing thread panicked"))??;
         talked?;
         check(rounds > 1, "the table did not change while packets flowed")
+    })
+}
+
+/// How often the table is exchanged.
+const EXCHANGES: u32 = 100;
+
+/// An upgrade from a version whose chains have other places in the kernel, and a map more: again and again, while both pods begin
+/// connections without a pause. Only while the table of before is put back nobody talks.
+fn exchanged_under_load() -> Outcome {
+    let lab = Lab::new(&wanted())?;
+    let before =
+        wanted().to_string().replace("priority -95", "priority -94").replace("priority 110", "priority 111");
+    let before =
+        before.replacen("  chain", "  map of_before {\n    type ipv4_addr : verdict\n  }\n  chain", 1);
+    let before = format!("add table ip aws-vpc-cni\ndelete table ip aws-vpc-cni\n{before}");
+    let (quiet, done) = (RwLock::new(()), AtomicBool::new(false));
+    let pod_talks = |to: Ipv4Addr, want: &str| -> Result<(u32, u32), Failed> {
+        let (mut asked, mut wrong) = (0, 0);
+        while !done.load(Ordering::Relaxed) {
+            let _talking = quiet.read().map_err(|_poisoned| "the other side has panicked")?;
+            let answer = exchange(&mut client()?, to, PORT)?;
+            asked += 1;
+            wrong += u32::from(!answer.starts_with(want));
+        }
+        Ok((asked, wrong))
+    };
+    std::thread::scope(|scope| {
+        let outside = scope.spawn(|| lab.first.run(|| pod_talks(OUTSIDE, "primary 10.0.0.10:")));
+        let inside = scope.spawn(|| lab.second.run(|| pod_talks(IN_VPC, "secondary 10.0.1.20:")));
+        let exchanged = lab.node.run(|| {
+            let mut netfilter = Netfilter::default();
+            for _ in 0..EXCHANGES {
+                {
+                    let _nobody_talks = quiet.write().map_err(|_poisoned| "a talker has panicked")?;
+                    nft(&before)?;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+                check(netfilter.put(wanted())?, "the table is not exchanged")?;
+            }
+            check(netfilter.matches(&wanted())?, "the table is not as wanted in the end")
+        });
+        done.store(true, Ordering::Relaxed);
+        let counted = [outside.join(), inside.join()];
+        exchanged?;
+        for (counted, to) in counted.into_iter().zip(["outside", "the VPC"]) {
+            let (asked, wrong) = counted.map_err(|_panic| Failed::from("a talking thread panicked"))??;
+            check(
+                wrong == 0,
+                format!(
+                    "{wrong} of {asked} connections to {to} were not led or translated as they should be"
+                ),
+            )?;
+            check(asked > EXCHANGES, format!("only {asked} connections to {to} were begun"))?;
+        }
+        Ok(())
     })
 }
 
