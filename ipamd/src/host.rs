@@ -226,11 +226,7 @@ impl HostKeeper {
                 let (netfilter, routes) = (netfilter.len(), routes.len());
                 if netfilter + routes > 0 {
                     tracing::info!(netfilter, routes, "what the Go version left is removed");
-                    if Netfilter::has_legacy_tables() {
-                        tracing::warn!(
-                            "chains of the Go version in iptables-legacy, if there are any, stay; see MIGRATION.md"
-                        );
-                    }
+                    tell_legacy();
                 }
             }
             Err(error) => {
@@ -258,6 +254,22 @@ impl HostKeeper {
             tracing::warn!(change, "somebody else has changed the host; put back");
         } else {
             tracing::info!(change, "host");
+        }
+    }
+}
+
+/// What of the Go version's nobody but `iptables` can safely change.
+fn tell_legacy() {
+    match Netfilter::legacy_leftovers() {
+        Ok(tables) if tables.is_empty() => {}
+        Ok(tables) => {
+            tracing::warn!(
+                ?tables,
+                "rules of the Go version stay in iptables-legacy; `ipamd doctor` tells how to remove them"
+            );
+        }
+        Err(error) => {
+            tracing::warn!(%error, "whether rules of the Go version stay in iptables-legacy is not known")
         }
     }
 }

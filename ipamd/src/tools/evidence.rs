@@ -97,6 +97,8 @@ pub struct Live {
     pub sysctls: BTreeMap<String, String>,
     /// The kernel: nftables.
     pub nftables: Look<Nftables>,
+    /// The kernel: tables of `iptables-legacy` in which something of the Go version's is.
+    pub legacy: Look<BTreeSet<String>>,
     /// The runtime's cache of what plugins told it.
     pub runtime: Look<Vec<RuntimeSandbox>>,
     /// EC2.

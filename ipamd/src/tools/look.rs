@@ -72,6 +72,7 @@ fn with_all(why: &Look<()>) -> Live {
         daemon: same(why),
         host: same(why),
         nftables: same(why),
+        legacy: same(why),
         runtime: same(why),
         cloud: same(why),
         ..Live::default()
@@ -99,6 +100,8 @@ pub fn node(whom: &Whom) -> Evidence {
         daemon,
         sysctls: sysctls(record, host.seen()),
         nftables: nftables(record, host.seen()),
+        legacy: Netfilter::legacy_leftovers()
+            .map_or_else(|error| Look::Failed(error.to_string()), Look::Seen),
         host,
         runtime: sandboxes(&whom.cni_cache),
         cloud,

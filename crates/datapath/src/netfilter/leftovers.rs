@@ -41,15 +41,6 @@ const fn block_of(family: Family) -> &'static str {
     }
 }
 
-/// Where the kernel lists the tables of `iptables-legacy` of this network namespace.
-const LEGACY: &str = "/proc/thread-self/net/ip_tables_names";
-
-/// Whether there are tables of `iptables-legacy`. Their content is not looked at: they can only be exchanged as a whole, and only
-/// by who has the lock of the `iptables` programs, or a change that somebody else makes meanwhile is undone.
-pub(super) fn has_legacy_tables() -> bool {
-    std::fs::read_to_string(LEGACY).is_ok_and(|names| !names.trim().is_empty())
-}
-
 /// A rule in a table of `iptables-nft`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct RuleSeen {
@@ -70,7 +61,7 @@ struct Seen {
 }
 
 /// Whether a chain in a table of `iptables-nft` or `iptables-legacy` is the Go version's.
-fn is_its_chain(name: &str) -> bool {
+pub(super) fn is_its_chain(name: &str) -> bool {
     CHAINS.iter().any(|prefix| name.strip_prefix(prefix).is_some_and(is_number))
 }
 
@@ -78,11 +69,14 @@ fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
+/// Whether a comment is of one of its rules, those in `FORWARD` apart.
+pub(super) fn is_its_comment(comment: &str) -> bool {
+    COMMENTS.contains(&comment)
+}
+
 /// Whether a rule in such a table is the Go version's.
 fn is_its_rule(chain: &str, comment: Option<&str>, jumps_to: Option<&str>) -> bool {
-    is_its_chain(chain)
-        || jumps_to.is_some_and(is_its_chain)
-        || comment.is_some_and(|comment| COMMENTS.contains(&comment))
+    is_its_chain(chain) || jumps_to.is_some_and(is_its_chain) || comment.is_some_and(is_its_comment)
 }
 
 /// Removes it, all of a family in one transaction; what was removed, in words. `guards`: pods of its live to which its rule in `FORWARD`

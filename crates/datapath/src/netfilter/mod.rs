@@ -15,7 +15,7 @@
 //!
 //! Where pods with IPv4 addresses of the VPC reach IPv6 by the node's address, there is a second table, of family `ip6` (`egress`).
 //!
-//! `leftovers` knows what the Go version left. `ruleset` says what the table holds, `observe` and `decode` read what the kernel holds, `transaction`, `expression`
+//! `leftovers` knows what the Go version left, `legacy` where it is left alone. `ruleset` says what the table holds, `observe` and `decode` read what the kernel holds, `transaction`, `expression`
 //! and `encode` make bytes of the difference, `socket` sends them.
 
 mod constants;
@@ -25,6 +25,7 @@ mod encode;
 mod expression;
 mod intervals;
 mod leftovers;
+mod legacy;
 mod notice;
 mod observe;
 mod ruleset;
@@ -195,10 +196,13 @@ impl Netfilter {
         Ok(removed)
     }
 
-    /// Whether there are tables of `iptables-legacy` in this thread's network namespace, of which [`Netfilter::take_over`] knows nothing.
-    #[must_use]
-    pub fn has_legacy_tables() -> bool {
-        leftovers::has_legacy_tables()
+    /// The tables of `iptables-legacy` in this thread's network namespace in which something of the Go version's is: what
+    /// [`Netfilter::take_over`] leaves.
+    ///
+    /// # Errors
+    /// When the kernel does not tell: it asks for `CAP_NET_ADMIN` where there are such tables.
+    pub fn legacy_leftovers() -> io::Result<BTreeSet<String>> {
+        legacy::its_tables()
     }
 
     /// The port of its socket, which is opened for that: notices of our own changes carry it.

@@ -27,6 +27,9 @@ pub(super) fn judge(evidence: &Evidence, verdict: &mut Verdict) {
     if let Some(nftables) = nftables {
         go_chains(nftables, verdict);
     }
+    if let Some(tables) = super::seen(verdict, "iptables-legacy", &evidence.live.legacy) {
+        tables.iter().for_each(|table| verdict.findings.push(legacy(table)));
+    }
     let Some(record) = &evidence.saved.record else {
         let why = "what the daemon wants is not known: it has not been ready here yet";
         verdict.skipped.push(format!("the kernel's routes and rules: {why}"));
@@ -323,4 +326,20 @@ fn go_chains(nftables: &Nftables, verdict: &mut Verdict) {
             .findings
             .push(finding.seen("nft list table ip aws-cni").repair("nft delete table ip aws-cni"));
     }
+}
+
+/// Rules of the Go version in a table that only `iptables-legacy` changes. They are taken out one by one under its lock, so that what
+/// kube-proxy has there, and writes meanwhile, stays.
+fn legacy(table: &str) -> Finding {
+    let (what, table) = (
+        format!(
+            "rules of the Go version in the table {table} of iptables-legacy, where nobody but that removes them"
+        ),
+        word(table),
+    );
+    let rules = r#"sed -n -e '/^:AWS-[A-Z]*-CHAIN-[0-9]/{s/^:\([^ ]*\).*/-X \1/;H;}' -e '/"AWS,\|AWS-[A-Z]*-CHAIN-[0-9]/s/^-A /-D /p' -e '${g;p;}'"#;
+    let command = format!(
+        "{{ echo '*'{table}; iptables-legacy-save -t {table} | {rules}; echo COMMIT; }} | iptables-legacy-restore -w --noflush"
+    );
+    Finding::new(Code::GoLeftover, what).seen(format!("iptables-legacy-save -t {table}")).repair(command)
 }

@@ -149,6 +149,7 @@ pub(in super::super) fn well() -> Evidence {
             differences: Some(Vec::new()),
             chains: BTreeSet::new(),
         }),
+        legacy: Look::Seen(BTreeSet::new()),
         runtime: Look::Seen(runtime.collect()),
         cloud: Look::Seen(cloud.collect()),
         files: vec![
@@ -418,6 +419,8 @@ fn nftables_and_settings_that_differ_are_found() {
     };
     is(|e| chain(e, "nat", "AWS-SNAT-CHAIN-0"), Code::GoLeftover, "");
     is(|e| chain(e, "aws-cni", "nat-prerouting"), Code::GoLeftover, "nft delete table ip aws-cni");
+    let in_legacy = |e: &mut Evidence| e.live.legacy = Look::Seen(["mangle".to_owned()].into());
+    is(in_legacy, Code::GoLeftover, "iptables-legacy-save -t mangle | sed");
     let say = |e: &mut Evidence, path: &str, value: &str| {
         e.live.sysctls.insert(path.to_owned(), value.to_owned());
     };
