@@ -1,6 +1,8 @@
 //! A node of an IPv6 cluster as the Go version leaves it: pods with addresses of the primary ENI's /80, and an interface of its
 //! egress plugin for IPv4.
 //!
+//! [`start`], [`add`] and [`del`] are what it does on a node that is given back to it.
+//!
 //! Pods' inside, host ends, rules, chains and the checkpoint are those of versions 1.19 to 1.23.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -141,9 +143,71 @@ pub fn with_pods(node: &Node, fabric: &Fabric, count: u8) -> Result<Vec<GoIpv6Po
     let block = r#"-I FORWARD -d 169.254.172.0/22 -m conntrack --ctstate NEW -m comment --comment "Block Node Local Pod access via IPv4" -j REJECT"#;
     let text = format!("*nat\n{chains}COMMIT\n*filter\n{block}\nCOMMIT\n");
     node.netns().feed("iptables-nft-restore --noflush", &text)?;
-    let entries: Vec<Value> = pods.iter().map(GoIpv6Pod::entry).collect();
-    let text = json!({"version": "vpc-cni-ipam/1", "allocations": entries}).to_string() + "\n";
-    std::fs::write(node.run_dir().join("ipam.json"), text)
-        .map_err(LabError::doing("write the checkpoint"))?;
+    write_entries(node, &pods.iter().map(GoIpv6Pod::entry).collect::<Vec<_>>())?;
     Ok(pods)
+}
+
+/// It starts on a node where ours has run: reads the checkpoint, drops entries without a link, writes the file anew. Of rules and routes
+/// it makes none for pods that are there. Returns the addresses that it knows.
+///
+/// # Errors
+/// Where it would not start, and when the kernel refuses.
+pub fn start(node: &Node) -> Result<Vec<Ipv6Addr>, LabError> {
+    let links = node.netns().read("ip -o link")?;
+    let lives = |entry: &Value| {
+        let word = |key: &str| entry["metadata"][key].as_str().unwrap_or_default().to_owned();
+        let pod = PodName { namespace: word("k8sPodNamespace"), name: word("k8sPodName") };
+        links.contains(HostVeth::of_pod(&VethPrefix::default(), &pod, 0).as_str())
+    };
+    let mut entries = entries(node)?;
+    entries.retain(lives);
+    write_entries(node, &entries)?;
+    let _none_there = node.netns().read("ip -6 rule del pref 1024 fwmark 0x80/0x80 lookup main");
+    node.netns().read("ip -6 rule add pref 1024 fwmark 0x80/0x80 lookup main")?;
+    let address = |entry: &Value| entry["ipv6"].as_str()?.parse().ok();
+    Ok(entries.iter().filter_map(address).collect())
+}
+
+/// It deletes a pod, its own or one of ours: what is not there is no error, and links go with the pod's namespace.
+///
+/// # Errors
+/// When the checkpoint cannot be read or written.
+pub fn del(node: &Node, pod: &Pod, address: Ipv6Addr) -> Result<(), LabError> {
+    let _none_there = node.netns().read(&format!("ip -6 rule del pref 512 to {address} lookup main"));
+    let _none_there = node.netns().read(&format!("ip -6 route del {address}/128 table main"));
+    let mut entries = entries(node)?;
+    entries.retain(|entry| entry["containerID"] != pod.container_id);
+    write_entries(node, &entries)
+}
+
+/// It adds a pod with this number, which no other has.
+///
+/// # Errors
+/// When the kernel or a program refuses.
+pub fn add(node: &Node, prefix: Ipv6Network, number: u8) -> Result<GoIpv6Pod, LabError> {
+    let mut go = GoIpv6Pod::create(prefix, number)?;
+    go.wire(node, number)?;
+    go.wire_egress(node)?;
+    go.pod.result = Some(go.result());
+    let text = format!("*nat\n{}COMMIT\n", go.chain(node.instance().address));
+    node.netns().feed("iptables-nft-restore --noflush", &text)?;
+    let mut entries = entries(node)?;
+    entries.push(go.entry());
+    write_entries(node, &entries)?;
+    Ok(go)
+}
+
+fn entries(node: &Node) -> Result<Vec<Value>, LabError> {
+    let text = std::fs::read_to_string(node.run_dir().join("ipam.json"));
+    let text = text.map_err(LabError::doing("read the checkpoint"))?;
+    let mut file: Value = serde_json::from_str(&text).unwrap_or_default();
+    if file["version"] != "vpc-cni-ipam/1" {
+        return Err(LabError::Otherwise(format!("the Go version does not start on {text}")));
+    }
+    Ok(serde_json::from_value(file["allocations"].take()).unwrap_or_default())
+}
+
+fn write_entries(node: &Node, entries: &[Value]) -> Result<(), LabError> {
+    let text = json!({"version": "vpc-cni-ipam/1", "allocations": entries}).to_string() + "\n";
+    std::fs::write(node.run_dir().join("ipam.json"), text).map_err(LabError::doing("write the checkpoint"))
 }

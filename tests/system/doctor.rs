@@ -64,7 +64,7 @@ fn start(pods: u32) -> Result<(Setting, Vec<Pod>), LabError> {
 }
 
 /// What the doctor says: its exit code, and its words as JSON.
-fn doctor(node: &Node, words: &[&str]) -> Result<(Option<i32>, Value), LabError> {
+pub(crate) fn doctor(node: &Node, words: &[&str]) -> Result<(Option<i32>, Value), LabError> {
     let output = node.tool(&[&["doctor", "--json"], words].concat(), &[])?;
     let said = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -73,7 +73,7 @@ fn doctor(node: &Node, words: &[&str]) -> Result<(Option<i32>, Value), LabError>
     Ok((output.status.code(), value))
 }
 
-fn findings(verdict: &Value) -> impl Iterator<Item = &Value> {
+pub(crate) fn findings(verdict: &Value) -> impl Iterator<Item = &Value> {
     verdict["findings"].as_array().map(Vec::as_slice).unwrap_or_default().iter()
 }
 
@@ -82,7 +82,7 @@ fn codes(verdict: &Value) -> BTreeSet<&str> {
 }
 
 /// Runs the commands that mend, except those for the cluster: there is none.
-fn mend(node: &Node, verdict: &Value) -> Outcome {
+pub(crate) fn mend(node: &Node, verdict: &Value) -> Outcome {
     let plugin = binary("AWS_CNI_BIN", "aws-cni")?.display().to_string();
     let commands = findings(verdict).filter_map(|finding| finding["repair"].as_str());
     for command in commands.filter(|command| !command.starts_with("kubectl ")) {

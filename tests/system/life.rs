@@ -12,7 +12,7 @@ use lab::probe::{Echo, ask};
 use lab::runtime::Pod;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{Outcome, Setting, Test, ensure, eventually};
+use crate::support::{Outcome, Setting, Test, ensure, eventually, reach};
 
 pub(crate) const TESTS: &[Test] = &[
     ("the_fabric_drops_what_an_eni_may_not_send", fabric_checks_sources),
@@ -24,6 +24,11 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_daemon_that_is_told_to_stop_before_it_serves_stops_in_order", stopped_early),
     ("a_del_with_the_daemon_down_is_replayed", queued_del),
     ("a_pod_name_comes_back_at_once", same_name),
+    ("an_immediate_add_under_the_same_pod_name_works_a_thousand_times_in_a_row", thousand),
+    (
+        "mtu_and_mac_that_were_rewritten_while_the_daemon_was_away_are_right_after_its_start",
+        rewritten_meanwhile,
+    ),
     ("check_tells_what_is_wrong", check),
     ("gc_releases_what_is_not_listed", gc),
     ("a_pod_that_died_while_the_daemon_was_down_is_released", died_meanwhile),
@@ -209,6 +214,54 @@ fn same_name() -> Outcome {
     ensure!(seen == pods[0].address, "the last of them is seen as {seen:?}");
     setting.accounts_for(&pods)?;
     Ok(())
+}
+
+/// The DEL of the one before comes once more, late, as a runtime does that has not heard the answer.
+fn thousand() -> Outcome {
+    let setting = Setting::start_on("m5.4xlarge", &[("IP_COOLDOWN_PERIOD", "0"), ("MAX_ENI", "1")])?;
+    let _echo = Echo::start(setting.fabric.second())?;
+    let mut last: Option<Pod> = None;
+    for round in 0..1000 {
+        let mut pod = Pod::create("web-0", &format!("round{round}"))?;
+        if let Some(last) = &mut last {
+            last.del(&setting.node)?;
+        }
+        pod.add(&setting.node)?;
+        if let Some(mut last) = last.replace(pod) {
+            last.del(&setting.node)?;
+        }
+        if let Some(pod) = last.as_ref().filter(|_| round % 50 == 0) {
+            let seen = ask(&pod.netns, SECOND_CIDR_HOST)?;
+            ensure!(seen == pod.address, "round {round}: {:?} is seen as {seen:?}", pod.address);
+        }
+    }
+    let pods: Vec<Pod> = last.into_iter().collect();
+    setting.accounts_for(&pods)?;
+    let clean =
+        || setting.node.netns().read("ip -o link").is_ok_and(|links| links.matches(": eni").count() == 1);
+    eventually("a node with the link of one pod", clean)
+}
+
+fn rewritten_meanwhile() -> Outcome {
+    let setting = Setting::start(&[])?;
+    let pods = setting.pods(0..2)?;
+    let names: Vec<&str> = pods.iter().filter_map(Pod::host_if).collect();
+    let like = || -> Result<Vec<String>, LabError> {
+        names.iter().map(|name| setting.node.netns().read(&format!("ip -o link show {name}"))).collect()
+    };
+    let before = like()?;
+    setting.node.stop_daemon()?;
+    setting
+        .node
+        .netns()
+        .ip(&format!("link set {} mtu 1400\nlink set {} address 02:00:00:00:00:77\n", names[0], names[1]))?;
+    ensure!(like()? != before, "nothing was rewritten");
+
+    setting.node.start_daemon(&[])?;
+    setting.node.wait_ready()?;
+
+    eventually("links as they were", || like().is_ok_and(|now| now == before))?;
+    reach(&setting, &pods)
 }
 
 fn check() -> Outcome {

@@ -9,11 +9,12 @@ use lab::fabric::{INTERNET_HOST, SECOND_CIDR_HOST};
 use lab::node::binary;
 use lab::probe::{Echo, ask};
 
-use crate::support::{Outcome, Setting, Test, ensure};
+use crate::support::{Outcome, Setting, Test, ensure, eventually, reach};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_daemon_with_net_admin_alone_serves_pods_on_both_enis", confined),
     ("a_daemon_that_gets_few_descriptors_takes_as_many_as_it_may", descriptors),
+    ("where_kernel_settings_cannot_be_written_nftables_come_back_all_the_same", read_only),
 ];
 
 /// Those that need an ordinary user with namespaces of its own.
@@ -79,6 +80,28 @@ fn confined() -> Outcome {
     }
     setting.accounts_for(&[])?;
     Ok(())
+}
+
+/// As in a container whose `/proc/sys` is read-only, with a reverse path check that is not as it should be.
+fn read_only() -> Outcome {
+    let setting = Setting::start(&[])?;
+    let node = &setting.node;
+    let mut pods = setting.pods(0..12)?;
+    node.stop_daemon()?;
+    node.shell("sysctl -qw net/ipv4/conf/ens6/rp_filter=0 net/ipv4/conf/ens5/rp_filter=0")?;
+    let bound = "mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec \"$@\"";
+    node.start_daemon_under(&["unshare", "--mount", "sh", "-c", bound, "sh"], &[])?;
+    node.wait_ready()?;
+
+    node.shell("nft delete table ip aws-vpc-cni")?;
+
+    pods.extend(setting.pods(12..13)?);
+    eventually("our table", || node.netns().read("nft list table ip aws-vpc-cni").is_ok())?;
+    reach(&setting, &pods)?;
+    let refused = node.shell("sysctl -n net/ipv4/conf/ens6/rp_filter")?;
+    ensure!(refused.trim() == "0", "the setting could be written: {refused}");
+    ensure!(node.log_tail().contains("rp_filter"), "nobody is told of it:\n{}", node.log_tail());
+    setting.accounts_for(&pods).map(drop)
 }
 
 /// The programs, where `nobody` can read them: a checkout need not be readable to others.

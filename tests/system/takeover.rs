@@ -1,8 +1,9 @@
 //! A node of the Go version is taken over with its pods, and given back.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lab::LabError;
@@ -10,16 +11,30 @@ use lab::ec2::Config;
 use lab::fabric::{Fabric, INTERNET_HOST, SECOND_CIDR_HOST};
 use lab::flows::{Flow, Flows, Mirror, PACE, Tally};
 use lab::go_node::{GoNode, GoPod, GoVersion};
+use lab::kube_proxy::{Endpoint, KubeProxy, Mode, Policy, Service};
+use lab::netns::Netns;
 use lab::node::Node;
-use lab::probe::{Echo, ask};
+use lab::probe::{By, Echo, PORT, ask, ask_by};
 use lab::runtime::Pod;
+use serde_json::{Value, json};
 use wire::Report;
 
+use crate::doctor::{doctor, findings, mend};
 use crate::support::{Outcome, Test, ensure};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_hundred_pods_of_the_go_version_are_taken_over_while_they_talk", hundred_pods),
+    (
+        "new_connections_go_their_way_beside_the_go_versions_tables_and_while_these_are_removed",
+        judged_by_packets,
+    ),
+    ("a_pod_whose_link_was_moved_away_costs_no_other_pod_anything", moved_away),
     ("a_node_of_an_older_go_version_is_taken_over", older),
+    ("pods_keep_their_addresses_when_links_get_another_prefix_at_the_takeover_and_later", other_prefix),
+    (
+        "without_a_checkpoint_pods_under_another_prefix_are_known_by_the_rules_beside_their_routes",
+        prefix_alone,
+    ),
     ("a_node_with_iptables_legacy_is_taken_over", legacy),
     ("a_damaged_checkpoint_costs_no_pod_its_address", damaged),
     ("an_address_that_ec2_does_not_know_is_held_with_its_way_out", unknown_address),
@@ -60,7 +75,12 @@ impl Place {
 
     /// Starts our daemon and waits until what the Go version left is gone.
     fn take_over(&self) -> Result<Report, LabError> {
-        self.node.start_daemon(&[])?;
+        self.take_over_with(&[])
+    }
+
+    /// The same with these settings.
+    fn take_over_with(&self, settings: &[(&str, &str)]) -> Result<Report, LabError> {
+        self.node.start_daemon(settings)?;
         self.node.wait_ready()?;
         let mut left = self.leftovers()?;
         for _ in 0..200 {
@@ -166,6 +186,17 @@ pub(crate) fn never_silent(tallies: &[Tally]) -> Outcome {
 }
 
 fn while_they_talk(version: GoVersion, count: usize) -> Result<Place, LabError> {
+    let (place, mut pods) = talked_over(version, count, &[])?;
+    live_and_die(&place, &mut pods)?;
+    Ok(place)
+}
+
+/// A node that was taken over while its pods talked, and the pods.
+fn talked_over(
+    version: GoVersion,
+    count: usize,
+    settings: &[(&str, &str)],
+) -> Result<(Place, Vec<GoPod>), LabError> {
     let place = Place::new()?;
     let mut go = place.pods_of(version, count)?;
     ensure!(place.leftovers()?.len() > 2 * count, "there is nothing to take over");
@@ -173,7 +204,7 @@ fn while_they_talk(version: GoVersion, count: usize) -> Result<Place, LabError> 
     let (flows, _mirrors) = talk(&place, &go.pods)?;
     std::thread::sleep(PACE * 20);
 
-    let report = place.take_over()?;
+    let report = place.take_over_with(settings)?;
 
     std::thread::sleep(PACE * 20);
     never_silent(&flows.stop())?;
@@ -185,13 +216,12 @@ fn while_they_talk(version: GoVersion, count: usize) -> Result<Place, LabError> 
     ensure!(rules.starts_with("0:\tfrom all lookup local"), "the kernel's first rule is not back:\n{rules}");
     ensure!(rules.lines().count() <= 3 + 3 + 2 + 2 * enis.len(), "rules grow with pods:\n{rules}");
     place.reach(&go.pods.iter().take(6).map(|pod| &pod.pod).collect::<Vec<_>>())?;
-    let mut pods = std::mem::take(&mut go.pods);
-    live_and_die(&place, &mut pods)?;
-    Ok(place)
+    let pods = std::mem::take(&mut go.pods);
+    Ok((place, pods))
 }
 
-/// CHECK, DEL and GC of pods that were taken over, and new pods beside them.
-fn live_and_die(place: &Place, pods: &mut Vec<GoPod>) -> Outcome {
+/// CHECK, DEL and GC of pods that were taken over, and new pods beside them, which are returned.
+fn live_and_die(place: &Place, pods: &mut Vec<GoPod>) -> Result<Vec<Pod>, LabError> {
     let node = &place.node;
     let held = |pods: &[GoPod]| -> Vec<Ipv4Addr> { pods.iter().map(|pod| pod.address).collect() };
     for pod in pods.iter().take(2) {
@@ -220,24 +250,194 @@ fn live_and_die(place: &Place, pods: &mut Vec<GoPod>) -> Outcome {
         new.push(pod);
     }
     place.holds(all)?;
-    place.reach(&new.iter().collect::<Vec<_>>())
+    place.reach(&new.iter().collect::<Vec<_>>())?;
+    Ok(new)
 }
 
 fn hundred_pods() -> Outcome {
     while_they_talk(GoVersion::V23, 100).map(drop)
 }
 
+/// The setting that says how the links of pods are named.
+const PREFIX: &str = "AWS_VPC_K8S_CNI_VETHPREFIX";
+
+fn other_prefix() -> Outcome {
+    let (place, mut old) = talked_over(GoVersion::V23, 12, &[(PREFIX, "azv")])?;
+    let mut new = live_and_die(&place, &mut old)?;
+    let named = |pods: &[Pod], prefix: &str| -> Outcome {
+        let names: Vec<_> = pods.iter().map(Pod::host_if).collect();
+        let right = names.iter().all(|name| name.is_some_and(|name| name.starts_with(prefix)));
+        ensure!(right, "not all of {names:?} begin with {prefix}");
+        Ok(())
+    };
+    named(&new, "azv")?;
+    // The same on a node of ours: a third prefix beside the two.
+    let (flows, _mirrors) = talk(&place, &old)?;
+    place.node.stop_daemon()?;
+    place.node.start_daemon(&[(PREFIX, "pods")])?;
+    place.node.wait_ready()?;
+    let mut third = Pod::create("third", "third")?;
+    third.add(&place.node)?;
+    named(std::slice::from_ref(&third), "pods")?;
+    let all = || old.iter().map(|pod| &pod.pod).chain(&new).chain([&third]);
+    place.holds(all().filter_map(|pod| pod.address))?;
+    place.reach(&all().collect::<Vec<_>>())?;
+    never_silent(&flows.stop())?;
+    for pod in all() {
+        let good = pod.call(&place.node, "CHECK")?;
+        ensure!(good.success, "CHECK of {}: {}", pod.name, good.stdout);
+    }
+    old.remove(0).pod.del(&place.node)?;
+    new.remove(0).del(&place.node)?;
+    let left = old.iter().map(|pod| &pod.pod).chain(&new).chain([&third]);
+    place.holds(left.filter_map(|pod| pod.address)).map(drop)
+}
+
+fn prefix_alone() -> Outcome {
+    let place = Place::new()?;
+    let mut go = place.pods_of(GoVersion::V23, 6)?;
+    std::fs::remove_file(go.checkpoint()).map_err(LabError::doing("remove the checkpoint"))?;
+    // A route of somebody else to a link that is named alike, as another network's pods have it.
+    place
+        .node
+        .netns()
+        .ip("link add cali0123456789a type veth peer name cali0123456789b\nlink set cali0123456789a up\n\
+         route add 192.0.2.9/32 dev cali0123456789a scope link\n")?;
+
+    place.take_over_with(&[(PREFIX, "azv")])?;
+
+    place.holds(go.pods.iter().map(|pod| pod.address))?;
+    let routes = place.node.netns().read("ip route show table main")?;
+    ensure!(routes.contains("192.0.2.9 dev cali0123456789a"), "another's route is gone:\n{routes}");
+    place.reach(&go.pods.iter().map(|pod| &pod.pod).collect::<Vec<_>>())?;
+    let mut gone = go.pods.remove(0);
+    gone.pod.del(&place.node)?;
+    place.holds(go.pods.iter().map(|pod| pod.address)).map(drop)
+}
+
+/// Who asks whom, and as whom it is seen.
+type Case<'a> = (String, &'a Netns, SocketAddr, Ipv4Addr);
+
+/// New connections of each kind without a pause: before ours is there, while both are, and after the other is gone. They are judged by
+/// who the other end sees, and by what the VPC has to drop.
+fn judged_by_packets() -> Outcome {
+    let place = Place::new()?;
+    let go = place.pods_of(GoVersion::V23, 8)?;
+    let (own, served) = (place.node.instance().address, &go.pods[1]);
+    ensure!(served.device == 1, "the served pod is on the primary ENI");
+    let proxy = KubeProxy::start(Mode::Nftables, place.node.netns(), own)?;
+    let endpoint = Endpoint { address: SocketAddrV4::new(served.address, PORT), node: Some(own) };
+    let cluster = SocketAddrV4::new([172, 20, 0, 1].into(), 80);
+    let (policy, endpoints) = (Policy::Local, vec![endpoint]);
+    proxy.sync(&[Service { name: "web", cluster, node_port: 30_001, policy, endpoints }])?;
+    let asked = [place.fabric.internet(), place.fabric.second(), &served.pod.netns];
+    let _echoes = asked.into_iter().map(Echo::start).collect::<Result<Vec<_>, _>>()?;
+    let to_node = SocketAddr::from((own, 30_001));
+    let mut cases: Vec<Case<'_>> = vec![
+        ("the VPC to the node port".to_owned(), place.fabric.second(), to_node, SECOND_CIDR_HOST),
+        ("the internet to the node port".to_owned(), place.fabric.internet(), to_node, INTERNET_HOST),
+    ];
+    for GoPod { pod, address, .. } in go.pods.iter().filter(|pod| pod.address != served.address) {
+        let case = |to: Ipv4Addr, seen| {
+            (format!("{address} to {to}"), &pod.netns, SocketAddr::from((to, PORT)), seen)
+        };
+        let all = [(INTERNET_HOST, own), (SECOND_CIDR_HOST, *address), (served.address, *address)];
+        cases.extend(all.map(|(to, seen)| case(to, seen)));
+    }
+    let done = AtomicBool::new(false);
+    let round = || -> Outcome {
+        for (what, from, to, seen) in &cases {
+            let told = ask_by(By::Udp, from, *to)?;
+            ensure!(told == Some(IpAddr::V4(*seen)), "{what} is seen as {told:?}, not {seen}");
+        }
+        Ok(())
+    };
+    round()?;
+    std::thread::scope(|scope| {
+        let traffic = scope.spawn(|| -> Outcome {
+            while !done.load(Ordering::Relaxed) {
+                round()?;
+            }
+            round()
+        });
+        let taken = place.take_over();
+        std::thread::sleep(Duration::from_secs(1));
+        done.store(true, Ordering::Relaxed);
+        let asked = traffic.join();
+        asked.unwrap_or_else(|_panic| Err(LabError::Otherwise("the traffic panicked".to_owned())))?;
+        taken.map(drop)
+    })?;
+    place.fabric.troubles()
+}
+
+fn moved_away() -> Outcome {
+    let place = Place::new()?;
+    let mut go = place.pods_of(GoVersion::V23, 6)?;
+    let elsewhere = Netns::create("elsewhere")?;
+    let take = |pod: &GoPod| -> Outcome {
+        let link = pod.pod.host_if().unwrap_or_default();
+        place.node.netns().ip(&format!("link set {link} netns {}\n", elsewhere.name()))
+    };
+    let holds = |pods: &[GoPod]| -> Outcome {
+        place.holds(pods.iter().map(|pod| pod.address))?;
+        place.reach(&pods.iter().map(|pod| &pod.pod).collect::<Vec<_>>())
+    };
+    let mut moved = go.pods.remove(0);
+    take(&moved)?;
+    place.take_over()?;
+    holds(&go.pods)?;
+    // The same between two runs of ours.
+    place.node.stop_daemon()?;
+    let mut later = go.pods.remove(0);
+    take(&later)?;
+    place.node.start_daemon(&[])?;
+    place.node.wait_ready()?;
+    holds(&go.pods)?;
+    for pod in [&mut moved, &mut later] {
+        let checked = pod.pod.call(&place.node, "CHECK")?;
+        ensure!(!checked.success, "CHECK of {} finds nothing", pod.address);
+        pod.pod.del(&place.node)?;
+    }
+    let links = elsewhere.read("ip -o link")?;
+    ensure!(links.matches(": eni").count() == 2, "what is elsewhere is not ours to delete:\n{links}");
+    holds(&go.pods)
+}
+
 fn older() -> Outcome {
     while_they_talk(GoVersion::V19, 12).map(drop)
 }
 
-/// Its old chains stay, which nobody but `iptables` can safely change, and do no harm beside ours.
+/// Its old chains stay, which nobody but `iptables` can safely change, and do no harm beside ours. The doctor finds them, and its
+/// commands take them out and leave what kube-proxy has in the same tables; of a node where that alone has some it says nothing.
 fn legacy() -> Outcome {
     let place = while_they_talk(GoVersion::V19Legacy, 12)?;
-    let chains = place.node.netns().read("iptables-legacy-save")?;
+    let kept = |place: &Place| place.node.netns().read("iptables-legacy-save");
+    let chains = kept(&place)?;
     ensure!(chains.contains("AWS-SNAT-CHAIN-0"), "the chains are gone; say so in MIGRATION.md:\n{chains}");
     let log = place.node.log_tail();
     ensure!(log.contains("iptables-legacy"), "the log does not say that they stay:\n{log}");
+    let proxy = KubeProxy::start(Mode::IptablesLegacy, place.node.netns(), place.node.instance().address)?;
+    let of_proxy = || -> Result<Vec<String>, LabError> {
+        Ok(proxy.rules()?.lines().filter(|line| !line.contains("AWS")).map(str::to_owned).collect())
+    };
+    // Rules of somebody else that look like the Go version's are another matter.
+    let told = || -> Result<Vec<Value>, LabError> {
+        let (_, verdict) = doctor(&place.node, &[])?;
+        let of_legacy =
+            |finding: &&Value| finding["what"].as_str().is_some_and(|what| what.contains("legacy"));
+        Ok(findings(&verdict).filter(of_legacy).cloned().collect())
+    };
+    let (before, its) = (of_proxy()?, told()?);
+    ensure!(its.len() == 2, "of nat and mangle it says {its:?}");
+
+    mend(&place.node, &json!({"findings": its}))?;
+
+    let chains = kept(&place)?;
+    ensure!(!chains.contains("AWS") && chains.contains("KUBE-POSTROUTING"), "what is left:\n{chains}");
+    let after = of_proxy()?;
+    ensure!(before == after, "kube-proxy's rules were {before:?}\nand are {after:?}");
+    let its = told()?;
+    ensure!(its.is_empty(), "kube-proxy's rules are taken for something: {its:?}");
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use lab::LabError;
 use lab::ec2::Config;
 use lab::fabric::{Fabric, INTERNET_HOST, INTERNET_HOST6, SECOND_CIDR_HOST6};
 use lab::flows::{Flow, Flows, Mirror, PACE};
-use lab::go_ipv6::{GoIpv6Pod, with_pods};
+use lab::go_ipv6::{self, GoIpv6Pod, with_pods};
 use lab::node::Node;
 use lab::probe::{Echo, ask, ask_at};
 use lab::runtime::Pod;
@@ -18,6 +18,7 @@ use crate::takeover::never_silent;
 
 pub(crate) const TESTS: &[Test] = &[
     ("pods_of_an_ipv6_node_of_the_go_version_are_taken_over_while_they_talk", while_they_talk),
+    ("pods_live_on_when_an_ipv6_node_is_given_back_and_taken_over_again", there_and_back),
     ("without_its_checkpoint_pods_of_an_ipv6_node_keep_their_addresses", without_checkpoint),
 ];
 
@@ -182,4 +183,46 @@ fn without_checkpoint() -> Outcome {
     gone.pod.del(&node)?;
     drop(gone);
     holds(&node, &go, &[])
+}
+
+fn there_and_back() -> Outcome {
+    let (node, fabric) = place()?;
+    let mut go = with_pods(&node, &fabric, 3)?;
+    take_over(&node)?;
+    let mut new = (0..3).map(|number| add(&node, &format!("new-{number}"))).collect::<Result<Vec<_>, _>>()?;
+    node.stop_daemon()?;
+
+    let known: BTreeSet<Ipv6Addr> = go_ipv6::start(&node)?.into_iter().collect();
+
+    let of_go = go.iter().map(|pod| pod.address);
+    let want: BTreeSet<Ipv6Addr> = of_go.chain(new.iter().map(|(_, address)| *address)).collect();
+    ensure!(known == want, "it knows {known:?} of {want:?}");
+    let all_reach = |go: &[GoIpv6Pod], new: &[(Pod, Ipv6Addr)]| -> Outcome {
+        let _echoes = [Echo::start(fabric.internet())?, Echo::start(fabric.second())?];
+        go.iter().try_for_each(|pod| reaches(&node, &pod.pod, pod.address))?;
+        new.iter().try_for_each(|(pod, address)| reaches(&node, pod, *address))
+    };
+    all_reach(&go, &new)?;
+    // It goes on as it does: deletes a pod of ours and one of its own, and adds one.
+    let (pod, address) = new.remove(0);
+    go_ipv6::del(&node, &pod, address)?;
+    drop(pod);
+    let gone = go.remove(0);
+    go_ipv6::del(&node, &gone.pod, gone.address)?;
+    drop(gone);
+    let enis = fabric.ec2().enis_of(&node.instance().id);
+    let prefix = enis.iter().find_map(|eni| eni.ipv6_prefixes.first().copied());
+    let prefix = prefix.ok_or_else(|| LabError::Otherwise("no prefix".to_owned()))?;
+    go.push(go_ipv6::add(&node, prefix, 9)?);
+    all_reach(&go, &new)?;
+
+    take_over(&node)?;
+
+    holds(&node, &go, &new.iter().map(|(_, address)| *address).collect::<Vec<_>>())?;
+    all_reach(&go, &new)?;
+    go[0].pod.del(&node)?;
+    new[0].0.del(&node)?;
+    go.remove(0);
+    new.remove(0);
+    holds(&node, &go, &new.iter().map(|(_, address)| *address).collect::<Vec<_>>())
 }

@@ -188,6 +188,45 @@ mod tests {
         })
     }
 
+    /// Addresses of two subnets on two links.
+    fn neighbour() -> impl Strategy<Value = Address> {
+        (0..16_u32, 1..3_u32).prop_map(|(n, link)| Address {
+            link: IfIndex(link),
+            address: Ipv4Network::new(std::net::Ipv4Addr::from(n), 29).unwrap(),
+        })
+    }
+
+    /// A kernel with `promote_secondaries` off: the first address of a subnet on a link takes those along that came after it.
+    #[derive(Debug, Default)]
+    struct Subnets(Vec<Address>);
+
+    impl Subnets {
+        fn state(&self) -> KernelState {
+            KernelState { addresses: self.0.iter().copied().collect(), ..KernelState::default() }
+        }
+
+        fn add(&mut self, address: Address) {
+            if !self.0.contains(&address) {
+                self.0.push(address);
+            }
+        }
+
+        fn apply(&mut self, op: &Op) {
+            match op {
+                Op::AddAddress(address) => self.add(*address),
+                Op::DelAddress(gone) => {
+                    let same =
+                        |it: &Address| it.link == gone.link && it.address.network() == gone.address.network();
+                    let is_first = self.0.iter().find(|it| same(it)) == Some(gone);
+                    self.0.retain(|it| it != gone && !(is_first && same(it)));
+                }
+                Op::SetLink { .. } | Op::AddRoute(_) | Op::DelRoute(_) | Op::AddRule(_) | Op::DelRule(_) => {
+                    panic!("{op:?}")
+                }
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn applying_the_difference_gives_what_is_desired(desired in desired(), observed in state()) {
@@ -196,6 +235,24 @@ mod tests {
             diff(&desired, &observed).iter().for_each(|op| apply(&mut kernel, op));
 
             prop_assert_eq!(kernel, desired);
+        }
+
+        #[test]
+        fn what_a_removed_address_takes_along_is_back_after_the_next_comparison(
+            wanted in prop::collection::btree_set(neighbour(), 0..6),
+            found in prop::collection::vec(neighbour(), 0..8),
+        ) {
+            let desired = KernelState { addresses: wanted, ..KernelState::default() };
+            let mut kernel = Subnets::default();
+            found.into_iter().for_each(|address| kernel.add(address));
+            let differ = |kernel: &Subnets| diff(&desired, &kernel.state());
+
+            differ(&kernel).iter().for_each(|op| kernel.apply(op));
+            let again = differ(&kernel);
+            again.iter().for_each(|op| kernel.apply(op));
+
+            prop_assert!(again.iter().all(|op| matches!(op, Op::AddAddress(_))), "{:?}", again);
+            prop_assert_eq!(differ(&kernel), Vec::new());
         }
 
         #[test]
