@@ -272,7 +272,8 @@ const fn ports(ports: config::SnatPorts) -> SnatPorts {
     }
 }
 
-async fn told_to_stop() -> io::Result<()> {
+/// Waits for SIGTERM or SIGINT.
+pub(crate) async fn told_to_stop() -> io::Result<()> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         _ = term.recv() => Ok(()),

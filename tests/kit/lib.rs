@@ -22,6 +22,7 @@ pub mod kube_api;
 pub mod kube_proxy;
 pub mod kubelet;
 pub mod manifests;
+pub mod metrics_helper;
 pub mod moto;
 pub mod netns;
 pub mod node;

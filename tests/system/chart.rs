@@ -13,6 +13,7 @@ use crate::support::{Outcome, Test, ensure};
 pub(crate) const TESTS: &[Test] = &[
     ("the_chart_passes_helms_lint", lint),
     ("the_chart_without_values_is_the_manifest", default_is_manifest),
+    ("the_charts_metrics_helper_is_that_of_the_manifest", helper_is_manifest),
     ("the_chart_takes_values_of_the_go_versions_chart", values_of_before),
     ("values_that_cannot_mean_the_same_are_refused_by_name", refused),
 ];
@@ -85,14 +86,30 @@ fn lint() -> Outcome {
     Ok(())
 }
 
-fn default_is_manifest() -> Outcome {
-    let text = std::fs::read_to_string(manifests().join("daemonset.yaml"));
+fn manifest(file: &str) -> Result<BTreeMap<String, Value>, LabError> {
+    let text = std::fs::read_to_string(manifests().join(file));
     let manifest = documents(&text.map_err(LabError::doing("read the manifest"))?);
-    let manifest = by_name(manifest.map_err(LabError::Otherwise)?);
+    Ok(by_name(manifest.map_err(LabError::Otherwise)?))
+}
+
+fn default_is_manifest() -> Outcome {
+    let manifest = manifest("daemonset.yaml")?;
 
     let chart = by_name(rendered(&["--set", "originalMatchLabels=true"])?);
 
     ensure!(chart.keys().eq(manifest.keys()), "{:?} and {:?}", chart.keys(), manifest.keys());
+    for (name, document) in &manifest {
+        let other = &chart[name];
+        ensure!(other == document, "{name}: the chart has\n{other:#}\nand the manifest\n{document:#}");
+    }
+    Ok(())
+}
+
+fn helper_is_manifest() -> Outcome {
+    let manifest = manifest("metrics-helper.yaml")?;
+
+    let chart = by_name(rendered(&["--set", "metricsHelper.create=true"])?);
+
     for (name, document) in &manifest {
         let other = &chart[name];
         ensure!(other == document, "{name}: the chart has\n{other:#}\nand the manifest\n{document:#}");
@@ -150,6 +167,8 @@ fn refused() -> Outcome {
         ("--set-string=env.ENABLE_PREFIX_DELEGATOIN=true", "ENABLE_PREFIX_DELEGATOIN"),
         ("--set-string=env.WARM_IP_TRAGET=5", "WARM_IP_TRAGET"),
         ("--set=env.IPAMD_ADD_TIMEOUT_SECONDS=601", "IPAMD_ADD_TIMEOUT_SECONDS"),
+        ("--set=metricsHelper.env.METRIC_UPDATE_INTERVAL=soon", "METRIC_UPDATE_INTERVAL"),
+        ("--set-string=metricsHelper.env.USE_CLOUDWATHC=true", "USE_CLOUDWATHC"),
         ("--set=cniConfig.enabled=true", "cniConfig"),
         ("--set-string=image.account=602401143452", "image.account"),
         ("--set=enableNetworkPolicy=true", "enableNetworkPolicy"),

@@ -1,4 +1,5 @@
-//! Every call to EC2 that there is. The IAM policies in `manifests` allow these and no others.
+//! Every call to EC2 that there is. The IAM policies in `manifests` allow these and no others: the daemon's its own, the metrics
+//! helper's the one that it makes.
 
 use super::Effect;
 
@@ -37,6 +38,7 @@ calls! {
     DescribeInstanceTypes: Reads;
     DescribeNetworkInterfaces: Reads;
     DescribeSubnets: Reads;
+    DescribeTags: Reads;
     DetachNetworkInterface: Changes;
     ModifyNetworkInterfaceAttribute: Changes;
     UnassignIpv6Addresses: Changes;
@@ -56,6 +58,8 @@ mod tests {
         include_str!("../../../manifests/iam-policy-scoped.json"),
     ];
 
+    const HELPERS: &str = include_str!("../../../manifests/iam-policy-metrics-helper.json");
+
     fn statements(policy: &str) -> Vec<Value> {
         let policy: Value = serde_json::from_str(policy).unwrap();
         policy["Statement"].as_array().unwrap().clone()
@@ -69,12 +73,25 @@ mod tests {
 
     #[test]
     fn the_policies_allow_what_is_called_and_nothing_else() {
-        let called: BTreeSet<String> = Call::ALL.iter().map(|call| format!("ec2:{}", call.name())).collect();
+        let of_helper = |call: &Call| *call == Call::DescribeTags;
+        let named = |call: &Call| format!("ec2:{}", call.name());
+        let called = Call::ALL.iter().filter(|call| !of_helper(call)).map(named).collect::<BTreeSet<_>>();
 
         for policy in POLICIES {
             let allowed: BTreeSet<String> = statements(policy).iter().flat_map(actions).collect();
             assert_eq!(allowed, called);
         }
+        let allowed: BTreeSet<String> = statements(HELPERS).iter().flat_map(actions).collect();
+        assert_eq!(allowed, ["cloudwatch:PutMetricData", "ec2:DescribeTags"].map(str::to_owned).into());
+    }
+
+    #[test]
+    fn the_helpers_policy_allows_its_own_namespace_and_no_other() {
+        let statements = statements(HELPERS);
+        let puts = statements.iter().find(|statement| actions(statement) == ["cloudwatch:PutMetricData"]);
+
+        let namespace = &puts.unwrap()["Condition"]["StringEquals"]["cloudwatch:namespace"];
+        assert_eq!(namespace, crate::cloud::cloudwatch::NAMESPACE);
     }
 
     #[test]

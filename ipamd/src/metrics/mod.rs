@@ -21,7 +21,7 @@ use wire::{Report, Verb};
 use crate::cloud::CloudError;
 use original::Original;
 
-pub(crate) use original::{InProgress, Undeleted, Work};
+pub(crate) use original::{InProgress, Undeleted, Untyped, Work};
 
 /// Label of what went well.
 const NONE: &str = "none";

@@ -24,15 +24,20 @@ pub(crate) use introspection::{Introspection, serve_introspection};
 /// Where the Go version serves its metrics.
 const METRICS_PORT: u16 = 61678;
 /// Media type of the OpenMetrics text format.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub(crate) const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Serves metrics until the process ends. An address that cannot be had is no reason not to serve pods.
 pub(crate) async fn serve_metrics(at: Option<SocketAddr>, metrics: Metrics, readers: Readers) {
+    let app = Router::new().route("/metrics", get(scrape)).with_state((metrics, readers));
+    serve_bounded(at, METRICS_PORT, app).await;
+}
+
+/// The same for anything that is read: at an address, or else at a port of all addresses.
+pub(crate) async fn serve_bounded(at: Option<SocketAddr>, port: u16, app: Router) {
     let listener = match at {
         Some(at) => TcpListener::bind(at).await,
-        None => everywhere(METRICS_PORT).await,
+        None => everywhere(port).await,
     };
-    let app = Router::new().route("/metrics", get(scrape)).with_state((metrics, readers));
     let served = match listener {
         Ok(listener) => axum::serve(Bounded::new(listener), app).await,
         Err(error) => Err(error),

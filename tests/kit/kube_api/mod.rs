@@ -1,10 +1,13 @@
 //! An API server with the objects that concern a node: nodes, ENIConfigs, CNINodes, pods, events. It lists, watches, forgets its
 //! history, checks who may do what, and refuses what the real one does.
 //!
+//! What a pod serves over HTTP is to be had through it, as far as somebody has said how.
+//!
 //! A watch begins after a resource version and goes on until it times out or is cut. A version that is older than what is remembered
 //! is gone (410), in the middle of a stream as an event of type ERROR.
 
 mod objects;
+mod proxy;
 mod writes;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +28,8 @@ use tokio::sync::watch;
 
 use crate::ec2::{Server, spawn};
 use objects::{Kind, Place, Selector};
+pub use proxy::Page;
+use proxy::Proxies;
 pub use writes::rights;
 
 /// What a watch that is about to end has seen.
@@ -73,6 +78,8 @@ struct Book {
     rights: Option<BTreeSet<Right>>,
     /// What they have done.
     used: BTreeSet<Right>,
+    /// What pods serve.
+    proxies: Proxies,
     /// How many of the next writes fail as if somebody else had been faster.
     conflicts: u32,
 }
@@ -297,6 +304,9 @@ async fn answer(
         ApiWeather::Garbage(text) => return text.into_response(),
         ApiWeather::Slow(pause) => tokio::time::sleep(pause).await,
     }
+    if let Some(target) = proxy::at(uri.path()) {
+        return proxy::answer(&desk, &target).await;
+    }
     let Some(place) = Place::at(uri.path()) else {
         return refused(StatusCode::NOT_FOUND, "NotFound", uri.path());
     };
@@ -312,10 +322,11 @@ async fn answer(
     if let Some(refusal) = desk.book().forbids(&place, verb) {
         return refusal;
     }
-    let selector = Selector::of(query.get("fieldSelector").map(String::as_str));
+    let [fields, labels] = ["fieldSelector", "labelSelector"].map(|key| query.get(key).map(String::as_str));
+    let selector = Selector::of(fields, labels);
     match verb {
         "watch" => watching(&desk, place.kind, selector, &query),
-        "list" => desk.list(place.kind, &selector),
+        "list" => desk.list(&place, &selector),
         "get" => desk.get(&place),
         "create" => desk.change(|book| writes::create(book, &place, &body)),
         _ => desk.change(|book| writes::patch(book, &place, &headers, &body)),
@@ -327,10 +338,13 @@ fn json_of(object: &Value) -> Response {
 }
 
 impl Desk {
-    fn list(&self, kind: Kind, selector: &Selector) -> Response {
-        let mut book = self.book();
+    fn list(&self, at: &Place, selector: &Selector) -> Response {
+        let (mut book, kind) = (self.book(), at.kind);
         book.lists += 1;
-        let of = book.objects.iter().filter(|(place, object)| place.kind == kind && selector.takes(object));
+        let there = |place: &Place| at.namespace.is_empty() || at.namespace == place.namespace;
+        let of =
+            |(place, object): &(&Place, &Value)| place.kind == kind && there(place) && selector.takes(object);
+        let of = book.objects.iter().filter(of);
         let items: Vec<&Value> = of.map(|(_, object)| object).collect();
         let (version, word) = kind.words();
         json_of(&json!({"kind": format!("{word}List"), "apiVersion": version, "items": items,
