@@ -79,6 +79,7 @@ impl CloudWatch {
     /// # Errors
     /// [`CloudErrorKind::Unclear`] when they may have arrived: told again, they would count twice.
     pub(crate) async fn put(&mut self, cluster: &str, points: &[MetricPoint]) -> Result<(), CloudError> {
+        http::roots_for(Some(&self.url), CALL)?;
         let credentials = self.credentials().await?;
         let request = self.request(form(cluster, points), &credentials)?;
         let answer = tokio::time::timeout(self.patience, self.ask(request)).await;

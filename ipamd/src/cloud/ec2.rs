@@ -44,6 +44,8 @@ const PAGE: i32 = 1000;
 pub struct Ec2 {
     reads: Client,
     changes: Client,
+    /// URL in place of the region's.
+    endpoint: Option<String>,
     metrics: Metrics,
     /// Where it is said that a call is denied.
     notes: Notes,
@@ -73,6 +75,7 @@ impl Ec2 {
         Self {
             reads: client(RetryConfig::standard().with_max_attempts(ATTEMPTS)),
             changes: client(RetryConfig::disabled()),
+            endpoint: config.ec2_endpoint.clone(),
             metrics: Metrics::default(),
             notes: Notes::default(),
         }
@@ -88,7 +91,10 @@ impl Ec2 {
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
         let asked = Instant::now();
-        let answer = answer.await.map_err(|error| call.failed(error));
+        let answer = match http::roots_for(self.endpoint.as_deref(), call.name()) {
+            Ok(()) => answer.await.map_err(|error| call.failed(error)),
+            Err(untrusting) => Err(untrusting),
+        };
         let failure = answer.as_ref().err();
         self.metrics.called(call.name(), failure, asked.elapsed());
         if failure.is_some_and(|error| error.kind().reason() == types::Reason::Denied) {

@@ -1,15 +1,19 @@
 //! The HTTP client that all clients of AWS share (TLS by rustls with ring, plain text for `http://` endpoints), and the configuration with
 //! which they find their credentials.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use aws_config::{AppName, BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
-use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_smithy_http_client::{Builder, Connector};
 use aws_smithy_runtime_api::client::http::{HttpConnectorSettings, SharedHttpClient};
 use aws_smithy_types::timeout::TimeoutConfig;
+use rustls::RootCertStore;
+
+use super::{CloudError, CloudErrorKind};
 
 /// How we are named in user agents.
 const APP_NAME: &str = "amazon-vpc-cni-rust";
@@ -19,14 +23,38 @@ const TLS: Provider = Provider::Rustls(CryptoMode::Ring);
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
 pub(super) fn client() -> SharedHttpClient {
-    Builder::new().tls_provider(TLS).build_https()
+    Builder::new().tls_provider(TLS).tls_context(trust()).build_https()
 }
 
 /// The same for single requests of our own, each with an end.
 pub(super) fn connector(attempt: Duration) -> Connector {
     let connect = attempt.min(CONNECT_MAX);
     let ends = HttpConnectorSettings::builder().connect_timeout(connect).read_timeout(attempt).build();
-    Connector::builder().connector_settings(ends).tls_provider(TLS).build()
+    Connector::builder().connector_settings(ends).tls_provider(TLS).tls_context(trust()).build()
+}
+
+/// Whether this machine trusts anybody. It is looked at once, as the client does.
+static ROOTS: LazyLock<bool> = LazyLock::new(|| {
+    let found = rustls_native_certs::load_native_certs();
+    let (usable, _unusable) = RootCertStore::empty().add_parsable_certificates(found.certs);
+    usable > 0
+});
+
+/// The machine's roots of trust, or none at all: the client takes it for a fault of ours to look for roots where there are none.
+fn trust() -> TlsContext {
+    let store = TrustStore::default().with_native_roots(*ROOTS);
+    TlsContext::builder().with_trust_store(store).build().unwrap_or_default()
+}
+
+/// What keeps a call from being made to this URL, or to AWS' own: without roots of trust it could only fail, and would not say why.
+pub(super) fn roots_for(url: Option<&str>, call: &'static str) -> Result<(), CloudError> {
+    let is_plain = url.is_some_and(|url| url.starts_with("http://"));
+    if is_plain || *ROOTS {
+        return Ok(());
+    }
+    let message = "there are no roots of trust (CA certificates) on this machine: install them (Debian: ca-certificates; in an image: \
+        /etc/ssl/certs/ca-certificates.crt) or name a file of them in SSL_CERT_FILE, and start again";
+    Err(CloudError::new(CloudErrorKind::NoRoots, call, message))
 }
 
 /// Where requests go and as whom: credentials from the usual places (environment, web identity, pod identity, instance role) or these.
@@ -51,4 +79,16 @@ fn timeouts(attempt: Duration) -> TimeoutConfig {
         .read_timeout(attempt)
         .operation_attempt_timeout(attempt)
         .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_text_needs_no_roots_of_trust() {
+        assert!(roots_for(Some("http://127.0.0.1:1"), "call").is_ok());
+        assert_eq!(roots_for(Some("https://127.0.0.1:1"), "call").is_ok(), *ROOTS);
+        assert_eq!(roots_for(None, "call").is_ok(), *ROOTS);
+    }
 }

@@ -63,7 +63,10 @@ impl Waiting {
         self.not_before = now.plus(pause + pause.saturating_mul(spread) / 1000);
         self.failures = self.failures.saturating_add(1);
         let hopeless = match kind {
-            CloudErrorKind::Throttled | CloudErrorKind::Denied | CloudErrorKind::Unreachable => false,
+            CloudErrorKind::Throttled
+            | CloudErrorKind::Denied
+            | CloudErrorKind::NoRoots
+            | CloudErrorKind::Unreachable => false,
             CloudErrorKind::SubnetFull
             | CloudErrorKind::NoPrefix
             | CloudErrorKind::EniLimit
