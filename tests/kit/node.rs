@@ -167,6 +167,16 @@ impl Node {
         Ok((api, kubeconfig))
     }
 
+    /// Has an API server that is another node's serve here too; gives the way there.
+    ///
+    /// # Errors
+    /// When it cannot be served.
+    pub fn join(&self, api: &mut KubeApi) -> Result<PathBuf, LabError> {
+        let listener = listen(&self.netns, &format!("127.0.0.1:{KUBE_PORT}"))?;
+        api.serve_also(listener).map_err(LabError::doing("serve the Kubernetes API"))?;
+        self.kubeconfig(&format!("http://127.0.0.1:{KUBE_PORT}"))
+    }
+
     /// A kubeconfig that leads to an API server.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ mod chart;
 mod cluster;
 mod containerd;
 mod custom_networking;
+mod demo;
 mod doctor;
 mod estate;
 mod image;
@@ -56,6 +57,7 @@ fn main() -> std::process::ExitCode {
         cluster::TESTS,
         announcing::TESTS,
         custom_networking::TESTS,
+        demo::TESTS,
         policy::TESTS,
         introspection::TESTS,
         monitoring::TESTS,

@@ -52,7 +52,7 @@ pub enum ApiWeather {
 /// A running API server; it ends when this is dropped.
 #[derive(Debug)]
 pub struct KubeApi {
-    server: Server,
+    servers: Vec<Server>,
     desk: Arc<Desk>,
 }
 
@@ -95,14 +95,25 @@ impl KubeApi {
     pub fn serve(listener: TcpListener) -> io::Result<Self> {
         let book = Book { version: 1, ..Book::default() };
         let desk = Arc::new(Desk { book: Mutex::new(book), bell: watch::Sender::new(1) });
-        let router = Router::new().fallback(answer).with_state(Arc::clone(&desk));
-        Ok(Self { server: spawn(listener, router)?, desk })
+        let mut this = Self { servers: Vec::new(), desk };
+        this.serve_also(listener)?;
+        Ok(this)
+    }
+
+    /// Serves the same objects on another listener.
+    ///
+    /// # Errors
+    /// If the server's runtime or thread cannot be made.
+    pub fn serve_also(&mut self, listener: TcpListener) -> io::Result<()> {
+        let router = Router::new().fallback(answer).with_state(Arc::clone(&self.desk));
+        self.servers.push(spawn(listener, router)?);
+        Ok(())
     }
 
     /// Its URL.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.server.address())
+        self.servers.first().map_or_else(String::new, |server| format!("http://{}", server.address()))
     }
 
     /// Makes or changes a node: its `metadata.annotations`, `spec` and `status`.
@@ -110,6 +121,17 @@ impl KubeApi {
         let metadata = json!({"name": name, "annotations": annotations});
         let node = json!({"metadata": metadata, "spec": spec, "status": status});
         self.put(Place::of(Kind::Node, "", name), node);
+    }
+
+    /// Sets a label of a node that is there.
+    pub fn label_node(&self, name: &str, key: &str, value: &str) {
+        let place = Place::of(Kind::Node, "", name);
+        self.change(|book| {
+            if let Some(mut node) = book.objects.get(&place).cloned() {
+                node["metadata"]["labels"][key] = value.into();
+                book.put(place, node);
+            }
+        });
     }
 
     /// Deletes a node.
