@@ -61,12 +61,22 @@ pub(crate) struct CloudWatch {
 impl CloudWatch {
     /// A client for the region or, in its place, a URL; asks nothing yet.
     pub(crate) async fn connect(config: &Config, region: &str, endpoint: Option<&str>) -> Self {
+        Self::with_credentials(config, region, endpoint, None).await
+    }
+
+    /// As [`CloudWatch::connect`], with these credentials in place of the usual ones.
+    pub(super) async fn with_credentials(
+        config: &Config,
+        region: &str,
+        endpoint: Option<&str>,
+        credentials: Option<Credentials>,
+    ) -> Self {
         let patience = config.http_timeout;
         let url =
             endpoint.map_or_else(|| format!("https://{SERVICE}.{region}.{}", domain(region)), str::to_owned);
         Self {
             connector: http::connector(patience),
-            provider: http::shared(patience, region, None).await.credentials_provider(),
+            provider: http::shared(patience, region, credentials).await.credentials_provider(),
             credentials: None,
             region: region.to_owned(),
             url: format!("{}/", url.trim_end_matches('/')),
