@@ -179,6 +179,7 @@ fn retry_mends(reason: Reason) -> bool {
         | Reason::InUse
         | Reason::Throttled
         | Reason::Denied
+        | Reason::NoRoots
         | Reason::CloudUnreachable
         | Reason::CloudGone
         | Reason::Internal => true,
@@ -237,6 +238,7 @@ fn as_add(failure: Failure) -> Failure {
         | Reason::InUse
         | Reason::Throttled
         | Reason::Denied
+        | Reason::NoRoots
         | Reason::CloudUnreachable
         | Reason::CloudGone
         | Reason::Internal => "add cmd: failed to assign an IP address to container",

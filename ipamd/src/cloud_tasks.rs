@@ -527,7 +527,8 @@ async fn delete_available(ec2: &Ec2, eni: &EniId) -> Result<(), CloudError> {
 
 /// Whether instance metadata has to do.
 fn is_away(error: &CloudError) -> bool {
-    matches!(error.kind(), CloudErrorKind::Denied | CloudErrorKind::Unreachable | CloudErrorKind::Throttled)
+    use CloudErrorKind::{Denied, NoRoots, Throttled, Unreachable};
+    matches!(error.kind(), Denied | NoRoots | Unreachable | Throttled)
 }
 
 /// Takes failures of these kinds for success.

@@ -308,17 +308,17 @@ fn descriptors() -> Option<u64> {
 }
 
 /// SIGTERM and SIGINT, listened to from the first moment on: by default they do not end the first process of a container.
-struct Stop {
+pub(crate) struct Stop {
     term: Signal,
     int: Signal,
 }
 
 impl Stop {
-    fn listen() -> io::Result<Self> {
+    pub(crate) fn listen() -> io::Result<Self> {
         Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
     }
 
-    async fn told(&mut self) {
+    pub(crate) async fn told(&mut self) {
         tokio::select! {
             _ = self.term.recv() => {}
             _ = self.int.recv() => {}

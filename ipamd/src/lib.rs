@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod families;
 pub mod generate;
 pub mod grpc;
+pub mod helper;
 pub mod hold;
 pub mod install;
 pub mod max_pods;

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
-use ipamd::config::{Config, DEFAULT_RUN_DIR};
+use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
+use ipamd::config::{self, Config, DEFAULT_RUN_DIR, Helper, SettingError, Switches};
 use ipamd::hold::Hold;
 use ipamd::install::Sources;
 use ipamd::tools::{self, Tool};
@@ -61,6 +61,16 @@ enum Command {
     },
     /// Take the conflist away, so that the runtime starts no new pods here; pods that are there keep all they need.
     Uninstall,
+    /// Sum up what all daemons of the cluster tell, for CloudWatch and Prometheus; once per cluster. Settings go before these switches,
+    /// `ipamd settings` lists them.
+    MetricsHelper {
+        /// Tell CloudWatch.
+        #[arg(long, default_value_t = true, value_parser = config::yes_or_no, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+        cloudwatch: bool,
+        /// Serve the sums at port 61681.
+        #[arg(long, alias = "prometheus metrics", default_value_t = false, value_parser = config::yes_or_no, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+        prometheus: bool,
+    },
     /// Rewrite the files of a checkout that come from the table of settings.
     #[command(hide = true)]
     Generate {
@@ -94,9 +104,10 @@ fn main() -> ExitCode {
         Command::Tool(tool) => tools::run(&tool, Arguments::command()),
         Command::Install { plugin, neighbours, sysctls } => install(&Sources { plugin, neighbours, sysctls }),
         Command::Uninstall => uninstall(),
+        Command::MetricsHelper { cloudwatch, prometheus } => help(Switches { cloudwatch, prometheus }),
         Command::Generate { root, check } => generate(&root, check),
         Command::Settings => {
-            say(&mut std::io::stdout(), ipamd::config::listed().trim_end());
+            say(&mut std::io::stdout(), config::listed().trim_end());
             ExitCode::SUCCESS
         }
         Command::MaxPods { types, max_eni, json } => {
@@ -108,12 +119,14 @@ fn main() -> ExitCode {
 
 /// The settings, or the exit code after all that is wrong with them was told.
 fn settings() -> Result<Config, ExitCode> {
-    ipamd::config::from_process().map_err(|errors| {
-        for error in errors {
-            say(&mut std::io::stderr(), &format!("ipamd: {error}"));
-        }
-        ExitCode::from(BAD_SETTINGS)
-    })
+    config::from_process().map_err(refused)
+}
+
+fn refused(errors: Vec<SettingError>) -> ExitCode {
+    for error in errors {
+        say(&mut std::io::stderr(), &format!("ipamd: {error}"));
+    }
+    ExitCode::from(BAD_SETTINGS)
 }
 
 fn install(sources: &Sources) -> ExitCode {
@@ -160,7 +173,20 @@ fn run() -> ExitCode {
         Err(code) => return code,
     };
     ipamd::telemetry::start(&config);
-    match ipamd::daemon::run(config) {
+    ended(ipamd::daemon::run(config))
+}
+
+fn help(switches: Switches) -> ExitCode {
+    let settings = match Helper::from_process(switches) {
+        Ok(settings) => settings,
+        Err(errors) => return refused(errors),
+    };
+    ipamd::telemetry::start(&settings.config);
+    ended(ipamd::helper::run(settings))
+}
+
+fn ended<E: std::error::Error>(result: Result<(), E>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = ipamd::server::chain(&error), "cannot run");

@@ -19,7 +19,7 @@ const PODS_MAX: u32 = 27;
 /// Pods that fit on its primary ENI.
 const ON_PRIMARY: usize = 9;
 /// How long EC2 takes to attach an ENI here.
-const ATTACH_DELAY: Duration = Duration::from_millis(300);
+pub(crate) const ATTACH_DELAY: Duration = Duration::from_millis(300);
 
 /// How large.
 #[derive(Debug, Clone, Copy)]
@@ -45,11 +45,11 @@ impl Paint {
         if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
-    fn title(self, text: &str) -> String {
+    pub(crate) fn title(self, text: &str) -> String {
         self.wrap("1", text)
     }
 
-    fn mark(self, good: bool) -> String {
+    pub(crate) fn mark(self, good: bool) -> String {
         if good { self.wrap("32", "ok") } else { self.wrap("1;31", "WRONG") }
     }
 }

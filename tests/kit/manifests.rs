@@ -1,9 +1,9 @@
 //! Manifests read as the API server reads them: each document into the type of its kind, and nothing in it that the type does not know.
 
-use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
 use k8s_openapi::api::events::v1::Event;
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, RoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -34,7 +34,9 @@ pub(crate) fn check(document: &Value) -> Result<(), String> {
         "ConfigMap" => is::<ConfigMap>(document),
         "CustomResourceDefinition" => is::<CustomResourceDefinition>(document),
         "DaemonSet" => is::<DaemonSet>(document),
+        "Deployment" => is::<Deployment>(document),
         "Event" => is::<Event>(document),
+        "RoleBinding" => is::<RoleBinding>(document),
         "ServiceAccount" => is::<ServiceAccount>(document),
         foreign if FOREIGN.contains(&foreign) => {
             let named = document["apiVersion"].is_string() && document["metadata"]["name"].is_string();

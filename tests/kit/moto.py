@@ -1,4 +1,4 @@
-"""moto as the EC2 and IAM of one node, and boto3 as the witness of what it holds.
+"""moto as the EC2, IAM and CloudWatch of one node, and boto3 as the witness of what it holds.
 
 Reads one call a line as JSON (`{"service": .., "operation": .., "arguments": {..}}`, by boto3's names) and writes what
 boto3 makes of the answer, or `{"error": code}`. The service `lab` answers with the requests that came in. Ends with its
@@ -50,7 +50,7 @@ def witness(endpoint):
     iam.put_user_policy(UserName="witness", PolicyName="all", PolicyDocument=json.dumps(ALL))
     key = iam.create_access_key(UserName="witness")["AccessKey"]
     access = (key["AccessKeyId"], key["SecretAccessKey"])
-    return {service: client(endpoint, service, *access) for service in ("ec2", "iam")}
+    return {service: client(endpoint, service, *access) for service in ("cloudwatch", "ec2", "iam")}
 
 
 def requests():

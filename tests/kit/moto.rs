@@ -138,6 +138,14 @@ impl Moto {
         self.call("ec2", operation, arguments)
     }
 
+    /// Makes a call to CloudWatch with boto3, by boto3's names.
+    ///
+    /// # Errors
+    /// When moto refuses it.
+    pub fn cloudwatch(&mut self, operation: &str, arguments: Value) -> Result<Value, LabError> {
+        self.call("cloudwatch", operation, arguments)
+    }
+
     /// Makes a user who may do what the policy allows; gives the key.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use crate::LabError;
 use crate::ec2::{Instance, Server, serve as serve_ec2};
 use crate::fabric::Fabric;
 use crate::imds::{Facts, Imds, serve as serve_imds, serve_facts};
-use crate::kube_api::KubeApi;
+use crate::kube_api::{KubeApi, Page};
 use crate::netns::Netns;
 
 /// Where the node finds EC2.
@@ -167,6 +167,16 @@ impl Node {
         Ok((api, kubeconfig))
     }
 
+    /// Has an API server that is another node's serve here too; gives the way there.
+    ///
+    /// # Errors
+    /// When it cannot be served.
+    pub fn join(&self, api: &mut KubeApi) -> Result<PathBuf, LabError> {
+        let listener = listen(&self.netns, &format!("127.0.0.1:{KUBE_PORT}"))?;
+        api.serve_also(listener).map_err(LabError::doing("serve the Kubernetes API"))?;
+        self.kubeconfig(&format!("http://127.0.0.1:{KUBE_PORT}"))
+    }
+
     /// A kubeconfig that leads to an API server.
     ///
     /// # Errors
@@ -217,7 +227,7 @@ impl Node {
     }
 
     /// The daemon's environment.
-    fn environment(&self) -> BTreeMap<&'static str, String> {
+    pub(crate) fn environment(&self) -> BTreeMap<&'static str, String> {
         let mut environment = Self::cloud();
         environment.extend([
             // As the Go version's manifest has it; tests set others.
@@ -403,9 +413,21 @@ impl Node {
         self.get(INTROSPECTION_PORT, path)
     }
 
-    fn get(&self, port: u16, path: &str) -> Result<(u16, String), LabError> {
-        let got = self.netns.run(|| get_over(connect(port)?, path))?;
-        got.map_err(LabError::doing(format!("get {path}")))
+    /// What the API server gets of the daemon's metrics, for its pod there.
+    #[must_use]
+    pub fn metrics_page(&self) -> Page {
+        let netns = self.shared_netns();
+        Arc::new(move || {
+            get_in(&netns, METRICS_PORT, "/metrics").map_err(std::io::Error::other).map(|(_, text)| text)
+        })
+    }
+
+    /// What is answered to a path at a port of the node's loopback: HTTP status and body.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub fn get(&self, port: u16, path: &str) -> Result<(u16, String), LabError> {
+        get_in(&self.netns, port, path)
     }
 
     /// Waits until the daemon's state is as wanted.
@@ -469,6 +491,15 @@ impl Node {
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
+}
+
+fn get_in(netns: &Netns, port: u16, path: &str) -> Result<(u16, String), LabError> {
+    let got = netns.run(|| {
+        let stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(SOON))?;
+        get_over(stream, path)
+    })?;
+    got.map_err(LabError::doing(format!("get {path}")))
 }
 
 /// Asks one thing over HTTP: status and body of the answer.

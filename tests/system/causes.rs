@@ -7,8 +7,10 @@ use types::Reason;
 
 use crate::support::{Outcome, Setting, Test, ensure, eventually};
 
-pub(crate) const TESTS: &[Test] =
-    &[("a_cause_is_the_same_word_in_the_error_the_log_the_metrics_the_status_and_the_pods_event", one_word)];
+pub(crate) const TESTS: &[Test] = &[
+    ("a_cause_is_the_same_word_in_the_error_the_log_the_metrics_the_status_and_the_pods_event", one_word),
+    ("without_roots_of_trust_ec2_is_not_asked_and_what_to_do_is_told", no_roots),
+];
 
 fn one_word() -> Outcome {
     // Room for one pod.
@@ -66,4 +68,29 @@ fn one_word() -> Outcome {
     let log = node.log_tail();
     ensure!(log.lines().any(|line| line.contains("reason=node-full")), "no cause in the log: {log}");
     Ok(())
+}
+
+fn no_roots() -> Outcome {
+    let setting = Setting::launch("m5.large")?;
+    let node = &setting.node;
+    let (none, patience) = (("SSL_CERT_FILE", "/dev/null"), ("IPAMD_ADD_TIMEOUT_SECONDS", "3"));
+    node.start_daemon(&[none, patience, ("AWS_EC2_ENDPOINT", "https://127.0.0.1:8500")])?;
+    node.wait_listening()?;
+    let says = |line: &String| line.starts_with("no-roots: ") && line.contains("SSL_CERT_FILE");
+    node.wait_for("what to do", |report| report.cloud.iter().any(says))?;
+
+    let answer = Pod::create("early", "early")?.call(node, "ADD")?;
+    ensure!(!answer.success && answer.stdout["code"] == 11, "{}", answer.stdout);
+    ensure!(answer.stdout.to_string().contains("no-roots"), "no cause in {}", answer.stdout);
+    let metrics = node.metrics()?;
+    let counted = |line: &str| line.starts_with("ipamd_ec2_calls_total") && line.contains("no-roots");
+    ensure!(metrics.lines().any(counted), "it is not counted: {metrics}");
+    let told = node.told()?;
+    ensure!(!told.contains("panicked") && told.contains("reason=no-roots"), "{told}");
+    // Who needs none is served.
+    node.stop_daemon()?;
+    node.start_daemon(&[none, patience])?;
+    node.wait_ready()?;
+    let pods = setting.pods(0..2)?;
+    setting.accounts_for(&pods).map(drop)
 }

@@ -13,6 +13,7 @@ use crate::support::{Outcome, Test, ensure};
 pub(crate) const TESTS: &[Test] = &[
     ("the_chart_passes_helms_lint", lint),
     ("the_chart_without_values_is_the_manifest", default_is_manifest),
+    ("the_charts_metrics_helper_is_that_of_the_manifest", helper_is_manifest),
     ("the_chart_takes_values_of_the_go_versions_chart", values_of_before),
     ("values_that_cannot_mean_the_same_are_refused_by_name", refused),
 ];
@@ -103,6 +104,18 @@ fn default_is_manifest() -> Outcome {
     Ok(())
 }
 
+fn helper_is_manifest() -> Outcome {
+    let manifest = by_name(manifest("metrics-helper.yaml")?);
+
+    let chart = by_name(rendered(&["--set", "metricsHelper.create=true"])?);
+
+    for (name, document) in &manifest {
+        let other = &chart[name];
+        ensure!(other == document, "{name}: the chart has\n{other:#}\nand the manifest\n{document:#}");
+    }
+    Ok(())
+}
+
 fn values_of_before() -> Outcome {
     let documents = rendered(&[
         "--set-string=env.WARM_IP_TARGET=5,env.ENABLE_IPv6=true,init.env.DISABLE_TCP_EARLY_DEMUX=true",
@@ -158,6 +171,8 @@ fn refused() -> Outcome {
         ("--set=env.IPAMD_ADD_TIMEOUT_SECONDS=601", "IPAMD_ADD_TIMEOUT_SECONDS"),
         ("--set=env.ENABLE_POD_ENI=true", "ENABLE_POD_ENI"),
         ("--set-string=init.env.ENABLE_POD_ENI=t", "ENABLE_POD_ENI"),
+        ("--set=metricsHelper.env.METRIC_UPDATE_INTERVAL=soon", "METRIC_UPDATE_INTERVAL"),
+        ("--set-string=metricsHelper.env.USE_CLOUDWATHC=true", "USE_CLOUDWATHC"),
         ("--set=cniConfig.enabled=true", "cniConfig"),
         ("--set-string=image.account=602401143452", "image.account"),
         ("--set=image.overrideRepository=example.com/cni", "image.overrideRepository"),

@@ -14,6 +14,7 @@ mod chart;
 mod cluster;
 mod containerd;
 mod custom_networking;
+mod demo;
 mod doctor;
 mod estate;
 mod image;
@@ -22,6 +23,7 @@ mod introspection;
 mod ipv6;
 mod kube_proxy;
 mod life;
+mod metrics_helper;
 mod monitoring;
 mod moto;
 mod multi_nic;
@@ -55,9 +57,11 @@ fn main() -> std::process::ExitCode {
         cluster::TESTS,
         announcing::TESTS,
         custom_networking::TESTS,
+        demo::TESTS,
         policy::TESTS,
         introspection::TESTS,
         monitoring::TESTS,
+        metrics_helper::TESTS,
         privilege::TESTS,
         packet::TESTS,
         routing::TESTS,
@@ -95,7 +99,9 @@ fn main() -> std::process::ExitCode {
     trials.extend(self::trials(chain::CONTAINERD, without_chain.as_deref()));
     let without_podman = without_containerd.or_else(chain::without_podman);
     trials.extend(self::trials(chain::PODMAN, without_podman.as_deref()));
-    trials.extend(self::trials(moto::TESTS, without_moto.as_deref()));
+    for tests in [moto::TESTS, metrics_helper::WITNESSED] {
+        trials.extend(self::trials(tests, without_moto.as_deref()));
+    }
     trials.extend(self::trials(chart::TESTS, chart::missing().as_deref()));
     trials.extend(self::trials(privilege::AS_USER, without_user.as_deref()));
     libtest_mimic::run(&arguments, trials).exit_code()

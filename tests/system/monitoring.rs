@@ -7,10 +7,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lab::LabError;
-use lab::ec2::{Action, Fault};
 use lab::manifests::documents;
-use lab::node::{Node, get_over};
+use lab::node::Node;
 use lab::policy_agent::PolicyAgent;
+use lab::prometheus::{self, Prometheus};
 use lab::promql::{self, Wanted};
 use lab::runtime::Pod;
 use serde_json::Value;
@@ -33,17 +33,12 @@ pub(crate) const WITNESSED: &[Test] = &[
 const OF_TARGETS: [&str; 4] = ["instance", "job", "namespace", "pod"];
 /// How long what happens by itself may take on a busy machine.
 const SOON: Duration = Duration::from_secs(30);
-/// Where Prometheus listens, in the node's namespace.
-const PROMETHEUS: &str = "127.0.0.1:9090";
 /// In the lab's own `/run`.
 const SCRATCH: &str = "/run/lab/monitoring";
 
 /// Why there is nobody to ask.
 pub(crate) fn missing() -> Option<String> {
-    ["promtool", "prometheus"].into_iter().find_map(|program| {
-        let ran = Command::new(program).arg("--version").stdin(Stdio::null()).output();
-        ran.err().map(|error| format!("no {program}: {error}"))
-    })
+    prometheus::missing(&["promtool", "prometheus"])
 }
 
 fn read(path: &str) -> Result<String, LabError> {
@@ -51,19 +46,9 @@ fn read(path: &str) -> Result<String, LabError> {
     std::fs::read_to_string(&path).map_err(LabError::doing(format!("read {}", path.display())))
 }
 
-/// The queries of the dashboard by panel, with Grafana's own variables set.
+/// The queries of the dashboard by panel.
 fn dashboard() -> Result<Vec<(String, String)>, LabError> {
-    let dashboard: Value = serde_json::from_str(&read("manifests/dashboard.json")?)
-        .map_err(|error| LabError::Otherwise(format!("the dashboard: {error}")))?;
-    let mut queries = Vec::new();
-    for panel in dashboard["panels"].as_array().into_iter().flatten() {
-        for target in panel["targets"].as_array().into_iter().flatten() {
-            let query = target["expr"].as_str().unwrap_or_default();
-            let query = query.replace("$instance", ".*").replace("$__rate_interval", "1m");
-            ensure!(!query.contains('$'), "{query} has a variable that nobody sets");
-            queries.push((panel["title"].to_string(), query));
-        }
-    }
+    let queries = prometheus::dashboard()?;
     ensure!(queries.len() > 15, "{} queries", queries.len());
     Ok(queries)
 }
@@ -109,8 +94,7 @@ impl Busy {
             ("IPAMD_ADD_TIMEOUT_SECONDS", "20"),
         ])?;
         let agent = PolicyAgent::start(&setting.node)?;
-        let mut refused = Pod::create("refused", "sandbox99")?;
-        refused.multi_nic = true;
+        let refused = Pod::create("refused", "sandbox99")?;
         let mut busy = Self { setting, _agent: agent, pods: Vec::new(), refused };
         busy.work(0)?;
         Ok(busy)
@@ -120,19 +104,9 @@ impl Busy {
         &self.setting.node
     }
 
-    /// Pods that come, wait, go and are refused, an EC2 that answers nonsense once, and a rule that somebody takes away.
     fn work(&mut self, round: u32) -> Outcome {
-        let nonsense = Fault::Garbage("<html>not an answer".to_owned());
-        self.setting.fabric.ec2().fault_next(Action::AssignPrivateIpAddresses, 1, nonsense);
-        self.pods.extend(self.setting.pods(round * 4..round * 4 + 4)?);
-        if let Some(mut pod) = self.pods.pop() {
-            pod.del(self.node())?;
-        }
-        ensure!(
-            self.refused.add(&self.setting.node).is_err(),
-            "a pod got an interface of every network card"
-        );
-        self.node().netns().read("ip rule del pref 512").map(drop)
+        let Self { setting, pods, refused, .. } = self;
+        prometheus::keep_busy(&setting.node, &setting.fabric, pods, refused, round)
     }
 
     /// The metrics once they have this, which has to come.
@@ -302,53 +276,19 @@ fn classic() -> Outcome {
 }
 
 fn answered() -> Outcome {
-    let directory = scratch()?;
-    let config = "global: { scrape_interval: 1s, scrape_timeout: 1s }\nscrape_configs:\n  - job_name: aws-node\n    static_configs: [{ targets: ['127.0.0.1:61678'] }]\n";
-    write(&directory.join("prometheus.yaml"), config)?;
     let mut busy = Busy::start()?;
-    let mut command = Command::new("prometheus");
-    command.args(["--config.file=prometheus.yaml", "--storage.tsdb.path=data", "--log.level=error"]);
-    command.arg(format!("--web.listen-address={PROMETHEUS}")).current_dir(&directory).stdin(Stdio::null());
-    let mut prometheus = busy.node().netns().spawn(command).map_err(LabError::doing("start prometheus"))?;
-    let outcome = ask_all(&mut busy);
-    // Ends with the lab otherwise, but its port is wanted before.
-    let _ended = prometheus.kill().and_then(|()| prometheus.wait());
-    outcome
-}
-
-/// Asks every query until it has an answer, and keeps the daemon busy meanwhile: rates need two scrapes with something between.
-fn ask_all(busy: &mut Busy) -> Outcome {
+    let prometheus = Prometheus::start(busy.node(), &[busy.node()], &scratch()?)?;
     let mut open = dashboard()?;
     // A pod that waits at the moment of a scrape is another test's.
     open.retain(|(_, query)| !query.contains("ipamd_adds_waiting"));
     let mut last = String::new();
+    // The daemon is kept busy meanwhile: rates need two scrapes with something between.
     for round in 1..=5 {
         busy.work(round)?;
-        let until = Instant::now() + Duration::from_secs(6);
-        while !open.is_empty() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(500));
-            open.retain(|(title, query)| match ask(busy.node(), query) {
-                Ok(answer) if answer["data"]["result"].as_array().is_some_and(|r| !r.is_empty()) => false,
-                other => {
-                    last = format!("{title}: {query}: {other:?}");
-                    true
-                }
-            });
-        }
+        (_, last) = prometheus.ask_until(&mut open, Duration::from_secs(6));
         if open.is_empty() {
             return Ok(());
         }
     }
     Err(LabError::Otherwise(format!("{} queries have no answer, the last one {last}", open.len())))
-}
-
-fn ask(node: &Node, query: &str) -> Result<Value, LabError> {
-    let encoded: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
-    let got = node.netns().run(|| {
-        let stream = std::net::TcpStream::connect(PROMETHEUS)?;
-        stream.set_read_timeout(Some(SOON))?;
-        get_over(stream, &format!("/api/v1/query?query={encoded}"))
-    })?;
-    let (_, body) = got.map_err(LabError::doing("ask prometheus"))?;
-    serde_json::from_str(&body).map_err(|error| LabError::Otherwise(format!("{error}: {body}")))
 }

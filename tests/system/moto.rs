@@ -42,11 +42,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// A node whose instance runs in moto.
-struct Stage {
+pub(crate) struct Stage {
     /// Its EC2 has nothing to do.
-    setting: Setting,
-    moto: Moto,
-    key: Key,
+    pub(crate) setting: Setting,
+    pub(crate) moto: Moto,
+    pub(crate) key: Key,
 }
 
 impl Stage {
@@ -64,13 +64,13 @@ impl Stage {
     }
 
     /// The same with a daemon that is ready.
-    fn start(settings: &[(&str, &str)]) -> Result<Self, LabError> {
+    pub(crate) fn start(settings: &[(&str, &str)]) -> Result<Self, LabError> {
         let stage = Self::set(TYPE, POLICY)?;
         stage.start_daemon(&stage.key.secret, settings)?;
         Ok(stage)
     }
 
-    fn node(&self) -> &Node {
+    pub(crate) fn node(&self) -> &Node {
         &self.setting.node
     }
 
@@ -107,7 +107,7 @@ impl Stage {
     }
 
     /// Adds pods one after the other; each finds a free address.
-    fn pods(&mut self, names: std::ops::Range<u32>) -> Result<Vec<Pod>, LabError> {
+    pub(crate) fn pods(&mut self, names: std::ops::Range<u32>) -> Result<Vec<Pod>, LabError> {
         let mut pods = Vec::new();
         for name in names {
             self.wait_for("a free address", |report, _| report.addresses.free > 0)?;

@@ -130,6 +130,8 @@ reasons! {
     Throttled = "throttled", TRY_AGAIN;
     /// EC2 denies a call: the IAM policy lacks an action.
     Denied = "denied", TRY_AGAIN;
+    /// This machine has no roots of trust, so nobody can tell over TLS whether EC2 is EC2.
+    NoRoots = "no-roots", TRY_AGAIN;
     /// EC2 or IMDS cannot be reached or answers nonsense.
     CloudUnreachable = "cloud-unreachable", TRY_AGAIN;
     /// EC2 says that an ENI or the instance does not exist (any more).
@@ -156,6 +158,7 @@ impl Reason {
             | Self::InUse
             | Self::Throttled
             | Self::Denied
+            | Self::NoRoots
             | Self::CloudUnreachable
             | Self::CloudGone => true,
             Self::BadEnvironment

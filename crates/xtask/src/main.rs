@@ -42,6 +42,9 @@ enum Command {
         /// Leave it standing for a look around, until Enter.
         #[arg(long)]
         keep: bool,
+        /// The other act: two nodes and an API server, with node objects, an ENIConfig, a pod's events and the dashboard's queries.
+        #[arg(long, conflicts_with_all = ["nodes", "pods", "keep"])]
+        kubernetes: bool,
     },
     /// Run the tests: pure, kernel, both binaries in the VPC lab, containerd, moto.
     ///
@@ -137,7 +140,12 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Demo { nodes, pods, keep } => demo(nodes, pods, keep),
+        Command::Demo { kubernetes: true, .. } => demo(&["--kubernetes"]),
+        Command::Demo { nodes, pods, keep, .. } => {
+            let (nodes, pods) = (nodes.to_string(), pods.to_string());
+            let keep = keep.then_some("--keep");
+            demo(&["--nodes", &nodes, "--pods", &pods].into_iter().chain(keep).collect::<Vec<_>>())
+        }
         Command::Test { name } => test(name.as_deref()),
         Command::Sim { seeds, seed, json } => sim(seeds, seed, json),
         Command::Fleet { options } => lab_with("fleet", &options),
@@ -156,12 +164,10 @@ fn run(command: Command) -> Result<(), Failure> {
     }
 }
 
-fn demo(nodes: u32, pods: u32, keep: bool) -> Result<(), Failure> {
+fn demo(options: &[&str]) -> Result<(), Failure> {
     setup::for_demo()?;
     let built = build::all(Profile::Dev)?;
-    let mut lab = lab(&built, "demo");
-    lab.args(["--nodes", &nodes.to_string(), "--pods", &pods.to_string()]).args(keep.then_some("--keep"));
-    steps::pass_on(&mut lab)
+    steps::pass_on(lab(&built, "demo").args(options))
 }
 
 fn test(name: Option<&str>) -> Result<(), Failure> {

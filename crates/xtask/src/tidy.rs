@@ -14,7 +14,8 @@ const ITSELF: &str = "crates/xtask/src/tidy.rs";
 /// Crates with a door of their own: the only files that may name them (I1).
 const DOORS: &[(&str, &[&str])] = &[
     ("aws_sdk_ec2", &["ipamd/src/cloud/ec2.rs"]),
-    ("aws_config", &["ipamd/src/cloud/ec2.rs", "ipamd/src/cloud/imds.rs"]),
+    ("aws_config", &["ipamd/src/cloud/http.rs", "ipamd/src/cloud/imds.rs"]),
+    ("aws_sigv4", &["ipamd/src/cloud/cloudwatch.rs"]),
     ("kube::", &["ipamd/src/cluster/api.rs"]),
     ("k8s_openapi", &["ipamd/src/cluster/api.rs", "tests/kit/manifests.rs"]),
 ];

@@ -1,4 +1,5 @@
-//! Every call to EC2 that there is. The IAM policies in `manifests` allow these and no others.
+//! Every call to EC2 that there is. The IAM policies in `manifests` allow these and no others: the daemon's its own, the metrics
+//! helper's the one that it makes.
 
 use super::Effect;
 
@@ -37,6 +38,7 @@ calls! {
     DescribeInstanceTypes: Reads;
     DescribeNetworkInterfaces: Reads;
     DescribeSubnets: Reads;
+    DescribeTags: Reads;
     DetachNetworkInterface: Changes;
     ModifyNetworkInterfaceAttribute: Changes;
     UnassignIpv6Addresses: Changes;

@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::time::Instant;
 
-use aws_config::{AppName, BehaviorVersion, Region};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_ec2::Client;
@@ -15,7 +14,7 @@ use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::types::{
     AttachmentStatus, ConnectionTrackingSpecificationRequest, Filter, InstanceType, InstanceTypeHypervisor,
     InstanceTypeInfo, NetworkInfo, NetworkInterface, NetworkInterfaceAttachmentChanges, NetworkInterfaceType,
-    ResourceType, Subnet, Tag, TagSpecification,
+    ResourceType, Subnet, Tag, TagDescription, TagSpecification,
 };
 use aws_smithy_types::retry::RetryConfig;
 use pool::{Given, Wanted};
@@ -39,14 +38,14 @@ const ATTEMPTS: u32 = 3;
 const PAGES_MAX: usize = 16;
 /// ENIs a page holds.
 const PAGE: i32 = 1000;
-/// How we are named in user agents.
-const APP_NAME: &str = "amazon-vpc-cni-rust";
 
 /// A client of EC2.
 #[derive(Debug, Clone)]
 pub struct Ec2 {
     reads: Client,
     changes: Client,
+    /// URL in place of the region's.
+    endpoint: Option<String>,
     metrics: Metrics,
     /// Where it is said that a call is denied.
     notes: Notes,
@@ -65,17 +64,7 @@ impl Ec2 {
         region: &str,
         credentials: Option<Credentials>,
     ) -> Self {
-        let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .region(Region::new(region.to_owned()))
-            .http_client(http::client(config))
-            .timeout_config(http::timeouts(config.http_timeout));
-        if let Ok(name) = AppName::new(APP_NAME) {
-            loader = loader.app_name(name);
-        }
-        if let Some(credentials) = credentials {
-            loader = loader.credentials_provider(credentials);
-        }
-        let shared = loader.load().await;
+        let shared = http::shared(config, region, credentials).await;
         let client = |retry: RetryConfig| {
             let mut builder = aws_sdk_ec2::config::Builder::from(&shared).retry_config(retry);
             if let Some(endpoint) = &config.ec2_endpoint {
@@ -86,6 +75,7 @@ impl Ec2 {
         Self {
             reads: client(RetryConfig::standard().with_max_attempts(ATTEMPTS)),
             changes: client(RetryConfig::disabled()),
+            endpoint: config.ec2_endpoint.clone(),
             metrics: Metrics::default(),
             notes: Notes::default(),
         }
@@ -101,7 +91,10 @@ impl Ec2 {
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
         let asked = Instant::now();
-        let answer = answer.await.map_err(|error| call.failed(error));
+        let answer = match http::roots_for(self.endpoint.as_deref(), call.name()) {
+            Ok(()) => answer.await.map_err(|error| call.failed(error)),
+            Err(untrusting) => Err(untrusting),
+        };
         let failure = answer.as_ref().err();
         self.metrics.called(call.name(), failure, asked.elapsed());
         if failure.is_some_and(|error| error.kind().reason() == types::Reason::Denied) {
@@ -169,6 +162,20 @@ impl Ec2 {
             })
         };
         answer.subnets().iter().map(record).collect()
+    }
+
+    /// The tags of an instance.
+    ///
+    /// # Errors
+    /// As EC2 says.
+    pub(crate) async fn tags_of(
+        &self,
+        instance: &InstanceId,
+    ) -> Result<BTreeMap<String, String>, CloudError> {
+        let about = filter("resource-id", instance.as_str());
+        let answer = self.ask(Call::DescribeTags, self.reads.describe_tags().filters(about).send()).await?;
+        let tag = |tag: &TagDescription| Some((tag.key()?.to_owned(), tag.value()?.to_owned()));
+        Ok(answer.tags().iter().filter_map(tag).collect())
     }
 
     async fn describe(&self, filters: Vec<Filter>) -> Result<Vec<NetworkInterface>, CloudError> {
@@ -471,7 +478,7 @@ impl Call {
 }
 
 /// Whether the request certainly did not leave: there was no connection, or there were no credentials to sign it with.
-fn never_sent(error: &(dyn std::error::Error + 'static)) -> bool {
+pub(super) fn never_sent(error: &(dyn std::error::Error + 'static)) -> bool {
     use std::io::{Error, ErrorKind};
     const UNCONNECTED: [ErrorKind; 3] =
         [ErrorKind::ConnectionRefused, ErrorKind::HostUnreachable, ErrorKind::NetworkUnreachable];

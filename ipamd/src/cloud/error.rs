@@ -34,6 +34,8 @@ pub enum CloudErrorKind {
     NoPlace,
     /// We may not.
     Denied,
+    /// We trust nobody who could say over TLS who answers, so nothing was asked.
+    NoRoots,
     /// There is no answer, and nothing has happened.
     Unreachable,
     /// What the call is about is used elsewhere.
@@ -60,6 +62,7 @@ impl CloudErrorKind {
             Self::Gone => Reason::CloudGone,
             Self::NoPlace => Reason::NoSubnet,
             Self::Denied => Reason::Denied,
+            Self::NoRoots => Reason::NoRoots,
             Self::Unreachable | Self::Unclear | Self::Garbage | Self::Other => Reason::CloudUnreachable,
         }
     }

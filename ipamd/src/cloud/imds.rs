@@ -9,7 +9,7 @@ use aws_config::imds::client::error::ImdsError;
 use aws_config::provider_config::ProviderConfig;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use ipnetwork::Ipv4Network;
-use types::{DeviceIndex, Mac, NetworkCard, SecurityGroupId, SubnetId};
+use types::{DeviceIndex, InstanceId, Mac, NetworkCard, SecurityGroupId, SubnetId};
 
 use super::{CloudError, CloudErrorKind, ConnectionTracking, EniRecord, Identity, Inventory, http};
 use crate::config::Config;
@@ -63,9 +63,9 @@ impl Imds {
         let mac: Mac = self.one("mac").await?;
         let of_eni = |name: &str| format!("{MACS}/{mac}/{name}");
         Ok(Identity {
-            instance: self.one("instance-id").await?,
+            instance: self.instance().await?,
             instance_type: self.one("instance-type").await?,
-            region: self.label("placement/region").await?,
+            region: self.region().await?,
             zone: self.one("placement/availability-zone").await?,
             mac,
             eni: self.one(&of_eni("interface-id")).await?,
@@ -76,6 +76,22 @@ impl Imds {
             vpc_cidrs: self.vpc_cidrs(mac).await?,
             security_groups: self.security_groups(mac).await?,
         })
+    }
+
+    /// This instance.
+    ///
+    /// # Errors
+    /// When the service cannot be reached or says what cannot be.
+    pub(crate) async fn instance(&self) -> Result<InstanceId, CloudError> {
+        self.one("instance-id").await
+    }
+
+    /// The region.
+    ///
+    /// # Errors
+    /// When the service cannot be reached or says what cannot be.
+    pub(crate) async fn region(&self) -> Result<String, CloudError> {
+        self.label("placement/region").await
     }
 
     /// The VPC's IPv4 ranges.

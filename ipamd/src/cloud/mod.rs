@@ -1,9 +1,10 @@
 //! The cloud in our words: EC2, which gives ENIs and addresses, and the metadata service, which says where we are.
 //!
-//! Only `ec2` knows the SDK's types. What comes from outside is checked here: past this edge there are no missing ids and
+//! Only `ec2` knows the SDK's types of EC2; `cloudwatch` writes and signs the one request that the metrics helper makes. What comes from outside is checked here: past this edge there are no missing ids and
 //! no texts that should be addresses.
 
 mod call;
+pub(crate) mod cloudwatch;
 mod ec2;
 mod error;
 mod http;
@@ -23,6 +24,7 @@ use types::{
     DeviceIndex, EniId, InstanceId, Ipv6Prefix, Mac, NetworkCard, Prefix, SecurityGroupId, SubnetId,
 };
 
+pub(crate) use cloudwatch::{CloudWatch, MetricPoint};
 pub use ec2::Ec2;
 pub use error::{CloudError, CloudErrorKind, Effect};
 pub use imds::Imds;

@@ -11,6 +11,8 @@ use super::call::Call;
 /// The policies.
 pub(crate) const BASIC: &str = include_str!("../../../manifests/iam-policy.json");
 pub(crate) const SCOPED: &str = include_str!("../../../manifests/iam-policy-scoped.json");
+/// The one of the metrics helper.
+const HELPERS: &str = include_str!("../../../manifests/iam-policy-metrics-helper.json");
 /// What stands in the scoped one for the cluster's name.
 pub(crate) const CLUSTER: &str = "CLUSTER_NAME";
 
@@ -87,9 +89,10 @@ const fn beside(call: Call) -> &'static [&'static str] {
         | Call::UnassignIpv6Addresses
         | Call::UnassignPrivateIpAddresses => &[],
         Call::CreateNetworkInterface | Call::CreateTags => panic!("it has tags of its own"),
-        Call::DescribeInstanceTypes | Call::DescribeNetworkInterfaces | Call::DescribeSubnets => {
-            panic!("it changes nothing")
-        }
+        Call::DescribeInstanceTypes
+        | Call::DescribeNetworkInterfaces
+        | Call::DescribeSubnets
+        | Call::DescribeTags => panic!("it changes nothing"),
     }
 }
 
@@ -149,13 +152,29 @@ mod tests {
 
     #[test]
     fn the_policies_allow_what_is_called_and_nothing_else() {
-        let called: BTreeSet<&str> = Call::ALL.iter().map(|call| call.name()).collect();
+        let of_daemon = Call::ALL.iter().filter(|call| **call != Call::DescribeTags);
+        let called: BTreeSet<&str> = of_daemon.map(|call| call.name()).collect();
 
         for policy in [BASIC, SCOPED] {
             let statements = statements(policy);
             let allowed: BTreeSet<&str> = statements.iter().flat_map(actions).collect();
             assert_eq!(allowed, called);
         }
+    }
+
+    #[test]
+    fn the_helpers_policy_allows_its_own_namespace_and_the_instances_tags() {
+        let statements = statements(HELPERS);
+        let named = |statement: &Value| texts(&statement["Action"]).join(" ");
+
+        assert_eq!(
+            statements.iter().map(named).collect::<BTreeSet<_>>(),
+            ["cloudwatch:PutMetricData", "ec2:DescribeTags"].map(str::to_owned).into()
+        );
+        let puts =
+            statements.iter().find(|statement| named(statement) == "cloudwatch:PutMetricData").unwrap();
+        let namespace = &puts["Condition"]["StringEquals"]["cloudwatch:namespace"];
+        assert_eq!(namespace, crate::cloud::cloudwatch::NAMESPACE);
     }
 
     #[test]

@@ -508,3 +508,65 @@ async fn plain_endpoints_metadata_and_excepted_hosts_are_asked_without_a_proxy()
     assert!(!asked.is_finished(), "the proxy was asked");
     asked.abort();
 }
+
+/// A client of CloudWatch at a URL.
+async fn cloudwatch(config: &Config, url: &str) -> CloudWatch {
+    let credentials = aws_credential_types::Credentials::new("lab", "lab", None, None, "lab");
+    CloudWatch::with_credentials(config, "eu-lab-1", Some(url), Some(credentials)).await
+}
+
+const POINTS: [MetricPoint; 1] = [MetricPoint { name: "addReqCount", at: types::Moment(0), value: 7.0 }];
+
+#[tokio::test]
+async fn a_refusal_of_cloudwatch_has_taken_nothing_and_is_sorted_by_what_can_be_done() {
+    let refusal = |code: &str| format!("<ErrorResponse><Error><Code>{code}</Code></Error></ErrorResponse>");
+    let answers = [
+        (200, "<PutMetricDataResponse/>".to_owned()),
+        (400, refusal("Throttling")),
+        (403, refusal("AccessDenied")),
+        (500, refusal("InternalServiceError")),
+        (503, String::new()),
+        (400, refusal("InvalidParameterValue")),
+    ];
+    let stage = Stage::with(&answers, &[]).await;
+    let url = stage.config.ec2_endpoint.clone().unwrap();
+    let mut client = cloudwatch(&stage.config, &url).await;
+
+    client.put("blue", &POINTS).await.unwrap();
+    stage.asked(&["POST / Action=PutMetricData&", "MetricName=addReqCount&", "Value=blue&", "Value=7&"]);
+    for sorted in [
+        CloudErrorKind::Throttled,
+        CloudErrorKind::Denied,
+        CloudErrorKind::Unreachable,
+        CloudErrorKind::Unreachable,
+        CloudErrorKind::Other,
+    ] {
+        assert_eq!(kind(client.put("blue", &POINTS).await), sorted);
+    }
+}
+
+#[tokio::test]
+async fn figures_that_nobody_took_are_told_from_those_that_may_have_arrived() {
+    let mut config = Config::parse(&BTreeMap::new()).unwrap();
+    config.http_timeout = Duration::from_millis(200);
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut client = cloudwatch(&config, &format!("http://{closed}")).await;
+    assert_eq!(kind(client.put("blue", &POINTS).await), CloudErrorKind::Unreachable);
+
+    // It accepts, and never answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let mut client = cloudwatch(&config, &url).await;
+    assert_eq!(kind(client.put("blue", &POINTS).await), CloudErrorKind::Unclear);
+}
+
+#[tokio::test]
+async fn the_tags_of_an_instance_are_told() {
+    let items = "<tagSet><item><key>eks:cluster-name</key><value>blue</value></item></tagSet>";
+    let stage = Stage::answering("DescribeTags", items).await;
+
+    let tags = stage.ec2().await.tags_of(&instance()).await.unwrap();
+
+    stage.asked(&["Filter.1.Name=resource-id", "Filter.1.Value.1=i-1"]);
+    assert_eq!(tags, BTreeMap::from([("eks:cluster-name".to_owned(), "blue".to_owned())]));
+}

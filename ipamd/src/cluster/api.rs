@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use hyper::http::{Request, header};
-use k8s_openapi::api::core::v1::Node;
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig, NamedCluster};
 use kube::runtime::utils::Backoff as _;
 use kube::runtime::watcher;
@@ -40,6 +40,9 @@ const GONE: u16 = 410;
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long a single request may take.
 const ANSWER: Duration = Duration::from_secs(5);
+
+/// Objects of one page of a list.
+const PAGE: u32 = 500;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -116,7 +119,6 @@ impl Door {
 
     /// Asks once.
     pub(crate) async fn ask(&self, ask: Ask) -> Result<Value, Refusal> {
-        let nobody = |text: String| Refusal { code: 0, text };
         let Ask { method, path, body } = ask;
         let (verb, content) = match method {
             Method::Get => ("GET", "application/json"),
@@ -131,16 +133,70 @@ impl Door {
         });
         let request = request.map_err(|error| nobody(chain(&error)))?;
         let client = self.client().await.map_err(|error| nobody(chain(&*error)))?;
-        match tokio::time::timeout(ANSWER, client.request(request)).await {
-            Ok(answer) => answer.map_err(|error| Refusal::of(&error)),
-            Err(_elapsed) => Err(nobody(format!("the API server has not answered for {ANSWER:?}"))),
+        within(ANSWER, client.request(request)).await?.map_err(|error| Refusal::of(&error))
+    }
+
+    /// The names of the pods of one namespace that have a label, whatever state they are in.
+    pub(crate) async fn pods(&self, namespace: &str, label: &str) -> Result<Vec<String>, Refusal> {
+        let client = self.client().await.map_err(|error| nobody(chain(&*error)))?;
+        let pods = Api::<Pod>::namespaced(client.clone(), namespace);
+        let mut page = ListParams::default().labels(label).limit(PAGE);
+        let mut names = Vec::new();
+        loop {
+            let listed = within(ANSWER, pods.list_metadata(&page)).await?;
+            let listed = listed.map_err(|error| Refusal::of(&error))?;
+            names.extend(listed.items.iter().map(|pod| pod.name_any()));
+            match listed.metadata.continue_ {
+                Some(next) if !next.is_empty() => page = page.continue_token(&next),
+                _ => return Ok(names),
+            }
         }
+    }
+
+    /// What a pod serves over HTTP at a port and path, through the API server; `most` bytes of it at most.
+    pub(crate) async fn proxied(&self, pod: &Served<'_>, most: usize) -> Result<String, Refusal> {
+        let Served { namespace, name, port, path } = pod;
+        let uri = format!("/api/v1/namespaces/{namespace}/pods/{name}:{port}/proxy/{path}");
+        let request = Request::get(uri).header(header::ACCEPT, "text/plain").body(Vec::new().into());
+        let request = request.map_err(|error| nobody(chain(&error)))?;
+        let client = self.client().await.map_err(|error| nobody(chain(&*error)))?;
+        let answer = async {
+            let answer = client.send(request).await.map_err(|error| Refusal::of(&error))?;
+            let code = answer.status().as_u16();
+            let body = axum::body::to_bytes(axum::body::Body::new(answer.into_body()), most).await;
+            let body = body.map_err(|error| nobody(chain(&error)))?;
+            match code {
+                200 => String::from_utf8(body.into())
+                    .map_err(|_bytes| nobody("the answer is no text".to_owned())),
+                code => Err(Refusal { code, text: format!("HTTP status {code}") }),
+            }
+        };
+        within(ANSWER, answer).await?
     }
 
     /// The namespace that we run in, as far as the service account or the kubeconfig tells.
     pub(crate) async fn namespace(&self) -> Option<String> {
         self.client().await.ok().map(|client| client.default_namespace().to_owned())
     }
+}
+
+/// What a pod serves over HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Served<'a> {
+    pub(crate) namespace: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) port: u16,
+    pub(crate) path: &'a str,
+}
+
+/// There is no answer.
+const fn nobody(text: String) -> Refusal {
+    Refusal { code: 0, text }
+}
+
+async fn within<T>(patience: Duration, answer: impl Future<Output = T>) -> Result<T, Refusal> {
+    let answer = tokio::time::timeout(patience, answer).await;
+    answer.map_err(|_elapsed| nobody(format!("the API server has not answered for {patience:?}")))
 }
 
 /// Tells what the node object and its ENIConfig say, until nobody listens. Without a cluster it ends at once.

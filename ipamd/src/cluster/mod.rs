@@ -15,7 +15,7 @@ pub use annotations::PodIp;
 pub(crate) use annotations::{Annotations, annotating};
 pub use announcer::Notes;
 pub(crate) use announcer::announcing;
-pub(crate) use api::{Door, watch};
+pub(crate) use api::{Door, Served, watch};
 pub use eni_config::{EniConfig, EniConfigName, EniConfigNews, NameKeys};
 pub use features::Features;
 pub(crate) use features::{CUSTOM_NETWORKING, keep as keep_features};

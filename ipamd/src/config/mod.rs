@@ -2,6 +2,7 @@
 //!
 //! An empty variable is an unset one. What each is for, and what becomes of text that it cannot be, stands in [`SETTINGS`].
 
+mod helper;
 mod install;
 mod read;
 pub(crate) mod reference;
@@ -21,11 +22,13 @@ use types::VethPrefix;
 use crate::cluster::NameKeys;
 use crate::families::Families;
 
+pub(crate) use helper::is_cluster_id;
+pub use helper::{Helper, Switches, yes_or_no};
 pub use install::Install;
 pub use read::Environment;
 pub(crate) use read::distance;
 use read::{Reader, parse_mark};
-pub use table::{Kind, SETTINGS, Setting, Support};
+pub use table::{HELPER_SETTINGS, Kind, SETTINGS, Setting, Support};
 
 /// What the settings mean.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -218,12 +221,15 @@ pub fn listed() -> String {
     ];
     let lines = groups.into_iter().flat_map(|(support, said)| {
         let of = SETTINGS.iter().filter(move |setting| setting.support == support);
-        std::iter::once(format!("\n{said}\n")).chain(of.map(|setting| {
-            let default = if setting.default.is_empty() { "unset" } else { setting.default };
-            format!("\n  {}  [{default}]\n      {}\n", setting.name, setting.doc)
-        }))
+        std::iter::once(format!("\n{said}\n")).chain(of.map(listed_one))
     });
-    lines.collect()
+    let said = "\nOf ipamd metrics-helper. A value that cannot be stops it:\n".to_owned();
+    lines.chain(std::iter::once(said)).chain(HELPER_SETTINGS.iter().map(listed_one)).collect()
+}
+
+fn listed_one(setting: &Setting) -> String {
+    let default = if setting.default.is_empty() { "unset" } else { setting.default };
+    format!("\n  {}  [{default}]\n      {}\n", setting.name, setting.doc)
 }
 
 /// Where the daemon's socket and state are unless `IPAMD_RUN_DIR` says otherwise.
@@ -343,18 +349,22 @@ fn custom_networking(reader: &mut Reader<'_>, families: Families) -> Option<Name
     wanted.then_some(NameKeys { annotation, label })
 }
 
-fn cluster(reader: &mut Reader<'_>) -> Option<Cluster> {
+/// How the API server is reached, if there is one.
+fn api_server(reader: &mut Reader<'_>) -> Option<Cluster> {
     let kubeconfig = reader.text(&table::KUBECONFIG).map(PathBuf::from);
     let endpoint = reader.parsed(&table::CLUSTER_ENDPOINT, url);
-    if kubeconfig.is_none() && !reader.has(&table::SERVICE_HOST) {
-        return None;
-    }
+    let is_there = kubeconfig.is_some() || reader.has(&table::SERVICE_HOST);
+    is_there.then_some(Cluster { endpoint, kubeconfig })
+}
+
+fn cluster(reader: &mut Reader<'_>) -> Option<Cluster> {
+    let cluster = api_server(reader)?;
     if !reader.has(&table::NODE_NAME) {
         let name = table::NODE_NAME.name;
         reader.warnings.push(format!("{name} is not set: the node object is not asked for"));
         return None;
     }
-    Some(Cluster { endpoint, kubeconfig })
+    Some(cluster)
 }
 
 fn seconds(number: Option<u32>) -> Duration {

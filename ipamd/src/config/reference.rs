@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::table::{Kind, SETTINGS, Setting, Support};
+use super::table::{HELPER_SETTINGS, Kind, SETTINGS, Setting, Support};
 
 /// Headings, each with the setting that it begins at.
 const GROUPS: &[(&str, &str)] = &[
@@ -12,6 +12,7 @@ const GROUPS: &[(&str, &str)] = &[
     ("The daemon", "IPAMD_HOLD_FILE"),
     ("Modes", "ENABLE_IPv4"),
     ("The plugin, its conflist, and the installer", "HOST_CNI_BIN_PATH"),
+    ("The metrics helper (`ipamd metrics-helper`)", "USE_CLOUDWATCH"),
 ];
 
 /// Defaults of the Go version (v1.23) that are other ones.
@@ -29,9 +30,12 @@ const DEPLOYED: &[(&str, &str)] =
 /// Names that start so are of the CNI: an unknown one among them is a mistake. Others may be meant for the AWS SDK.
 const OUR_PREFIXES: &str = "^(AWS_VPC_|AWS_MANAGE_|IPAMD_|WARM_|MINIMUM_|ENABLE_|DISABLE_|ENI_CONFIG_|POD_)";
 
+/// The same for the metrics helper.
+const HELPERS_PREFIXES: &str = "^(USE_|METRIC_|AWS_CLUSTER_|AWS_VPC_|IPAMD_)";
+
 const HEAD: &str = "# Configuration
 
-Environment variables of the daemon, written from the table that it reads them with (`cargo xtask gen`). `ipamd settings` prints the same.
+Environment variables of the daemon and of the metrics helper, written from the table that it reads them with (`cargo xtask gen`). `ipamd settings` prints the same.
 An empty variable is an unset one. A flag is `1 t T TRUE true True` or `0 f F FALSE false False`.
 
 | what becomes of it | |
@@ -79,7 +83,7 @@ fn of(pairs: &[(&'static str, &'static str)], name: &str) -> Option<&'static str
 /// The reference: every setting, in groups.
 pub(crate) fn markdown() -> String {
     let mut out = HEAD.to_owned();
-    for setting in SETTINGS {
+    for setting in SETTINGS.iter().chain(HELPER_SETTINGS) {
         if let Some((heading, _)) = GROUPS.iter().find(|(_, first)| *first == setting.name) {
             out.push_str(&format!(
                 "\n## {heading}\n\n| variable | value | default | | meaning |\n|---|---|---|---|---|\n"
@@ -123,23 +127,29 @@ pub(crate) fn chart_env(indent: &str) -> String {
 
 /// The chart's schema: what `env` may have. Everything else of the values is as the templates read it.
 pub(crate) fn chart_schema() -> String {
-    let names: Vec<&str> = SETTINGS.iter().map(|setting| setting.name).collect();
-    let properties: serde_json::Map<String, Value> =
-        SETTINGS.iter().map(|setting| (setting.name.to_owned(), schema(setting))).collect();
-    let env = json!({
-        "type": "object",
-        "properties": properties,
-        "propertyNames": {"anyOf": [{"enum": names}, {"not": {"pattern": OUR_PREFIXES}}]},
-    });
+    let of_helper: Vec<&Setting> = SETTINGS.iter().chain(HELPER_SETTINGS).collect();
     let schema = json!({
         "$schema": "http://json-schema.org/draft-07/schema#",
         "type": "object",
         "properties": {
-            "env": env,
+            "env": environment(&SETTINGS.iter().collect::<Vec<_>>(), OUR_PREFIXES),
             "init": {"type": "object", "properties": {"env": {"$ref": "#/properties/env"}}},
+            "metricsHelper": {"type": "object", "properties": {"env": environment(&of_helper, HELPERS_PREFIXES)}},
         },
     });
     serde_json::to_string_pretty(&schema).unwrap_or_default() + "\n"
+}
+
+/// Settings as an object's properties; no other name may begin like them.
+fn environment(settings: &[&Setting], prefixes: &str) -> Value {
+    let names: Vec<&str> = settings.iter().map(|setting| setting.name).collect();
+    let properties: serde_json::Map<String, Value> =
+        settings.iter().map(|setting| (setting.name.to_owned(), schema(setting))).collect();
+    json!({
+        "type": "object",
+        "properties": properties,
+        "propertyNames": {"anyOf": [{"enum": names}, {"not": {"pattern": prefixes}}]},
+    })
 }
 
 /// Only what every reading of the value refuses: a lenient setting takes the default with a warning, as it does without the chart.
@@ -172,7 +182,7 @@ mod tests {
     fn every_setting_has_a_row_below_a_heading() {
         let text = markdown();
 
-        for setting in SETTINGS {
+        for setting in SETTINGS.iter().chain(HELPER_SETTINGS) {
             assert_eq!(text.matches(&format!("\n| `{}` |", setting.name)).count(), 1, "{}", setting.name);
         }
         assert_eq!(text.matches("\n## ").count(), GROUPS.len());
@@ -182,7 +192,8 @@ mod tests {
 
     #[test]
     fn what_is_said_of_a_setting_is_said_of_one_that_exists_and_differs() {
-        let setting = |name: &str| SETTINGS.iter().find(|setting| setting.name == name);
+        let setting =
+            |name: &str| SETTINGS.iter().chain(HELPER_SETTINGS).find(|setting| setting.name == name);
 
         for (name, theirs) in OF_THE_GO_VERSION {
             assert_ne!(setting(name).unwrap().default, *theirs, "{name}");

@@ -45,17 +45,20 @@ pub enum Support {
 }
 
 macro_rules! settings {
-    ($($name:ident = $text:literal: $kind:expr, $default:literal, $support:ident, $doc:literal;)*) => {
+    ($(#[$about:meta])* $table:ident:
+        $($name:ident = $text:literal: $kind:expr, $default:literal, $support:ident, $doc:literal;)*) => {
         $(pub(super) const $name: Setting =
             Setting { name: $text, kind: $kind, default: $default, support: Support::$support, doc: $doc };)*
-        /// The table.
-        pub const SETTINGS: &[Setting] = &[$($name),*];
+        $(#[$about])*
+        pub const $table: &[Setting] = &[$($name),*];
     };
 }
 
 use Kind::{Flag, Number, Text, Word};
 
 settings! {
+    /// The daemon's.
+    SETTINGS:
     // The pool.
     WARM_ENI_TARGET = "WARM_ENI_TARGET": Number(0, u32::MAX), "1", Lenient, "ENIs kept free for pods to come. With no warm or minimum target set, the number of free addresses follows the pods that start.";
     WARM_IP_TARGET = "WARM_IP_TARGET": Number(0, u32::MAX), "0", Lenient, "Free addresses kept for pods to come; 0: WARM_ENI_TARGET rules.";
@@ -135,4 +138,18 @@ settings! {
     EARLY_DEMUX = "DISABLE_TCP_EARLY_DEMUX": Flag, "false", Lenient, "The kernel's early demultiplexing of TCP is switched off; the installer does it.";
     EGRESS_V4_LOG = "AWS_VPC_K8S_EGRESS_V4_PLUGIN_LOG_FILE": Text, "", Ignored, "Log of an egress plugin that is not needed here.";
     EGRESS_V6_LOG = "AWS_VPC_K8S_EGRESS_V6_PLUGIN_LOG_FILE": Text, "", Ignored, "Log of an egress plugin that is not needed here.";
+}
+
+/// Yes or no, as the Go version's helper reads it.
+const YES_OR_NO: Kind = Word(&["yes", "true", "no", "false"]);
+
+settings! {
+    /// Those of `ipamd metrics-helper`, beside the daemon's for the API server, the cloud and the log.
+    HELPER_SETTINGS:
+    USE_CLOUDWATCH = "USE_CLOUDWATCH": YES_OR_NO, "", Strict, "Whether sums go to CloudWatch; goes before --cloudwatch. Without it and USE_PROMETHEUS there would be nothing to do.";
+    USE_PROMETHEUS = "USE_PROMETHEUS": YES_OR_NO, "", Strict, "Whether sums are served at port 61681 (or IPAMD_METRICS_BIND_ADDRESS), path /metrics; goes before --prometheus.";
+    METRIC_UPDATE_INTERVAL = "METRIC_UPDATE_INTERVAL": Number(1, 3600), "30", Strict, "Seconds between two rounds over all nodes. CloudWatch is told after every second one.";
+    AWS_REGION = "AWS_REGION": Text, "", Strict, "Region of CloudWatch; unset: the instance's. Pods that cannot reach instance metadata need it.";
+    AWS_CLUSTER_ID = "AWS_CLUSTER_ID": Text, "", Strict, "Value of the dimension CLUSTER_ID, at most 255 printable characters of ASCII; unset: the instance's tag eks:cluster-name, CLUSTER_ID or Name, the first that it has, or k8s-cluster.";
+    CLOUDWATCH_ENDPOINT = "AWS_ENDPOINT_URL_CLOUDWATCH": Text, "", Strict, "URL used for CloudWatch in place of the region's.";
 }

@@ -23,7 +23,7 @@ use crate::cloud::CloudError;
 use original::Original;
 
 pub(crate) use format::Format;
-pub(crate) use original::{InProgress, Undeleted, Work};
+pub(crate) use original::{InProgress, Undeleted, Untyped, Work};
 
 /// Label of what went well.
 const NONE: &str = "none";

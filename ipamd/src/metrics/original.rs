@@ -83,6 +83,20 @@ impl Undeleted {
     }
 }
 
+/// A number of which it is not said what it is.
+#[derive(Debug)]
+pub(crate) struct Untyped<M>(pub(crate) M);
+
+impl<M: EncodeMetric> EncodeMetric for Untyped<M> {
+    fn encode(&self, encoder: MetricEncoder<'_>) -> fmt::Result {
+        self.0.encode(encoder)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Unknown
+    }
+}
+
 /// A count under a name of the Go version, which lacks the suffix that OpenMetrics asks for.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Unsuffixed<C = Counter>(pub(super) C);

@@ -192,6 +192,7 @@ const fn outcome_of(kind: CloudErrorKind) -> Outcome {
         CloudErrorKind::Throttled
         | CloudErrorKind::EniLimit
         | CloudErrorKind::Denied
+        | CloudErrorKind::NoRoots
         | CloudErrorKind::NoPlace
         | CloudErrorKind::Unreachable
         | CloudErrorKind::InUse

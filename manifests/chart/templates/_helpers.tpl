@@ -39,6 +39,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
+{{- define "vpc-cni.helperLabels" -}}
+app.kubernetes.io/name: {{ .Values.metricsHelper.name }}
+app.kubernetes.io/instance: {{ .Values.metricsHelper.name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
 {{- define "vpc-cni.image" -}}
 {{- with .Values.image -}}
 {{- default (printf "%s:%s" .repository (default $.Chart.AppVersion .tag)) .override -}}

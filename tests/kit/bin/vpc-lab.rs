@@ -33,6 +33,9 @@ enum Command {
         /// Leave it standing until Enter.
         #[arg(long)]
         keep: bool,
+        /// The other act: two nodes and an API server.
+        #[arg(long, conflicts_with_all = ["nodes", "pods", "keep"])]
+        kubernetes: bool,
     },
     /// Histories of a node in a world that plays foul: the real allocator, everything else simulated.
     Sim {
@@ -132,7 +135,8 @@ struct FleetArguments {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
-        Command::Demo { nodes, pods, keep } => demo(Wish { nodes, pods }, keep),
+        Command::Demo { kubernetes: true, .. } => kubernetes(),
+        Command::Demo { nodes, pods, keep, .. } => demo(Wish { nodes, pods }, keep),
         Command::Bench { instead: Some(Bench::Packet { json, pods }), .. } => packet(json.as_deref(), pods),
         Command::Bench { instead: Some(Bench::Start { json, runs }), .. } => start(json.as_deref(), runs),
         Command::Bench { json, instead: None } => bench(json.as_deref()),
@@ -149,6 +153,12 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn kubernetes() -> Result<bool, LabError> {
+    lab::netns::enter_lab()?;
+    let paint = Paint::new(std::io::stdout().is_terminal());
+    lab::demo_kubernetes::show(paint, &mut |line: &str| println!("{line}"))
 }
 
 fn picture(file: &Path, frame: Frame) -> Result<bool, LabError> {

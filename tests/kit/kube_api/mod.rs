@@ -1,11 +1,14 @@
 //! An API server with the objects that concern a node: nodes, ENIConfigs, CNINodes, pods, events. It lists, watches, forgets its
 //! history, checks who may do what, and refuses what the real one does.
 //!
+//! What a pod serves over HTTP is to be had through it, as far as somebody has said how.
+//!
 //! A watch begins after a resource version and goes on until it times out or is cut. A version that is older than what is remembered
 //! is gone (410), in the middle of a stream as an event of type ERROR. A bookmark tells a client how far it has come although nothing of its own has changed.
 //! A list at resource version 0 is what a server remembers, and one that lags remembers an older truth.
 
 mod objects;
+mod proxy;
 mod writes;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +29,8 @@ use tokio::sync::watch;
 
 use crate::ec2::{Server, spawn};
 use objects::{Kind, Place, Selector};
+pub use proxy::Page;
+use proxy::Proxies;
 pub use writes::rights;
 
 /// What a watch that is about to end has seen.
@@ -48,7 +53,7 @@ pub enum ApiWeather {
 /// A running API server; it ends when this is dropped.
 #[derive(Debug)]
 pub struct KubeApi {
-    server: Server,
+    servers: Vec<Server>,
     desk: Arc<Desk>,
 }
 
@@ -82,6 +87,8 @@ struct Book {
     rights: Option<BTreeSet<Right>>,
     /// What they have done.
     used: BTreeSet<Right>,
+    /// What pods serve.
+    proxies: Proxies,
     /// How many of the next writes fail as if somebody else had been faster.
     conflicts: u32,
 }
@@ -97,14 +104,25 @@ impl KubeApi {
     pub fn serve(listener: TcpListener) -> io::Result<Self> {
         let book = Book { version: 1, ..Book::default() };
         let desk = Arc::new(Desk { book: Mutex::new(book), bell: watch::Sender::new(1) });
-        let router = Router::new().fallback(answer).with_state(Arc::clone(&desk));
-        Ok(Self { server: spawn(listener, router)?, desk })
+        let mut this = Self { servers: Vec::new(), desk };
+        this.serve_also(listener)?;
+        Ok(this)
+    }
+
+    /// Serves the same objects on another listener.
+    ///
+    /// # Errors
+    /// If the server's runtime or thread cannot be made.
+    pub fn serve_also(&mut self, listener: TcpListener) -> io::Result<()> {
+        let router = Router::new().fallback(answer).with_state(Arc::clone(&self.desk));
+        self.servers.push(spawn(listener, router)?);
+        Ok(())
     }
 
     /// Its URL.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.server.address())
+        self.servers.first().map_or_else(String::new, |server| format!("http://{}", server.address()))
     }
 
     /// Makes or changes a node: its `metadata.annotations`, `spec` and `status`.
@@ -112,6 +130,17 @@ impl KubeApi {
         let metadata = json!({"name": name, "annotations": annotations});
         let node = json!({"metadata": metadata, "spec": spec, "status": status});
         self.put(Place::of(Kind::Node, "", name), node);
+    }
+
+    /// Sets a label of a node that is there.
+    pub fn label_node(&self, name: &str, key: &str, value: &str) {
+        let place = Place::of(Kind::Node, "", name);
+        self.change(|book| {
+            if let Some(mut node) = book.objects.get(&place).cloned() {
+                node["metadata"]["labels"][key] = value.into();
+                book.put(place, node);
+            }
+        });
     }
 
     /// Deletes a node.
@@ -351,6 +380,9 @@ async fn answer(
         ApiWeather::Garbage(text) => return text.into_response(),
         ApiWeather::Slow(pause) => tokio::time::sleep(pause).await,
     }
+    if let Some(target) = proxy::at(uri.path()) {
+        return proxy::answer(&desk, &target).await;
+    }
     let Some(place) = Place::at(uri.path()) else {
         return refused(StatusCode::NOT_FOUND, "NotFound", uri.path());
     };
@@ -366,10 +398,11 @@ async fn answer(
     if let Some(refusal) = desk.book().forbids(&place, verb) {
         return refusal;
     }
-    let selector = Selector::of(query.get("fieldSelector").map(String::as_str));
+    let [fields, labels] = ["fieldSelector", "labelSelector"].map(|key| query.get(key).map(String::as_str));
+    let selector = Selector::of(fields, labels);
     match verb {
         "watch" => watching(&desk, place.kind, selector, &query),
-        "list" => desk.list(place.kind, &selector, query.get("resourceVersion").is_some_and(|at| at == "0")),
+        "list" => desk.list(&place, &selector, query.get("resourceVersion").is_some_and(|at| at == "0")),
         "get" => desk.get(&place),
         "create" => desk.change(|book| writes::create(book, &place, &body)),
         _ => desk.change(|book| writes::patch(book, &place, &headers, &body)),
@@ -381,16 +414,19 @@ fn json_of(object: &Value) -> Response {
 }
 
 impl Desk {
-    fn list(&self, kind: Kind, selector: &Selector, may_be_old: bool) -> Response {
-        let mut book = self.book();
+    fn list(&self, at: &Place, selector: &Selector, may_be_old: bool) -> Response {
+        let (mut book, kind) = (self.book(), at.kind);
         book.lists += 1;
         let old = book.lagging.as_ref().filter(|_| may_be_old);
-        let (at, objects) = old.map_or((book.version, &book.objects), |(at, objects)| (*at, objects));
-        let of = objects.iter().filter(|(place, object)| place.kind == kind && selector.takes(object));
+        let (told_at, objects) = old.map_or((book.version, &book.objects), |(at, objects)| (*at, objects));
+        let there = |place: &Place| at.namespace.is_empty() || at.namespace == place.namespace;
+        let of =
+            |(place, object): &(&Place, &Value)| place.kind == kind && there(place) && selector.takes(object);
+        let of = objects.iter().filter(of);
         let items: Vec<&Value> = of.map(|(_, object)| object).collect();
         let (version, word) = kind.words();
         json_of(&json!({"kind": format!("{word}List"), "apiVersion": version, "items": items,
-                        "metadata": {"resourceVersion": at.to_string()}}))
+                        "metadata": {"resourceVersion": told_at.to_string()}}))
     }
 
     fn get(&self, place: &Place) -> Response {

@@ -84,10 +84,14 @@ pub(super) enum Selector {
     All,
     Named(String),
     OnNode(String),
+    Labelled(String, String),
 }
 
 impl Selector {
-    pub(super) fn of(text: Option<&str>) -> Self {
+    pub(super) fn of(text: Option<&str>, label: Option<&str>) -> Self {
+        if let Some((key, value)) = label.and_then(|label| label.split_once('=')) {
+            return Self::Labelled(key.to_owned(), value.to_owned());
+        }
         let of = |key| text.and_then(|text| text.strip_prefix(key)).map(str::to_owned);
         let named = of("metadata.name=").map(Self::Named);
         named.or_else(|| of("spec.nodeName=").map(Self::OnNode)).unwrap_or(Self::All)
@@ -98,6 +102,7 @@ impl Selector {
             Self::All => true,
             Self::Named(name) => object["metadata"]["name"] == name.as_str(),
             Self::OnNode(node) => object["spec"]["nodeName"] == node.as_str(),
+            Self::Labelled(key, value) => object["metadata"]["labels"][key] == value.as_str(),
         }
     }
 }

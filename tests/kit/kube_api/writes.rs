@@ -38,7 +38,12 @@ impl Book {
     /// Why a client may not do this; what it may is noted.
     pub(super) fn forbids(&mut self, place: &Place, verb: &str) -> Option<Response> {
         let (group, resource) = place.kind.resource();
-        let right = (group.to_owned(), resource.to_owned(), verb.to_owned());
+        self.forbids_right((group.to_owned(), resource.to_owned(), verb.to_owned()))
+    }
+
+    /// The same for a right by its words.
+    pub(super) fn forbids_right(&mut self, right: Right) -> Option<Response> {
+        let (group, resource, verb) = &right;
         if self.rights.as_ref().is_some_and(|rights| !rights.contains(&right)) {
             let message = format!("cannot {verb} resource {resource:?} in API group {group:?}");
             return Some(refused(StatusCode::FORBIDDEN, "Forbidden", &message));

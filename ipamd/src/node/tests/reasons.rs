@@ -49,6 +49,7 @@ fn walk(reason: Reason) -> Walk {
         Reason::InUse => Walk::Node(|| refused(CloudErrorKind::InUse)),
         Reason::Throttled => Walk::Node(|| refused(CloudErrorKind::Throttled)),
         Reason::Denied => Walk::Node(|| refused(CloudErrorKind::Denied)),
+        Reason::NoRoots => Walk::Node(|| refused(CloudErrorKind::NoRoots)),
         Reason::CloudUnreachable => Walk::Node(|| refused(CloudErrorKind::Unreachable)),
         Reason::CloudGone => Walk::Node(|| refused(CloudErrorKind::Gone)),
         Reason::Internal => Walk::Node(|| of_wiring(Reason::Internal)),
@@ -140,13 +141,14 @@ fn refused(kind: CloudErrorKind) -> World {
 }
 
 /// What EC2 does, and what its words become.
-const OF_EC2: [(CloudErrorKind, Reason); 13] = [
+const OF_EC2: [(CloudErrorKind, Reason); 14] = [
     (CloudErrorKind::Throttled, Reason::Throttled),
     (CloudErrorKind::SubnetFull, Reason::SubnetFull),
     (CloudErrorKind::NoPrefix, Reason::NoPrefix),
     (CloudErrorKind::EniLimit, Reason::EniLimit),
     (CloudErrorKind::AddressLimit, Reason::EniFull),
     (CloudErrorKind::Denied, Reason::Denied),
+    (CloudErrorKind::NoRoots, Reason::NoRoots),
     (CloudErrorKind::Gone, Reason::CloudGone),
     (CloudErrorKind::NoPlace, Reason::NoSubnet),
     (CloudErrorKind::InUse, Reason::InUse),
