@@ -10,7 +10,7 @@ use wire::{Added, Attachment, Detachment, Failure, Interface, Kept, Reply, Reque
 
 use super::event::{BatchId, CallId, Effect};
 use super::{Node, Settings, restore};
-use crate::families::ipv6_among;
+use crate::families::{address_in_pool, ipv6_among};
 use crate::store::Record;
 
 /// How many released sandboxes are remembered, so that an ADD which a DEL has overtaken is recognised.
@@ -468,11 +468,20 @@ impl Node {
         let mut gone = self.attachments_of(sandbox);
         // Those of further interfaces come with a start alone, as all placeholders do.
         let indices = 0..if self.placeholders { INTERFACES_MAX } else { 1 };
-        gone.extend(indices.filter_map(|index| {
+        let placeholders = indices.filter_map(|index| {
             restore::placeholder(&host_if_of(sandbox, &detachment.pod, &detachment.veth_prefix, index))
-        }));
+        });
+        gone.extend(placeholders.filter(|held| self.is_meant(detachment, held)));
         let records = gone.iter().filter_map(|sandbox| self.release(sandbox, now)).collect();
         self.release_reply(id, records, Reply::Done);
+    }
+
+    /// Whether a DEL is about what only the kernel told: that has the pod's name, and runtimes repeat the DEL of a sandbox when the
+    /// pod's next one lives. Where the result of the ADD does not tell its address, it is the kernel that tells its end.
+    fn is_meant(&self, detachment: &Detachment, held: &SandboxKey) -> bool {
+        let Some((_, grant)) = self.pool.owner(held) else { return false };
+        let mut told = detachment.addresses.iter().filter_map(|address| address_in_pool(&[*address]));
+        detachment.pod.name.is_empty() || told.any(|address| address == grant.address)
     }
 
     /// The attachments that come and go with one that the runtime knows, itself included.
