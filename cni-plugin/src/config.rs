@@ -3,6 +3,7 @@
 //! Keys that are not named here are not looked at, among them `podSGEnforcingMode` (which the daemon knows itself). Of
 //! `runtimeConfig`, which may carry every annotation of the pod, one is read and nothing is kept.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -21,6 +22,9 @@ use crate::version::CniVersion;
 const MTU_DEFAULT: u32 = 9001;
 /// The smallest MTU that is accepted, in bytes: what every IPv4 host must take in one piece.
 const MTU_MIN: u32 = 576;
+
+/// Pods have fewer addresses than this.
+const ADDRESSES_MAX: usize = 64;
 
 /// The capability by which the runtime passes a pod's annotations.
 const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
@@ -152,6 +156,14 @@ impl Config {
     /// What must not be released. Both an absent list and `null` are an error: neither may release everything.
     pub(crate) fn valid_attachments(&self) -> Result<Vec<Kept>, ConfigError> {
         self.attachments.clone().ok_or(ConfigError::AttachmentsMissing)
+    }
+
+    /// The addresses in the result that the runtime keeps of ADD; what is no address there is left out.
+    pub(crate) fn added_addresses(&self) -> Vec<IpAddr> {
+        let ips = self.prev_result.as_ref().and_then(|result| result.get("ips")?.as_array());
+        let texts = ips.into_iter().flatten().filter_map(|ip| ip.get("address")?.as_str());
+        let address = |text: &str| text.split('/').next()?.parse().ok();
+        texts.filter_map(address).take(ADDRESSES_MAX).collect()
     }
 
     /// Whether the command exists in this version.
@@ -354,6 +366,17 @@ mod tests {
         assert!(matches!(with.allows(Command::Add), Err(ConfigError::NotFirst)));
         assert!(without.allows(Command::Add).is_ok());
         assert!(matches!(without.allows(Command::Check), Err(ConfigError::PrevResultMissing)));
+    }
+
+    #[test]
+    fn the_result_of_add_tells_addresses_and_garbage_in_it_does_not_matter() {
+        let told = |result: &str| config(&format!(r#","prevResult":{result}"#)).unwrap().added_addresses();
+
+        let ips = r#"{"ips":[{"address":"10.0.0.7/32"},{"address":"fd00::7/128"},{"address":"x"},{},7]}"#;
+        assert_eq!(told(ips), ["10.0.0.7".parse::<IpAddr>().unwrap(), "fd00::7".parse().unwrap()]);
+        for nothing in ["null", "7", "{}", r#"{"ips":7}"#, r#"{"ips":[]}"#] {
+            assert_eq!(told(nothing), [""; 0].map(|_| IpAddr::from([0; 4])), "{nothing}");
+        }
     }
 
     #[test]

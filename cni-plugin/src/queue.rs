@@ -103,7 +103,8 @@ mod tests {
 
     fn del_of(container_id: &str) -> QueuedDel {
         let sandbox = SandboxKey::new("aws-cni", container_id, "eth0").unwrap();
-        let detachment = Detachment { sandbox, pod: PodName::default(), veth_prefix: VethPrefix::default() };
+        let (pod, veth_prefix) = (PodName::default(), VethPrefix::default());
+        let detachment = Detachment { sandbox, pod, veth_prefix, addresses: Vec::new() };
         QueuedDel { detachment, started_ns: 7 }
     }
 

@@ -70,7 +70,8 @@ fn attachment(sandbox: SandboxKey, parameters: &Parameters, config: &Config) -> 
 /// A retry cannot mend bad arguments, and the sandbox alone says what to delete, so the rest may be anything.
 fn detachment(sandbox: SandboxKey, parameters: &Parameters, config: &Config) -> Detachment {
     let args = args::parse(&parameters.args).unwrap_or_default();
-    Detachment { sandbox, pod: args.pod, veth_prefix: config.veth_prefix().unwrap_or_default() }
+    let veth_prefix = config.veth_prefix().unwrap_or_default();
+    Detachment { sandbox, pod: args.pod, veth_prefix, addresses: config.added_addresses() }
 }
 
 /// Asks the daemon and turns its reply into an answer.

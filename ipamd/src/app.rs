@@ -258,6 +258,7 @@ impl Owner {
                 drop(self.parts.writing.send(Writing::Rewrite(snapshot, ipv6)));
             }
             Effect::Look => self.parts.cloud.look(),
+            Effect::Glance => self.parts.cloud.glance(),
             Effect::Act { id, action, groups } => self.parts.cloud.act(id, action, groups),
             Effect::Remember(remembered) => drop(self.parts.writing.send(Writing::Remember(remembered))),
             Effect::AskRange(subnet, mac) => self.parts.cloud.ask_range(subnet, mac),

@@ -211,6 +211,21 @@ impl CloudTasks {
         });
     }
 
+    /// Starts a glance at instance metadata.
+    pub(crate) fn glance(self: &Arc<Self>) {
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            let told = this.glimpse().await;
+            drop(this.events.send(Event::Glanced(told)).await);
+        });
+    }
+
+    async fn glimpse(&self) -> Result<Vec<EniSeen>, CloudError> {
+        let estate = &self.known()?.estate;
+        let inventory = self.imds.interfaces().await?;
+        Ok(inventory.enis.iter().map(|record| seen(record, estate)).collect())
+    }
+
     /// The ENIs as EC2 tells them; as IMDS does where EC2 denies us or is away, and for the first look on a node that has just
     /// started: then IMDS knows as much, and thousands of nodes that start at once do not wait for each other. Not so where ENIs
     /// of other network cards count: whose those are that came with the instance only tags say.

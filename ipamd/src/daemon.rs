@@ -28,7 +28,7 @@ use crate::host::{HostKeeper, NatSettings, Recording};
 use crate::install::Publisher;
 use crate::lock::{self, DaemonLock};
 use crate::metrics::Metrics;
-use crate::node::{Event, Remembered, Settings};
+use crate::node::{Event, GLANCE_EVERY, Remembered, Settings};
 use crate::queue::LockedQueue;
 use crate::readers::{Readers, readers};
 use crate::server::{self, FromSocket, chain};
@@ -36,6 +36,8 @@ use crate::start::{self, Started};
 use crate::web::{Introspection, serve_introspection, serve_metrics};
 use crate::workers;
 
+/// How often EC2 is asked for the ENIs although nothing happened; instance metadata is glanced at in between.
+const AUDIT_EVERY: Duration = Duration::from_secs(6 * 3600);
 /// Requests that may wait for the owner.
 const CALLS_MAX: usize = 256;
 /// Mode of the gRPC socket: the Go version's.
@@ -266,7 +268,8 @@ fn settings(config: &Config) -> Result<Settings, RunError> {
         provisioning: config.provisioning && !config.imds_only,
         policies: config.policy_mode.is_some(),
         // Instance metadata is local, and whoever adds addresses there expects them to be used.
-        audit_every: Duration::from_secs(if config.imds_only { 60 } else { 3600 }),
+        audit_every: if config.imds_only { Duration::from_secs(60) } else { AUDIT_EVERY },
+        glance_every: (!config.imds_only).then_some(GLANCE_EVERY),
     })
 }
 

@@ -527,6 +527,12 @@ impl Pool {
         self.in_flight.get(&id).is_some_and(|call| self.card_acted_on(&call.action) == card)
     }
 
+    /// Whether a call is in progress, or it is not known what came of one.
+    #[must_use]
+    pub fn is_changing(&self) -> bool {
+        !self.in_flight.is_empty()
+    }
+
     /// Whether a call in progress makes an ENI: one that nobody seems to own may be that one.
     #[must_use]
     pub fn is_creating(&self) -> bool {

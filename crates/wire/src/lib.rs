@@ -13,6 +13,7 @@ pub mod queue;
 mod report;
 mod trace;
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
@@ -125,6 +126,10 @@ pub struct Detachment {
     /// First characters of the host interface's name.
     #[serde(default)]
     pub veth_prefix: VethPrefix,
+    /// Addresses that the runtime was told when the sandbox was added (`ips` of `prevResult`); none where it tells no result,
+    /// as with a DEL that it repeats.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
 }
 
 /// The daemon's answer.

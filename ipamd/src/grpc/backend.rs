@@ -132,7 +132,8 @@ fn detachment(request: DelNetworkRequest, veth_prefix: VethPrefix) -> Result<Det
     let DelNetworkRequest { pod_name, pod_namespace, if_name, network_name, container_id, .. } = request;
     let sandbox = SandboxKey::new(&network_name, &container_id, &if_name)
         .map_err(|error| Failure::new(Reason::BadInput, error.to_string()))?;
-    Ok(Detachment { sandbox, pod: PodName { namespace: pod_namespace, name: pod_name }, veth_prefix })
+    let pod = PodName { namespace: pod_namespace, name: pod_name };
+    Ok(Detachment { sandbox, pod, veth_prefix, addresses: Vec::new() })
 }
 
 /// What a sandbox holds, in the words of the Go plugin; the primary ENI's place stands in for one that is not known.

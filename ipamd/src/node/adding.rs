@@ -10,7 +10,7 @@ use wire::{Added, Attachment, Detachment, Failure, Interface, Kept, Reply, Reque
 
 use super::event::{BatchId, CallId, Effect};
 use super::{Node, Settings, restore};
-use crate::families::ipv6_among;
+use crate::families::{address_in_pool, ipv6_among};
 use crate::store::Record;
 
 /// How many released sandboxes are remembered, so that an ADD which a DEL has overtaken is recognised.
@@ -468,7 +468,9 @@ impl Node {
             return self.supersede(add, id, now);
         }
         let mut gone = self.attachments_of(sandbox);
-        gone.extend(self.placeholders_of(detachment));
+        gone.extend(
+            self.placeholders_of(detachment).into_iter().filter(|held| self.is_meant(detachment, held)),
+        );
         let records = gone.iter().filter_map(|sandbox| self.release(sandbox, now)).collect();
         self.release_reply(id, records, Reply::Done);
     }
@@ -479,7 +481,7 @@ impl Node {
         if !self.placeholders {
             return Vec::new();
         }
-        let Detachment { sandbox, pod, veth_prefix } = detachment;
+        let Detachment { sandbox, pod, veth_prefix, .. } = detachment;
         let names = (0..INTERFACES_MAX).map(|index| host_if_of(sandbox, pod, veth_prefix, index));
         let names: Vec<HostVeth> = names.collect();
         let owners = self.pool.owners().map(|(owner, _)| owner);
@@ -488,6 +490,14 @@ impl Node {
             restore::is_placeholder(&owner.sandbox) && names.iter().any(same)
         });
         its.map(|owner| owner.sandbox.clone()).collect()
+    }
+
+    /// Whether a DEL is about what only the kernel told: that has the pod's name, and runtimes repeat the DEL of a sandbox when the
+    /// pod's next one lives. Where the result of the ADD does not tell its address, it is the kernel that tells its end.
+    fn is_meant(&self, detachment: &Detachment, held: &SandboxKey) -> bool {
+        let Some((_, grant)) = self.pool.owner(held) else { return false };
+        let mut told = detachment.addresses.iter().filter_map(|address| address_in_pool(&[*address]));
+        detachment.pod.name.is_empty() || told.any(|address| address == grant.address)
     }
 
     /// The attachments that come and go with one that the runtime knows, itself included.

@@ -193,6 +193,8 @@ pub enum Event {
     Unidentified(CloudError),
     /// The ENIs were looked at.
     Looked(Result<Picture, CloudError>),
+    /// Instance metadata was glanced at: the ENIs that it tells.
+    Glanced(Result<Vec<EniSeen>, CloudError>),
     /// A call to EC2 came to an end.
     Acted {
         /// Which.
@@ -296,6 +298,8 @@ pub enum Effect {
     Rewrite(Box<Snapshot>, Ipv6Books),
     /// Look at the ENIs.
     Look,
+    /// Ask instance metadata for the ENIs.
+    Glance,
     /// Call EC2.
     Act {
         /// The call's name.

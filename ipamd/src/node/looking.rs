@@ -17,7 +17,7 @@ use crate::cloud::{CloudError, CloudErrorKind};
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// How long instance metadata may lack a change of ours; the Go version too believes it no sooner. EC2's own answers lag by
 /// [`PICTURE_LAG`].
-const METADATA_LAG: Duration = Duration::from_secs(60);
+pub(super) const METADATA_LAG: Duration = Duration::from_secs(60);
 /// Pause before another look when only instance metadata has answered.
 const EC2_AGAIN: Duration = Duration::from_secs(300);
 /// Pause before another look when chores could not be done. Doubles with each time in a row, up to the pause between audits: what

@@ -12,6 +12,7 @@
 //! | `ipv6.rs` | the IPv6 prefix: when to ask for it; IPv6 by the node's address |
 //! | `ranges.rs` | ranges of subnets, without which an ENI has no way out |
 //! | `remembering.rs` | what a start goes on from while nobody tells anything |
+//! | `glancing.rs` | the glances at instance metadata between two looks at EC2 |
 //! | `publishing.rs` | when to tell the runtime that there is a network |
 //! | `reasons.rs` | why ADDs failed or waited of late |
 //! | `report.rs` | what `ipamd status` shows |
@@ -25,6 +26,7 @@ mod cards;
 mod cluster;
 mod custom;
 mod event;
+mod glancing;
 mod growing;
 mod hosting;
 mod ipv6;
@@ -60,6 +62,8 @@ use crate::store::Ipv6Books;
 use adding::Pending;
 use cluster::ClusterState;
 use custom::CustomState;
+pub(crate) use glancing::GLANCE_EVERY;
+use glancing::Glances;
 use growing::CloudState;
 use hosting::HostState;
 use ipv6::Ipv6State;
@@ -112,6 +116,8 @@ pub struct Settings {
     pub policies: bool,
     /// How often the ENIs are looked at although nothing happened.
     pub audit_every: Duration,
+    /// How often instance metadata is asked whether it tells anything else; `None`: never.
+    pub glance_every: Option<Duration>,
 }
 
 /// The state of one node.
@@ -160,6 +166,7 @@ pub struct Node {
     hold: Hold,
     stopping: bool,
     /// ENIs that other instances may have left behind, and when they were first seen.
+    glances: Glances,
     strays: BTreeMap<EniId, Moment>,
     host: HostState,
     reasons: Reasons,
@@ -203,6 +210,7 @@ impl Node {
             hold: Hold::Nothing,
             stopping: false,
             strays: BTreeMap::new(),
+            glances: Glances::default(),
             host: HostState::default(),
             reasons: Reasons::default(),
             plan_again: None,
@@ -238,7 +246,11 @@ impl Node {
             Event::Unidentified(error) => self.unidentified(&error, now),
             Event::Remembered(remembered) => self.remembered(*remembered),
             Event::Looked(result) => self.looked(result, now),
-            Event::Acted { id, result } => self.acted(id, result, now),
+            Event::Glanced(result) => self.glanced(result, now),
+            Event::Acted { id, result } => {
+                self.glance_later(now);
+                self.acted(id, result, now);
+            }
             Event::Ipv6Assigned(result) => self.ipv6_assigned(result, now),
             Event::Ipv6Released(result) => self.ipv6_released(result, now),
             Event::Untied => self.untied(now),
@@ -281,6 +293,7 @@ impl Node {
             self.held_wakeup(),
             self.survey_wakeup(),
             self.ranges_wakeup(),
+            self.glance_wakeup(),
         ];
         // What is past was looked at just now and waits for something else.
         let soonest = rest.into_iter().flatten().filter(|at| *at > now).min();
@@ -307,6 +320,7 @@ impl Node {
     /// Everything that may follow from any event.
     fn advance(&mut self, now: Moment) {
         self.look_if_due(now);
+        self.glance_if_due(now);
         self.serve(now);
         self.survey(now);
         self.want_ipv6(now);

@@ -29,6 +29,8 @@ pub(crate) enum Happening {
     Del(Sandbox),
     /// The kernel has wired the pod of this call.
     Wired(CallId),
+    /// Instance metadata has told the ENIs.
+    Glanced,
     /// An errand has ended.
     Done(Box<Errand>),
     /// Its wakeup is due.

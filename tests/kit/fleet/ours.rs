@@ -27,7 +27,10 @@ const DELETES: Tries = Tries::ONCE.rounds(5, DETACHING);
 /// As the daemon's defaults.
 const COOLDOWN: Duration = Duration::from_secs(30);
 const ADD_TIMEOUT: Duration = Duration::from_secs(80);
-const AUDIT_EVERY: Duration = Duration::from_secs(3600);
+const AUDIT_EVERY: Duration = Duration::from_secs(6 * 3600);
+const GLANCE_EVERY: Duration = Duration::from_secs(900);
+/// What instance metadata takes to tell some ENIs.
+const GLANCING: Duration = Duration::from_millis(50);
 /// As the plugin's.
 const PATIENCE_MS: u32 = 90_000;
 
@@ -75,6 +78,7 @@ impl Ours {
             provisioning: true,
             policies: false,
             audit_every: AUDIT_EVERY,
+            glance_every: Some(GLANCE_EVERY),
         };
         let facts = Facts {
             instance: "i-1".parse().ok()?,
@@ -119,6 +123,7 @@ impl Ours {
             }
             Happening::Del(sandbox) => self.call(del(sandbox)?, now),
             Happening::Wired(id) => Event::Wired { id, result: Ok(()) },
+            Happening::Glanced => Event::Glanced(Ok(self.picture(now, &instance.enis).enis)),
             Happening::Done(errand) => self.told(*errand, instance)?,
             Happening::Tick => Event::Tick,
             Happening::Sweep => return None,
@@ -164,6 +169,7 @@ impl Ours {
                 let steps = if fresh { vec![subnets] } else { vec![look(), look(), subnets] };
                 wants.push(Want::Run(Errand::new(Purpose::Look(now), None, steps)));
             }
+            Effect::Glance => wants.push(Want::Hear(GLANCING, Happening::Glanced)),
             Effect::Act { id, action, .. } => wants.push(Want::Run(errand(id, action))),
             Effect::Tidy(chores) => wants.push(Want::Run(tidy(chores))),
             Effect::Check(..)
@@ -191,6 +197,11 @@ impl Ours {
         let refused = errand.refused;
         Some(match errand.purpose {
             Purpose::Look(as_of) => Event::Looked(match refused {
+                // Then instance metadata is asked.
+                Some(Refusal::Throttled) => {
+                    let told = self.picture(as_of, &instance.enis);
+                    Ok(Picture { from_metadata: true, chores: Vec::new(), choice: None, ..told })
+                }
                 Some(refusal) => Err(error("DescribeNetworkInterfaces", Kind::Reads, refusal)),
                 // Instance metadata tells what is there, and nothing of what is to be done about it.
                 None if errand.found.is_empty() => {
@@ -363,7 +374,10 @@ fn add(sandbox: Sandbox) -> Option<Verb> {
 }
 
 fn del(sandbox: Sandbox) -> Option<Verb> {
-    let detachment =
-        Detachment { sandbox: key(sandbox)?, pod: name(sandbox), veth_prefix: VethPrefix::default() };
-    Some(Verb::Del(detachment))
+    Some(Verb::Del(Detachment {
+        sandbox: key(sandbox)?,
+        pod: name(sandbox),
+        veth_prefix: VethPrefix::default(),
+        addresses: Vec::new(),
+    }))
 }

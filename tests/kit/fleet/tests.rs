@@ -49,14 +49,14 @@ fn in_a_small_fleet_every_pod_of_ours_gets_its_address_and_no_add_fails() {
 }
 
 #[test]
-fn an_idle_node_changes_nothing_and_looks_once_an_hour() {
+fn an_idle_node_changes_nothing_and_looks_every_six_hours() {
     for Budget { policy, idle_changes, idle_describes, .. } in budgets() {
         if policy.is_original {
             continue;
         }
         assert_eq!(idle_changes, 0, "{}", policy.name);
-        // A look is three calls, and comes after half an hour to one and a half.
-        assert!((3 * 16..=3 * 32).contains(&idle_describes), "{}: {idle_describes}", policy.name);
+        // A look is three calls, and comes after three to nine hours.
+        assert!((3 * 2..=3 * 8).contains(&idle_describes), "{}: {idle_describes}", policy.name);
     }
 }
 
@@ -76,7 +76,7 @@ fn churn_costs_few_calls_and_fails_no_add() {
         if !policy.is_original {
             assert_eq!(churn_failed, 0, "{}", policy.name);
             assert!(churn_changes <= 0.1, "{}: {churn_changes}", policy.name);
-            assert!(churn_describes <= 0.12, "{}: {churn_describes}", policy.name);
+            assert!(churn_describes <= 0.01, "{}: {churn_describes}", policy.name);
         }
     }
 }
@@ -95,10 +95,12 @@ fn both(targets: &str, trace: &Trace, seed: u64) -> [Cost; 2] {
 }
 
 #[test]
-fn for_churn_ours_makes_no_more_changes_than_the_original() {
+fn for_churn_ours_makes_fewer_calls_than_the_original_and_no_more_of_those_that_change_something() {
     for targets in TARGETS {
         let [ours, original] = both(targets, &Trace::default(), 1);
 
+        let calls = |cost: &Cost| cost.changes + cost.describes;
+        assert!(calls(&ours) < calls(&original), "{targets}: {ours:?}, the original {original:?}");
         // Where the original makes one ENI or takes one prefix, the targets ask for just that.
         let least = ["WARM_ENI 1", "WARM_PREFIX 1"].contains(&targets);
         let holds = if least { ours.changes <= original.changes } else { ours.changes < original.changes };
@@ -108,9 +110,10 @@ fn for_churn_ours_makes_no_more_changes_than_the_original() {
 
 /// So that the trace of the tables is no lucky one.
 #[test]
-fn over_many_kinds_of_churn_ours_makes_fewer_changes_and_holds_no_more_in_the_end() {
+fn over_many_kinds_of_churn_ours_makes_fewer_calls_and_holds_no_more_in_the_end() {
     for targets in TARGETS {
         let (mut of_ours, mut of_original) = (0, 0);
+        let (mut looks_of_ours, mut looks_of_original) = (0, 0);
         // Where few addresses are to be held, a burst's ENI goes back before the next burst.
         let more = if targets == "WARM_IP 5 MIN 16" { 6 } else { 0 };
         for seed in 1..=24 {
@@ -121,7 +124,14 @@ fn over_many_kinds_of_churn_ours_makes_fewer_changes_and_holds_no_more_in_the_en
             assert!(ours.held_at_rest <= original.held_at_rest, "{both}");
             of_ours += ours.changes;
             of_original += original.changes;
+            looks_of_ours += ours.describes;
+            looks_of_original += original.describes;
         }
+        let (all_of_ours, all_of_original) = (of_ours + looks_of_ours, of_original + looks_of_original);
+        assert!(
+            all_of_ours < all_of_original,
+            "{targets}: {all_of_ours} calls, the original {all_of_original}"
+        );
         // A prefix is taken in one call, and neither gives any back within the hour.
         let least = targets == "WARM_PREFIX 1";
         let holds = if least { of_ours <= of_original } else { of_ours < of_original };

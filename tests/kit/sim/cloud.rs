@@ -90,6 +90,8 @@ const LOOK: Duration = Duration::from_secs(20);
 pub(crate) enum Task {
     /// When it began, by the node's clock, and what the first call told.
     Look(Moment, Option<Picture>),
+    /// At instance metadata alone.
+    Glance,
     Tidy(VecDeque<Chore>),
     Ipv6(EniId),
     ReleaseIpv6(EniId, Ipv6Prefix),
@@ -289,6 +291,10 @@ impl Cloud {
         self.advance(now);
         let next = match task {
             Task::Look(as_of, before) => self.look(as_of, before, rng, now),
+            Task::Glance => {
+                let told = self.as_metadata_tells(rng, now).enis;
+                self.tell(Event::Glanced(Ok(told)), rng)
+            }
             Task::Tidy(chores) => self.tidy(chores, rng, now),
             Task::Ipv6(eni) => {
                 let given = self.change("AssignIpv6Addresses", now, |model| model.assign_ipv6(&eni, 1));

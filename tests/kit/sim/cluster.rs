@@ -28,6 +28,8 @@ pub(crate) enum Turn {
     Deleted,
     /// The node object names another one; some of those exist.
     Renamed(u8),
+    /// New pods are kept away from the node, or no longer.
+    Cordoned(bool),
     /// The node object is deleted.
     NoNode,
     /// The API server goes away.
@@ -40,12 +42,17 @@ pub(crate) enum Turn {
 pub(crate) const TURNS: &[Turn] =
     &[Turn::NoSubnet, Turn::NoGroup, Turn::Unreadable, Turn::Deleted, Turn::NoNode, Turn::Away, Turn::Back];
 
+/// Those that happen without custom networking too.
+pub(crate) const TURNS_OF_THE_NODE: &[Turn] =
+    &[Turn::Cordoned(true), Turn::Cordoned(false), Turn::NoNode, Turn::Away, Turn::Back];
+
 /// What the API server has.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     /// Which the node object names, if there is one.
     named: String,
     has_node: bool,
+    cordoned: bool,
     objects: BTreeMap<String, EniConfigNews>,
     away: bool,
     home: EniConfig,
@@ -56,18 +63,18 @@ impl Cluster {
     pub(crate) fn new(subnet: SubnetId) -> Self {
         let home = EniConfig { subnet, groups: Vec::new() };
         let objects = BTreeMap::from([(DEFAULT.to_owned(), EniConfigNews::Is(home.clone()))]);
-        Self { named: DEFAULT.to_owned(), has_node: true, objects, away: false, home }
+        Self { named: DEFAULT.to_owned(), has_node: true, cordoned: false, objects, away: false, home }
     }
 
     /// All is well again; whether it was not.
     pub(crate) fn restore(&mut self, met: &mut Met) -> bool {
         let before = std::mem::replace(self, Self::new(self.home.subnet.clone()));
         let well = before.objects.get(&before.named) == self.objects.get(DEFAULT);
-        let was_off = before.away || !before.has_node || before.named != DEFAULT || !well;
-        if was_off {
+        let config_off = before.away || !before.has_node || before.named != DEFAULT || !well;
+        if config_off {
             met.note(Manner::ConfigRestored);
         }
-        was_off
+        config_off || before.cordoned
     }
 
     /// Something happens.
@@ -97,6 +104,10 @@ impl Cluster {
             Turn::Renamed(number) => {
                 self.named = if number == 0 { DEFAULT.to_owned() } else { format!("zone-{number}") };
                 Some(Manner::ConfigRenamed)
+            }
+            Turn::Cordoned(cordoned) => {
+                self.cordoned = cordoned;
+                cordoned.then_some(Manner::Cordoned)
             }
             Turn::NoNode => std::mem::take(&mut self.has_node).then_some(Manner::NodeObjectGone),
             Turn::Away => (!std::mem::replace(&mut self.away, true)).then_some(Manner::ClusterAway),
@@ -134,7 +145,7 @@ impl Cluster {
         let keys = NameKeys { annotation: String::new(), label: LABEL.to_owned() };
         let named = (self.named != DEFAULT).then(|| (LABEL.to_owned(), self.named.clone()));
         let named = EniConfigName::of(&named.into_iter().collect(), &BTreeMap::new(), &keys);
-        NodeObject { eni_config: Some(named), ..NodeObject::default() }
+        NodeObject { eni_config: Some(named), unschedulable: self.cordoned, ..NodeObject::default() }
     }
 }
 
@@ -147,11 +158,12 @@ pub(crate) fn no_such_group() -> Option<SecurityGroupId> {
     "sg-0ffffffffffffffff".parse().ok()
 }
 
-/// What one daemon has been told of its ENIConfig in its life.
+/// What one daemon has been told in its life: of its ENIConfig, and whether the node is to be left alone.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
     name: Option<String>,
     config: Option<EniConfig>,
+    left_alone: bool,
 }
 
 impl Told {
@@ -159,9 +171,10 @@ impl Told {
     pub(crate) fn hear(&mut self, news: &News) {
         match news {
             News::Node(object) => {
+                self.left_alone = object.unschedulable;
                 let name = object.eni_config.as_ref().map(|named| named.name.clone());
                 if name.is_some() && name != self.name {
-                    *self = Self { name, config: None };
+                    (self.name, self.config) = (name, None);
                 }
             }
             News::EniConfig(of, says) if self.name.as_ref() == Some(of) => match says {
@@ -172,6 +185,11 @@ impl Told {
             },
             News::EniConfig(..) | News::NoNode | News::Trouble(_) => {}
         }
+    }
+
+    /// Whether nothing may be given back: the node is cordoned.
+    pub(crate) const fn is_left_alone(&self) -> bool {
+        self.left_alone
     }
 
     /// Whether an ENI may be made like this.

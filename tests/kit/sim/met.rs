@@ -55,11 +55,15 @@ pub enum Manner {
     NodeObjectGone,
     /// After trouble the ENIConfig is as it should be again.
     ConfigRestored,
+    /// The node is cordoned.
+    Cordoned,
+    /// The daemon starts while neither instance metadata nor EC2 answers, and goes on from what was known.
+    DarkStart,
 }
 
 impl Manner {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::Unmanaged,
         Self::Untagged,
         Self::EfaOnly,
@@ -85,6 +89,8 @@ impl Manner {
         Self::ClusterAway,
         Self::NodeObjectGone,
         Self::ConfigRestored,
+        Self::Cordoned,
+        Self::DarkStart,
     ];
 }
 
@@ -116,6 +122,8 @@ impl fmt::Display for Manner {
             Self::ClusterAway => "API server away",
             Self::NodeObjectGone => "node objects deleted",
             Self::ConfigRestored => "ENIConfigs restored",
+            Self::Cordoned => "nodes cordoned",
+            Self::DarkStart => "starts in the dark",
         })
     }
 }

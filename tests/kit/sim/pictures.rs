@@ -117,7 +117,7 @@ impl Cloud {
 
     /// What instance metadata tells: the ENIs whose device is there, and their subnets; no tags, no chores. Its lists are of
     /// different times: an ENI may be there whose addresses are not.
-    fn as_metadata_tells(&mut self, rng: &mut Rng, now: Moment) -> Picture {
+    pub(super) fn as_metadata_tells(&mut self, rng: &mut Rng, now: Moment) -> Picture {
         let lags = self.lags;
         let (list, singles, blocks) =
             (lags.draw(lags.metadata, rng), lags.draw(lags.addresses, rng), lags.draw(lags.prefixes, rng));

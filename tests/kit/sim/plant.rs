@@ -2,6 +2,7 @@
 
 use ipamd::cloud::{CloudError, CloudErrorKind};
 use ipamd::cluster::{EniConfigNews, News};
+use ipamd::hold::Hold;
 use ipamd::node::{Chore, Effect, Event, Picture};
 use pool::Role;
 use types::Moment;
@@ -39,6 +40,14 @@ pub enum Plant {
     UsesThePrimary,
     /// That an ENIConfig was deleted is taken for trouble with the API server.
     TakesAbsenceForTrouble,
+    /// ENIs serve pods before their links are there.
+    ServesBeforeTheLink,
+    /// The kernel steers by the wish before the last.
+    SteersByTheWishBefore,
+    /// What an operator holds back is not held back.
+    IgnoresTheBrake,
+    /// That the node is cordoned is not heard.
+    IgnoresTheCordon,
 }
 
 impl Plant {
@@ -59,6 +68,10 @@ impl Plant {
         Self::TakesEfaForPlain,
         Self::UsesThePrimary,
         Self::TakesAbsenceForTrouble,
+        Self::ServesBeforeTheLink,
+        Self::SteersByTheWishBefore,
+        Self::IgnoresTheBrake,
+        Self::IgnoresTheCordon,
     ];
 
     /// Its name in reports.
@@ -80,6 +93,10 @@ impl Plant {
             Self::TakesEfaForPlain => "takes-efa-for-plain",
             Self::UsesThePrimary => "uses-the-primary",
             Self::TakesAbsenceForTrouble => "takes-absence-for-trouble",
+            Self::ServesBeforeTheLink => "serves-before-the-link",
+            Self::SteersByTheWishBefore => "steers-by-the-wish-before",
+            Self::IgnoresTheBrake => "ignores-the-brake",
+            Self::IgnoresTheCordon => "ignores-the-cordon",
         }
     }
 
@@ -112,6 +129,15 @@ impl Plant {
             (Self::TakesAbsenceForTrouble, Event::Cluster(News::EniConfig(name, EniConfigNews::Absent))) => {
                 let trouble = EniConfigNews::Trouble("it is not there".to_owned());
                 Event::Cluster(News::EniConfig(name, trouble))
+            }
+            (Self::ServesBeforeTheLink, Event::Converged { generation, result: Ok(mut made) }) => {
+                made.missing.clear();
+                Event::Converged { generation, result: Ok(made) }
+            }
+            (Self::IgnoresTheBrake, Event::Held(_)) => Event::Held(Hold::Nothing),
+            (Self::IgnoresTheCordon, Event::Cluster(News::Node(mut object))) => {
+                object.unschedulable = false;
+                Event::Cluster(News::Node(object))
             }
             (_, event) => event,
         }

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use datapath::Marks;
 use ipamd::families::Families;
+use ipamd::hold::Hold;
 use ipamd::node::Settings;
 use pool::Targets;
 use types::{InstanceTable, VethPrefix};
 
-use super::cluster::{TURNS, Turn};
+use super::cluster::{TURNS, TURNS_OF_THE_NODE, Turn};
 use super::foreign::{DEVICES, FOREIGN, Foreign};
 use super::rng::Rng;
 
@@ -57,6 +58,11 @@ pub(crate) struct Setup {
     pub(crate) custom: bool,
     /// A network policy agent has a say in each pod.
     pub(crate) policies: bool,
+    /// There is an API server that tells the node object.
+    pub(crate) in_cluster: bool,
+    /// The bounds that settings may set.
+    pub(crate) max_enis: Option<u8>,
+    pub(crate) max_pods: Option<u32>,
 }
 
 /// How far the world's descriptions of the instance look into the past, each for itself.
@@ -140,6 +146,8 @@ pub(crate) enum Step {
     WiringFails(u32),
     /// The kernel refuses the next convergences.
     HostFails(u32),
+    /// The operator holds this back from now on.
+    Hold(Hold),
 }
 
 /// What a change in EC2 meets.
@@ -157,6 +165,7 @@ pub(crate) enum Fault {
     Garbage,
 }
 
+const HOLDS: &[Hold] = &[Hold::Nothing, Hold::Releases, Hold::Changes];
 const FAULTS: &[Fault] =
     &[Fault::LoseAnswer, Fault::LoseRequest, Fault::Throttle, Fault::Half, Fault::Garbage];
 /// Small types, so that limits are met, and one without prefixes.
@@ -197,13 +206,14 @@ impl Setup {
                 minimum_ip: self.minimum_ip,
                 warm_prefix: self.warm_prefix,
                 automatic: self.automatic,
+                max_pods: self.max_pods,
                 ..Targets::default()
             },
             prefix_delegation: self.prefixes,
             custom_networking: self.custom,
             cooldown: self.cooldown,
             add_timeout: Duration::from_secs(80),
-            max_enis: None,
+            max_enis: self.max_enis,
             multi_nic: false,
             eni_mtu: 9001,
             pod_mtu: 9001,
@@ -212,12 +222,13 @@ impl Setup {
             connmark: true,
             exclude_snat: Vec::new(),
             external_services: BTreeSet::new(),
-            in_cluster: self.custom,
+            in_cluster: self.in_cluster,
             annotate_pod_ip: false,
             manage_cordoned: false,
             provisioning: true,
             policies: self.policies,
             audit_every: self.audit,
+            glance_every: self.metadata.then_some(self.audit / 4),
         }
     }
 
@@ -249,9 +260,13 @@ impl Setup {
             dual: can_ipv6 && rng.clone().percent(30),
             custom: rng.clone().below(1000) >= 800,
             policies: rng.clone().below(4) == 0,
+            in_cluster: rng.percent(30),
+            max_enis: rng.percent(15).then(|| 1 + u8::try_from(rng.below(3)).unwrap_or(0)),
+            max_pods: rng.percent(15).then(|| 2 + rng.small(20)),
         };
         // The two are refused together.
-        Self { custom: setup.custom && !setup.dual, ..setup }
+        let custom = setup.custom && !setup.dual;
+        Self { custom, in_cluster: setup.in_cluster || custom, ..setup }
     }
 }
 
@@ -314,8 +329,11 @@ impl Step {
         if setup.custom && rng.percent(30) {
             return Self::Config(turn(rng));
         }
+        if setup.in_cluster && rng.percent(10) {
+            return Self::Config(rng.pick(TURNS_OF_THE_NODE).unwrap_or(Turn::Cordoned(false)));
+        }
         let times = 1 + rng.small(4);
-        match rng.below(28) {
+        match rng.below(29) {
             // Not drawn, so that other histories stay as they are.
             2 if rng.clone().percent(50) => Self::ChangeMode(Duration::from_secs(2)),
             0..=2 => Self::Crash {
@@ -351,6 +369,7 @@ impl Step {
             ),
             24 => Self::Detach(rng.small(3)),
             25..=26 => Self::Blind(rng.millis(0, 900_000)),
+            27 => Self::Hold(rng.pick(HOLDS).unwrap_or(Hold::Nothing)),
             _ => Self::Gc,
         }
     }

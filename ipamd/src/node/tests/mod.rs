@@ -3,7 +3,7 @@
 #![expect(clippy::wildcard_enum_match_arm, reason = "helpers of tests: they look for one thing")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use datapath::Marks;
@@ -78,6 +78,7 @@ impl World {
             provisioning: true,
             policies: false,
             audit_every: Duration::from_secs(3600),
+            glance_every: Some(Duration::from_secs(900)),
         };
         let now = Moment(1_000_000);
         let node = Node::new(settings, Pool::new(Duration::from_secs(30)), 1, now);
@@ -162,7 +163,7 @@ impl World {
 
     fn del(&mut self, name: &str, started_ns: u64) -> Vec<Effect> {
         let Attachment { sandbox, pod, veth_prefix, .. } = attachment(name, name);
-        self.ask(Verb::Del(Detachment { sandbox, pod, veth_prefix }), started_ns).1
+        self.ask(Verb::Del(Detachment { sandbox, pod, veth_prefix, addresses: Vec::new() }), started_ns).1
     }
 
     /// An ADD to its end.
@@ -460,7 +461,7 @@ fn a_del_finds_what_only_the_kernel_knows_also_without_a_pod_name() {
     assert_eq!(world.node.report(world.now).addresses.assigned, 1);
 
     let veth_prefix = VethPrefix::default();
-    let del = Verb::Del(Detachment { sandbox, pod: PodName::default(), veth_prefix });
+    let del = Verb::Del(Detachment { sandbox, pod: PodName::default(), veth_prefix, addresses: Vec::new() });
     let (_, effects) = world.ask(del, 1);
 
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Unwire(_))), "{effects:?}");
@@ -526,4 +527,25 @@ fn a_name_is_free_again_once_its_holder_has_no_link() {
     let effects = world.handle(Event::Dead(vec![sandbox]));
 
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Wire(..))), "{effects:?}");
+}
+
+#[test]
+fn a_repeated_del_of_a_pods_first_sandbox_leaves_the_next_one_that_only_the_kernel_knows() {
+    let Attachment { sandbox, pod, veth_prefix, .. } = attachment("web", "first");
+    let host_if = HostVeth::of_pod(&veth_prefix, &pod, 0);
+    let address: IpAddr = [10, 0, 0, 10].into();
+    let in_kernel = PodInKernel { host_if, addresses: vec![address], by_us: true };
+    let mut world = World::new();
+    let restored =
+        restore(Duration::from_secs(30), Loaded::default(), &[in_kernel], &mut |_| true, true, world.now);
+    world.node.pool = restored.pool;
+    let mut del = |addresses: Vec<IpAddr>| {
+        let (sandbox, pod, veth_prefix) = (sandbox.clone(), pod.clone(), veth_prefix.clone());
+        world.ask(Verb::Del(Detachment { sandbox, pod, veth_prefix, addresses }), 1);
+        world.node.report(world.now).addresses.assigned
+    };
+
+    assert_eq!(del(Vec::new()), 1, "nothing says that it is this one's");
+    assert_eq!(del(vec![[10, 0, 0, 11].into()]), 1, "it had another address");
+    assert_eq!(del(vec![address]), 0);
 }

@@ -281,6 +281,7 @@ fn files_that_are_damaged_or_open_or_waiting_are_found() {
             sandbox: owner("web").sandbox,
             pod: owner("web").pod,
             veth_prefix: VethPrefix::default(),
+            addresses: Vec::new(),
         },
         started_ns: 0,
     };

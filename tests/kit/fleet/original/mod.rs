@@ -105,7 +105,7 @@ impl Original {
             Happening::Done(errand) => self.done(*errand, instance, now),
             Happening::Tick => self.step(now),
             Happening::Sweep => self.sweep(),
-            Happening::Wired(_) => Vec::new(),
+            Happening::Wired(_) | Happening::Glanced => Vec::new(),
         }
     }
 

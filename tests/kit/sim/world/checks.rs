@@ -2,20 +2,27 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
+use ipamd::hold::Hold;
 use ipamd::node::Node;
 use pool::{Action, Role};
 use types::{EniId, InstanceTable, Prefix, SandboxKey, SecurityGroupId};
 
 use super::super::cloud::ipv6_prefixes;
 use super::super::script::PODS;
-use super::{Held, Phase, World, hold};
+use super::{Held, PATIENCE, Phase, World, hold};
+
+/// So many pods are replaced at the end of a history, and each may cost so many changes in EC2: an ENI goes and another comes.
+const REPLACED: usize = 4;
+const CALLS_FOR_ONE: u64 = 5;
 
 /// What must hold.
 impl World {
     /// Always.
     pub(super) fn check(&mut self) -> Held {
         hold!(self.cloud.foul.is_none(), "{:?}", self.cloud.foul);
+        self.steered()?;
         let Some(node) = &self.node else { return Ok(()) };
         let pool = node.pool();
         pool.check().map_err(|violation| violation.to_string())?;
@@ -31,6 +38,7 @@ impl World {
         if self.seen_changes == self.cloud.changes {
             return Ok(());
         }
+        self.host.compare();
         self.seen_changes = self.cloud.changes;
         let touched = self.cloud.touched();
         hold!(touched.is_none(), "I7: {touched:?}, which is not ours, is not as it was left");
@@ -67,7 +75,7 @@ impl World {
     }
 
     /// From here on nothing bad happens.
-    pub(super) fn rest(&mut self) {
+    pub(super) fn rest(&mut self) -> Held {
         self.say(|| "rest".to_owned());
         self.cloud.calm();
         let away = self.cluster.restore(&mut self.cloud.met);
@@ -77,6 +85,7 @@ impl World {
         self.disk.fails = 0;
         self.wiring_fails = 0;
         self.host_fails = 0;
+        self.put_on(Hold::Nothing)
     }
 
     /// Pods whose address was taken away, or whose namespace has vanished, are made again.
@@ -115,6 +124,30 @@ impl World {
         let right = known.is_none_or(|prefix| prefixes.contains(&prefix));
         hold!(right, "IPv6 addresses are of {known:?}, EC2 has {prefixes:?}");
         self.agreed(&report)
+    }
+
+    /// While all is well, pods that are replaced one by one get an address each, by their first ADD, and for few calls.
+    pub(super) fn churn(&mut self) -> Held {
+        // Where there is no room for all, others take the place.
+        let crowded = self.pods.iter().any(|(pod, of)| of.wanted && !self.runs(*pod));
+        let pods: Vec<u32> = (0..PODS).filter(|pod| self.runs(*pod) && !crowded).take(REPLACED).collect();
+        let (before, failed) = (self.cloud.changes, self.failed);
+        for pod in &pods {
+            self.stop(*pod);
+            self.pass(Some(Duration::from_secs(5)))?;
+            self.start(*pod);
+            self.pass(Some(PATIENCE))?;
+            hold!(self.runs(*pod), "pod {pod} is replaced while all is well, and does not run");
+        }
+        hold!(self.failed == failed, "{} ADDs fail while all is well", self.failed - failed);
+        let calls = self.cloud.changes - before;
+        let most = u64::try_from(pods.len()).unwrap_or(0) * CALLS_FOR_ONE;
+        hold!(calls <= most, "{calls} changes for {} pods that are replaced while all is well", pods.len());
+        Ok(())
+    }
+
+    fn runs(&self, pod: u32) -> bool {
+        self.pods.get(&pod).is_some_and(|pod| matches!(pod.phase, Phase::Running))
     }
 
     /// Addresses for which others hold the places.

@@ -1,7 +1,9 @@
 //! The daemon dies, starts again, and is told what the host is.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use ipamd::cloud::{CloudError, CloudErrorKind};
 use ipamd::node::{CallId, Event, Facts, Node, PodInKernel, Restored, restore};
 use ipamd::store::{Loaded, Record, VERSION};
 use pool::{Action, PICTURE_LAG};
@@ -10,6 +12,7 @@ use wire::queue::QueuedDel;
 use wire::{PROTOCOL, Request, Verb};
 
 use super::super::cluster::Told;
+use super::super::met::Manner;
 use super::super::no_limits;
 use super::super::plant::Plant;
 use super::{Due, Held, Job, Pending, World};
@@ -26,6 +29,7 @@ impl World {
         self.skew = self.skew.saturating_add(jump.saturating_mul(1000)).clamp(-900_000_000, 900_000_000);
         if amnesia {
             self.disk.records.clear();
+            self.memory = None;
             // What it has just given back it cannot know: it allows for what descriptions lag as a rule, and no more.
             self.cloud.lags = self.cloud.lags.at_most(PICTURE_LAG);
         }
@@ -103,6 +107,8 @@ impl World {
         node.remember_ipv6(ipv6);
         self.node = Some(node);
         self.tick_at = Moment(u64::MAX);
+        self.hear(Event::Held(self.hold))?;
+        let dark = self.recall()?;
         for QueuedDel { detachment, started_ns } in std::mem::take(&mut self.queue) {
             self.last_call += 1;
             let call = CallId(self.last_call);
@@ -118,12 +124,31 @@ impl World {
             self.hear(Event::Call { id: call, request, descriptors: false })?;
         }
         let facts = Box::new(self.facts());
-        let pause = self.rng.millis(1, 500);
+        let pause = self.rng.millis(1, 500) + dark;
         self.at(pause, Due::Hear(self.epoch, Box::new(Event::Identified(facts))));
-        if self.script.setup.custom {
+        if self.script.setup.in_cluster {
             self.tell_cluster();
         }
         Ok(())
+    }
+
+    /// The daemon reads what is on disk of its instance, and may have to go on from it: how long nobody tells more.
+    fn recall(&mut self) -> Result<Duration, String> {
+        self.cloud.advance(self.now);
+        if let Some(mut remembered) = self.memory.clone() {
+            let here = self.cloud.model.enis_of(&self.cloud.instance.id);
+            let links: BTreeSet<_> = here.filter(|eni| eni.inside().is_some()).map(|eni| eni.mac).collect();
+            remembered.enis.retain(|eni| links.contains(&eni.mac));
+            self.hear(Event::Remembered(remembered))?;
+        }
+        let dark = self.cloud.dark_until.since(self.now);
+        if dark.is_zero() || self.script.setup.metadata {
+            return Ok(Duration::ZERO);
+        }
+        self.cloud.met.note(Manner::DarkStart);
+        let silence = CloudError::new(CloudErrorKind::Unreachable, "identity", "no answer");
+        self.hear_later(self.rng.clone().millis(1, 3_000), Event::Unidentified(silence));
+        Ok(dark)
     }
 
     pub(super) fn facts(&self) -> Facts {

@@ -1,7 +1,9 @@
 //! One node's world: the real `Node`, and around it a runtime, a kernel, a disk and a cloud that obey only a clock of our own.
 
 mod checks;
+mod host;
 mod life;
+mod operator;
 mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,12 +14,13 @@ use std::time::Duration;
 use datapath::PodSpec;
 use ipamd::cloud::{CloudError, CloudErrorKind};
 use ipamd::families::address_in_pool;
-use ipamd::node::{BatchId, CallId, Effect, Event, HostMade, HostWish, Node};
+use ipamd::hold::Hold;
+use ipamd::node::{BatchId, CallId, Effect, Event, Node, Remembered};
 use ipamd::store::{Ipv6Books, Record, VERSION};
 use pool::Snapshot;
 use types::{HostVeth, Moment, PodName, Reason, SandboxKey, VethPrefix};
 use wire::queue::QueuedDel;
-use wire::{Failure, Reply, Request, Verb};
+use wire::{Detachment, Failure, Reply, Request, Verb};
 
 use super::cloud::{Cloud, Next, Task};
 use super::cluster::{Cluster, Told};
@@ -181,10 +184,18 @@ pub(crate) struct World {
     lived: BTreeSet<Ipv4Addr>,
     clock_at_crash: Moment,
     early: u64,
+    /// ADDs that failed, the policy agent's doing apart.
+    failed: u64,
     /// The daemon has told the runtime that there is a network.
     published: bool,
     /// Addresses that somebody took from under a pod.
     robbed: BTreeSet<Ipv4Addr>,
+    /// What the host's kernel was told.
+    host: host::Host,
+    /// What the operator holds back.
+    hold: Hold,
+    /// What the daemon has put on disk of its instance.
+    memory: Option<Box<Remembered>>,
     /// How many changes EC2 had met when its ENIs were last compared with the live pods.
     seen_changes: u64,
     queue: Vec<QueuedDel>,
@@ -230,8 +241,12 @@ impl World {
             lived: BTreeSet::new(),
             clock_at_crash: Moment(0),
             early: 0,
+            failed: 0,
             published: false,
             robbed: BTreeSet::new(),
+            host: host::Host::default(),
+            hold: Hold::Nothing,
+            memory: None,
             seen_changes: 0,
             queue: Vec::new(),
             disk: Disk::default(),
@@ -262,12 +277,13 @@ impl World {
         self.at(Duration::ZERO, Due::Start);
         self.at(Duration::from_millis(500), Due::Step(0));
         self.pass(None)?;
-        self.rest();
+        self.rest()?;
         // By the end of this the node has looked at EC2 and knows what was taken from it.
         self.pass(Some(REST))?;
         self.heal();
         self.pass(Some(REST))?;
         self.rested()?;
+        self.churn()?;
         for pod in 0..PODS {
             self.stop(pod);
         }
@@ -377,7 +393,8 @@ impl World {
             Effect::Mend(_) | Effect::Waited(..) | Effect::Forget(_) => {}
             // Nobody reads them here.
             Effect::Tell(_) | Effect::Annotate(_) | Effect::Features(_) => {}
-            Effect::AskRange(..) | Effect::Remember(_) => {}
+            Effect::AskRange(..) => {}
+            Effect::Remember(remembered) => self.memory = Some(remembered),
             Effect::Enforce { id, patience, .. } => self.enforcing(id, patience),
             Effect::Survey(holders) => self.wiring(Job::Survey(holders)),
             Effect::Unwire(pod) => self.wiring(Job::Remove(pod)),
@@ -393,10 +410,20 @@ impl World {
                 self.at(at, Due::Rewriting(self.epoch, snapshot, ipv6));
             }
             Effect::Look => self.ask(Task::Look(self.clock(), None)),
+            Effect::Glance => self.ask(Task::Glance),
             Effect::Publish => return self.published(),
-            Effect::AssignIpv6(eni) => self.ask(Task::Ipv6(eni)),
-            Effect::ReleaseIpv6(eni, prefix) => self.ask(Task::ReleaseIpv6(eni, prefix)),
-            Effect::Tidy(chores) => self.ask(Task::Tidy(chores.into())),
+            Effect::AssignIpv6(eni) => {
+                self.check_hold(None)?;
+                self.ask(Task::Ipv6(eni));
+            }
+            Effect::ReleaseIpv6(eni, prefix) => {
+                self.check_hold(None)?;
+                self.ask(Task::ReleaseIpv6(eni, prefix));
+            }
+            Effect::Tidy(chores) => {
+                self.check_hold(None)?;
+                self.ask(Task::Tidy(chores.into()));
+            }
             Effect::Act { id, action, .. } if self.is_planted_refusal(&action) => {
                 let refusal = CloudError::new(CloudErrorKind::Other, "release", "planted");
                 self.hear_later(Duration::ZERO, Event::Acted { id, result: Err(refusal) });
@@ -404,6 +431,7 @@ impl World {
             Effect::Act { id, action, groups } => {
                 self.say(|| action.to_string());
                 self.check_place(&action, &groups)?;
+                self.check_hold(Some(&action))?;
                 let task = self.cloud.task(id, action, groups);
                 self.ask(task);
             }
@@ -437,19 +465,6 @@ impl World {
         let done = self.writing_free.since(self.now) + self.rng.millis(0, longest);
         self.writing_free = self.now.plus(done);
         done
-    }
-
-    /// MACs of the ENIs whose links are not there yet.
-    fn converge(&mut self, host: &HostWish) -> Result<HostMade, String> {
-        if self.host_fails > 0 {
-            self.host_fails -= 1;
-            return Err("the kernel refuses".to_owned());
-        }
-        self.cloud.advance(self.now);
-        let enis = self.cloud.model.enis_of(&self.cloud.instance.id);
-        let there: BTreeSet<_> = enis.filter(|eni| eni.inside().is_some()).map(|eni| eni.mac).collect();
-        let missing = host.node.enis.iter().map(|eni| eni.mac).filter(|mac| !there.contains(mac)).collect();
-        Ok(HostMade { missing, ..HostMade::default() })
     }
 }
 
@@ -648,6 +663,7 @@ impl World {
             }
             (Verb::Add(_), Reply::Failed(failure)) => {
                 self.say(|| format!("ADD fails: {} {}", failure.reason, failure.message));
+                self.failed += u64::from(failure.reason != Reason::PolicyRefused);
                 if let Some(number) = pending.pod {
                     self.refused(call, number);
                 }
@@ -678,6 +694,7 @@ impl World {
         }
         self.lived.insert(address);
         self.live.insert(sandbox, (host_if, address));
+        self.host.compare();
     }
 
     /// An ADD failed: the runtime cleans up and tries again.
@@ -699,6 +716,12 @@ impl World {
         pod.phase = Phase::Absent;
         let pause = self.rng.millis(0, 2_000);
         if let Some(sandbox) = sandbox {
+            if let (Verb::Del(detachment), true) = (&pending.request.verb, self.rng.percent(50)) {
+                // As containerd does when it removes a sandbox that it has stopped, with nothing left of the result.
+                let again = Detachment { addresses: Vec::new(), ..detachment.clone() };
+                let later = self.rng.millis(0, 20_000);
+                self.send(Verb::Del(again), Some(sandbox.clone()), None, later);
+            }
             self.at(pause, Due::NetnsGone(sandbox));
         }
         let retry = self.rng.millis(100, 3_000);

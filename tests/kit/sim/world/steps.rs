@@ -66,6 +66,7 @@ impl World {
             Step::DiskFails(times) => self.disk.fails = times,
             Step::WiringFails(times) => self.wiring_fails = times,
             Step::HostFails(times) => self.host_fails = times,
+            Step::Hold(what) => self.put_on(what)?,
         }
         self.cloud.advance(self.now);
         Ok(())
@@ -83,7 +84,7 @@ impl World {
 
     /// Something happens to the ENIConfig; without custom networking nobody asks for it.
     fn configure(&mut self, turn: Turn) {
-        if self.script.setup.custom {
+        if self.script.setup.in_cluster {
             self.cluster.take(turn, &self.cloud.subnets, &mut self.cloud.met);
             self.tell_cluster();
         }
@@ -128,9 +129,10 @@ impl World {
 
     pub(super) fn delete(&mut self, number: u32) {
         let sandbox = self.sandbox(number);
-        self.live.remove(&sandbox);
-        let detachment =
-            Detachment { sandbox: sandbox.clone(), pod: name(number), veth_prefix: VethPrefix::default() };
+        // The runtime keeps the result of an ADD that has succeeded.
+        let addresses = self.live.remove(&sandbox).map(|(_, address)| address.into()).into_iter().collect();
+        let (pod, veth_prefix) = (name(number), VethPrefix::default());
+        let detachment = Detachment { sandbox: sandbox.clone(), pod, veth_prefix, addresses };
         let pause = self.rng.millis(0, 5);
         let call = self.send(Verb::Del(detachment), Some(sandbox), Some(number), pause);
         self.pods.entry(number).or_default().phase = Phase::Deleting(call);

@@ -1,0 +1,71 @@
+//! What the host's kernel was told, and whether the packets of live pods leave by the right ENI.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipamd::node::{HostMade, HostWish};
+use ipnetwork::Ipv4Network;
+use types::Mac;
+
+use super::super::plant::Plant;
+use super::{Held, World, hold};
+
+/// What the kernel steers by; it stays when the daemon dies.
+#[derive(Debug, Default)]
+pub(super) struct Host {
+    /// Which secondary ENI packets from these leave by; all others leave by the primary one.
+    steered: BTreeMap<Ipv4Network, Mac>,
+    /// What it is to steer by next, with a bug planted.
+    wished: BTreeMap<Ipv4Network, Mac>,
+    /// Something may have changed since pods were last compared with this.
+    changed: bool,
+}
+
+impl Host {
+    /// Pods have changed.
+    pub(super) const fn compare(&mut self) {
+        self.changed = true;
+    }
+}
+
+impl World {
+    /// Brings the kernel in line; tells the MACs of the ENIs whose links are not there yet.
+    pub(super) fn converge(&mut self, wish: &HostWish) -> Result<HostMade, String> {
+        if self.host_fails > 0 {
+            self.host_fails -= 1;
+            return Err("the kernel refuses".to_owned());
+        }
+        self.cloud.advance(self.now);
+        let enis = self.cloud.model.enis_of(&self.cloud.instance.id);
+        let there: BTreeSet<_> = enis.filter(|eni| eni.inside().is_some()).map(|eni| eni.mac).collect();
+        let (linked, missing): (Vec<_>, Vec<_>) =
+            wish.node.enis.iter().partition(|eni| there.contains(&eni.mac));
+        let steered = linked.iter().filter(|eni| !eni.is_primary());
+        let steered = steered.flat_map(|eni| eni.sources.iter().map(|source| (*source, eni.mac))).collect();
+        self.host.steered = if self.plant == Some(Plant::SteersByTheWishBefore) {
+            std::mem::replace(&mut self.host.wished, steered)
+        } else {
+            steered
+        };
+        self.host.changed = true;
+        let missing = missing.iter().map(|eni| eni.mac).collect();
+        Ok(HostMade { missing, ..HostMade::default() })
+    }
+
+    /// The packets of each live pod leave by the ENI that has its address.
+    pub(super) fn steered(&mut self) -> Held {
+        if !std::mem::take(&mut self.host.changed) {
+            return Ok(());
+        }
+        let primary = &self.cloud.instance.primary_eni;
+        let enis: Vec<_> = self.cloud.model.enis_of(&self.cloud.instance.id).collect();
+        for (sandbox, (_, address)) in &self.live {
+            let eni = enis.iter().find(|eni| eni.sources().contains(address));
+            let Some(eni) = eni.filter(|_| !self.robbed.contains(address)) else { continue };
+            let by = self.host.steered.iter().filter(|(source, _)| source.contains(*address));
+            let by: BTreeSet<Mac> = by.map(|(_, mac)| *mac).collect();
+            let right = if eni.id == *primary { BTreeSet::new() } else { BTreeSet::from([eni.mac]) };
+            hold!(by == right, "{sandbox} with {address} of {} leaves by {by:?}", eni.id);
+        }
+        Ok(())
+    }
+}
