@@ -100,7 +100,7 @@ fn absent(name: &str, to: &Path) -> io::Result<&'static str> {
         (true, _) => Ok("the node has its own"),
         // A link follows ours to its next version, and the Go version's installer replaces it by a file.
         (false, LOOPBACK) => {
-            files::link(Path::new(PLUGIN), to).map(|()| "the node has none, so aws-cni is linked to it")
+            files::link(Path::new(PLUGIN), to).map(|()| "the node has none, so it is a link to aws-cni")
         }
         (false, _) => Ok("neither here nor on the node; pods have none of what it does"),
     }

@@ -223,7 +223,9 @@ impl KubeApi {
     fn delete(&self, place: &Place) {
         self.change(|book| {
             book.version += 1;
-            if let Some(object) = book.objects.remove(place) {
+            if let Some(mut object) = book.objects.remove(place) {
+                // The last version of an object is that of its end.
+                object["metadata"]["resourceVersion"] = book.version.to_string().into();
                 book.history.push((book.version, place.kind, "DELETED", object));
             }
         });
