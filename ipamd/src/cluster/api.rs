@@ -291,65 +291,24 @@ async fn keep_following<K>(
 ) where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
+    // The list is the newest, which costs the API server one key: what any of them remembers may be older than what was heard before.
     let own = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let mut backoff = watcher::DefaultBackoff::default();
-    let mut heard = Heard::default();
     while !post.events.is_closed() {
-        let own = heard.list(own.clone());
-        if let Some(failure) = follow(objects.clone(), own, &mut backoff, &read, post, &mut heard).await {
+        if let Some(failure) = follow(objects.clone(), own.clone(), &mut backoff, &read, post).await {
             post.tell(trouble(failure)).await;
         }
         tokio::time::sleep(backoff.next().unwrap_or(CLIENT_AGAIN)).await;
     }
 }
 
-/// How far in the history an object has been heard of.
-///
-/// A list is taken as any API server remembers it, because thousands of nodes that want the newest would all read the database. It may then be older
-/// than what was heard before: that one is dropped, and the next is the newest, whatever it says.
-#[derive(Debug, Default)]
-struct Heard {
-    version: u64,
-    there: bool,
-    doubtful: bool,
-}
-
-impl Heard {
-    /// How the next list is asked for.
-    fn list(&self, config: watcher::Config) -> watcher::Config {
-        if self.doubtful { config } else { config.any_semantic() }
-    }
-
-    /// Takes note of a list, unless it has to be dropped. Versions are numbers that grow ("Resource versions" of the API's concepts).
-    fn takes(&mut self, listed: Option<&impl Resource>) -> bool {
-        let older = listed.map_or(self.there, |object| version(object).is_some_and(|is| is < self.version));
-        self.doubtful = older && !self.doubtful;
-        if !self.doubtful {
-            self.note(listed, listed.is_some());
-        }
-        !self.doubtful
-    }
-
-    /// Takes note of what a watch or a list tells; of an object that is gone, its last version is that of its end.
-    fn note(&mut self, object: Option<&impl Resource>, there: bool) {
-        self.version = object.and_then(version).unwrap_or(self.version);
-        self.there = there;
-    }
-}
-
-fn version(object: &impl Resource) -> Option<u64> {
-    object.meta().resource_version.as_ref()?.parse().ok()
-}
-
-/// Tells what an object says until something goes wrong; what, unless it is nothing but a place in the history that is gone, or a list that is too
-/// old.
+/// Tells what an object says until something goes wrong; what, unless it is nothing but a place in the history that is gone.
 async fn follow<K>(
     objects: Api<K>,
     own: watcher::Config,
     backoff: &mut watcher::DefaultBackoff,
     read: &impl Fn(Option<&K>) -> News,
     post: &Post,
-    heard: &mut Heard,
 ) -> Option<String>
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
@@ -367,17 +326,12 @@ where
                 listed = Some(object);
                 continue;
             }
-            Ok(watcher::Event::InitDone) if !heard.takes(listed.as_ref()) => return None,
             Ok(watcher::Event::InitDone) => read(listed.take().as_ref()),
             Ok(watcher::Event::Apply(object)) => {
                 backoff.reset();
-                heard.note(Some(&object), true);
                 read(Some(&object))
             }
-            Ok(watcher::Event::Delete(object)) => {
-                heard.note(Some(&object), false);
-                read(None)
-            }
+            Ok(watcher::Event::Delete(_)) => read(None),
             Err(error) => return (!is_gone(&error)).then(|| words(&error)),
         };
         if !post.tell(news).await {
@@ -446,43 +400,4 @@ fn is_gone(error: &watcher::Error) -> bool {
 /// An error in one line; the watch's own words repeat those of what is behind them.
 fn words(error: &watcher::Error) -> String {
     error.source().map_or_else(|| error.to_string(), chain)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn node(version: &str) -> Node {
-        let mut node = Node::default();
-        node.metadata.resource_version = Some(version.to_owned());
-        node
-    }
-
-    #[test]
-    fn a_list_that_is_older_than_what_was_heard_is_dropped_once_and_the_newest_is_believed() {
-        let mut heard = Heard::default();
-        let any = |heard: &Heard| heard.list(watcher::Config::default()) != watcher::Config::default();
-
-        assert!(any(&heard) && heard.takes(Some(&node("7"))) && heard.takes(Some(&node("7"))));
-        heard.note(Some(&node("9")), true);
-        assert!(!heard.takes(Some(&node("8"))) && !any(&heard));
-        // A database that was restored from a copy begins anew at an older version.
-        assert!(heard.takes(Some(&node("8"))) && any(&heard));
-        assert!(heard.takes(Some(&node("10"))));
-    }
-
-    #[test]
-    fn a_list_of_before_an_object_was_made_or_after_it_was_deleted_is_dropped() {
-        let mut heard = Heard::default();
-        assert!(heard.takes(None::<&Node>));
-        heard.note(Some(&node("7")), true);
-
-        assert!(!heard.takes(None::<&Node>));
-        assert!(heard.takes(None::<&Node>), "the newest has no such object either");
-        heard.note(Some(&node("9")), false);
-        assert!(!heard.takes(Some(&node("8"))));
-        assert!(heard.takes(None::<&Node>));
-        assert!(heard.takes(Some(&node("12"))), "it was made again");
-        assert!(heard.takes(Some(&node("what is no number"))));
-    }
 }
