@@ -483,7 +483,8 @@ fn a_del_finds_what_only_the_kernel_knows_under_the_prefix_of_before() {
     assert_eq!(world.node.veth_prefixes(), [now.clone(), was].into(), "both are prefixes of pods");
 
     let sandbox = SandboxKey::new("aws-cni", "a", "eth0").unwrap();
-    world.ask(Verb::Del(Detachment { sandbox, pod: name, veth_prefix: now.clone() }), 1);
+    let addresses = vec![[10, 0, 0, 10].into()];
+    world.ask(Verb::Del(Detachment { sandbox, pod: name, veth_prefix: now.clone(), addresses }), 1);
 
     assert_eq!(world.node.report(world.now).addresses.assigned, 0);
     assert_eq!(world.node.veth_prefixes(), [now].into(), "nobody needs the one of before");
