@@ -233,7 +233,7 @@ mod tests {
             vec![interface("eth0", link.as_str(), "10.0.1.23/32", 1)],
         );
 
-        let got: serde_json::Value = serde_json::from_str(&got).unwrap();
+        let got: Value = serde_json::from_str(&got).unwrap();
         let inside = serde_json::json!({
             "name": "eth0", "mac": link.mac_inside().to_string(), "sandbox": "/var/run/netns/cni-1",
         });

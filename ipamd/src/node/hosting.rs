@@ -10,7 +10,7 @@ use std::time::Duration;
 use datapath::{EniSpec, NodeSpec, PodSpec};
 use ipnetwork::Ipv4Network;
 use pool::{ActionId, EniSeen, Given, Outcome, Role, Unready};
-use types::{EniId, Mac, Moment, NetworkCard, Prefix, Reason, VethPrefix};
+use types::{Mac, Moment, NetworkCard, Prefix, Reason, VethPrefix};
 
 use super::event::{Effect, Facts, HostMade, HostWish, Picture};
 use super::{Node, Settings};
