@@ -149,7 +149,9 @@ fn moved_away() -> Outcome {
     // Two come up on another node, which has said their addresses; only one of them is deleted here yet.
     pods[0].del(stage.node())?;
     let there = json!({ANNOTATION: "192.0.2.9"});
-    [0, 2].map(|n| stage.api.put_pod(&format!("pod-{n}"), "uid-of-the-next", "another-node", &there));
+    for n in [0, 2] {
+        stage.api.put_pod(&format!("pod-{n}"), "uid-of-the-next", "another-node", &there);
+    }
     // What the killed daemon has said of the third is lost.
     stage.api.put_pod("pod-1", &uid(1), NAME, &json!({}));
 

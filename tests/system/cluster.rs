@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("pods_are_served_without_the_api_server_which_is_heard_when_it_comes", away),
     ("a_list_of_a_server_that_lags_takes_nothing_back_that_was_heard", lagging),
     ("a_bookmark_spares_a_list_after_a_watch_has_ended", bookmarked),
+    ("a_proxy_for_aws_keeps_nobody_from_the_api_server", proxied),
     ("a_watch_whose_place_is_gone_lists_again_and_garbage_changes_nothing", gone_and_garbage),
 ];
 
@@ -123,6 +124,13 @@ fn away() -> Outcome {
     stage.api.set_weather(ApiWeather::Slow(Duration::from_millis(200)));
     stage.hears("schedulable")?;
     stage.node().wait_for("fifteen", |report| report.addresses.total() >= 15).map(drop)
+}
+
+fn proxied() -> Outcome {
+    // Nobody listens there; the lab's EC2 speaks plain HTTP, which goes by no proxy.
+    let proxy = [("HTTPS_PROXY", "http://127.0.0.1:1")];
+    let stage = Stage::set(&proxy, |api| put(api, &json!({}), &json!({})))?;
+    stage.hears("29 pods at most")
 }
 
 fn gone_and_garbage() -> Outcome {

@@ -331,6 +331,16 @@ fn explained() -> Outcome {
     Ok(())
 }
 
+/// What an archive lacks is said in it, and it can be led anywhere.
+fn streams(node: &Node, place: &Path) -> Outcome {
+    let missing =
+        std::fs::read_to_string(place.join("ipamd/missing.txt")).map_err(io("read what is missing"))?;
+    ensure!(missing.contains("/var/log/aws-routed-eni/ipamd.log: not there\n"), "{missing}");
+    let streamed = node.shell("ipamd bundle --out - | tar -tzf - ipamd/live.json")?;
+    ensure!(streamed == "ipamd/live.json\n", "{streamed}");
+    Ok(())
+}
+
 fn bundled() -> Outcome {
     let (setting, pods) = start(3)?;
     let node = &setting.node;
@@ -390,11 +400,7 @@ fn bundled() -> Outcome {
     let settings =
         std::fs::read_to_string(place.join("ipamd/settings.txt")).map_err(io("read the settings"))?;
     ensure!(settings.contains("network") && settings.contains("CLUSTER_NAME=lab"), "{settings}");
-    let missing =
-        std::fs::read_to_string(place.join("ipamd/missing.txt")).map_err(io("read what is missing"))?;
-    ensure!(missing.contains("/var/log/aws-routed-eni/ipamd.log: not there\n"), "{missing}");
-    let streamed = node.shell("ipamd bundle --out - | tar -tzf - ipamd/live.json")?;
-    ensure!(streamed == "ipamd/live.json\n", "{streamed}");
+    streams(node, &place)?;
     let size = std::fs::metadata(place.join("b.tar.gz")).map_err(io("look at the archive"))?.len();
     ensure!(size < 1024 * 1024, "{size} bytes for three pods");
     // The archive is judged as the node was, the file that is no DEL apart: it is not copied.

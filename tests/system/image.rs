@@ -119,8 +119,13 @@ fn daemon_set() -> Outcome {
     Ok(())
 }
 
-/// The support archive comes out of a container that has nothing but our programs, with the log that the plugin has left on the node.
+/// The support archive comes out of a container that has nothing but our programs, with the plugin's log, which is on the host.
 fn bundles(node: &Node, containerd: &Containerd, running: &str) -> Outcome {
+    // The lab's plugin logs on the machine that the lab runs on.
+    let logs = on_host(node, "/var/log/aws-routed-eni");
+    let left =
+        std::fs::create_dir_all(&logs).and_then(|()| std::fs::write(logs.join("plugin.log"), "a call\n"));
+    left.map_err(LabError::doing("leave a log of the plugin"))?;
     let said = cri(containerd.exec(running, &["/ipamd", "bundle", "--out", "-"]))?;
     ensure!(said.success, "ipamd bundle: {}", said.text);
     let archive = node.run_dir().join("node.tar.gz");
