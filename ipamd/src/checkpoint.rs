@@ -204,7 +204,9 @@ pub fn render<'a, I: IntoIterator<Item = (&'a Owner, Ipv4Addr)>>(families: Famil
             metadata: Metadata { namespace, name, interfaces: Some(1) },
         })
     };
-    let allocations = owners.into_iter().filter_map(allocation).collect();
+    // It keeps none of branch ENIs there.
+    let owners = owners.into_iter().filter(|(owner, _)| owner.branch.is_none());
+    let allocations = owners.filter_map(allocation).collect();
     let file = Written { version: VERSION, writer: WRITER, allocations };
     // Texts and numbers alone: there is nothing that JSON cannot say.
     let mut bytes = serde_json::to_vec(&file).unwrap_or_default();
@@ -286,7 +288,8 @@ mod tests {
         assert_eq!((entry.address, entry.ipv6), ([0, 0, 0, 5].into(), Some(ipv6)));
         let (sandbox, pod) = (entry.sandbox.clone(), entry.pod.clone());
         let host_if = entry.host_if.clone().unwrap();
-        let owner = Owner { sandbox, pod, host_if, since: Moment(1), ipv6: Some(ipv6), further: None };
+        let owner =
+            Owner { sandbox, pod, host_if, since: Moment(1), ipv6: Some(ipv6), further: None, branch: None };
         let of_egress = Owner { ipv6: None, ..owner.clone() };
         let local = [169, 254, 172, 9].into();
 
@@ -307,6 +310,7 @@ mod tests {
             since: Moment(1_754_550_000_123),
             ipv6: None,
             further: None,
+            branch: None,
         };
 
         let bytes = render(Families::V4 { egress: false }, [(&owner, [10, 0, 1, 23].into())]);

@@ -67,7 +67,7 @@ pub(crate) fn restored(
         .into_iter()
         .filter_map(|pod| {
             let host_if = HostVeth::found(&pod.host_if)?;
-            Some(PodInKernel { host_if, addresses: pod.addresses, by_us: pod.by_us })
+            Some(PodInKernel { host_if, addresses: pod.addresses, by_us: pod.by_us, branch: pod.branch })
         })
         .collect();
     // A link that cannot be looked for is taken to be there: an address is rather held for too long than given twice.

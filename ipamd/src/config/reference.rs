@@ -38,7 +38,6 @@ An empty variable is an unset one. A flag is `1 t T TRUE true True` or `0 f F FA
 |---|---|
 | obeyed | a value that it cannot have is replaced by the default, with a warning in the log |
 | strict | obeyed; a value that it cannot have stops the daemon with exit code 64 and its name |
-| refused | of a mode that this version lacks: anything but the default stops the daemon with exit code 64 and its name |
 | ignored | without effect in this version; anything but the default is warned about |
 | known | changes nothing |
 
@@ -52,7 +51,6 @@ const fn word(support: Support) -> &'static str {
     match support {
         Support::Lenient => "obeyed",
         Support::Strict => "strict",
-        Support::Refused => "refused",
         Support::Ignored => "ignored",
         Support::Elsewhere => "known",
     }

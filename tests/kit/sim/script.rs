@@ -205,6 +205,8 @@ impl Setup {
             add_timeout: Duration::from_secs(80),
             max_enis: None,
             multi_nic: false,
+            pod_eni: false,
+            enforcing: types::Enforcing::Strict,
             eni_mtu: 9001,
             pod_mtu: 9001,
             marks: Marks::default(),

@@ -8,14 +8,16 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use ipnetwork::Ipv4Network;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::RouteMessage;
-use types::{HostVeth, Mac, TableId};
+use types::{Branch, HostVeth, Mac, TableId};
 
+use super::branch::{self, Trunks};
 use super::check;
 use super::leftovers;
 use super::message::{ADD, any_address, to_route};
 use super::pod;
 use super::socket::{Ask, Socket, SocketError};
 use super::sysctl;
+use crate::branch::BranchRule;
 use crate::leftovers::GoRule;
 use crate::model::{Family, IfIndex, LinkSeen, PodSpec, Route};
 use crate::seen::Maker;
@@ -24,7 +26,7 @@ const ENOENT: i32 = 2;
 const ESRCH: i32 = 3;
 const EEXIST: i32 = 17;
 const ENODEV: i32 = 19;
-const EAFNOSUPPORT: i32 = 97;
+pub(super) const EAFNOSUPPORT: i32 = 97;
 
 /// How often a veth pair is tried: once, after its name was freed, after the old pair was deleted, and once more for
 /// each of the two that the kernel may have taken away just before.
@@ -54,6 +56,12 @@ pub enum WireError {
     /// The socket and the namespace that were passed do not belong together.
     #[error("the passed socket does not see the interface {0} that was made in the passed namespace")]
     OtherNamespace(String),
+    /// The link of the trunk ENI, on which a branch ENI's VLAN stands, is not there.
+    #[error("the host has no link with the trunk ENI's MAC address {0}")]
+    NoTrunk(Mac),
+    /// A link that was just made is gone.
+    #[error("the link {0} that was just made is gone")]
+    NoLink(String),
 }
 
 /// Turns the failure of a step into the step's error.
@@ -72,6 +80,8 @@ pub struct PodSeen {
     pub addresses: Vec<IpAddr>,
     /// The routes are ours; otherwise they are as the Go version makes them.
     pub by_us: bool,
+    /// Its branch ENI, if it has one.
+    pub branch: Option<Branch>,
 }
 
 /// A pod that others had taken something from, and what that was, in words.
@@ -107,6 +117,7 @@ pub struct Wirer {
     host: Socket,
     /// By host end: from the pod's ADD, or as it was when it was first seen.
     counted_on: BTreeMap<IfIndex, CountedOn>,
+    trunks: Trunks,
 }
 
 impl Wirer {
@@ -115,7 +126,8 @@ impl Wirer {
     /// # Errors
     /// When the kernel gives no socket.
     pub fn open() -> Result<Self, WireError> {
-        Ok(Self { host: Socket::open().map_err(WireError::Open)?, counted_on: BTreeMap::new() })
+        let host = Socket::open().map_err(WireError::Open)?;
+        Ok(Self { host, counted_on: BTreeMap::new(), trunks: Trunks::default() })
     }
 
     /// The port of its socket: notices of our own changes carry it.
@@ -171,6 +183,8 @@ impl Wirer {
         if wired.is_err() {
             // The step's own failure is what the caller hears.
             made.into_iter().for_each(|outer| drop(self.host.batch(vec![pod::delete_link(outer)])));
+            let branches = pods.iter().filter_map(|pod| Some((pod, pod.branch.as_ref()?)));
+            branches.for_each(|(pod, of)| drop(branch::remove(pod, of, &mut self.host)));
             let rules = pods.iter().flat_map(pod::rules_inside);
             rules.for_each(|rule| drop(inside.batch(vec![(RouteNetlinkMessage::DelRule(rule), 0)])));
         } else {
@@ -195,7 +209,7 @@ impl Wirer {
                 self.free_name(old.index)?;
                 renamed = Some(old.index);
             } else if let Some(old) = renamed.take() {
-                self.settle(pod::delete_link(old), "delete the old link")?;
+                settle(&mut self.host, pod::delete_link(old), "delete the old link")?;
             }
         }
         Err(WireError::ContainerIfExists(pod.container_if.clone()))
@@ -221,7 +235,7 @@ impl Wirer {
         if self.host.batch(asks).is_ok() {
             return Ok(());
         }
-        self.settle(pod::delete_link(old), "delete the old link").map(|_existed| ())
+        settle(&mut self.host, pod::delete_link(old), "delete the old link").map(|_existed| ())
     }
 
     fn wire(&mut self, pod: &PodSpec, outer: &LinkSeen, inside: &mut Socket) -> Result<(), WireError> {
@@ -240,6 +254,9 @@ impl Wirer {
                 Err(error) if error.errno() != Some(EEXIST) => return Err(step("add the pod's rule")(error)),
                 Ok(_) | Err(_) => {}
             }
+        }
+        if let Some(branch) = &pod.branch {
+            branch::make(pod, branch, &mut self.trunks, &mut self.host)?;
         }
         self.host.batch(pod::reach(pod, outer.index)).map_err(step("add the pod's routes"))?;
         Ok(())
@@ -274,15 +291,18 @@ impl Wirer {
     /// # Errors
     /// What the kernel refused; that something is gone already is no error.
     pub fn remove(&mut self, pod: &PodSpec) -> Result<(), WireError> {
+        if let Some(branch) = &pod.branch {
+            branch::remove(pod, branch, &mut self.host)?;
+        }
         let Some(link) = self.link(pod.host_if.as_str())?.map(|link| link.index) else { return Ok(()) };
         let mut was_its = false;
         for route in pod::delete_routes(pod, link) {
-            was_its |= self.settle(route, "remove the pod's route")?;
+            was_its |= settle(&mut self.host, route, "remove the pod's route")?;
         }
         if !was_its {
             return Ok(());
         }
-        self.settle(pod::set_aside(link), "set the pod's link aside").map(|_existed| ())
+        settle(&mut self.host, pod::set_aside(link), "set the pod's link aside").map(|_existed| ())
     }
 
     /// Puts back what others have taken of pods that are wired: host ends that are down or have another MAC address or MTU, or lack
@@ -298,23 +318,46 @@ impl Wirer {
                 false => BTreeSet::new(),
             },
         };
+        let rules = match pods.iter().any(|pod| pod.branch.is_some()) {
+            true => branch::rules_seen(&mut self.host)?,
+            false => Vec::new(),
+        };
         let veths = self.veths()?;
         self.counted_on.retain(|link, _| veths.values().any(|veth| veth.index == *link));
         let (mut mended, mut refused) = (Vec::new(), None);
         for pod in pods {
             let Some(veth) = veths.get(pod.host_if.as_str()) else { continue };
             let Some(counted_on) = self.counted_on(&pod.host_if, veth) else { continue };
-            let what = wrong(pod, veth, counted_on, &there);
+            let mut what = wrong(pod, veth, counted_on, &there);
+            match self.mend_branch(pod, veth.index, &rules) {
+                Ok(of_branch) => what.extend(of_branch),
+                Err(error) => refused = refused.or(Some(error)),
+            }
             if what.is_empty() {
                 continue;
             }
             let set = pod::restore(veth.index, counted_on.mtu, counted_on.mac);
             match self.host.batch(std::iter::once(set).chain(pod::reach(pod, veth.index)).collect()) {
                 Ok(_) => mended.push(Mended { pod, what }),
-                Err(error) => refused = refused.or(Some(error)),
+                Err(error) => refused = refused.or(Some(step("put back what others took of a pod")(error))),
             }
         }
-        refused.map_or(Ok(mended), |error| Err(step("put back what others took of a pod")(error)))
+        refused.map_or(Ok(mended), Err)
+    }
+
+    /// The same for what leads to and from a pod's branch ENI, its own route in the branch ENI's table apart. What was wrong, in words.
+    fn mend_branch(
+        &mut self,
+        pod: &PodSpec,
+        outer: IfIndex,
+        rules: &[(BranchRule, bool)],
+    ) -> Result<Vec<String>, WireError> {
+        let Some(branch) = &pod.branch else { return Ok(Vec::new()) };
+        let what = branch::differences(pod, branch, outer, rules, &mut self.host)?;
+        if !what.is_empty() {
+            branch::make(pod, branch, &mut self.trunks, &mut self.host)?;
+        }
+        Ok(what)
     }
 
     /// What the pod counts on. A host end that is seen for the first time is taken to be right, but for a MAC address that its
@@ -336,7 +379,7 @@ impl Wirer {
     /// # Errors
     /// What the kernel refused.
     pub fn sweep(&mut self) -> Result<(), WireError> {
-        self.settle(pod::sweep(), "delete the links of released pods").map(|_existed| ())
+        settle(&mut self.host, pod::sweep(), "delete the links of released pods").map(|_existed| ())
     }
 
     /// The pods that the kernel knows: routes in our table, or as the Go version makes them to links whose names begin like this,
@@ -350,11 +393,18 @@ impl Wirer {
         for route in self.pod_routes()? {
             by_link.entry(route.link).or_insert((Vec::new(), true)).0.push(route.destination.ip());
         }
+        let mut to_pods = self.pod_routes()?;
         for family in Family::ALL {
-            let main = self.routes(family, TableId::MAIN)?;
+            let main = routes_of(&mut self.host, family, TableId::MAIN)?;
             for route in main.iter().filter_map(leftovers::to_pod_route) {
                 by_link.entry(route.link).or_insert_with(|| (vec![route.destination.ip()], false));
+                to_pods.push(route);
             }
+        }
+        let mut branches = BTreeMap::new();
+        for seen in branch::find(&mut self.host, &to_pods)? {
+            by_link.insert(seen.host_if, (seen.addresses, seen.by_us));
+            branches.insert(seen.host_if, seen.branch);
         }
         let is_egress = |name: &str, addresses: &[IpAddr]| {
             let of_range = |address: &IpAddr| match address {
@@ -364,11 +414,12 @@ impl Wirer {
             name.starts_with(EGRESS_PREFIX) && addresses.iter().any(of_range)
         };
         let mut pods = Vec::new();
-        for (link, (addresses, by_us)) in by_link {
-            let link = known(self.host.batch(vec![pod::get_link_at(link)]))?;
+        for (index, (addresses, by_us)) in by_link {
+            let branch = branches.remove(&index);
+            let link = known(self.host.batch(vec![pod::get_link_at(index)]))?;
             let is_its = |link: &LinkSeen| link.name.starts_with(prefix) || is_egress(&link.name, &addresses);
-            let link = link.filter(|link| by_us || is_its(link));
-            pods.extend(link.map(|link| PodSeen { host_if: link.name, addresses, by_us }));
+            let link = link.filter(|link| by_us || branch.is_some() || is_its(link));
+            pods.extend(link.map(|link| PodSeen { host_if: link.name, addresses, by_us, branch }));
         }
         Ok(pods)
     }
@@ -418,40 +469,44 @@ impl Wirer {
     fn pod_routes(&mut self) -> Result<Vec<Route>, WireError> {
         let mut told = Vec::new();
         for family in Family::ALL {
-            told.extend(self.routes(family, TableId::PODS)?);
+            told.extend(routes_of(&mut self.host, family, TableId::PODS)?);
         }
         let ours = told.iter().filter_map(to_route);
         let ours = ours.filter(|(maker, route)| *maker == Maker::We && route.table == TableId::PODS);
         Ok(ours.map(|(_, route)| route).collect())
     }
 
-    fn routes(&mut self, family: Family, table: TableId) -> Result<Vec<RouteMessage>, WireError> {
-        let told = match self.host.dump(&pod::list_routes(family, table)) {
-            Ok(told) => told,
-            // A table without routes does not exist, nor does IPv6 everywhere.
-            Err(error) if matches!(error.errno(), Some(ENOENT | EAFNOSUPPORT)) => Vec::new(),
-            Err(error) => return Err(step("read the pods' routes")(error)),
-        };
-        let routes = told.into_iter().filter_map(|reply| match reply {
-            RouteNetlinkMessage::NewRoute(message) => Some(message),
-            _ => None,
-        });
-        Ok(routes.collect())
-    }
-
     /// A link of the host by its name.
     fn link(&mut self, name: &str) -> Result<Option<LinkSeen>, WireError> {
         known(self.host.batch(vec![pod::get_link(name)]))
     }
+}
 
-    /// Does away with something; false when it was gone already.
-    fn settle(&mut self, ask: Ask, what: &'static str) -> Result<bool, WireError> {
-        match self.host.batch(vec![ask]) {
-            Ok(_) => Ok(true),
-            Err(error) if matches!(error.errno(), Some(ENOENT | ESRCH | ENODEV)) => Ok(false),
-            Err(error) => Err(step(what)(error)),
-        }
+/// Does away with something; false when it was gone already.
+pub(super) fn settle(host: &mut Socket, ask: Ask, what: &'static str) -> Result<bool, WireError> {
+    match host.batch(vec![ask]) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.errno(), Some(ENOENT | ESRCH | ENODEV)) => Ok(false),
+        Err(error) => Err(step(what)(error)),
     }
+}
+
+/// The routes of a table. One without any does not exist, nor does IPv6 everywhere.
+pub(super) fn routes_of(
+    host: &mut Socket,
+    family: Family,
+    table: TableId,
+) -> Result<Vec<RouteMessage>, WireError> {
+    let told = match host.dump(&pod::list_routes(family, table)) {
+        Ok(told) => told,
+        Err(error) if matches!(error.errno(), Some(ENOENT | EAFNOSUPPORT)) => Vec::new(),
+        Err(error) => return Err(step("read the pods' routes")(error)),
+    };
+    let routes = told.into_iter().filter_map(|reply| match reply {
+        RouteNetlinkMessage::NewRoute(message) => Some(message),
+        _ => None,
+    });
+    Ok(routes.collect())
 }
 
 /// What is wrong with a pod's host end and routes, in words.
@@ -466,7 +521,9 @@ fn wrong(pod: &PodSpec, veth: &LinkSeen, counted_on: CountedOn, there: &Reached)
     if let Some(mac) = veth.mac.filter(|mac| *mac != counted_on.mac) {
         found.push(format!("its MAC address was {mac}, not {}", counted_on.mac));
     }
-    let missing = pod.addresses.iter().filter(|address| !there.routes.contains(&(**address, veth.index)));
+    let among_all = pod.table_on_host() == TableId::PODS;
+    let missing = pod.addresses.iter().filter(|_| among_all);
+    let missing = missing.filter(|address| !there.routes.contains(&(**address, veth.index)));
     found.extend(missing.map(|address| format!("{address} was not routed to it")));
     let own = pod::own_address(pod).filter(|own| !there.own.contains(&(*own, veth.index)));
     found.extend(own.map(|own| format!("it had no address {own}")));

@@ -66,6 +66,7 @@ impl World {
                 host_if: host_if.clone(),
                 addresses: link.addresses.clone(),
                 by_us: true,
+                branch: None,
             })
             .collect();
         if self.disk.records.is_empty() {
