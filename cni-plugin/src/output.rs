@@ -57,7 +57,7 @@ impl Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shape {
     /// The Go version, whose DEL can work from it: the container interface carries its routing table as `mac`, and an interface
-    /// that exists only here carries the device number of the first address's ENI as `sandbox`.
+    /// that exists only here carries the device number of the first address's ENI as `sandbox`, or of a branch ENI the VLAN as `mac`.
     Go,
     /// Runtimes that read these fields as what the specification says they are, such as Podman.
     Plain,
@@ -78,10 +78,14 @@ pub(crate) fn add_result(
         let mac = link.as_ref().map(|link| link.mac().to_string());
         interfaces.push(InterfaceResult { name: interface.host_if.clone(), mac, sandbox: None });
         let addresses = std::iter::once(&interface.address).chain(&interface.other);
-        ips.extend(addresses.map(|address| IpResult {
+        let gateways = interface.branch.iter().flat_map(|branch| branch.gateways.iter());
+        let gateways = gateways.copied().map(Some).chain(std::iter::repeat(None));
+        ips.extend(addresses.zip(gateways).map(|(address, gateway)| IpResult {
             version: family(version, address.ip()),
             interface: interfaces.len(),
             address: address.to_string(),
+            // As the Go version's DEL reads it; to others it would be one that the pod itself asks.
+            gateway: gateway.filter(|_| shape == Shape::Go),
         }));
         interfaces.push(InterfaceResult {
             name: interface.container_if.clone(),
@@ -92,10 +96,12 @@ pub(crate) fn add_result(
         });
     }
     if shape == Shape::Go {
+        let first = added.interfaces.first();
+        let vlan = first.and_then(|first| first.branch.as_ref()).map(|branch| branch.vlan.to_string());
         interfaces.push(InterfaceResult {
             name: HostVeth::dummy(pod).to_string(),
-            mac: Some("0".to_owned()),
-            sandbox: added.interfaces.first().map(|first| first.device.to_string()),
+            sandbox: first.filter(|_| vlan.is_none()).map(|first| first.device.to_string()),
+            mac: Some(vlan.unwrap_or_else(|| "0".to_owned())),
         });
     }
     json(&AddResult { cni_version: version.as_str(), interfaces, ips, dns: Dns {} })
@@ -106,7 +112,7 @@ pub(crate) fn loopback_result(version: CniVersion, netns: &str) -> Vec<u8> {
     let (name, mac) = ("lo".to_owned(), Some("00:00:00:00:00:00".to_owned()));
     let interfaces = vec![InterfaceResult { name, mac, sandbox: Some(netns.to_owned()) }];
     let (address, family) = ("127.0.0.1/8".to_owned(), family(version, Ipv4Addr::LOCALHOST.into()));
-    let ips = vec![IpResult { version: family, interface: 0, address }];
+    let ips = vec![IpResult { version: family, interface: 0, address, gateway: None }];
     json(&AddResult { cni_version: version.as_str(), interfaces, ips, dns: Dns {} })
 }
 
@@ -175,6 +181,8 @@ struct IpResult {
     version: Option<&'static str>,
     interface: usize,
     address: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gateway: Option<IpAddr>,
 }
 
 /// Always there and always empty, as the reference implementation's types print it in every version.
@@ -183,8 +191,8 @@ struct Dns {}
 
 #[cfg(test)]
 mod tests {
-    use types::{DeviceIndex, NetworkCard, TableId};
-    use wire::Interface;
+    use types::{DeviceIndex, NetworkCard, TableId, VlanId};
+    use wire::{BranchTold, Interface};
 
     use super::*;
 
@@ -196,6 +204,7 @@ mod tests {
             other: None,
             device: DeviceIndex(device),
             table: TableId::of_eni(NetworkCard(0), DeviceIndex(device)),
+            branch: None,
         }
     }
 
@@ -220,6 +229,22 @@ mod tests {
         assert_eq!(
             got,
             r#"{"cniVersion":"0.4.0","interfaces":[{"name":"enicc21c2d7785"},{"name":"eth0","mac":"2","sandbox":"/var/run/netns/cni-1"},{"name":"dummycc21c2d7785","mac":"0","sandbox":"1"}],"ips":[{"version":"4","interface":1,"address":"10.0.1.23/32"}],"dns":{}}"#
+        );
+    }
+
+    #[test]
+    fn a_branch_enis_result_carries_its_vlan_and_router_as_the_go_versions_does() {
+        let branch =
+            BranchTold { vlan: VlanId::new(7).unwrap(), gateways: vec!["10.0.16.1".parse().unwrap()] };
+        let interface = Interface {
+            table: TableId(0),
+            branch: Some(branch),
+            ..interface("eth0", "vlancc21c2d7785", "10.0.20.9/32", 0)
+        };
+
+        assert_eq!(
+            result(CniVersion::V0_4_0, vec![interface]),
+            r#"{"cniVersion":"0.4.0","interfaces":[{"name":"vlancc21c2d7785"},{"name":"eth0","mac":"0","sandbox":"/var/run/netns/cni-1"},{"name":"dummycc21c2d7785","mac":"7"}],"ips":[{"version":"4","interface":1,"address":"10.0.20.9/32","gateway":"10.0.16.1"}],"dns":{}}"#
         );
     }
 

@@ -167,6 +167,9 @@ fn retry_mends(reason: Reason) -> bool {
         | Reason::KernelRefused
         | Reason::PolicyAgentUnreachable
         | Reason::PolicyRefused
+        | Reason::NoPodObject
+        | Reason::NoBranchEni
+        | Reason::NoTrunk
         | Reason::PoolEmpty
         | Reason::NodeFull
         | Reason::NoSubnet
@@ -226,6 +229,9 @@ fn as_add(failure: Failure) -> Failure {
         | Reason::DeadlineExceeded
         | Reason::StateNotWritable
         | Reason::Drifted
+        | Reason::NoPodObject
+        | Reason::NoBranchEni
+        | Reason::NoTrunk
         | Reason::PoolEmpty
         | Reason::NodeFull
         | Reason::NoSubnet

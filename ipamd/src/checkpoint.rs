@@ -215,7 +215,8 @@ pub fn render<'a, I: IntoIterator<Item = (&'a Owner, Ipv4Addr)>>(families: Famil
             metadata: Metadata { namespace, name, interfaces: interfaces.get(owner.main()).copied() },
         })
     };
-    let known = owners.into_iter().filter(|(owner, _)| owner.further.is_none());
+    // It keeps none of branch ENIs there.
+    let known = owners.into_iter().filter(|(owner, _)| owner.further.is_none() && owner.branch.is_none());
     let allocations = known.filter_map(allocation).collect();
     let file = Written { version: VERSION, writer: WRITER, allocations };
     // Texts and numbers alone: there is nothing that JSON cannot say.
@@ -300,7 +301,8 @@ mod tests {
         assert_eq!((entry.address, entry.ipv6), ([0, 0, 0, 5].into(), Some(ipv6)));
         let (sandbox, pod) = (entry.sandbox.clone(), entry.pod.clone());
         let host_if = entry.host_if.clone().unwrap();
-        let owner = Owner { sandbox, pod, host_if, since: Moment(1), ipv6: Some(ipv6), further: None };
+        let owner =
+            Owner { sandbox, pod, host_if, since: Moment(1), ipv6: Some(ipv6), further: None, branch: None };
         let of_egress = Owner { ipv6: None, ..owner.clone() };
         let local = [169, 254, 172, 9].into();
 
@@ -321,6 +323,7 @@ mod tests {
             since: Moment(1_754_550_000_123),
             ipv6: None,
             further: None,
+            branch: None,
         };
 
         let bytes = render(Families::V4 { egress: false }, [(&owner, [10, 0, 1, 23].into())]);
@@ -345,7 +348,9 @@ mod tests {
         let sandbox = SandboxKey::new("aws-cni", "9f3c", "eth0").unwrap();
         let host_if = HostVeth::of_pod(&VethPrefix::default(), &pod, 0);
         let since = Moment(1);
-        let first = Owner { sandbox: sandbox.clone(), pod, host_if, since, ipv6: None, further: None };
+        let sandbox_of_first = sandbox.clone();
+        let first =
+            Owner { sandbox: sandbox_of_first, pod, host_if, since, ipv6: None, further: None, branch: None };
         let further = |index| Owner {
             sandbox: sandbox.further(index),
             further: Some(Further { of: sandbox.clone(), index }),

@@ -126,7 +126,8 @@ mod tests {
         let pod = PodName { namespace: "default".to_owned(), name: id.to_owned() };
         let sandbox = SandboxKey::new("aws-cni", id, "eth0").unwrap();
         let host_if = HostVeth::of_pod(&VethPrefix::default(), &pod, 0);
-        let owner = Owner { sandbox, pod, host_if, since: Moment(1), ipv6: None, further: None };
+        let owner =
+            Owner { sandbox, pod, host_if, since: Moment(1), ipv6: None, further: None, branch: None };
         Record::Assigned { owner, address: Ipv4Addr::new(10, 0, 0, last) }
     }
 

@@ -238,7 +238,8 @@ impl CloudTasks {
             Err(error) => (BTreeMap::new(), Some(error)),
         };
         let mut picture = Picture { as_of, subnets, ..Picture::default() };
-        let fresh = !self.looked.swap(true, Ordering::Relaxed) && !self.config.multi_nic;
+        let fresh =
+            !self.looked.swap(true, Ordering::Relaxed) && !self.config.multi_nic && !self.config.pod_eni;
         if fresh && !self.config.imds_only {
             self.choose_subnets(known, &mut picture).await?;
         }

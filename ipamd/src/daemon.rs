@@ -255,6 +255,8 @@ fn settings(config: &Config) -> Result<Settings, RunError> {
         add_timeout: config.add_timeout,
         max_enis: config.max_enis,
         multi_nic: config.multi_nic,
+        pod_eni: config.pod_eni,
+        enforcing: config.enforcing,
         eni_mtu: config.eni_mtu,
         pod_mtu: config.pod_mtu,
         veth_prefix: config.veth_prefix.clone(),

@@ -106,6 +106,12 @@ impl Families {
     /// What the kernel should hold for a pod.
     #[must_use]
     pub(crate) fn pod_spec(self, owner: &Owner, address: Ipv4Addr, mtu: u32) -> PodSpec {
+        let container_if = owner.sandbox.if_name().to_owned();
+        let (host_if, index, branch) = (owner.host_if.clone(), owner.index(), owner.branch.clone());
+        if let Some(branch) = &owner.branch {
+            let addresses = branch.eni.addresses();
+            return PodSpec { host_if, container_if, index, addresses, mtu, branch: Some(branch.clone()) };
+        }
         let has_ipv4 = match self.range_of_node() {
             None => true,
             // One that is not of the range stands for an IPv6 address that the Go version gave; and who has no other has this one.
@@ -113,8 +119,7 @@ impl Families {
         };
         let ipv4 = has_ipv4.then_some(IpAddr::V4(address));
         let addresses = ipv4.into_iter().chain(owner.ipv6.map(IpAddr::V6)).collect();
-        let container_if = owner.sandbox.if_name().to_owned();
-        PodSpec { host_if: owner.host_if.clone(), container_if, index: owner.index(), addresses, mtu }
+        PodSpec { host_if, container_if, index, addresses, mtu, branch }
     }
 }
 
@@ -167,6 +172,7 @@ mod tests {
             since: types::Moment(0),
             ipv6,
             further: None,
+            branch: None,
         }
     }
 

@@ -27,6 +27,7 @@ pub const READ_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// One line of the file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "record", rename_all = "lowercase")]
+#[expect(clippy::large_enum_variant, reason = "a handful at a time, and each for as long as a write takes")]
 pub enum Record {
     /// Everything, at the head of a file.
     Snapshot {

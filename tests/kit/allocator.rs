@@ -24,7 +24,7 @@ fn owner(n: u32) -> Result<Owner, LabError> {
     let sandbox = SandboxKey::new("aws-cni", &format!("c{n}"), "eth0");
     let sandbox = sandbox.map_err(|error| LabError::Otherwise(error.to_string()))?;
     let host_if = HostVeth::of_pod(&VethPrefix::default(), &pod, 0);
-    Ok(Owner { sandbox, pod, host_if, since: Moment(1), ipv6: None, further: None })
+    Ok(Owner { sandbox, pod, host_if, since: Moment(1), ipv6: None, further: None, branch: None })
 }
 
 fn full_node() -> Result<Pool, LabError> {

@@ -350,6 +350,7 @@ impl Floor {
             index: 0,
             addresses: vec![address.into()],
             mtu: 9001,
+            branch: None,
         }
     }
 

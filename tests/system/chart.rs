@@ -169,8 +169,6 @@ fn refused() -> Outcome {
         ("--set-string=env.ENABLE_PREFIX_DELEGATOIN=true", "ENABLE_PREFIX_DELEGATOIN"),
         ("--set-string=env.WARM_IP_TRAGET=5", "WARM_IP_TRAGET"),
         ("--set=env.IPAMD_ADD_TIMEOUT_SECONDS=601", "IPAMD_ADD_TIMEOUT_SECONDS"),
-        ("--set=env.ENABLE_POD_ENI=true", "ENABLE_POD_ENI"),
-        ("--set-string=init.env.ENABLE_POD_ENI=t", "ENABLE_POD_ENI"),
         ("--set=metricsHelper.env.METRIC_UPDATE_INTERVAL=soon", "METRIC_UPDATE_INTERVAL"),
         ("--set-string=metricsHelper.env.USE_CLOUDWATHC=true", "USE_CLOUDWATHC"),
         ("--set=cniConfig.enabled=true", "cniConfig"),

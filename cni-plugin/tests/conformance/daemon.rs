@@ -122,6 +122,7 @@ impl Server {
                     address: format!("10.0.{}.{next}/32", index + 1).parse().unwrap(),
                     device: DeviceIndex(1),
                     table: TableId::of_eni(NetworkCard(index), DeviceIndex(1)),
+                    branch: None,
                 };
                 let interfaces = (0..if a.multi_nic { 3 } else { 1 }).map(interface).collect();
                 let added = self.given.entry(a.sandbox).or_insert(Added { interfaces });

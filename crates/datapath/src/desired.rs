@@ -30,6 +30,10 @@ pub fn node(spec: &NodeSpec, links: &BTreeMap<Mac, LinkSeen>) -> Result<KernelSt
         let (family, priority, table) = (Family::V4, RulePriority::Connmark, TableId::MAIN);
         state.rules.insert(Rule { family, priority, selector, table }, 1);
     }
+    local_after_branches(&mut state, spec);
+    if let Some((link, trunk)) = spec.trunk.and_then(|trunk| Some((links.get(&trunk.mac)?, trunk))) {
+        state.links.insert(link.index, LinkState { mtu: trunk.mtu, up: true });
+    }
     state.rules.extend(spec.external_services.iter().map(|range| (external_service(*range), 1)));
     for eni in &spec.enis {
         if let Some(link) = links.get(&eni.mac) {
@@ -40,6 +44,20 @@ pub fn node(spec: &NodeSpec, links: &BTreeMap<Mac, LinkSeen>) -> Result<KernelSt
         }
     }
     Ok(state)
+}
+
+/// Where pods' traffic goes by their branch ENI alone, also that to the node's own addresses, those are looked up after the rules of such
+/// pods: the kernel's first rule is not desired, and one behind theirs is. The router's answers have to be the node's before that, or nobody
+/// would know its MAC address.
+fn local_after_branches(state: &mut KernelState, spec: &NodeSpec) {
+    let families = Family::ALL.into_iter().filter(|family| *family == Family::V4 || spec.ipv6);
+    for family in families.filter(|_| spec.strict_branches) {
+        let rule = |priority, selector| Rule { family, priority, selector, table: TableId::LOCAL };
+        state.rules.insert(rule(RulePriority::Local, Selector::All), 1);
+        if family == Family::V6 {
+            state.rules.insert(rule(RulePriority::First, Selector::RouterIcmp), 1);
+        }
+    }
 }
 
 /// Every pod reaches an external service as the main table says. The kernel keeps a rule for everywhere as one without a destination.
@@ -90,7 +108,7 @@ pub fn sources(
 /// The host's routes to one pod, one for each of its addresses.
 pub fn pod_routes(pod: &PodSpec, link: IfIndex) -> impl Iterator<Item = Route> {
     pod.addresses.iter().map(move |address| Route {
-        table: TableId::PODS,
+        table: pod.table_on_host(),
         destination: IpNetwork::from(*address),
         via: None,
         link,
@@ -103,10 +121,18 @@ pub fn pod_routes(pod: &PodSpec, link: IfIndex) -> impl Iterator<Item = Route> {
 /// When an ENI's mark does not fit the mask.
 pub fn host(spec: &NodeSpec, pods: &[PodSpec], seen: &HostSeen) -> Result<KernelState, MarkError> {
     let mut state = node(spec, &seen.by_mac())?;
+    // Once the last such pod is gone the kernel's own first rule comes back.
+    for rule in seen.rules.iter().filter_map(|rule| rule.ours) {
+        if rule.priority == RulePriority::Local && !state.rules.contains_key(&rule) {
+            state.rules.insert(Rule { priority: RulePriority::First, ..rule }, 1);
+        }
+    }
     let by_name: BTreeMap<&str, IfIndex> =
         seen.links.iter().map(|link| (link.name.as_str(), link.index)).collect();
     let linked = pods.iter().filter_map(|pod| Some((pod, by_name.get(pod.host_if.as_str())?)));
-    state.routes.extend(linked.flat_map(|(pod, link)| pod_routes(pod, *link)));
+    // A branch ENI's table is its pod's, and comes and goes with it.
+    let routes = linked.flat_map(|(pod, link)| pod_routes(pod, *link));
+    state.routes.extend(routes.filter(|route| route.table == TableId::PODS));
     Ok(state)
 }
 
@@ -190,6 +216,8 @@ mod tests {
             connmark: true,
             ipv6: false,
             external_services: BTreeSet::new(),
+            trunk: None,
+            strict_branches: false,
         }
     }
 
@@ -301,6 +329,7 @@ ip rule add pref 32766 from all lookup main protocol 86
             index: 0,
             addresses: vec!["10.0.16.20".parse().unwrap(), "2001:db8::a00:1014".parse().unwrap()],
             mtu: 9001,
+            branch: None,
         };
 
         let routes: Vec<String> = pod_routes(&pod, IfIndex(4)).map(|r| r.destination.to_string()).collect();

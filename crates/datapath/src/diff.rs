@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::PROTOCOL;
-use crate::model::{Address, IfIndex, KernelState, LinkState, Route, Rule, RulePriority};
+use crate::model::{Address, IfIndex, KernelState, LinkState, Route, Rule, RulePriority, Selector};
 
 /// One change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,8 +64,7 @@ pub fn diff(desired: &KernelState, observed: &KernelState) -> Vec<Op> {
     let add_rules =
         desired.rules.keys().filter(|rule| !observed.rules.contains_key(rule)).copied().map(Op::AddRule);
     let del_rules = observed.rules.iter().flat_map(|(rule, copies)| {
-        // Without a rule for the main table the node has no network at all, so one stays whatever is desired.
-        let kept = u32::from(rule.priority == RulePriority::Main);
+        let kept = u32::from(!may_go(rule, observed));
         let wanted = desired.rules.get(rule).copied().unwrap_or(0);
         let surplus = copies.saturating_sub(wanted.max(kept));
         (0..surplus).map(|_| Op::DelRule(*rule))
@@ -80,6 +79,18 @@ pub fn diff(desired: &KernelState, observed: &KernelState) -> Vec<Op> {
         .chain(del_routes)
         .chain(del_addresses)
         .collect()
+}
+
+/// Without a rule for the main table, or one for its own addresses, the node has no network at all: of the first one stays whatever is desired,
+/// and of the two places of the second neither is given up before the other is seen to be held.
+fn may_go(rule: &Rule, observed: &KernelState) -> bool {
+    let stands = |priority| observed.rules.contains_key(&Rule { priority, ..*rule });
+    match (rule.priority, rule.selector) {
+        (RulePriority::Main, _) => false,
+        (RulePriority::First, Selector::All) => stands(RulePriority::Local),
+        (RulePriority::Local, _) => stands(RulePriority::First),
+        _ => true,
+    }
 }
 
 /// Routes on the link first: the ones that go by a router need them.
@@ -98,7 +109,7 @@ mod tests {
     use types::TableId;
 
     use super::*;
-    use crate::model::{Family, Selector};
+    use crate::model::Family;
 
     fn rule() -> impl Strategy<Value = Rule> {
         (0..4_u32, 0..3_u32, any::<bool>()).prop_map(|(value, table, v6)| Rule {
@@ -118,6 +129,21 @@ mod tests {
         let ops = diff(&KernelState::default(), &observed);
 
         assert_eq!(ops, [Op::DelRule(pods), Op::DelRule(main)]);
+    }
+
+    #[test]
+    fn the_nodes_own_addresses_are_looked_up_at_one_of_two_places_at_every_moment() {
+        let rule =
+            |priority| Rule { family: Family::V4, priority, selector: Selector::All, table: TableId::LOCAL };
+        let (first, local) = (rule(RulePriority::First), rule(RulePriority::Local));
+        let of = |rules: &[Rule]| KernelState {
+            rules: rules.iter().map(|rule| (*rule, 1)).collect(),
+            ..KernelState::default()
+        };
+        for (from, to) in [(first, local), (local, first)] {
+            assert_eq!(diff(&of(&[to]), &of(&[from])), [Op::AddRule(to)]);
+            assert_eq!(diff(&of(&[to]), &of(&[from, to])), [Op::DelRule(from)]);
+        }
     }
 
     fn route() -> impl Strategy<Value = Route> {

@@ -15,9 +15,6 @@ use types::TableId;
 
 use crate::model::{EniSpec, Family, IfIndex, NodeSpec, Route, RulePriority};
 
-/// The kernel's table of the host's own addresses.
-pub(crate) const LOCAL: TableId = TableId(255);
-
 /// A rule as the Go version makes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum GoRule {
@@ -61,7 +58,7 @@ impl GoRule {
             Self::FromPod { .. } => RulePriority::Steering.number(),
             Self::FromEni { .. } => RulePriority::FromEni.number(),
             Self::ExternalService(_) => RulePriority::ExternalServices.number(),
-            Self::Local(_) => 20,
+            Self::Local(_) => RulePriority::Local.number(),
         }
     }
 
@@ -71,7 +68,7 @@ impl GoRule {
         match self {
             Self::ToPod(_) | Self::Connmark { .. } | Self::ExternalService(_) => TableId::MAIN,
             Self::FromPod { table, .. } | Self::FromEni { table, .. } => *table,
-            Self::Local(_) => LOCAL,
+            Self::Local(_) => TableId::LOCAL,
         }
     }
 
@@ -160,7 +157,8 @@ pub fn removable(seen: &Leftovers, spec: &NodeSpec, former: &Former) -> Vec<Remo
             .any(|eni| !eni.is_primary() && eni.primary_address == address && eni.table() == table),
         // It makes them anew at each start: one that is not in the settings is of settings of before.
         GoRule::ExternalService(_) => true,
-        GoRule::Local(_) => !seen.branch_pods,
+        // Ours stands beside it where it is needed.
+        GoRule::Local(_) => !seen.branch_pods && !spec.strict_branches,
     };
     let mut rules: Vec<GoRule> = seen.rules.iter().filter(superfluous).copied().collect();
     rules.sort_unstable();
@@ -240,6 +238,8 @@ mod tests {
             connmark: true,
             ipv6: false,
             external_services: BTreeSet::new(),
+            trunk: None,
+            strict_branches: false,
         }
     }
 

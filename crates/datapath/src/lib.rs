@@ -5,7 +5,7 @@
 //!                     the kernel's --observe-->
 //! ```
 //!
-//! `model`, `desired`, `diff`, `seen`, `leftovers` and `mark` are pure; `kernel` and `netfilter` talk to the kernel, `watch` hears what
+//! `model`, `desired`, `branch`, `diff`, `seen`, `leftovers` and `mark` are pure; `kernel` and `netfilter` talk to the kernel, `watch` hears what
 //! others change. Teardown is the difference against nothing, repair the difference after a change.
 //!
 //! Three clients talk netlink, each for what the others cannot do:
@@ -17,16 +17,21 @@
 //!
 //! | priority | rule | looks up | how many |
 //! |---|---|---|---|
+//! | 0 | ICMPv6 from the VPC's router | local | 1, on IPv6 nodes with strict branch ENIs |
+//! | 10 | by the link of a strict pod or its VLAN | 100 + VLAN: the branch ENI's table | 2 per such pod and family |
+//! | 20 | everything | local, in place of the kernel's rule 0 | 1 of each family, with strict branch ENIs |
 //! | 512 | everything | 51200: one route per pod | 1, and 1 of IPv6 where pods have that |
 //! | 1024 | connection mark (0x80) | main | 1 |
 //! | 1535 | to an external service's range | main | 1 per range in settings |
 //! | 1536 | mark of a secondary ENI | that ENI's table | 1 per secondary ENI |
+//! | 1536 | from a pod with a branch ENI that is not strict | the branch ENI's table | 1 per such pod and address |
 //! | 32765 | from a secondary ENI's own address | that ENI's table | 1 per secondary ENI |
 //! | 32766 | everything | main | the kernel's own, put back where it is gone |
 //!
 //! IPv6 addresses are all of one prefix of the primary ENI, or translated to the node's: their packets leave by the main
 //! table without being steered.
 
+mod branch;
 pub mod desired;
 mod diff;
 mod kernel;
@@ -46,7 +51,7 @@ pub use leftovers::{Former, GoRule, Leftovers, Removal, removable};
 pub use mark::{MarkError, Marks};
 pub use model::{
     Address, EniSpec, Family, IfIndex, KernelState, LinkSeen, LinkState, NodeSpec, PodSpec, Route, Rule,
-    RulePriority, Selector, Sysctl,
+    RulePriority, Selector, Sysctl, TrunkSpec,
 };
 pub use seen::{HostSeen, Maker, RouteSeen, RuleSeen};
 pub use watch::{Ours, Watch};

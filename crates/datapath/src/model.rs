@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network};
 use serde::{Deserialize, Serialize};
-use types::{DeviceIndex, HostVeth, Mac, NetworkCard, TableId};
+use types::{Branch, BranchEni, DeviceIndex, HostVeth, Mac, NetworkCard, TableId};
 
 use crate::Marks;
 
@@ -29,6 +29,15 @@ impl Family {
         match self {
             Self::V4 => "",
             Self::V6 => " -6",
+        }
+    }
+
+    /// The length of its addresses, in bits.
+    #[must_use]
+    pub const fn bits(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
         }
     }
 
@@ -111,6 +120,21 @@ pub struct NodeSpec {
     pub ipv6: bool,
     /// Destinations that the main table routes, whichever ENI a pod is on (`AWS_EXTERNAL_SERVICE_CIDRS`).
     pub external_services: BTreeSet<Ipv4Network>,
+    /// The ENI that carries branch ENIs. No more than its link is ours.
+    #[serde(default)]
+    pub trunk: Option<TrunkSpec>,
+    /// Whether there are, or may be, pods whose traffic goes by their branch ENI alone, also to the node's own addresses.
+    #[serde(default)]
+    pub strict_branches: bool,
+}
+
+/// The trunk ENI's link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrunkSpec {
+    /// Finds it.
+    pub mac: Mac,
+    /// MTU, in bytes; that of its VLANs is the same.
+    pub mtu: u32,
 }
 
 /// A pod's attachment.
@@ -126,6 +150,8 @@ pub struct PodSpec {
     pub addresses: Vec<IpAddr>,
     /// MTU, in bytes.
     pub mtu: u32,
+    /// Its branch ENI, which has these addresses, if it has one.
+    pub branch: Option<Branch>,
 }
 
 impl PodSpec {
@@ -134,11 +160,23 @@ impl PodSpec {
     pub fn table(&self) -> TableId {
         if self.index == 0 { TableId::MAIN } else { TableId(self.index.into()) }
     }
+
+    /// The table of the host that leads to it.
+    #[must_use]
+    pub fn table_on_host(&self) -> TableId {
+        let strict = self.branch.as_ref().filter(|branch| branch.is_strict());
+        strict.map_or(TableId::PODS, |branch| branch.eni.vlan.table())
+    }
 }
 
 /// Where a rule of ours stands in the policy database. The whole list, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum RulePriority {
+    /// Neighbour discovery by the VPC's IPv6 router, before what is for branch ENIs; and all packets: is it for the node itself? The
+    /// kernel's own, which makes way for the next one.
+    First,
+    /// All packets: is it for the node itself? After what is for branch ENIs (10, see `branch`).
+    Local,
     /// All packets: is it for a pod of this node?
     Pods,
     /// Connections that belong to the primary ENI.
@@ -154,13 +192,23 @@ pub enum RulePriority {
 }
 
 impl RulePriority {
-    const ALL: [Self; 6] =
-        [Self::Pods, Self::Connmark, Self::ExternalServices, Self::Steering, Self::FromEni, Self::Main];
+    const ALL: [Self; 8] = [
+        Self::First,
+        Self::Local,
+        Self::Pods,
+        Self::Connmark,
+        Self::ExternalServices,
+        Self::Steering,
+        Self::FromEni,
+        Self::Main,
+    ];
 
     /// The number.
     #[must_use]
     pub const fn number(self) -> u32 {
         match self {
+            Self::First => 0,
+            Self::Local => 20,
             Self::Pods => 512,
             Self::Connmark => 1024,
             Self::ExternalServices => 1535,
@@ -193,6 +241,8 @@ pub enum Selector {
     From(Ipv4Addr),
     /// A destination.
     To(Ipv4Network),
+    /// ICMPv6 from the VPC's IPv6 router ([`types::BranchEni::IPV6_GATEWAY`]).
+    RouterIcmp,
 }
 
 /// A policy rule.
@@ -216,6 +266,7 @@ impl fmt::Display for Rule {
             Selector::Mark { value, mask } => write!(f, "fwmark {value:#x}/{mask:#x}")?,
             Selector::From(address) => write!(f, "from {address}")?,
             Selector::To(range) => write!(f, "to {range}")?,
+            Selector::RouterIcmp => write!(f, "from {} ipproto ipv6-icmp", BranchEni::IPV6_GATEWAY)?,
         }
         write!(f, " lookup {}", self.table)
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use types::{Mac, TableId};
 
 use crate::model::{
-    Address, Family, IfIndex, KernelState, LinkSeen, LinkState, NodeSpec, Route, Rule, RulePriority,
+    Address, EniSpec, Family, IfIndex, KernelState, LinkSeen, LinkState, NodeSpec, Route, Rule, RulePriority,
 };
 
 /// Who made a route.
@@ -93,12 +93,36 @@ impl HostSeen {
         for rule in self.rules.iter().filter_map(|rule| rule.ours) {
             *state.rules.entry(rule).or_default() += 1;
         }
-        // The kernel's own rule of a family that is not ours is there, and nothing to us.
-        let is_ours =
-            |rule: &Rule| rule.priority != RulePriority::Main || rule.family == Family::V4 || spec.ipv6;
+        if let Some(trunk) = spec.trunk.and_then(|trunk| links.get(&trunk.mac)) {
+            state.links.insert(trunk.index, LinkState { mtu: trunk.mtu, up: trunk.up });
+        }
+        let tables: BTreeSet<TableId> = spec.enis.iter().map(EniSpec::table).collect();
+        // What leads pods to and from their branch ENI comes and goes with them, by the wiring thread.
+        let of_branch = |table: TableId| table.is_of_branch() && !tables.contains(&table);
+        let made_way: BTreeSet<Family> = state
+            .rules
+            .keys()
+            .filter(|rule| rule.priority == RulePriority::Local)
+            .map(|rule| rule.family)
+            .collect();
+        // The kernel's own rules of a family that is not ours are there, and nothing to us.
+        let is_ours = |rule: &Rule| match rule.priority {
+            RulePriority::Main => rule.family == Family::V4 || spec.ipv6,
+            // The first one is nothing to us either, unless ours stands, or is to stand, for it.
+            RulePriority::First => {
+                made_way.contains(&rule.family)
+                    || spec.strict_branches && (rule.family == Family::V4 || spec.ipv6)
+            }
+            RulePriority::Local
+            | RulePriority::Pods
+            | RulePriority::Connmark
+            | RulePriority::ExternalServices
+            | RulePriority::Steering
+            | RulePriority::FromEni => !of_branch(rule.table),
+        };
         state.rules.retain(|rule, _| is_ours(rule));
         let routes = self.routes.iter().filter(|RouteSeen { maker, route }| match maker {
-            Maker::We => pods || route.table != TableId::PODS,
+            Maker::We => !of_branch(route.table) && (pods || route.table != TableId::PODS),
             // An address that somebody else added draws the node's own traffic for its subnet to that ENI.
             Maker::Kernel => {
                 route.family() == Family::V4

@@ -6,7 +6,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use types::{DeviceIndex, EniId, HostVeth, Mac, Moment, NetworkCard, PodName, Prefix, SandboxKey, SubnetId};
+use types::{
+    Branch, DeviceIndex, EniId, HostVeth, Mac, Moment, NetworkCard, PodName, Prefix, SandboxKey, SubnetId,
+};
 
 /// An ENI as IMDS or EC2 shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,6 +130,9 @@ pub struct Owner {
     /// Of which attachment's sandbox this is another interface; `None` for an attachment that the runtime has asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub further: Option<Further>,
+    /// The pod's branch ENI, which has the address; no ENI of the pool has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<Branch>,
 }
 
 /// Says that an attachment is a further interface of a sandbox that the runtime knows by another one.

@@ -344,7 +344,8 @@ impl Pool {
     fn form_in(&self, subnet: &SubnetId, now: Moment) -> Mode {
         match self.mode {
             Mode::Prefixes if self.scarcity.ask_at_most(subnet, Mode::Prefixes, now) == 0 => Mode::Addresses,
-            mode => mode,
+            Mode::Prefixes => Mode::Prefixes,
+            Mode::Addresses => Mode::Addresses,
         }
     }
 

@@ -395,7 +395,9 @@ impl Pool {
     pub fn release(&mut self, sandbox: &SandboxKey, now: Moment) -> Option<(Owner, Grant)> {
         let held = self.forget(sandbox)?;
         let grant = self.grant(&held);
-        self.put(held.address, held.eni.as_ref(), Address::Cooling(now.plus(self.cooldown)));
+        if held.owner.branch.is_none() {
+            self.put(held.address, held.eni.as_ref(), Address::Cooling(now.plus(self.cooldown)));
+        }
         Some((held.owner, grant))
     }
 
@@ -435,6 +437,22 @@ impl Pool {
         });
         let before = Address::Free(Moment(0));
         self.keep(Held { owner, address, eni, committed: true, before, early: false });
+    }
+
+    /// Reserves for an owner the address of its branch ENI, which is not of the pool. What the owner holds already it keeps. `None` when
+    /// another one holds the address.
+    pub fn hold(&mut self, owner: Owner, address: Ipv4Addr) -> Option<Grant> {
+        if let Some(held) = self.held.get(&owner.sandbox) {
+            return (held.address == address).then(|| self.grant(held));
+        }
+        if self.held.values().any(|held| held.address == address) {
+            return None;
+        }
+        let before = Address::Free(Moment(0));
+        let held = Held { owner, address, eni: None, committed: false, before, early: false };
+        let grant = self.grant(&held);
+        self.keep(held);
+        Some(grant)
     }
 
     /// Who holds what, by sandbox.
@@ -483,7 +501,7 @@ impl Pool {
         self.enis.values().map(Eni::now).collect()
     }
 
-    /// Addresses by state; those that are held count wherever they are.
+    /// Addresses by state; those that are held count wherever they are, but for those of branch ENIs.
     #[must_use]
     pub fn counts(&self, now: Moment) -> Counts {
         let mut counts = Counts::default();
@@ -492,7 +510,7 @@ impl Pool {
             counts.free += free;
             counts.cooling += cooling;
         }
-        for held in self.held.values() {
+        for held in self.held.values().filter(|held| held.owner.branch.is_none()) {
             *if held.committed { &mut counts.assigned } else { &mut counts.reserved } += 1;
         }
         counts
@@ -507,7 +525,8 @@ impl Pool {
             counts.free += free;
             counts.cooling += cooling;
         }
-        for held in self.held.values().filter(|held| self.card_of(held.eni.as_ref()) == card) {
+        let of_card = |held: &&Held| held.owner.branch.is_none() && self.card_of(held.eni.as_ref()) == card;
+        for held in self.held.values().filter(of_card) {
             *if held.committed { &mut counts.assigned } else { &mut counts.reserved } += 1;
         }
         counts

@@ -19,11 +19,23 @@ pub struct TableId(pub u32);
 impl TableId {
     /// The kernel's main table.
     pub const MAIN: Self = Self(254);
+    /// The kernel's table of the host's own addresses.
+    pub const LOCAL: Self = Self(255);
     /// The one table that holds a route to every pod of this node; looked up by one rule, priority 512.
     ///
     /// Outside of all per-ENI numbers (2..=101 and 10000..=13299), the kernel's (253..=255), branch ENIs
-    /// (100 + VLAN id, up to 4195) and what kube-router, Calico and systemd-networkd use by default.
+    /// (100 + VLAN id, up to 4194) and what kube-router, Calico and systemd-networkd use by default.
     pub const PODS: Self = Self(51_200);
+
+    /// Branch ENIs have this and their VLAN's id: 101 to 4194, as in the Go version.
+    pub(crate) const BRANCHES: u32 = 100;
+
+    /// Whether branch ENIs have tables with such numbers, which the kernel's own (253..=255) are not. An ENI's may be among them, for
+    /// device 100 only.
+    #[must_use]
+    pub const fn is_of_branch(self) -> bool {
+        self.0 > Self::BRANCHES && self.0 <= Self::BRANCHES + 4094 && !matches!(self.0, 253..=255)
+    }
 
     /// The table of the ENI at this place, numbered as the Go version does so that either can take over.
     #[must_use]

@@ -101,6 +101,13 @@ reasons! {
     PolicyAgentUnreachable = "policy-agent-unreachable", TRY_AGAIN;
     /// The network policy agent answers that it cannot enforce the pod's policies.
     PolicyRefused = "policy-refused", TRY_AGAIN;
+    // Pods with security groups of their own.
+    /// `ENABLE_POD_ENI`: the pod's object has not been seen yet, so nobody knows whether the pod is to have a branch ENI.
+    NoPodObject = "no-pod-object", TRY_AGAIN;
+    /// The pod is to have a branch ENI, and its object does not name one that can be used (yet).
+    NoBranchEni = "no-branch-eni", TRY_AGAIN;
+    /// The pod is to have a branch ENI, and no trunk ENI is known on this instance.
+    NoTrunk = "no-trunk", TRY_AGAIN;
     // The pool.
     /// Nothing is free and the allocation that this caused is still running.
     PoolEmpty = "pool-empty", TRY_AGAIN;
@@ -179,6 +186,9 @@ impl Reason {
             | Self::Drifted
             | Self::PolicyAgentUnreachable
             | Self::PolicyRefused
+            | Self::NoPodObject
+            | Self::NoBranchEni
+            | Self::NoTrunk
             | Self::Internal => false,
         }
     }

@@ -9,6 +9,8 @@ use crate::{Mac, PodName, SandboxKey};
 
 /// Length of the part of a name that says whose it is, in hexadecimal digits.
 const HASH: usize = 11;
+/// What the names of host ends begin with whose pods' traffic goes by their branch ENI alone; no [`VethPrefix`] is this one.
+const BRANCH_PREFIX: &str = "vlan";
 
 /// What host veth names start with: 1 to 4 characters, `eni` unless configured.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -72,6 +74,18 @@ impl HostVeth {
     #[must_use]
     pub fn of_pod(prefix: &VethPrefix, pod: &PodName, index: u8) -> Self {
         Self(format!("{}{}", prefix.as_str(), hash(&pod_text(pod, index))))
+    }
+
+    /// The name for a pod whose traffic goes by its branch ENI alone: no rule for other pods' names is for it.
+    #[must_use]
+    pub fn of_branch(pod: &PodName) -> Self {
+        Self(format!("{BRANCH_PREFIX}{}", hash(&pod_text(pod, 0))))
+    }
+
+    /// Whether it is such a name.
+    #[must_use]
+    pub fn is_of_branch(&self) -> bool {
+        self.0.starts_with(BRANCH_PREFIX)
     }
 
     /// The name for a sandbox that Kubernetes did not ask for, so that it has no pod name to hash.
@@ -179,6 +193,9 @@ mod tests {
         assert_eq!(veth("default", "sample-pod", 0), "enicc21c2d7785");
         assert_eq!(veth("default", "sample-pod", 1), "enia0b7655f3c9");
         assert_eq!(veth("default", "sample-pod", 2), "eni674338b7081");
+        let pod = PodName { namespace: "default".to_owned(), name: "sample-pod".to_owned() };
+        let branch = HostVeth::of_branch(&pod);
+        assert_eq!((branch.as_str(), branch.is_of_branch()), ("vlancc21c2d7785", true));
     }
 
     #[test]

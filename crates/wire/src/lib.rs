@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
-use types::{CniCode, DeviceIndex, PodName, Reason, SandboxKey, TableId, VethPrefix};
+use types::{CniCode, DeviceIndex, PodName, Reason, SandboxKey, TableId, VethPrefix, VlanId};
 
 pub use frame::{FRAME_BYTES_MAX, FrameError, HEADER_BYTES, decode, encode, frame_len};
 pub use report::{
@@ -185,6 +185,18 @@ pub struct Interface {
     pub device: DeviceIndex,
     /// Routing table of that ENI.
     pub table: TableId,
+    /// For a pod with a branch ENI; device and table mean nothing then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<BranchTold>,
+}
+
+/// What is told of a branch ENI.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BranchTold {
+    /// The VLAN that leads to it.
+    pub vlan: VlanId,
+    /// The routers of its subnet, in the order of the addresses.
+    pub gateways: Vec<IpAddr>,
 }
 
 /// Why not.

@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use types::{
     DeviceIndex, EniId, Ipv6Prefix, Mac, Moment, NetworkCard, PodName, Prefix, Reason, SandboxKey, SubnetId,
-    TableId,
+    TableId, VlanId,
 };
 
 /// The state of one node.
@@ -172,6 +172,9 @@ pub struct PodReport {
     pub sandbox: SandboxKey,
     /// Where the address belongs, as far as that is known.
     pub eni: Option<EniId>,
+    /// The VLAN that leads to its branch ENI, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<VlanId>,
     /// The address.
     pub address: AddressReport,
     /// Its address of the other family.

@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask demo|test|sim|fleet|picture|bench|gen|plugin|dist|ci|tidy`.
+//! The project's own commands: `cargo xtask demo|test|vm|sim|fleet|picture|bench|gen|plugin|dist|ci|tidy`.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "these commands talk to a person")]
 
@@ -12,6 +12,7 @@ mod steps;
 mod target;
 mod tests;
 mod tidy;
+mod vm;
 
 use std::path::PathBuf;
 use std::process::{Command as Program, ExitCode};
@@ -51,6 +52,11 @@ enum Command {
     /// As root it installs the Debian packages that are missing; what cannot run is counted as skipped, with its reason. All tests
     /// take some six minutes on two cores once everything is built.
     Test {
+        /// Only tests whose names contain this.
+        name: Option<String>,
+    },
+    /// Run the datapath's kernel tests in a virtual machine, with a kernel that has VLANs. Needs qemu-system-x86_64, cpio and Debian's packages.
+    Vm {
         /// Only tests whose names contain this.
         name: Option<String>,
     },
@@ -147,6 +153,7 @@ fn run(command: Command) -> Result<(), Failure> {
             demo(&["--nodes", &nodes, "--pods", &pods].into_iter().chain(keep).collect::<Vec<_>>())
         }
         Command::Test { name } => test(name.as_deref()),
+        Command::Vm { name } => vm::run(name.as_deref()),
         Command::Sim { seeds, seed, json } => sim(seeds, seed, json),
         Command::Fleet { options } => lab_with("fleet", &options),
         Command::Picture { options } => lab_with("picture", &options),

@@ -2,7 +2,8 @@
 //!
 //! What is written to it are single requests, each with an end ([`Door`]); who makes them decides whether to try again.
 //!
-//! Two watches of one object each: the node's own, and with custom networking the ENIConfig that it names. The client lists and watches from there on. After a failure, and when its place in the
+//! Watches: of the node's own object, with custom networking of the ENIConfig that it names, with security groups for pods of the pods on
+//! the node. The client lists and watches from there on. After a failure, and when its place in the
 //! history is gone, it begins anew after a pause: the list then tells that all is well again, which a watch that goes on does only
 //! with the next change.
 
@@ -24,8 +25,12 @@ use kube::{Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::{OnceCell, mpsc, watch as latest};
+use types::PodName;
 
-use super::{EniConfigName, EniConfigNews, NameKeys, News, NodeObject, WarmOverrides};
+use super::{
+    BranchWish, EniConfigName, EniConfigNews, NameKeys, News, NodeObject, POD_ENI_ANNOTATION, PodNews,
+    PodObject, WarmOverrides,
+};
 use crate::config::{Cluster, Config};
 use crate::node::Event;
 use crate::server::chain;
@@ -34,6 +39,8 @@ use crate::server::chain;
 const CORDONED: &str = "node.kubernetes.io/unschedulable";
 /// Pause before the client is made again: what it needs (a token, a certificate) may not be there yet.
 const CLIENT_AGAIN: Duration = Duration::from_secs(10);
+/// The annotation by which an object stands for a static pod, with that one's UID.
+const MIRROR: &str = "kubernetes.io/config.mirror";
 /// What HTTP says of a place in the history that is gone.
 const GONE: u16 = 410;
 /// How long a connection may take.
@@ -220,10 +227,19 @@ pub(crate) async fn watch(config: Config, door: Option<Door>, events: mpsc::Send
     let read =
         |node: Option<&Node>| node.map_or(News::NoNode, |node| News::Node(Box::new(object(node, keys))));
     let nodes = Api::<Node>::all(client.clone());
+    let named = format!("metadata.name={name}");
     tokio::select! {
-        () = keep_following(nodes, name, read, News::Trouble, &post) => {}
+        () = keep_following(nodes, &named, one(read), News::Trouble, &post) => {}
         () = follow_eni_config(&client, names, &post) => {}
+        () = follow_pods(&client, name, &post), if config.pod_eni => {}
     }
+}
+
+/// Tells what the pods of this node say of their branch ENIs.
+async fn follow_pods(client: &Client, node: &str, post: &Post) {
+    let trouble = |failure| News::Pods(PodNews::Trouble(failure));
+    let here = format!("spec.nodeName={node}");
+    keep_following(Api::<Pod>::all(client.clone()), &here, all_pods(), trouble, post).await;
 }
 
 /// Where news go.
@@ -241,7 +257,7 @@ impl Post {
                 // What no object can be called would mean something else in a selector.
                 named.is_possible().then(|| named.name.clone())
             }),
-            News::NoNode | News::Trouble(_) | News::EniConfig(..) => None,
+            News::NoNode | News::Trouble(_) | News::EniConfig(..) | News::Pods(_) => None,
         };
         if self.events.send(Event::Cluster(news)).await.is_err() {
             return false;
@@ -272,7 +288,8 @@ async fn follow_eni_config(client: &Client, mut names: latest::Receiver<Option<S
             };
             let trouble = |failure| news(EniConfigNews::Trouble(failure));
             let objects = Api::<DynamicObject>::all_with(client.clone(), &kind);
-            keep_following(objects, &name, read, trouble, post).await;
+            let named = format!("metadata.name={name}");
+            keep_following(objects, &named, one(read), trouble, post).await;
         };
         tokio::select! {
             () = following => return,
@@ -281,64 +298,111 @@ async fn follow_eni_config(client: &Client, mut names: latest::Receiver<Option<S
     }
 }
 
-/// Tells what an object says, until nobody listens: `read` what it says now, or that it is not there; `trouble` why that is not known.
+/// Tells what objects say, until nobody listens: `read` what is to be told of each step of the watch; `trouble` why nothing is known.
 async fn keep_following<K>(
     objects: Api<K>,
-    name: &str,
-    read: impl Fn(Option<&K>) -> News,
+    selector: &str,
+    mut read: impl FnMut(watcher::Event<K>) -> Option<News>,
     trouble: impl Fn(String) -> News,
     post: &Post,
 ) where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     // The list is the newest, which costs the API server one key: what any of them remembers may be older than what was heard before.
-    let own = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let own = watcher::Config::default().fields(selector);
     let mut backoff = watcher::DefaultBackoff::default();
     while !post.events.is_closed() {
-        if let Some(failure) = follow(objects.clone(), own.clone(), &mut backoff, &read, post).await {
+        if let Some(failure) = follow(objects.clone(), own.clone(), &mut backoff, &mut read, post).await {
             post.tell(trouble(failure)).await;
         }
         tokio::time::sleep(backoff.next().unwrap_or(CLIENT_AGAIN)).await;
     }
 }
 
-/// Tells what an object says until something goes wrong; what, unless it is nothing but a place in the history that is gone.
+/// Tells what objects say until something goes wrong; what, unless it is nothing but a place in the history that is gone.
 async fn follow<K>(
     objects: Api<K>,
     own: watcher::Config,
     backoff: &mut watcher::DefaultBackoff,
-    read: &impl Fn(Option<&K>) -> News,
+    read: &mut impl FnMut(watcher::Event<K>) -> Option<News>,
     post: &Post,
 ) -> Option<String>
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let mut stream = watcher(objects, own).boxed();
-    // Said by the list that is being read.
-    let mut listed = None;
     while let Some(told) = stream.next().await {
-        let news = match told {
-            Ok(watcher::Event::Init) => {
-                listed = None;
-                continue;
-            }
-            Ok(watcher::Event::InitApply(object)) => {
-                listed = Some(object);
-                continue;
-            }
-            Ok(watcher::Event::InitDone) => read(listed.take().as_ref()),
-            Ok(watcher::Event::Apply(object)) => {
-                backoff.reset();
-                read(Some(&object))
-            }
-            Ok(watcher::Event::Delete(_)) => read(None),
+        let step = match told {
+            Ok(step) => step,
             Err(error) => return (!is_gone(&error)).then(|| words(&error)),
         };
-        if !post.tell(news).await {
+        if matches!(step, watcher::Event::Apply(_)) {
+            backoff.reset();
+        }
+        if let Some(news) = read(step)
+            && !post.tell(news).await
+        {
             break;
         }
     }
     None
+}
+
+/// Of a watch of one object: what it says, or that it is not there.
+fn one<K>(read: impl Fn(Option<&K>) -> News) -> impl FnMut(watcher::Event<K>) -> Option<News> {
+    // Said by the list that is being read.
+    let mut listed = None;
+    move |step| match step {
+        watcher::Event::Init => {
+            listed = None;
+            None
+        }
+        watcher::Event::InitApply(object) => {
+            listed = Some(object);
+            None
+        }
+        watcher::Event::InitDone => Some(read(listed.take().as_ref())),
+        watcher::Event::Apply(object) => Some(read(Some(&object))),
+        watcher::Event::Delete(_) => Some(read(None)),
+    }
+}
+
+/// Of a watch of pods: which there are, and what each says.
+fn all_pods() -> impl FnMut(watcher::Event<Pod>) -> Option<News> {
+    let mut listed = Vec::new();
+    move |step| {
+        let news = match step {
+            watcher::Event::Init => {
+                listed.clear();
+                return None;
+            }
+            watcher::Event::InitApply(pod) => {
+                listed.push(pod_object(&pod));
+                return None;
+            }
+            watcher::Event::InitDone => PodNews::All(std::mem::take(&mut listed)),
+            watcher::Event::Apply(pod) => PodNews::Is(pod_object(&pod)),
+            watcher::Event::Delete(pod) => PodNews::Gone(pod_name(&pod)),
+        };
+        Some(News::Pods(news))
+    }
+}
+
+fn pod_name(pod: &Pod) -> PodName {
+    PodName { namespace: pod.namespace().unwrap_or_default(), name: pod.name_any() }
+}
+
+/// What containers ask for is what counts, not what those before them did.
+fn pod_object(pod: &Pod) -> PodObject {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let of = containers.filter_map(|container| container.resources.as_ref());
+    let amounts = of.flat_map(|it| it.limits.iter().chain(&it.requests)).flatten();
+    let amounts = amounts.map(|(name, amount)| (name.as_str(), amount.0.as_str()));
+    let annotation = pod.annotations().get(POD_ENI_ANNOTATION).map(String::as_str);
+    let branch = BranchWish::of(amounts, annotation);
+    // The runtime knows a static pod by the UID that the kubelet has made, not by that of the object which stands for it.
+    let uid = pod.annotations().get(MIRROR).cloned().or_else(|| pod.uid());
+    PodObject { name: pod_name(pod), uid: uid.unwrap_or_default(), branch }
 }
 
 async fn client(cluster: &Cluster) -> Result<Client, BoxError> {

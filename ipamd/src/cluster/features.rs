@@ -16,6 +16,9 @@ pub type Features = BTreeMap<String, String>;
 /// The feature that names the node's ENIConfig.
 pub(crate) const CUSTOM_NETWORKING: &str = "CustomNetworking";
 
+/// The feature that has the controller make a trunk ENI for the node.
+pub(crate) const POD_SECURITY_GROUPS: &str = "SecurityGroupsForPods";
+
 /// Pause after an attempt that came to nothing; grows to the second value. The controller makes the object some time after the node.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 /// How often it is looked whether they are still there.

@@ -6,10 +6,12 @@ mod api;
 mod eni_config;
 mod features;
 mod notes;
+mod pod_eni;
 
 use std::collections::BTreeMap;
 
 use pool::Targets;
+use types::PodName;
 
 pub use annotations::PodIp;
 pub(crate) use annotations::{Annotations, annotating};
@@ -18,8 +20,10 @@ pub(crate) use announcer::announcing;
 pub(crate) use api::{Door, Served, watch};
 pub use eni_config::{EniConfig, EniConfigName, EniConfigNews, NameKeys};
 pub use features::Features;
-pub(crate) use features::{CUSTOM_NETWORKING, keep as keep_features};
+pub(crate) use features::{CUSTOM_NETWORKING, POD_SECURITY_GROUPS, keep as keep_features};
 pub use notes::{About, Myself, Note, PodRef};
+pub(crate) use pod_eni::ANNOTATION as POD_ENI_ANNOTATION;
+pub use pod_eni::{BranchWish, PodObject};
 
 /// The longest name of an object (Kubernetes, "Object Names and IDs": a DNS subdomain).
 const NAME_MAX: usize = 253;
@@ -54,6 +58,21 @@ pub enum News {
     Trouble(String),
     /// Something about the ENIConfig of this name.
     EniConfig(String, EniConfigNews),
+    /// Something about the pods of this node.
+    Pods(PodNews),
+}
+
+/// What the API server says of the pods of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PodNews {
+    /// These are all of them.
+    All(Vec<PodObject>),
+    /// This is one, as it is now.
+    Is(PodObject),
+    /// There is no such pod any more.
+    Gone(PodName),
+    /// They cannot be asked for.
+    Trouble(String),
 }
 
 /// Warm targets that a node's annotations or labels set, in place of the environment's.

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use ipnetwork::Ipv4Network;
 use tracing::level_filters::LevelFilter;
-use types::VethPrefix;
+use types::{Enforcing, VethPrefix};
 
 use crate::cluster::NameKeys;
 use crate::families::Families;
@@ -45,6 +45,10 @@ pub struct Config {
     pub max_enis: Option<u8>,
     /// Whether pods get addresses of network cards above 0 too.
     pub multi_nic: bool,
+    /// Whether pods may have a branch ENI: security groups for pods.
+    pub pod_eni: bool,
+    /// How strictly their traffic is bound to it.
+    pub enforcing: Enforcing,
     /// No target is set: the pool follows the pods.
     pub automatic: bool,
     /// Pods that the kubelet admits.
@@ -191,6 +195,14 @@ pub enum SettingError {
         /// What it is for.
         doc: &'static str,
     },
+    /// It means nothing without another one.
+    #[error("{name} needs {other}, and a cluster around the daemon")]
+    Needs {
+        /// The variable.
+        name: &'static str,
+        /// The other one.
+        other: &'static str,
+    },
     /// It cannot be together with another one.
     #[error("{name} cannot be set together with {other}")]
     Together {
@@ -215,7 +227,6 @@ pub fn listed() -> String {
     let groups = [
         (Support::Lenient, "Obeyed. A value that cannot be is replaced by the default, with a warning:"),
         (Support::Strict, "Obeyed. A value that cannot be stops the daemon:"),
-        (Support::Refused, "Of modes that this version lacks. Anything but the default stops the daemon:"),
         (Support::Ignored, "Without effect in this version. Anything but the default is warned about:"),
         (Support::Elsewhere, "Known, and without any effect:"),
     ];
@@ -250,6 +261,9 @@ impl Config {
         if config.multi_nic && config.families != (Families::V4 { egress: false }) {
             reader.errors.push(unsupported(&table::MULTI_NIC, "true"));
         }
+        if config.pod_eni {
+            config.check_pod_eni(&mut reader);
+        }
         reader.check_the_rest();
         if !reader.errors.is_empty() {
             return Err(reader.errors);
@@ -258,10 +272,22 @@ impl Config {
         Ok(config)
     }
 
+    /// The pods' objects say who has a branch ENI, and EC2 alone which ENI is the trunk.
+    fn check_pod_eni(&self, reader: &mut Reader<'_>) {
+        let name = table::POD_ENI.name;
+        if self.cluster.is_none() {
+            reader.errors.push(SettingError::Needs { name, other: table::NODE_NAME.name });
+        }
+        if self.imds_only {
+            reader.errors.push(SettingError::Together { name, other: table::IMDS_ONLY.name });
+        }
+    }
+
     fn read(reader: &mut Reader<'_>) -> Self {
         let families = families(reader);
         let ipv6 = families.has_ipv6();
         let eni_mtu = install::mtu(reader, &table::ENI_MTU, ipv6).unwrap_or(9001);
+        let install = Install::read(reader, families);
         Self {
             families,
             warm_eni_target: reader.number(&table::WARM_ENI_TARGET).unwrap_or(1),
@@ -273,6 +299,8 @@ impl Config {
             max_pods: reader.number(&table::MAX_PODS),
             max_enis: reader.target(&table::MAX_ENI).map(|max| u8::try_from(max).unwrap_or(u8::MAX)),
             multi_nic: reader.flag(&table::MULTI_NIC),
+            pod_eni: reader.flag(&table::POD_ENI),
+            enforcing: enforcing(&install.enforcing_mode),
             cooldown: seconds(reader.number(&table::IP_COOLDOWN_PERIOD)),
             eni_mtu,
             pod_mtu: install::mtu(reader, &table::POD_MTU, ipv6).unwrap_or(eni_mtu),
@@ -314,7 +342,7 @@ impl Config {
             add_timeout: seconds(reader.number(&table::ADD_TIMEOUT)),
             log_level: reader.parsed(&table::LOG_LEVEL, log_level).unwrap_or(LevelFilter::DEBUG),
             log_file: reader.parsed(&table::LOG_FILE, log_file).flatten(),
-            install: Install::read(reader, families),
+            install,
             warnings: Vec::new(),
         }
     }
@@ -365,6 +393,10 @@ fn cluster(reader: &mut Reader<'_>) -> Option<Cluster> {
         return None;
     }
     Some(cluster)
+}
+
+fn enforcing(mode: &str) -> Enforcing {
+    if mode == "standard" { Enforcing::Standard } else { Enforcing::Strict }
 }
 
 fn seconds(number: Option<u32>) -> Duration {

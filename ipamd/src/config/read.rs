@@ -70,7 +70,7 @@ impl<'a> Reader<'a> {
             Support::Strict => {
                 self.errors.push(SettingError::Unfit { name: setting.name, found, doc: setting.doc });
             }
-            Support::Lenient | Support::Elsewhere | Support::Ignored | Support::Refused => {
+            Support::Lenient | Support::Elsewhere | Support::Ignored => {
                 let instead = if setting.default.is_empty() { "nothing" } else { setting.default };
                 self.warnings
                     .push(format!("{} is {found:?}, which it cannot be; {instead:?} is used", setting.name));
@@ -144,19 +144,10 @@ impl<'a> Reader<'a> {
                 (Kind::Number(..) | Kind::Word(_) | Kind::Text, _) => text != setting.default,
             };
             match setting.support {
-                Support::Refused if differs => self.errors.push(SettingError::Unsupported {
-                    name: setting.name,
-                    found: text.chars().take(64).collect(),
-                    doc: setting.doc,
-                }),
                 Support::Ignored if differs => {
                     self.warnings.push(format!("{} has no effect in this version", setting.name));
                 }
-                Support::Refused
-                | Support::Ignored
-                | Support::Lenient
-                | Support::Strict
-                | Support::Elsewhere => {}
+                Support::Ignored | Support::Lenient | Support::Strict | Support::Elsewhere => {}
             }
         }
         let known: BTreeSet<&str> = SETTINGS.iter().map(|setting| setting.name).collect();
@@ -173,7 +164,7 @@ impl<'a> Reader<'a> {
     /// A flag that nothing else reads and that is neither yes nor no: it switches nothing, and is warned of.
     fn unread_flag(&mut self, setting: &Setting, text: &str) {
         match setting.support {
-            Support::Refused | Support::Ignored => self.wrong(setting, text),
+            Support::Ignored => self.wrong(setting, text),
             Support::Lenient | Support::Strict | Support::Elsewhere => {}
         }
     }

@@ -42,7 +42,6 @@ An empty variable is an unset one. A flag is `1 t T TRUE true True` or `0 f F FA
 |---|---|
 | obeyed | a value that it cannot have is replaced by the default, with a warning in the log |
 | strict | obeyed; a value that it cannot have stops the daemon with exit code 64 and its name |
-| refused | of a mode that this version lacks: anything but the default stops the daemon with exit code 64 and its name |
 | ignored | without effect in this version; anything but the default is warned about |
 | known | changes nothing |
 
@@ -56,7 +55,6 @@ const fn word(support: Support) -> &'static str {
     match support {
         Support::Lenient => "obeyed",
         Support::Strict => "strict",
-        Support::Refused => "refused",
         Support::Ignored => "ignored",
         Support::Elsewhere => "known",
     }
@@ -160,16 +158,6 @@ fn schema(setting: &Setting) -> Value {
             {"type": "integer", "minimum": min, "maximum": max},
             {"type": "string", "pattern": "^([0-9]+)?$"},
         ]}),
-        // The daemon stops for a mode that it lacks.
-        Kind::Flag if setting.support == Support::Refused => {
-            let other = setting.default != "true";
-            let texts = if other {
-                ["1", "t", "T", "TRUE", "true", "True"]
-            } else {
-                ["0", "f", "F", "FALSE", "false", "False"]
-            };
-            json!({"type": words, "not": {"anyOf": [{"enum": texts}, {"const": other}, {"const": u8::from(other)}]}})
-        }
         Kind::Flag | Kind::Number(..) | Kind::Word(_) | Kind::Text => json!({"type": words}),
     }
 }
@@ -201,21 +189,6 @@ mod tests {
         let named = DEPLOYED.iter().map(|(name, _)| name).chain(GROUPS.iter().map(|(_, first)| first));
         for name in named {
             assert!(setting(name).is_some(), "{name}");
-        }
-    }
-
-    #[test]
-    fn the_chart_refuses_a_mode_that_the_daemon_stops_for_and_takes_its_default() {
-        for setting in SETTINGS.iter().filter(|setting| setting.support == Support::Refused) {
-            let refused = schema(setting)["not"].to_string();
-            let parse = |text: &str| {
-                super::super::Config::parse(&[(setting.name.into(), text.into())].into_iter().collect())
-            };
-
-            for text in ["1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False"] {
-                let here = refused.contains(&format!("\"{text}\""));
-                assert_eq!(here, parse(text).is_err(), "{} = {text}", setting.name);
-            }
         }
     }
 

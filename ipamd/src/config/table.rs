@@ -39,9 +39,6 @@ pub enum Support {
     Elsewhere,
     /// Has no effect in this version; a warning says so if it is set to anything but its default.
     Ignored,
-    /// Belongs to a mode that this version lacks: switching it away from its default stops the daemon; text that it
-    /// cannot be is the default, with a warning.
-    Refused,
 }
 
 macro_rules! settings {
@@ -120,12 +117,12 @@ settings! {
     V6_EGRESS = "ENABLE_V6_EGRESS": Flag, "false", Lenient, "IPv4 pods reach IPv6, by the node's address; nobody outside reaches them by it.";
     V4_EGRESS = "ENABLE_V4_EGRESS": Flag, "true", Lenient, "IPv6 pods reach IPv4, by the node's address.";
     PREFIX_DELEGATION = "ENABLE_PREFIX_DELEGATION": Flag, "false", Lenient, "ENIs are given /28 prefixes instead of single addresses, where the instance type can hold them and the subnet has them.";
-    POD_ENI = "ENABLE_POD_ENI": Flag, "false", Refused, "Security groups for pods.";
+    POD_ENI = "ENABLE_POD_ENI": Flag, "false", Lenient, "Security groups for pods: a pod with the limit vpc.amazonaws.com/pod-eni gets the branch ENI that its annotation of the same name tells. Needs MY_NODE_NAME and a cluster; not together with ENABLE_IMDS_ONLY_MODE.";
     MULTI_NIC = "ENABLE_MULTI_NIC": Flag, "false", Lenient, "ENIs of all network cards are used, each with one free address kept on cards above 0; a pod whose annotation k8s.amazonaws.com/nicConfig is multi-nic-attachment gets an interface of each. Not together with IPv6, nor with IPv6 egress.";
     CUSTOM_NETWORK = "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG": Flag, "false", Lenient, "Custom networking: the node's ENIConfig object says subnet and security groups of new ENIs, and pods get no address of the primary ENI. Not with IPv6.";
     ENI_CONFIG_ANNOTATION = "ENI_CONFIG_ANNOTATION_DEF": Text, "k8s.amazonaws.com/eniConfig", Lenient, "Annotation of the node object that names its ENIConfig, with custom networking; goes before the label.";
     ENI_CONFIG_LABEL = "ENI_CONFIG_LABEL_DEF": Text, "k8s.amazonaws.com/eniConfig", Lenient, "Label of the node object that names its ENIConfig, with custom networking. Without either, the one named default is it.";
-    POD_SG_MODE = "POD_SECURITY_GROUP_ENFORCING_MODE": Word(&["strict", "standard"]), "strict", Lenient, "How security groups for pods are enforced; the conflist carries it.";
+    POD_SG_MODE = "POD_SECURITY_GROUP_ENFORCING_MODE": Word(&["strict", "standard"]), "strict", Lenient, "How security groups for pods are enforced: strict, all of a pod's traffic goes by its branch ENI, also to its own node, and is not translated; standard, it goes as other pods' does where it stays on the node or leaves the VPC.";
     POLICY_MODE = "NETWORK_POLICY_ENFORCING_MODE": Word(&["none", "standard", "strict"]), "", Strict, "Whether the network policy agent is asked to enforce policies before a pod starts: none or unset, standard or strict.";
     // The plugin and its conflist, which the daemon writes once an ADD would succeed; and the installer.
     BIN_PATH = "HOST_CNI_BIN_PATH": Text, "/host/opt/cni/bin", Lenient, "Where plugins are installed, and where the daemon sees which others are there.";

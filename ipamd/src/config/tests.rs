@@ -206,12 +206,28 @@ fn everything_that_stops_the_daemon_is_told_at_once() {
         ("AWS_VPC_K8S_CNI_VETHPREFIX", "eth"),
         ("IP_COOLDOWN_PERIOD", "soon"),
         ("ENABLE_IPv4", "false"),
+        // Outside of a cluster.
         ("ENABLE_POD_ENI", "true"),
         ("NETWORK_POLICY_ENFORCING_MODE", "Strictly"),
     ])
     .unwrap_err();
 
     assert_eq!(errors.len(), 6, "{errors:?}");
+}
+
+#[test]
+fn security_groups_for_pods_need_a_cluster_and_ec2() {
+    let inside = [("ENABLE_POD_ENI", "true"), ("MY_NODE_NAME", "n"), ("KUBERNETES_SERVICE_HOST", "10.0.0.1")];
+    let with = |more: &[(&str, &str)]| parse(&[&inside[..], more].concat());
+
+    let config = with(&[]).unwrap();
+    assert_eq!((config.pod_eni, config.enforcing), (true, Enforcing::Strict));
+    let config = with(&[("POD_SECURITY_GROUP_ENFORCING_MODE", "Standard")]).unwrap();
+    assert_eq!(config.enforcing, Enforcing::Standard);
+    let needs = parse(&inside[..1]).unwrap_err();
+    assert_eq!(needs, [SettingError::Needs { name: "ENABLE_POD_ENI", other: "MY_NODE_NAME" }]);
+    let together = with(&[("ENABLE_IMDS_ONLY_MODE", "true")]).unwrap_err();
+    assert_eq!(together.len(), 1, "{together:?}");
 }
 
 #[test]
@@ -238,21 +254,6 @@ fn introspection_listens_where_the_go_version_would() {
         assert_eq!(config.warnings.len(), 1, "{wrong}");
     }
     assert_eq!(parse(&[("DISABLE_INTROSPECTION", "true")]).unwrap().introspection, None);
-}
-
-#[test]
-fn each_mode_that_is_missing_stops_the_daemon_by_its_own_name() {
-    let modes: Vec<_> = SETTINGS.iter().filter(|setting| setting.support == Support::Refused).collect();
-    for mode in &modes {
-        let other = if mode.default == "true" { "0" } else { "t" };
-        let errors = parse(&[(mode.name, other)]).unwrap_err();
-
-        let unsupported =
-            SettingError::Unsupported { name: mode.name, found: other.to_owned(), doc: mode.doc };
-        assert_eq!(errors, [unsupported]);
-        assert!(parse(&[(mode.name, mode.default)]).unwrap().warnings.is_empty(), "{}", mode.name);
-    }
-    assert_eq!(modes.len(), 1);
 }
 
 #[test]

@@ -65,6 +65,8 @@ impl Backend {
             detachment(request, self.veth_prefix.clone()).map_err(|failure| refused(&failure))?;
         let report = self.readers.report().await.ok_or_else(stopping)?;
         let addresses: Vec<Allocation> = allocation(&report, &detachment.sandbox).into_iter().collect();
+        let vlan = report.pods.iter().find(|pod| pod.sandbox == detachment.sandbox).and_then(|pod| pod.vlan);
+        let vlan = vlan.map_or(0, |vlan| vlan.number().into());
         let sandbox = detachment.sandbox.clone();
         // Also for one that holds nothing: its ADD may still be under way.
         match self.ask(Verb::Del(detachment)).await.ok_or_else(stopping)? {
@@ -75,7 +77,7 @@ impl Backend {
             // The Go plugin knows by these words that there is nothing left to do.
             Reply::Done if addresses.is_empty() => Err(Status::unknown("datastore: unknown pod")),
             // Without a mode: the policy agent has been told.
-            Reply::Done => Ok(DelNetworkReply { success: true, addresses, policy_mode: String::new() }),
+            Reply::Done => Ok(DelNetworkReply { success: true, addresses, vlan, policy_mode: String::new() }),
             Reply::Added(_) | Reply::Collected { .. } | Reply::Report(_) => {
                 Err(refused(&Failure::new(Reason::Internal, "a DEL is answered with something else")))
             }

@@ -93,6 +93,9 @@ pub struct DelNetworkReply {
     /// They: the plugin takes its own wiring of them away.
     #[prost(message, repeated, tag = "2")]
     pub addresses: Vec<Allocation>,
+    /// The VLAN that leads to its branch ENI, if it has one.
+    #[prost(int32, tag = "4")]
+    pub vlan: i32,
     /// If not empty, the plugin tells the network policy agent itself.
     #[prost(string, tag = "6")]
     pub policy_mode: String,

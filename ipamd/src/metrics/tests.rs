@@ -89,6 +89,7 @@ fn pod(address: &str, other: Option<&str>) -> PodReport {
         pod: PodName::default(),
         sandbox: SandboxKey::new("aws-cni", address, "eth0").unwrap(),
         eni: None,
+        vlan: None,
         address: address.parse().unwrap(),
         other: other.map(|other| other.parse().unwrap()),
         host_if: String::new(),

@@ -1,13 +1,18 @@
 //! Requests: who gets which address, who waits, who is superseded.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use datapath::PodSpec;
+use ipnetwork::IpNetwork;
 use pool::{Further, Grant, Owner, Shortage};
-use types::{DeviceIndex, HostVeth, Moment, NetworkCard, PodName, Reason, SandboxKey, TableId, VethPrefix};
-use wire::{Added, Attachment, Detachment, Failure, Interface, Kept, Reply, Request, Verb};
+use types::{
+    Branch, DeviceIndex, HostVeth, Moment, NetworkCard, PodName, Reason, SandboxKey, TableId, VethPrefix,
+};
+use wire::{Added, Attachment, BranchTold, Detachment, Failure, Interface, Kept, Reply, Request, Verb};
 
+use super::branches::Claim;
 use super::event::{BatchId, CallId, Effect};
 use super::{Node, Settings, restore};
 use crate::families::{address_in_pool, ipv6_among};
@@ -215,16 +220,27 @@ impl Node {
         now: Moment,
     ) -> Option<(Reason, NetworkCard)> {
         let Some(Pending::Add(add)) = self.pending.get(&id) else { return None };
-        let mut wants = self.wants(add, now);
+        let claim = self.claim(add, now);
+        if claim.owners().into_iter().any(|owner| self.name_taken(owner)) {
+            return Some((Reason::NameInUse, NetworkCard(0)));
+        }
+        let mut wants = match claim {
+            Claim::Pool(wants) => wants,
+            Claim::Branch(owner, address) => return self.serve_branch(id, *owner, address, now),
+            Claim::Unknown(reason) => return Some((reason, NetworkCard(0))),
+            Claim::Never(failure) => {
+                if let Some(add) = self.leave_queue(id, now) {
+                    self.fail_add(id, &add.attachment, failure);
+                }
+                return None;
+            }
+        };
         for want in &mut wants {
             let first = want.cards.first().copied().unwrap_or_default();
             want.cards.retain(|card| !short.contains_key(card));
             if let (true, Some(reason)) = (want.cards.is_empty(), short.get(&first)) {
                 return Some((*reason, first));
             }
-        }
-        if wants.iter().any(|want| self.name_taken(&want.owner)) {
-            return Some((Reason::NameInUse, NetworkCard(0)));
         }
         match self.pool.reserve_all(wants.clone(), early, now) {
             Ok(grants) => {
@@ -240,6 +256,22 @@ impl Node {
                 Some((self.why_short(card, now), card))
             }
         }
+    }
+
+    /// Starts an ADD with its branch ENI, or says why it has to wait.
+    fn serve_branch(
+        &mut self,
+        id: CallId,
+        owner: Owner,
+        address: Ipv4Addr,
+        now: Moment,
+    ) -> Option<(Reason, NetworkCard)> {
+        let Some(grant) = self.pool.hold(owner.clone(), address) else {
+            return Some((Reason::NoBranchEni, NetworkCard(0)));
+        };
+        self.ends_waiting(id, now);
+        self.start(id, vec![(owner, grant)]);
+        None
     }
 
     /// An ADD got its address, or its time is up: what it has waited for is logged and counted.
@@ -276,13 +308,11 @@ impl Node {
     }
 
     fn doubtful_holders(&self) -> Vec<(SandboxKey, HostVeth)> {
-        let owners = |id| match self.pending.get(id) {
-            Some(Pending::Add(add)) => self.wants(add, Moment(0)),
+        let names = |id| match self.pending.get(id) {
+            Some(Pending::Add(add)) => self.names_wanted(add),
             Some(Pending::Release { .. } | Pending::Check) | None => Vec::new(),
         };
-        let owners = self.queue.iter().flat_map(owners).map(|want| want.owner);
-        let wanted: BTreeSet<HostVeth> =
-            owners.filter(|owner| self.name_taken(owner)).map(|owner| owner.host_if).collect();
+        let wanted: BTreeSet<HostVeth> = self.queue.iter().flat_map(names).collect();
         if wanted.is_empty() && !self.placeholders {
             return Vec::new();
         }
@@ -309,6 +339,13 @@ impl Node {
         }
     }
 
+    /// Names of host ends that an ADD waits for, because others have them.
+    fn names_wanted(&self, add: &Add) -> Vec<HostVeth> {
+        let claim = self.claim(add, Moment(0));
+        let taken = claim.owners().into_iter().filter(|owner| self.name_taken(owner));
+        taken.map(|owner| owner.host_if.clone()).collect()
+    }
+
     /// Whether another live sandbox has the host interface that this one would get.
     fn name_taken(&self, owner: &Owner) -> bool {
         let holder = self.pool.holder_of(&owner.host_if);
@@ -322,7 +359,9 @@ impl Node {
         let mtu = mtu_of(add.attachment.mtu);
         let (mut interfaces, mut records) = (Vec::new(), Vec::new());
         for (mut owner, grant) in granted {
-            owner.ipv6 = self.pool.note_ipv6(&owner.sandbox, self.ipv6_beside(grant.address));
+            if owner.branch.is_none() {
+                owner.ipv6 = self.pool.note_ipv6(&owner.sandbox, self.ipv6_beside(grant.address));
+            }
             let pod = self.settings.families.pod_spec(&owner, grant.address, mtu);
             // A plugin that was called with the configuration of before: its packets must be known as a pod's.
             self.host.dirty |= owner.host_if.prefix().as_ref() != Some(&self.settings.veth_prefix);
@@ -635,9 +674,10 @@ impl Node {
         for id in late {
             let Some(add) = self.leave_queue(id, now) else { continue };
             let (reason, card) = add.reason();
-            let of = of_card(card);
-            let failure = Failure::new(reason, format!("no address{of} for the pod before its deadline"));
-            let details = self.shortage_in_numbers(card, now);
+            let (what, details) = self.branch_wait(&add).unwrap_or_else(|| {
+                (format!("no address{} for the pod", of_card(card)), self.shortage_in_numbers(card, now))
+            });
+            let failure = Failure::new(reason, format!("{what} before its deadline"));
             self.fail_add(id, &add.attachment, failure.with_details(details));
         }
     }
@@ -656,6 +696,9 @@ impl Node {
         // A fresh grant always has its place; the primary ENI's stands in where EC2 took the ENI away meanwhile.
         let (card, device) =
             grant.place.as_ref().map_or((NetworkCard(0), DeviceIndex(0)), |p| (p.card, p.device));
+        if let Some(branch) = &pod.branch {
+            return of_branch(pod, branch);
+        }
         let ipv6 = ipv6_among(&pod.addresses);
         let mut told = self.settings.families.told(grant.address, ipv6).into_iter();
         Some(Interface {
@@ -665,6 +708,7 @@ impl Node {
             other: told.next(),
             device,
             table: TableId::of_eni(card, device),
+            branch: None,
         })
     }
 
@@ -712,6 +756,7 @@ impl Add {
             since: now,
             ipv6: None,
             further,
+            branch: None,
         }
     }
 
@@ -722,6 +767,20 @@ impl Add {
             Phase::Working(_) => (Reason::DeadlineExceeded, NetworkCard(0)),
         }
     }
+}
+
+/// What the runtime hears of a pod with a branch ENI; place and table are none of an ENI, as the Go version tells it.
+fn of_branch(pod: &PodSpec, branch: &Branch) -> Option<Interface> {
+    let mut told = pod.addresses.iter().map(|address| IpNetwork::from(*address));
+    Some(Interface {
+        host_if: pod.host_if.as_str().to_owned(),
+        container_if: pod.container_if.clone(),
+        address: told.next()?,
+        other: told.next(),
+        device: DeviceIndex(0),
+        table: TableId(0),
+        branch: Some(BranchTold { vlan: branch.eni.vlan, gateways: branch.eni.gateways() }),
+    })
 }
 
 fn no_descriptors() -> Failure {

@@ -46,7 +46,12 @@ pub(super) fn adopt(
             let wired = kernel.iter().find(|pod| pod.host_if == host_if);
             let ipv6 = entry.ipv6.or_else(|| wired.and_then(|pod| ipv6_among(&pod.addresses)));
             let Entry { sandbox, pod, since, .. } = entry;
-            take_in(pool, Owner { sandbox, pod, host_if, since, ipv6, further: None }, address, now);
+            take_in(
+                pool,
+                Owner { sandbox, pod, host_if, since, ipv6, further: None, branch: None },
+                address,
+                now,
+            );
         } else {
             let (sandbox, pod) = (&entry.sandbox, &entry.pod);
             let named = entry.told();
@@ -145,7 +150,7 @@ mod tests {
     }
 
     fn wired(name: &str, last: u8, by_us: bool) -> PodInKernel {
-        PodInKernel { host_if: link(name), addresses: vec![[10, 0, 0, last].into()], by_us }
+        PodInKernel { host_if: link(name), addresses: vec![[10, 0, 0, last].into()], by_us, branch: None }
     }
 
     fn assigned(id: &str, name: &str, last: u8) -> Record {
@@ -156,6 +161,7 @@ mod tests {
             since: Moment(1),
             ipv6: None,
             further: None,
+            branch: None,
         };
         Record::Assigned { owner, address: Ipv4Addr::new(10, 0, 0, last) }
     }
@@ -210,6 +216,7 @@ mod tests {
             host_if: HostVeth::found("veth0a1b2c3d").unwrap(),
             addresses: vec![[169, 254, 172, 2].into()],
             by_us: false,
+            branch: None,
         };
         let entries = vec![of_ipv6("a", 0), of_ipv6("b", 1), of_ipv6("dead", 2)];
 
@@ -254,6 +261,7 @@ mod tests {
             addresses: vec![[10, 0, 0, last].into()],
             by_us,
             ruled,
+            branch: None,
         };
         let named = link("named");
         let all = vec![

@@ -12,6 +12,7 @@ use wire::CardReport;
 
 use super::Node;
 use super::adding::{Add, Pending};
+use super::event::CallId;
 use super::report::count;
 
 impl Node {
@@ -38,6 +39,9 @@ impl Node {
             return Some(Limits { max_enis: 1, slots_per_eni: 0, card: NetworkCard(0) });
         }
         let max_enis = facts.limits.enis_on(card, self.settings.max_enis);
+        // Before the trunk is there it holds its place.
+        let trunk = u8::from(card == NetworkCard(0) && self.awaits_trunk());
+        let max_enis = max_enis.saturating_sub(trunk).max(1);
         Some(Limits { max_enis, slots_per_eni: facts.limits.slots_per_eni(), card })
     }
 
@@ -98,9 +102,14 @@ impl Node {
             Some(Pending::Add(add)) => add.attachment.multi_nic,
             Some(Pending::Release { .. } | Pending::Check) | None => false,
         };
+        let for_branch = |id: &&CallId| match self.pending.get(*id) {
+            Some(Pending::Add(add)) => Self::waits_for_branch(add),
+            Some(Pending::Release { .. } | Pending::Check) | None => false,
+        };
         let every = self.queue.iter().filter(|id| wants_all(id)).count();
+        let branches = self.queue.iter().filter(for_branch).count();
         let as_count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        (as_count(every), as_count(self.queue.len() - every))
+        (as_count(every), as_count(self.queue.len().saturating_sub(every + branches)))
     }
 
     /// What an ADD wants: an address of each card, or one of any.

@@ -56,6 +56,10 @@ impl Node {
                 }
                 ClusterState { trouble: Some(trouble), ..before }
             }
+            News::Pods(news) => {
+                self.cluster = before;
+                return self.pods_say(news);
+            }
             News::EniConfig(name, says) => {
                 self.cluster = before;
                 return self.eni_config_says(&name, says, now);
@@ -114,6 +118,11 @@ impl Node {
         };
         let wrong = self.cluster.object.iter().flat_map(|object| object.warm.wrong.clone());
         let trouble = self.cluster.trouble.clone();
-        std::iter::once(object).chain(wrong).chain(trouble).chain(self.eni_config_lines()).collect()
+        std::iter::once(object)
+            .chain(wrong)
+            .chain(trouble)
+            .chain(self.eni_config_lines())
+            .chain(self.branch_lines())
+            .collect()
     }
 }

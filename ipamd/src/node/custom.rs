@@ -8,9 +8,9 @@ use std::time::Duration;
 use pool::Role;
 use types::{Moment, Reason, SecurityGroupId, SubnetId};
 
-use super::{Effect, Node};
+use super::Node;
 use crate::cloud::CloudErrorKind;
-use crate::cluster::{CUSTOM_NETWORKING, EniConfig, EniConfigName, EniConfigNews};
+use crate::cluster::{EniConfig, EniConfigName, EniConfigNews};
 
 /// Pause before a look for a subnet that an ENIConfig names and that the last one did not tell.
 const LOOK_FOR_SUBNET: Duration = Duration::from_secs(2);
@@ -39,11 +39,13 @@ impl Node {
             let subnets_untold = self.custom.subnets_untold;
             self.custom = CustomState { name: None, known: None, trouble, subnets_untold };
             self.place_enis();
-            let feature = (CUSTOM_NETWORKING.to_owned(), name.name.clone());
-            let features = Some(feature).filter(|_| name.is_possible());
-            self.effects.push(Effect::Features(features.into_iter().collect()));
         }
         self.custom.name = Some(name);
+    }
+
+    /// What the CNINode is to say of the node's ENIConfig: its name.
+    pub(super) fn eni_config_feature(&self) -> Option<String> {
+        self.custom.name.as_ref().filter(|name| name.is_possible()).map(|name| name.name.clone())
     }
 
     /// Takes in what the API server says of an ENIConfig.

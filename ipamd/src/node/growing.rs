@@ -367,7 +367,8 @@ impl Node {
             prefixes: self.settings.prefix_delegation,
             custom_networking: self.settings.custom_networking,
             max_enis: self.settings.max_enis,
-            ..Layout::default()
+            // Once it is there, the trunk is one of those that are not for pods.
+            branch_enis: card == NetworkCard(0) && self.awaits_trunk(),
         }
     }
 

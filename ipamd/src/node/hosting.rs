@@ -400,7 +400,9 @@ impl Node {
         let pods = (!self.cloud.pictured).then(|| self.wired_pods());
         let Settings { marks, connmark, external_services, .. } = &self.settings;
         let (marks, external_services) = (marks.for_cards(&facts.limits.cards), external_services.clone());
-        let node = NodeSpec { enis, marks, connmark: *connmark, ipv6, external_services };
+        let (trunk, strict_branches) = (self.trunk_spec(), self.has_strict_branches());
+        let node =
+            NodeSpec { enis, marks, connmark: *connmark, ipv6, external_services, trunk, strict_branches };
         let (local, primary_address) = (families.local_range(), facts.primary_address);
         let pod_if_prefixes = self.veth_prefixes();
         HostWish { node, no_snat, local, ipv6_egress, pod_if_prefixes, pods, primary_address, ids }

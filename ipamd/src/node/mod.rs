@@ -3,6 +3,7 @@
 //! | file | what it decides |
 //! |---|---|
 //! | `adding.rs` | requests: who gets which address, who waits, who is superseded |
+//! | `branches.rs` | pods with a branch ENI: which they are, what they wait for |
 //! | `cards.rs` | network cards: which are used, what a pod wants of each |
 //! | `growing.rs` | EC2: what to ask for, when to hold off |
 //! | `looking.rs` | EC2: when to look, what a picture means, chores |
@@ -22,6 +23,7 @@
 
 mod adding;
 mod adopt;
+mod branches;
 mod cards;
 mod cluster;
 mod custom;
@@ -47,7 +49,7 @@ use std::time::Duration;
 use datapath::Marks;
 use ipnetwork::Ipv4Network;
 use pool::{Action, ActionId, Pool, Targets};
-use types::{EniId, Moment, NetworkCard, SandboxKey, SubnetId, VethPrefix};
+use types::{Enforcing, EniId, Moment, NetworkCard, SandboxKey, SubnetId, VethPrefix};
 use wire::Observed;
 
 pub use adding::RELEASED_KEPT;
@@ -60,6 +62,7 @@ use crate::families::Families;
 use crate::hold::Hold;
 use crate::store::Ipv6Books;
 use adding::Pending;
+use branches::BranchState;
 use cluster::ClusterState;
 use custom::CustomState;
 pub(crate) use glancing::GLANCE_EVERY;
@@ -90,6 +93,10 @@ pub struct Settings {
     pub max_enis: Option<u8>,
     /// Whether pods get addresses of network cards above 0 too.
     pub multi_nic: bool,
+    /// Whether pods may have a branch ENI.
+    pub pod_eni: bool,
+    /// How strictly traffic is bound to it.
+    pub enforcing: Enforcing,
     /// MTU of ENIs, in bytes.
     pub eni_mtu: u32,
     /// MTU inside pods, in bytes.
@@ -160,6 +167,7 @@ pub struct Node {
     ipv6: Ipv6State,
     cluster: ClusterState,
     custom: CustomState,
+    branches: BranchState,
     /// It was told that pods can be served.
     published: bool,
     /// What an operator holds back.
@@ -206,6 +214,7 @@ impl Node {
             ipv6: Ipv6State::default(),
             cluster: ClusterState::default(),
             custom: CustomState::default(),
+            branches: BranchState::default(),
             published: false,
             hold: Hold::Nothing,
             stopping: false,
@@ -321,6 +330,7 @@ impl Node {
     fn advance(&mut self, now: Moment) {
         self.look_if_due(now);
         self.glance_if_due(now);
+        self.want_features();
         self.serve(now);
         self.survey(now);
         self.want_ipv6(now);

@@ -80,12 +80,14 @@ impl Node {
 
     fn pod_reports(&self) -> Vec<PodReport> {
         let report = |(owner, grant): (&Owner, Grant)| {
-            let told = self.settings.families.told(grant.address, owner.ipv6);
-            let mut told = told.into_iter().map(|network| network.ip());
+            let mut told = self.told_addresses(owner, grant.address).into_iter();
+            let branch = owner.branch.as_ref();
             PodReport {
                 pod: owner.pod.clone(),
                 sandbox: owner.sandbox.clone(),
-                eni: grant.place.map(|place| place.eni),
+                eni: branch
+                    .map_or_else(|| grant.place.map(|place| place.eni), |branch| branch.eni.id.clone()),
+                vlan: branch.map(|branch| branch.eni.vlan),
                 address: told.next().unwrap_or(IpAddr::V4(grant.address)),
                 other: told.next(),
                 host_if: owner.host_if.as_str().to_owned(),

@@ -17,7 +17,7 @@ use std::time::Duration;
 use datapath::{PodSeen, PodSpec};
 use ipnetwork::Ipv4Network;
 use pool::{Owner, PICTURE_LAG, Pool};
-use types::{HostVeth, Moment, PodName, SandboxKey, VethPrefix};
+use types::{Branch, HostVeth, Moment, PodName, SandboxKey, VethPrefix};
 
 use super::adding::MTU_DEFAULT;
 use super::adopt::{Adopted, adopt};
@@ -39,6 +39,8 @@ pub struct PodInKernel {
     pub addresses: Vec<IpAddr>,
     /// The route is in our table and has our protocol number; otherwise it is as the Go version makes it.
     pub by_us: bool,
+    /// Its branch ENI, if it has one.
+    pub branch: Option<Branch>,
 }
 
 impl PodInKernel {
@@ -71,11 +73,12 @@ pub(crate) fn pods_among(
         let its = pod.ruled
             || names.contains(host_if.hash())
             || pod.addresses.iter().any(|address| addresses.contains(address));
-        pod.by_us || host_if.prefix().is_some_and(|its_prefix| its || its_prefix == *prefix) || is_egress()
+        let of_branch = pod.branch.is_some();
+        pod.by_us || of_branch || host_if.prefix().is_some_and(|of| its || of == *prefix) || is_egress()
     };
     let pods = seen.into_iter().filter_map(|pod| {
         let host_if = HostVeth::found(&pod.host_if).filter(|host_if| is_pod(&pod, host_if))?;
-        Some(PodInKernel { host_if, addresses: pod.addresses, by_us: pod.by_us })
+        Some(PodInKernel { host_if, addresses: pod.addresses, by_us: pod.by_us, branch: pod.branch })
     });
     pods.collect()
 }
@@ -89,7 +92,10 @@ fn placeholder(host_if: &HostVeth) -> Option<SandboxKey> {
 fn placeholder_owner(pod: &PodInKernel, now: Moment) -> Option<Owner> {
     let (host_if, ipv6) = (pod.host_if.clone(), ipv6_among(&pod.addresses));
     let sandbox = placeholder(&host_if)?;
-    Some(Owner { sandbox, pod: PodName::default(), host_if, since: now, ipv6, further: None })
+    let branch = pod.branch.clone();
+    // The branch ENI's addresses are told with it.
+    let ipv6 = ipv6.filter(|_| branch.is_none());
+    Some(Owner { sandbox, pod: PodName::default(), host_if, since: now, ipv6, further: None, branch })
 }
 
 /// Whether a sandbox is a pod that only the kernel knows.
@@ -121,6 +127,8 @@ pub(crate) struct Replayed {
     pub(crate) pool: Pool,
     /// Those whose last word is a release: who, and what was theirs.
     pub(crate) released: BTreeMap<HostVeth, (SandboxKey, Ipv4Addr)>,
+    /// Those of them that had a branch ENI.
+    pub(crate) branches: BTreeMap<HostVeth, PodSpec>,
     /// What is remembered of the IPv6 prefix.
     pub(crate) ipv6: Ipv6Books,
 }
@@ -129,6 +137,7 @@ pub(crate) struct Replayed {
 pub(crate) fn replay(records: Vec<Record>, cooldown: Duration, now: Moment) -> Replayed {
     let mut pool = Pool::new(cooldown);
     let mut released: BTreeMap<HostVeth, (SandboxKey, Ipv4Addr)> = BTreeMap::new();
+    let mut branches: BTreeMap<HostVeth, PodSpec> = BTreeMap::new();
     let mut ipv6 = Ipv6Books::default();
     for record in records {
         match record {
@@ -138,16 +147,27 @@ pub(crate) fn replay(records: Vec<Record>, cooldown: Duration, now: Moment) -> R
             Record::Ipv6(books) => ipv6 = books,
             Record::Assigned { owner, address } => {
                 released.remove(&owner.host_if);
+                branches.remove(&owner.host_if);
                 pool.adopt(owner, address);
             }
             Record::Leaving { leaving, at } => pool.may_have_left(leaving, at.unwrap_or(now), now),
             Record::Released { sandbox, at } => {
                 let gone = pool.release(&sandbox, at.min(now));
+                branches.extend(gone.as_ref().and_then(|(owner, _)| branch_left(owner)));
                 released.extend(gone.map(|(owner, grant)| (owner.host_if, (owner.sandbox, grant.address))));
             }
         }
     }
-    Replayed { pool, released, ipv6 }
+    Replayed { pool, released, branches, ipv6 }
+}
+
+/// What is to be taken away of a pod that had a branch ENI: its VLAN does not go with the pod's link.
+fn branch_left(owner: &Owner) -> Option<(HostVeth, PodSpec)> {
+    let branch = owner.branch.clone()?;
+    let (host_if, container_if) = (owner.host_if.clone(), owner.sandbox.if_name().to_owned());
+    let addresses = branch.eni.addresses();
+    let spec = PodSpec { host_if, container_if, index: 0, addresses, mtu: MTU_DEFAULT, branch: Some(branch) };
+    Some((owner.host_if.clone(), spec))
 }
 
 /// Rebuilds the state.
@@ -168,15 +188,17 @@ pub fn restore(
     let counts = |checkpoint: &Checkpoint| !checkpoint.ours || lost || loaded.damage.is_some();
     let checkpoint = loaded.checkpoint.filter(counts);
     let distrust = lost || loaded.damage.is_some() || checkpoint.is_some();
-    let Replayed { mut pool, mut released, ipv6 } = replay(loaded.records, cooldown, now);
+    let Replayed { mut pool, mut released, mut branches, ipv6 } = replay(loaded.records, cooldown, now);
     let adopted = checkpoint.map(|checkpoint| adopt(&mut pool, checkpoint, kernel, has_link, now));
     let Adopted { gone, doubted, remarks: of_checkpoint } = adopted.unwrap_or_default();
     remarks.extend(of_checkpoint);
     if distrust {
         pool.distrust(now.plus(PICTURE_LAG));
     }
-    release_dead(&mut pool, kernel, has_link, &mut remarks, now);
-    let mut leftovers = Vec::new();
+    branches.extend(release_dead(&mut pool, kernel, has_link, &mut remarks, now));
+    // The next pod of that name has what it has.
+    branches.retain(|host_if, _| pool.holder_of(host_if).is_none());
+    let mut leftovers: Vec<PodSpec> = branches.into_values().collect();
     for pod in kernel {
         if pool.holder_of(&pod.host_if).is_some() {
             continue;
@@ -192,6 +214,7 @@ pub fn restore(
                 index: 0,
                 addresses: pod.addresses.clone(),
                 mtu: MTU_DEFAULT,
+                branch: pod.branch.clone(),
             });
             continue;
         }
@@ -204,14 +227,14 @@ pub fn restore(
     Restored { pool, leftovers, gone, doubted, ipv6, remarks }
 }
 
-/// Releases owners whose host end is gone or leads to another address.
+/// Releases owners whose host end is gone or leads to another address. Returns what is left of those with a branch ENI.
 fn release_dead(
     pool: &mut Pool,
     kernel: &[PodInKernel],
     has_link: &mut dyn FnMut(&HostVeth) -> bool,
     remarks: &mut Vec<String>,
     now: Moment,
-) {
+) -> Vec<(HostVeth, PodSpec)> {
     let there: BTreeMap<&HostVeth, Option<Ipv4Addr>> =
         kernel.iter().map(|pod| (&pod.host_if, pod.address())).collect();
     let dead: Vec<SandboxKey> = pool
@@ -223,12 +246,15 @@ fn release_dead(
         })
         .map(|(owner, _)| owner.sandbox.clone())
         .collect();
+    let mut left = Vec::new();
     for sandbox in dead {
         if let Some((owner, grant)) = pool.release(&sandbox, now) {
+            left.extend(branch_left(&owner));
             remarks.push(format!(
                 "{} of {} has no link with that address any more: released",
                 grant.address, owner.pod
             ));
         }
     }
+    left
 }

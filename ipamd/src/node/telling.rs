@@ -43,12 +43,18 @@ impl Node {
             })
             .collect();
         for (id, reason, card) in untold {
-            let numbers = self.shortage_in_numbers(card, now);
+            let Some(Pending::Add(add)) = self.pending.get(&id) else { continue };
+            let why = match self.branch_wait(add) {
+                Some((what, why)) => format!("held: {what}; {why}"),
+                None => {
+                    let numbers = self.shortage_in_numbers(card, now);
+                    format!("held for want of an address{}; {numbers}", of_card(card))
+                }
+            };
             let Some(Pending::Add(add)) = self.pending.get_mut(&id) else { continue };
             add.told.insert(reason);
             let attachment = add.attachment.clone();
-            let of = of_card(card);
-            self.tell(&attachment, reason, format!("{reason}: held for want of an address{of}; {numbers}"));
+            self.tell(&attachment, reason, format!("{reason}: {why}"));
         }
     }
 
@@ -86,7 +92,7 @@ impl Node {
 
     fn annotation(&self, owner: &Owner, address: Ipv4Addr) -> Option<PodIp> {
         let pod = PodRef::of(&owner.pod, "").filter(|_| self.settings.annotate_pod_ip)?;
-        let address = self.settings.families.told(address, owner.ipv6).first()?.ip();
+        let address = self.told_addresses(owner, address).first().copied()?;
         Some(PodIp { pod, address, has: true })
     }
 

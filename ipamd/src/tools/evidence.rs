@@ -162,7 +162,10 @@ impl Evidence {
     #[must_use]
     pub fn holder(&self, address: IpAddr) -> Option<&Owner> {
         let holds = |(owner, held): &&(Owner, Ipv4Addr)| {
-            IpAddr::V4(*held) == address || owner.ipv6.map(IpAddr::V6) == Some(address)
+            let branch = owner.branch.as_ref().map(|branch| branch.eni.addresses()).unwrap_or_default();
+            IpAddr::V4(*held) == address
+                || owner.ipv6.map(IpAddr::V6) == Some(address)
+                || branch.contains(&address)
         };
         self.saved.owners.iter().find(holds).map(|(owner, _)| owner)
     }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use datapath::netfilter::{TABLE, ruleset};
 use datapath::{EniSpec, Family, HostSeen, LinkSeen, Rule, RulePriority, desired};
 use pool::Owner;
-use types::{HostVeth, PodName, TableId};
+use types::{Branch, HostVeth, PodName, TableId};
 use wire::Report;
 
 use super::evidence::Evidence;
@@ -140,6 +140,9 @@ impl<'a> Explained<'a> {
             writeln!(out, "  IPv6       {ipv6}: {whose}")?;
         }
         self.host_link(out)?;
+        if let Some(branch) = &self.owner.branch {
+            return self.branch(out, branch);
+        }
         if let Some(record) = self.record {
             self.rules(out, record)?;
             self.ways(out, record)?;
@@ -147,8 +150,48 @@ impl<'a> Explained<'a> {
         Ok(())
     }
 
+    /// How a pod with a branch ENI is reached and leaves.
+    fn branch(&self, out: &mut String, branch: &Branch) -> fmt::Result {
+        let (link, table, host_if) = (branch.eni.vlan.link(), branch.eni.vlan.table(), &self.owner.host_if);
+        let there = match self.host {
+            Some(host) if host.links.iter().any(|seen| seen.name == link) => "",
+            Some(_) => "  NOT IN THE KERNEL",
+            None => "  (not looked at)",
+        };
+        let gateways: Vec<String> = branch.eni.gateways().iter().map(ToString::to_string).collect();
+        writeln!(out, "\n  ways")?;
+        writeln!(
+            out,
+            "    VLAN link  {link} on the trunk {}{there}    $ ip -d link show {link}",
+            branch.trunk
+        )?;
+        let by = gateways.join(" and ");
+        match branch.is_strict() {
+            true => writeln!(
+                out,
+                "    everywhere, also to this node: {host_if} -> rule 10 by that link -> table {table} -> {by} by {link}; nothing is translated\n      $ ip rule show pref 10; ip route show table {table}"
+            )?,
+            false => writeln!(
+                out,
+                "    to the VPC: {host_if} -> rule 1536 by the pod's address -> table {table} -> {by} by {link}; all else as other pods\n      $ ip rule show pref 1536; ip route show table {table}"
+            )?,
+        }
+        let lookup = if branch.is_strict() {
+            format!("rule 10 -> table {table}")
+        } else {
+            format!("rule 512 -> table {}", TableId::PODS)
+        };
+        writeln!(out, "    to the pod: EC2 brings what is for it to {link} -> {lookup} -> {host_if}")
+    }
+
     fn address_and_eni(&self, out: &mut String) -> fmt::Result {
         let address = self.address;
+        if let Some(branch) = &self.owner.branch {
+            let addresses: Vec<String> = branch.eni.addresses().iter().map(ToString::to_string).collect();
+            let mode = if branch.is_strict() { "strict" } else { "standard" };
+            let of = format!("of the branch ENI {}, which is the VPC resource controller's", branch.eni);
+            return writeln!(out, "  address    {}, {of} ({mode})", addresses.join(" and "));
+        }
         let Some(record) = self.record else {
             return writeln!(
                 out,
@@ -207,11 +250,14 @@ impl<'a> Explained<'a> {
     fn host_link(&self, out: &mut String) -> fmt::Result {
         let Owner { pod, host_if, .. } = self.owner;
         let text = format!("{}.{}", pod.namespace, pod.name);
-        match host_if.prefix().filter(|prefix| HostVeth::of_pod(prefix, pod, 0) == *host_if) {
+        let prefix = host_if.prefix().filter(|prefix| HostVeth::of_pod(prefix, pod, 0) == *host_if);
+        let prefix = prefix.map(|prefix| prefix.as_str().to_owned());
+        let of_branch = (HostVeth::of_branch(pod) == *host_if).then(|| "vlan".to_owned());
+        match prefix.or(of_branch) {
             Some(prefix) => writeln!(
                 out,
                 "  host link  {host_if}: {}, and the first 11 digits of SHA-1 of \"{text}\"    $ printf %s {} | sha1sum | cut -c1-11",
-                prefix.as_str(),
+                prefix,
                 word(&text)
             )?,
             None => writeln!(
@@ -243,6 +289,7 @@ impl<'a> Explained<'a> {
                 TableId::PODS,
                 TableId::PODS
             ),
+            None if self.owner.branch.as_ref().is_some_and(Branch::is_strict) => Ok(()),
             None if self.record.is_some_and(|record| record.families.has_ipv4_of_vpc()) => {
                 writeln!(out, "  route      MISSING in table {}: nothing reaches the pod", TableId::PODS)
             }
@@ -264,9 +311,10 @@ impl<'a> Explained<'a> {
             RulePriority::Pods
             | RulePriority::Connmark
             | RulePriority::ExternalServices
+            | RulePriority::Local
             | RulePriority::Main => true,
             RulePriority::Steering => Some(rule.table) == own_table,
-            RulePriority::FromEni => false,
+            RulePriority::FromEni | RulePriority::First => false,
         };
         for rule in state.rules.keys().filter(concerns) {
             let why = match rule.priority {
@@ -274,7 +322,8 @@ impl<'a> Explained<'a> {
                 RulePriority::Connmark => "its connection came or left by the primary ENI",
                 RulePriority::ExternalServices => "an external service goes by the main table for every pod",
                 RulePriority::Steering => "its mark says that it leaves by its own ENI",
-                RulePriority::FromEni => "",
+                RulePriority::FromEni | RulePriority::First => "",
+                RulePriority::Local => "is it for the node itself? (after the rules of branch ENIs)",
                 RulePriority::Main => "everything else",
             };
             let there = match self.host {

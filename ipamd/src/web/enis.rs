@@ -245,6 +245,7 @@ mod tests {
             since: Moment(1_786_096_800_100),
             ipv6: ipv6.map(|text| text.parse().unwrap()),
             further: None,
+            branch: None,
         }
     }
 

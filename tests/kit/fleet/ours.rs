@@ -65,6 +65,8 @@ impl Ours {
             add_timeout: ADD_TIMEOUT,
             max_enis: None,
             multi_nic: false,
+            pod_eni: false,
+            enforcing: types::Enforcing::Strict,
             eni_mtu: 9001,
             pod_mtu: 9001,
             veth_prefix: VethPrefix::default(),

@@ -112,6 +112,8 @@ fn node_spec(node: &Node) -> Result<NodeSpec, LabError> {
         connmark: true,
         ipv6: false,
         external_services: BTreeSet::new(),
+        trunk: None,
+        strict_branches: false,
     })
 }
 

@@ -230,6 +230,7 @@ impl Node {
             index: 0,
             addresses: vec![address.into()],
             mtu: MTU,
+            branch: None,
         };
         let open = || socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None);
         let socket = netns.run(open)?.map_err(LabError::doing("open a netlink socket"))?;

@@ -183,7 +183,7 @@ impl Told {
                 // What it said before stays true.
                 EniConfigNews::Wrong(_) | EniConfigNews::Trouble(_) => {}
             },
-            News::EniConfig(..) | News::NoNode | News::Trouble(_) => {}
+            News::EniConfig(..) | News::NoNode | News::Trouble(_) | News::Pods(_) => {}
         }
     }
 

@@ -215,6 +215,8 @@ impl Setup {
             add_timeout: Duration::from_secs(80),
             max_enis: self.max_enis,
             multi_nic: false,
+            pod_eni: false,
+            enforcing: types::Enforcing::Strict,
             eni_mtu: 9001,
             pod_mtu: 9001,
             veth_prefix: VethPrefix::default(),

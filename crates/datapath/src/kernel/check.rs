@@ -12,6 +12,7 @@ use netlink_packet_route::rule::RuleMessage;
 use rustix::io::Errno;
 use types::{Mac, TableId};
 
+use super::branch;
 use super::message::{any_address, number_of, to_route};
 use super::pod;
 use super::socket::Socket;
@@ -46,9 +47,15 @@ pub(super) fn differences(
         if gateway_mac(gateway, inner.index, inside)? != outer.mac {
             found.push(format!("the gateway {gateway} is not {}", outer.name));
         }
-        if route(*address, host)? != Some((TableId::PODS, outer.index)) {
+        // Whether a strict branch ENI's table leads to it is asked below: the host's own packets go elsewhere.
+        let among_all = pod.table_on_host() == TableId::PODS;
+        if among_all && route(*address, host)? != Some((TableId::PODS, outer.index)) {
             found.push(format!("{address} is not routed to {}", outer.name));
         }
+    }
+    if let Some(branch) = &pod.branch {
+        let rules = branch::rules_seen(host)?;
+        found.extend(branch::differences(pod, branch, outer.index, &rules, host)?);
     }
     if let Some(own) = pod::own_address(pod)
         && !has_address(own, outer.index, host)?

@@ -9,26 +9,29 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use types::TableId;
 
 use super::message::{RuleParts, number_of, of_route, rule_parts, to_route};
-use crate::leftovers::{GoRule, LOCAL, Leftovers, Removal};
+use crate::branch;
+use crate::leftovers::{GoRule, Leftovers, Removal};
 use crate::model::{Family, Route, RulePriority};
 
 /// Priority of rules from pods.
 const STEERING: u32 = RulePriority::Steering.number();
 /// Priority of rules to ranges of external services.
 const EXTERNAL: u32 = RulePriority::ExternalServices.number();
-/// Priority of the rules that it has for pods with security groups of their own.
-const BRANCH: u32 = 10;
 /// The metric of an IPv6 route for which none was asked.
 const METRIC: u32 = 1024;
 
 /// Takes in a rule that the kernel told.
 pub(super) fn see_rule(seen: &mut Leftovers, message: &RuleMessage) {
     seen.rules.extend(to_rule(message));
-    if message.attributes.iter().any(|attribute| matches!(attribute, RuleAttribute::Priority(BRANCH))) {
+    if message
+        .attributes
+        .iter()
+        .any(|attribute| matches!(attribute, RuleAttribute::Priority(branch::PRIORITY)))
+    {
         seen.branch_pods = true;
     }
     if let Some(parts) = rule_parts(message)
-        && (parts.priority, parts.table) == (0, LOCAL)
+        && (parts.priority, parts.table) == (0, TableId::LOCAL)
         && is_for_all(&parts)
     {
         seen.local_first.insert(parts.family);
@@ -36,12 +39,16 @@ pub(super) fn see_rule(seen: &mut Leftovers, message: &RuleMessage) {
 }
 
 const fn is_for_all(parts: &RuleParts) -> bool {
-    parts.value.is_none() && parts.mask.is_none() && parts.from.is_none() && parts.to.is_none()
+    let selects = parts.value.is_some() || parts.from.is_some() || parts.to.is_some();
+    !selects && parts.mask.is_none() && parts.carries.is_none()
 }
 
 /// A rule that the kernel told, if the Go version may have made it.
 pub(super) fn to_rule(message: &RuleMessage) -> Option<GoRule> {
     let parts = rule_parts(message)?;
+    if parts.carries.is_some() {
+        return None;
+    }
     let (family, table) = (parts.family, parts.table);
     let rule = match (parts.value, parts.mask, parts.from, parts.to) {
         (Some(value), Some(mask), None, None) if value == mask => GoRule::Connmark { family, mark: mask },
@@ -82,7 +89,8 @@ pub(super) fn of_rule(rule: &GoRule) -> RuleMessage {
     message
 }
 
-fn plain_rule(family: Family, priority: u32, table: TableId) -> RuleMessage {
+/// A rule for all packets, whoever makes it: without a protocol number a deletion is for the first that fits the rest.
+pub(super) fn plain_rule(family: Family, priority: u32, table: TableId) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = number_of(family);
     message.header.action = RuleAction::ToTable;
@@ -133,7 +141,7 @@ pub(super) fn to_pod_route(message: &RouteMessage) -> Option<Route> {
 pub(super) fn of_removal(removal: &Removal) -> (RouteNetlinkMessage, u16) {
     match removal {
         Removal::LocalFirst(family) => {
-            let mut message = plain_rule(*family, 0, LOCAL);
+            let mut message = plain_rule(*family, 0, TableId::LOCAL);
             message.attributes.push(RuleAttribute::Protocol(RouteProtocol::Kernel));
             (RouteNetlinkMessage::NewRule(message), super::message::ADD)
         }
@@ -225,8 +233,8 @@ mod tests {
     #[test]
     fn what_stands_before_the_local_table_and_who_needs_that_is_seen() {
         let mut seen = Leftovers::default();
-        see_rule(&mut seen, &plain_rule(Family::V4, 0, LOCAL));
-        let mut of_branch = plain_rule(Family::V4, BRANCH, TableId(107));
+        see_rule(&mut seen, &plain_rule(Family::V4, 0, TableId::LOCAL));
+        let mut of_branch = plain_rule(Family::V4, branch::PRIORITY, TableId(107));
         of_branch.attributes.push(RuleAttribute::Iifname("vlan.eth.7".to_owned()));
         assert!(!seen.branch_pods && seen.local_first == [Family::V4].into());
 

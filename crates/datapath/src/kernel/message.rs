@@ -12,8 +12,8 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use types::{Mac, TableId};
+use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
+use types::{BranchEni, Mac, TableId};
 
 use super::socket::Ask;
 use crate::PROTOCOL;
@@ -21,6 +21,9 @@ use crate::desired::everywhere;
 use crate::diff::Op;
 use crate::model::{Address, Family, IfIndex, LinkSeen, Route, Rule, RulePriority, Selector};
 use crate::seen::{Maker, RuleSeen};
+
+/// `IPPROTO_ICMPV6`, for which the crate has no word.
+const ICMPV6: IpProtocol = IpProtocol::Other(58);
 
 /// Flags for adding what must not exist. The only way to add a rule: the kernel keeps a second copy otherwise, even
 /// with REPLACE.
@@ -49,7 +52,14 @@ pub(super) fn of_op(op: &Op) -> Ask {
         Op::AddRoute(route) => (RouteNetlinkMessage::NewRoute(of_route(route)), PUT),
         Op::DelRoute(route) => (RouteNetlinkMessage::DelRoute(of_route(route)), 0),
         Op::AddRule(rule) => (RouteNetlinkMessage::NewRule(of_rule(rule)), ADD),
-        Op::DelRule(rule) => (RouteNetlinkMessage::DelRule(of_rule(rule)), 0),
+        Op::DelRule(rule) => {
+            let mut message = of_rule(rule);
+            if is_kernels_first(rule) {
+                // Whoever has made it.
+                message.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Protocol(_)));
+            }
+            (RouteNetlinkMessage::DelRule(message), 0)
+        }
     }
 }
 
@@ -155,7 +165,10 @@ pub(super) fn of_rule(rule: &Rule) -> RuleMessage {
     message.header.table = u8::try_from(rule.table.0).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
     message.attributes.push(RuleAttribute::Priority(rule.priority.number()));
     message.attributes.push(RuleAttribute::Table(rule.table.0));
-    message.attributes.push(RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)));
+    message.attributes.push(RuleAttribute::Protocol(match is_kernels_first(rule) {
+        true => RouteProtocol::Kernel,
+        false => RouteProtocol::from(PROTOCOL),
+    }));
     match rule.selector {
         Selector::All => {}
         Selector::Mark { value, mask } => {
@@ -169,8 +182,18 @@ pub(super) fn of_rule(rule: &Rule) -> RuleMessage {
             message.header.dst_len = range.prefix();
             message.attributes.push(RuleAttribute::Destination(IpAddr::V4(range.network())));
         }
+        Selector::RouterIcmp => {
+            message.header.src_len = 128;
+            let from = RuleAttribute::Source(IpAddr::V6(BranchEni::IPV6_GATEWAY));
+            message.attributes.extend([from, RuleAttribute::IpProtocol(ICMPV6)]);
+        }
     }
     message
+}
+
+/// Whether it is the rule with which the kernel begins: it goes and comes back as that.
+fn is_kernels_first(rule: &Rule) -> bool {
+    (rule.priority, rule.selector) == (RulePriority::First, Selector::All)
 }
 
 /// A rule inside a pod: packets from an address look up a table.
@@ -199,6 +222,8 @@ pub(super) struct RuleParts {
     pub(super) mask: Option<u32>,
     pub(super) from: Option<IpAddr>,
     pub(super) to: Option<IpNetwork>,
+    /// Of packets, such as ICMPv6.
+    pub(super) carries: Option<IpProtocol>,
     pub(super) protocol: RouteProtocol,
 }
 
@@ -213,6 +238,7 @@ pub(super) fn rule_parts(message: &RuleMessage) -> Option<RuleParts> {
         mask: None,
         from: None,
         to: None,
+        carries: None,
         protocol: RouteProtocol::Unspec,
     };
     for attribute in &message.attributes {
@@ -226,6 +252,7 @@ pub(super) fn rule_parts(message: &RuleMessage) -> Option<RuleParts> {
                 parts.to = Some(IpNetwork::new(*address, header.dst_len).ok()?);
             }
             RuleAttribute::Protocol(protocol) => parts.protocol = *protocol,
+            RuleAttribute::IpProtocol(protocol) => parts.carries = Some(*protocol),
             // The kernel always tells this one; all bits set means "not used".
             RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
             _ => return None,
@@ -238,20 +265,32 @@ pub(super) fn rule_parts(message: &RuleMessage) -> Option<RuleParts> {
     plain.then_some(parts)
 }
 
-/// A rule that the kernel told, if it is one of ours: one that selects by more than we ever do is not. For the main table anybody's
-/// does, for the kernel has one of its own.
+/// A rule that the kernel told, if it is one of ours: one that selects by more than we ever do is not. For the main table and, in the first
+/// place, for the local one anybody's does, for the kernel has one of its own.
 pub(super) fn to_rule(message: &RuleMessage) -> Option<Rule> {
     let parts = rule_parts(message)?;
-    let selector = match (parts.value, parts.mask, parts.from, parts.to) {
-        (Some(value), Some(mask), None, None) => Selector::Mark { value, mask },
-        (None, None, Some(IpAddr::V4(address)), None) => Selector::From(address),
-        (None, None, None, Some(IpNetwork::V4(range))) => Selector::To(range),
-        (None, None, None, None) => Selector::All,
+    let router = IpAddr::V6(BranchEni::IPV6_GATEWAY);
+    let selector = match (parts.value, parts.mask, parts.from, parts.to, parts.carries) {
+        (Some(value), Some(mask), None, None, None) => Selector::Mark { value, mask },
+        (None, None, Some(IpAddr::V4(address)), None, None) => Selector::From(address),
+        (None, None, None, Some(IpNetwork::V4(range)), None) => Selector::To(range),
+        (None, None, None, None, None) => Selector::All,
+        (None, None, Some(from), None, Some(ICMPV6)) if from == router => Selector::RouterIcmp,
         (..) => return None,
     };
     let priority = RulePriority::from_number(parts.priority)?;
     let ours = parts.protocol == RouteProtocol::from(PROTOCOL);
-    let does = ours || (priority, parts.table) == (RulePriority::Main, TableId::MAIN);
+    let does = ours
+        || match priority {
+            RulePriority::Main => parts.table == TableId::MAIN,
+            RulePriority::First => selector == Selector::All && parts.table == TableId::LOCAL,
+            RulePriority::Local
+            | RulePriority::Pods
+            | RulePriority::Connmark
+            | RulePriority::ExternalServices
+            | RulePriority::Steering
+            | RulePriority::FromEni => false,
+        };
     does.then_some(Rule { family: parts.family, priority, selector, table: parts.table })
 }
 
@@ -270,6 +309,7 @@ pub(super) fn any_rule(message: &RuleMessage) -> Option<RuleSeen> {
             RuleAttribute::Destination(address) => to = Some(with_length(*address, message.header.dst_len)),
             RuleAttribute::Iifname(name) => more.push(format!("iif {name}")),
             RuleAttribute::Oifname(name) => more.push(format!("oif {name}")),
+            RuleAttribute::IpProtocol(ICMPV6) => more.push("ipproto ipv6-icmp".to_owned()),
             _ => {}
         }
     }
@@ -347,7 +387,7 @@ pub(super) fn any_address(message: &AddressMessage) -> Option<(IpAddr, IfIndex)>
 mod tests {
     use super::*;
 
-    fn rules() -> [Rule; 6] {
+    fn rules() -> [Rule; 8] {
         let of =
             |family, priority, selector, table| Rule { family, priority, selector, table: TableId(table) };
         let rule = |priority, selector, table| of(Family::V4, priority, selector, table);
@@ -358,6 +398,8 @@ mod tests {
             rule(RulePriority::ExternalServices, Selector::To("203.0.113.0/24".parse().unwrap()), 254),
             rule(RulePriority::Steering, Selector::Mark { value: 0x100, mask: 0x3f00 }, 2),
             rule(RulePriority::FromEni, Selector::From([10, 0, 0, 1].into()), 10_101),
+            rule(RulePriority::Local, Selector::All, 255),
+            of(Family::V6, RulePriority::First, Selector::RouterIcmp, 255),
         ]
     }
 
@@ -400,6 +442,20 @@ mod tests {
         of_kernel.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Table(_)));
         of_kernel.header.table = 2;
         assert_eq!(to_rule(&of_kernel), None, "another table at its place");
+    }
+
+    #[test]
+    fn the_kernels_first_rule_is_anybodys_and_comes_back_as_the_kernels() {
+        let (family, priority, table) = (Family::V6, RulePriority::First, TableId::LOCAL);
+        let rule = Rule { family, priority, selector: Selector::All, table };
+        let message = of_rule(&rule);
+
+        assert!(message.attributes.contains(&RuleAttribute::Protocol(RouteProtocol::Kernel)), "{message:?}");
+        assert_eq!(to_rule(&message), Some(rule));
+        let mut elsewhere = message;
+        elsewhere.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Table(_)));
+        elsewhere.header.table = 254;
+        assert_eq!(to_rule(&elsewhere), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 )]
 
 mod answer;
+mod branch;
 mod check;
 mod host;
 mod leftovers;

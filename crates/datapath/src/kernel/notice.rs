@@ -8,8 +8,9 @@ use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use types::{Mac, TableId};
+use types::{HostVeth, Mac, TableId};
 
+use super::branch;
 use super::message::{any_address, any_link, to_link, to_route, to_rule};
 use super::pod::TRASH_GROUP;
 use super::socket::{Socket, messages};
@@ -126,7 +127,7 @@ impl RouteJudge {
                 let is_ours = route.table == TableId::PODS || self.enis.values().any(|it| *it == route.table);
                 maker != Maker::We && is_ours
             }),
-            RouteNetlinkMessage::DelRule(message) => to_rule(message).is_some(),
+            RouteNetlinkMessage::DelRule(message) => to_rule(message).is_some() || branch::is_ours(message),
             RouteNetlinkMessage::DelAddress(message) => self.is_address_of_ours(message, port, true),
             RouteNetlinkMessage::NewAddress(message) => self.is_address_of_ours(message, port, false),
             RouteNetlinkMessage::NewLink(message) => {
@@ -160,7 +161,9 @@ impl RouteJudge {
             LinkInfo::Kind(kind) => Some(kind),
             _ => None,
         });
-        let of_pod = self.ours.host_end(&link.name).is_some() && link.group != TRASH_GROUP;
+        let of_branch = HostVeth::found(&link.name).is_some_and(|name| name.is_of_branch());
+        let of_pod = of_branch || self.ours.host_end(&link.name).is_some();
+        let of_pod = of_pod && link.group != TRASH_GROUP;
         match kind {
             None | Some(InfoKind::Veth) if of_pod => Role::HostEnd,
             None if !message.header.flags.contains(LinkFlags::Loopback) => Role::Device,
@@ -215,6 +218,7 @@ mod tests {
             index: 0,
             addresses: vec!["10.0.0.5".parse().unwrap()],
             mtu: 9001,
+            branch: None,
         };
         of_route(&crate::desired::pod_routes(&pod, IfIndex(4)).next().unwrap())
     }

@@ -44,12 +44,31 @@ pub fn put_below(root: &Path, sysctl: &Sysctl) -> io::Result<bool> {
 }
 
 /// Keeps a new host link from taking router advertisements: a pod could otherwise make itself the node's IPv6
-/// gateway (CVE-2020-10749). A kernel without IPv6 has no such file and no such problem.
+/// gateway (CVE-2020-10749).
+pub(super) fn refuse_router_advertisements(link: &str) -> io::Result<()> {
+    set_of_link("ipv6", link, "accept_ra", "0")
+}
+
+/// Has the host check of packets that come in by a link no more than that it knows some way back: which one is a matter of rules, that a
+/// strict check does not ask.
+pub(super) fn check_sources_loosely(link: &str) -> io::Result<()> {
+    set_of_link("ipv4", link, "rp_filter", "2")
+}
+
+/// Settings of a branch ENI's link: nobody on it may tell the host where the way goes, and the host is no router on it.
+pub(super) fn settle_branch(link: &str) -> io::Result<()> {
+    refuse_router_advertisements(link)?;
+    set_of_link("ipv6", link, "accept_redirects", "0")?;
+    set_of_link("ipv6", link, "forwarding", "0")?;
+    check_sources_loosely(link)
+}
+
+/// Sets something of a link. A kernel without the family has no such file and no need of it.
 ///
 /// Where settings cannot be written, pods are wired all the same, and the log says once what is amiss.
-pub(super) fn refuse_router_advertisements(link: &str) -> io::Result<()> {
+fn set_of_link(family: &str, link: &str, name: &str, value: &str) -> io::Result<()> {
     static TOLD: Once = Once::new();
-    match fs::write(root().join("net/ipv6/conf").join(link).join("accept_ra"), "0") {
+    match fs::write(root().join("net").join(family).join("conf").join(link).join(name), value) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error)
             if matches!(
@@ -58,7 +77,7 @@ pub(super) fn refuse_router_advertisements(link: &str) -> io::Result<()> {
             ) =>
         {
             TOLD.call_once(|| {
-                tracing::warn!(%error, "router advertisements of pods are not refused: mount /proc/sys/net at {MOUNTED}/net");
+                tracing::warn!(%error, name, "settings of pods' links cannot be made: mount /proc/sys/net at {MOUNTED}/net");
             });
             Ok(())
         }

@@ -8,14 +8,16 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::RouteMessage;
 use rustix::io::Errno;
-use types::{HostVeth, Mac, TableId};
+use types::{Branch, HostVeth, Mac, TableId};
 
+use super::branch::{self, Trunks};
 use super::check;
 use super::leftovers;
 use super::message::{ADD, any_address, to_route};
 use super::pod;
 use super::socket::{Ask, Socket, SocketError};
 use super::sysctl;
+use crate::branch::BranchRule;
 use crate::leftovers::GoRule;
 use crate::model::{Family, IfIndex, LinkSeen, PodSpec, Route};
 use crate::seen::Maker;
@@ -45,6 +47,12 @@ pub enum WireError {
     /// The socket and the namespace that were passed do not belong together.
     #[error("the passed socket does not see the interface {0} that was made in the passed namespace")]
     OtherNamespace(String),
+    /// The link of the trunk ENI, on which a branch ENI's VLAN stands, is not there.
+    #[error("the host has no link with the trunk ENI's MAC address {0}")]
+    NoTrunk(Mac),
+    /// A link that was just made is gone.
+    #[error("the link {0} that was just made is gone")]
+    NoLink(String),
 }
 
 /// Turns the failure of a step into the step's error.
@@ -65,6 +73,8 @@ pub struct PodSeen {
     pub by_us: bool,
     /// The Go version's rule to one of the addresses is there too, which nobody else makes for a route of that form.
     pub ruled: bool,
+    /// Its branch ENI, if it has one.
+    pub branch: Option<Branch>,
 }
 
 /// A pod that others had taken something from, and what that was, in words.
@@ -100,6 +110,7 @@ pub struct Wirer {
     host: Socket,
     /// By host end: from the pod's ADD, or as it was when it was first seen.
     counted_on: BTreeMap<IfIndex, CountedOn>,
+    trunks: Trunks,
 }
 
 impl Wirer {
@@ -108,7 +119,8 @@ impl Wirer {
     /// # Errors
     /// When the kernel gives no socket.
     pub fn open() -> Result<Self, WireError> {
-        Ok(Self { host: Socket::open().map_err(WireError::Open)?, counted_on: BTreeMap::new() })
+        let host = Socket::open().map_err(WireError::Open)?;
+        Ok(Self { host, counted_on: BTreeMap::new(), trunks: Trunks::default() })
     }
 
     /// The port of its socket: notices of our own changes carry it.
@@ -164,6 +176,8 @@ impl Wirer {
         if wired.is_err() {
             // The step's own failure is what the caller hears.
             made.into_iter().for_each(|outer| drop(self.host.batch(vec![pod::delete_link(outer)])));
+            let branches = pods.iter().filter_map(|pod| Some((pod, pod.branch.as_ref()?)));
+            branches.for_each(|(pod, of)| drop(branch::remove(pod, of, &mut self.host)));
             let rules = pods.iter().flat_map(pod::rules_inside);
             rules.for_each(|rule| drop(inside.batch(vec![(RouteNetlinkMessage::DelRule(rule), 0)])));
         } else {
@@ -188,7 +202,7 @@ impl Wirer {
                 self.free_name(old.index)?;
                 renamed = Some(old.index);
             } else if let Some(old) = renamed.take() {
-                self.settle(pod::delete_link(old), "delete the old link")?;
+                settle(&mut self.host, pod::delete_link(old), "delete the old link")?;
             }
         }
         Err(WireError::ContainerIfExists(pod.container_if.clone()))
@@ -214,7 +228,7 @@ impl Wirer {
         if self.host.batch(asks).is_ok() {
             return Ok(());
         }
-        self.settle(pod::delete_link(old), "delete the old link").map(|_existed| ())
+        settle(&mut self.host, pod::delete_link(old), "delete the old link").map(|_existed| ())
     }
 
     fn wire(&mut self, pod: &PodSpec, outer: &LinkSeen, inside: &mut Socket) -> Result<(), WireError> {
@@ -235,6 +249,9 @@ impl Wirer {
                 }
                 Ok(_) | Err(_) => {}
             }
+        }
+        if let Some(branch) = &pod.branch {
+            branch::make(pod, branch, &mut self.trunks, &mut self.host)?;
         }
         self.host.batch(pod::reach(pod, outer.index)).map_err(step("add the pod's routes"))?;
         Ok(())
@@ -269,15 +286,18 @@ impl Wirer {
     /// # Errors
     /// What the kernel refused; that something is gone already is no error.
     pub fn remove(&mut self, pod: &PodSpec) -> Result<(), WireError> {
+        if let Some(branch) = &pod.branch {
+            branch::remove(pod, branch, &mut self.host)?;
+        }
         let Some(link) = self.link(pod.host_if.as_str())?.map(|link| link.index) else { return Ok(()) };
         let mut was_its = false;
         for route in pod::delete_routes(pod, link) {
-            was_its |= self.settle(route, "remove the pod's route")?;
+            was_its |= settle(&mut self.host, route, "remove the pod's route")?;
         }
         if !was_its {
             return Ok(());
         }
-        self.settle(pod::set_aside(link), "set the pod's link aside").map(|_existed| ())
+        settle(&mut self.host, pod::set_aside(link), "set the pod's link aside").map(|_existed| ())
     }
 
     /// Puts back what others have taken of pods that are wired: host ends that are down or have another MAC address or MTU, or lack
@@ -293,23 +313,46 @@ impl Wirer {
                 false => BTreeSet::new(),
             },
         };
+        let rules = match pods.iter().any(|pod| pod.branch.is_some()) {
+            true => branch::rules_seen(&mut self.host)?,
+            false => Vec::new(),
+        };
         let veths = self.veths()?;
         self.counted_on.retain(|link, _| veths.values().any(|veth| veth.index == *link));
         let (mut mended, mut refused) = (Vec::new(), None);
         for pod in pods {
             let Some(veth) = veths.get(pod.host_if.as_str()) else { continue };
             let Some(counted_on) = self.counted_on(&pod.host_if, veth) else { continue };
-            let what = wrong(pod, veth, counted_on, &there);
+            let mut what = wrong(pod, veth, counted_on, &there);
+            match self.mend_branch(pod, veth.index, &rules) {
+                Ok(of_branch) => what.extend(of_branch),
+                Err(error) => refused = refused.or(Some(error)),
+            }
             if what.is_empty() {
                 continue;
             }
             let set = pod::restore(veth.index, counted_on.mtu, counted_on.mac);
             match self.host.batch(std::iter::once(set).chain(pod::reach(pod, veth.index)).collect()) {
                 Ok(_) => mended.push(Mended { pod, what }),
-                Err(error) => refused = refused.or(Some(error)),
+                Err(error) => refused = refused.or(Some(step("put back what others took of a pod")(error))),
             }
         }
-        refused.map_or(Ok(mended), |error| Err(step("put back what others took of a pod")(error)))
+        refused.map_or(Ok(mended), Err)
+    }
+
+    /// The same for what leads to and from a pod's branch ENI, its own route in the branch ENI's table apart. What was wrong, in words.
+    fn mend_branch(
+        &mut self,
+        pod: &PodSpec,
+        outer: IfIndex,
+        rules: &[(BranchRule, bool)],
+    ) -> Result<Vec<String>, WireError> {
+        let Some(branch) = &pod.branch else { return Ok(Vec::new()) };
+        let what = branch::differences(pod, branch, outer, rules, &mut self.host)?;
+        if !what.is_empty() {
+            branch::make(pod, branch, &mut self.trunks, &mut self.host)?;
+        }
+        Ok(what)
     }
 
     /// What the pod counts on. A host end that is seen for the first time and was not made by us is taken to be right.
@@ -333,7 +376,7 @@ impl Wirer {
     /// # Errors
     /// What the kernel refused.
     pub fn sweep(&mut self) -> Result<(), WireError> {
-        self.settle(pod::sweep(), "delete the links of released pods").map(|_existed| ())
+        settle(&mut self.host, pod::sweep(), "delete the links of released pods").map(|_existed| ())
     }
 
     /// What in the kernel may be pods: links with routes in our table, or in the main one as the Go version makes them. Others make
@@ -347,21 +390,29 @@ impl Wirer {
             by_link.entry(route.link).or_insert((Vec::new(), true)).0.push(route.destination.ip());
         }
         let mut ruled = BTreeSet::new();
+        let mut to_pods = self.pod_routes()?;
         for family in Family::ALL {
-            let main = self.routes(family, TableId::MAIN)?;
+            let main = routes_of(&mut self.host, family, TableId::MAIN)?;
             for route in main.iter().filter_map(leftovers::to_pod_route) {
                 by_link.entry(route.link).or_insert_with(|| (vec![route.destination.ip()], false));
+                to_pods.push(route);
             }
             ruled.extend(self.rules(family)?.into_iter().filter_map(|rule| match rule {
                 GoRule::ToPod(address) => Some(address),
                 _ => None,
             }));
         }
+        let mut branches = BTreeMap::new();
+        for seen in branch::find(&mut self.host, &to_pods)? {
+            by_link.insert(seen.host_if, (seen.addresses, seen.by_us));
+            branches.insert(seen.host_if, seen.branch);
+        }
         let mut pods = Vec::new();
-        for (link, (addresses, by_us)) in by_link {
-            let link = known(self.host.batch(vec![pod::get_link_at(link)]))?;
+        for (index, (addresses, by_us)) in by_link {
+            let branch = branches.remove(&index);
+            let link = known(self.host.batch(vec![pod::get_link_at(index)]))?;
             let ruled = addresses.iter().any(|address| ruled.contains(address));
-            pods.extend(link.map(|link| PodSeen { host_if: link.name, addresses, by_us, ruled }));
+            pods.extend(link.map(|link| PodSeen { host_if: link.name, addresses, by_us, ruled, branch }));
         }
         Ok(pods)
     }
@@ -411,7 +462,7 @@ impl Wirer {
     fn pod_routes(&mut self) -> Result<Vec<Route>, WireError> {
         let mut told = Vec::new();
         for family in Family::ALL {
-            told.extend(self.routes(family, TableId::PODS)?);
+            told.extend(routes_of(&mut self.host, family, TableId::PODS)?);
         }
         let ours = told.iter().filter_map(to_route);
         let ours = ours.filter(|(maker, route)| *maker == Maker::We && route.table == TableId::PODS);
@@ -420,7 +471,7 @@ impl Wirer {
 
     /// The rules of a family that the Go version may have made.
     fn rules(&mut self, family: Family) -> Result<Vec<GoRule>, WireError> {
-        let told = self.told(&leftovers::list_rules(family), "read the rules")?;
+        let told = all_of(&mut self.host, &leftovers::list_rules(family), "read the rules")?;
         let rules = told.iter().filter_map(|reply| match reply {
             RouteNetlinkMessage::NewRule(message) => leftovers::to_rule(message),
             _ => None,
@@ -428,43 +479,45 @@ impl Wirer {
         Ok(rules.collect())
     }
 
-    fn routes(&mut self, family: Family, table: TableId) -> Result<Vec<RouteMessage>, WireError> {
-        let told = self.told(&pod::list_routes(family, table), "read the pods' routes")?;
-        let routes = told.into_iter().filter_map(|reply| match reply {
-            RouteNetlinkMessage::NewRoute(message) => Some(message),
-            _ => None,
-        });
-        Ok(routes.collect())
-    }
-
-    /// All of a kind; none where there is no such table or family.
-    fn told(
-        &mut self,
-        ask: &RouteNetlinkMessage,
-        what: &'static str,
-    ) -> Result<Vec<RouteNetlinkMessage>, WireError> {
-        match self.host.dump(ask) {
-            // A table without routes does not exist, nor does IPv6 everywhere.
-            Err(error) if matches!(error.errno(), Some(Errno::NOENT | Errno::AFNOSUPPORT)) => Ok(Vec::new()),
-            told => told.map_err(step(what)),
-        }
-    }
-
     /// A link of the host by its name.
     fn link(&mut self, name: &str) -> Result<Option<LinkSeen>, WireError> {
         known(self.host.batch(vec![pod::get_link(name)]))
     }
+}
 
-    /// Does away with something; false when it was gone already.
-    fn settle(&mut self, ask: Ask, what: &'static str) -> Result<bool, WireError> {
-        match self.host.batch(vec![ask]) {
-            Ok(_) => Ok(true),
-            Err(error) if matches!(error.errno(), Some(Errno::NOENT | Errno::SRCH | Errno::NODEV)) => {
-                Ok(false)
-            }
-            Err(error) => Err(step(what)(error)),
-        }
+/// Does away with something; false when it was gone already.
+pub(super) fn settle(host: &mut Socket, ask: Ask, what: &'static str) -> Result<bool, WireError> {
+    match host.batch(vec![ask]) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.errno(), Some(Errno::NOENT | Errno::SRCH | Errno::NODEV)) => Ok(false),
+        Err(error) => Err(step(what)(error)),
     }
+}
+
+/// All of a kind; none where there is no such table or family: a table without routes does not exist, nor does IPv6 everywhere.
+pub(super) fn all_of(
+    host: &mut Socket,
+    ask: &RouteNetlinkMessage,
+    what: &'static str,
+) -> Result<Vec<RouteNetlinkMessage>, WireError> {
+    match host.dump(ask) {
+        Err(error) if matches!(error.errno(), Some(Errno::NOENT | Errno::AFNOSUPPORT)) => Ok(Vec::new()),
+        told => told.map_err(step(what)),
+    }
+}
+
+/// The routes of a table.
+pub(super) fn routes_of(
+    host: &mut Socket,
+    family: Family,
+    table: TableId,
+) -> Result<Vec<RouteMessage>, WireError> {
+    let told = all_of(host, &pod::list_routes(family, table), "read the pods' routes")?;
+    let routes = told.into_iter().filter_map(|reply| match reply {
+        RouteNetlinkMessage::NewRoute(message) => Some(message),
+        _ => None,
+    });
+    Ok(routes.collect())
 }
 
 /// What is wrong with a pod's host end and routes, in words.
@@ -479,7 +532,9 @@ fn wrong(pod: &PodSpec, veth: &LinkSeen, counted_on: CountedOn, there: &Reached)
     if let Some(mac) = veth.mac.filter(|mac| *mac != counted_on.mac) {
         found.push(format!("its MAC address was {mac}, not {}", counted_on.mac));
     }
-    let missing = pod.addresses.iter().filter(|address| !there.routes.contains(&(**address, veth.index)));
+    let among_all = pod.table_on_host() == TableId::PODS;
+    let missing = pod.addresses.iter().filter(|_| among_all);
+    let missing = missing.filter(|address| !there.routes.contains(&(**address, veth.index)));
     found.extend(missing.map(|address| format!("{address} was not routed to it")));
     let own = pod::own_address(pod).filter(|own| !there.own.contains(&(*own, veth.index)));
     found.extend(own.map(|own| format!("it had no address {own}")));

@@ -23,6 +23,7 @@ use types::{DeviceIndex, Mac, NetworkCard, VethPrefix};
 
 use crate::pods::Pod;
 
+mod branches;
 mod pods;
 
 type Outcome = Result<(), Failed>;
@@ -30,7 +31,7 @@ type Test = fn() -> Outcome;
 
 fn main() -> std::process::ExitCode {
     let entered = enter();
-    let tests: [(&str, Test); 23] = [
+    let tests: [(&str, Test); 27] = [
         ("a_node_with_two_enis_has_its_tables_and_rules", node_with_two_enis),
         ("a_second_convergence_changes_nothing", idempotent),
         ("what_is_removed_or_added_behind_our_back_is_mended", drift),
@@ -54,14 +55,31 @@ fn main() -> std::process::ExitCode {
         ("a_leftover_of_the_same_name_is_replaced_whole", leftover),
         ("a_late_remove_leaves_the_link_of_the_next_pod_of_that_name", late_remove),
         ("a_socket_of_another_namespace_changes_nothing_there", other_namespace),
+        ("all_of_a_strict_branch_pods_traffic_goes_by_its_vlan", branches::strict),
+        ("a_standard_branch_pods_traffic_leaves_the_node_by_its_vlan", branches::standard),
+        ("a_late_del_takes_no_vlan_of_the_next_pod", branches::late_del),
+        ("without_the_trunk_a_branch_pod_is_not_wired_and_nothing_stays", branches::no_trunk),
+    ];
+    let with_vlan: [(&str, Test); 2] = [
+        ("a_strict_branch_pod_has_a_vlan_that_the_kernel_made", branches::strict_with_vlan),
+        ("a_standard_branch_pod_has_a_vlan_that_the_kernel_made", branches::standard_with_vlan),
     ];
     let missing = entered.and_then(|()| has_veth()).err();
     if let Some(reason) = &missing {
         skipped(&tests.map(|(name, _)| name), reason);
     }
-    let ignored = missing.is_some();
-    let trials = tests.map(|(name, test)| Trial::test(name, move || apart(test)).with_ignored_flag(ignored));
-    libtest_mimic::run(&Arguments::from_args(), trials.into()).exit_code()
+    let no_vlan = missing.clone().or_else(branches::no_vlan);
+    if let Some(reason) = &no_vlan {
+        skipped(&with_vlan.map(|(name, _)| name), reason);
+    }
+    let trial = |ignored: bool| {
+        move |(name, test): (&'static str, Test)| {
+            Trial::test(name, move || apart(test)).with_ignored_flag(ignored)
+        }
+    };
+    let trials = tests.into_iter().map(trial(missing.is_some()));
+    let trials = trials.chain(with_vlan.into_iter().map(trial(no_vlan.is_some())));
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }
 
 /// Enters namespaces of our own.
@@ -169,6 +187,8 @@ fn node() -> Result<NodeSpec, Failed> {
         connmark: true,
         ipv6: false,
         external_services: BTreeSet::new(),
+        trunk: None,
+        strict_branches: false,
     })
 }
 

@@ -33,7 +33,14 @@ impl Pod {
         let addresses = vec![IpAddr::V4(address)];
         Ok(Self {
             netns,
-            spec: PodSpec { host_if, container_if: "eth0".to_owned(), index: 0, addresses, mtu: 9001 },
+            spec: PodSpec {
+                host_if,
+                container_if: "eth0".to_owned(),
+                index: 0,
+                addresses,
+                mtu: 9001,
+                branch: None,
+            },
         })
     }
 
@@ -128,7 +135,7 @@ pub(crate) fn several_interfaces() -> Outcome {
         let name = PodName { namespace: "default".to_owned(), name: "pod-1".to_owned() };
         let host_if = HostVeth::of_pod(&VethPrefix::default(), &name, index);
         let addresses = vec![IpAddr::V4(Ipv4Addr::new(10, 0, 5, index))];
-        PodSpec { host_if, container_if: format!("mNicIf{index}"), index, addresses, mtu: 9001 }
+        PodSpec { host_if, container_if: format!("mNicIf{index}"), index, addresses, mtu: 9001, branch: None }
     };
     let specs = [pod.spec.clone(), further(1), further(2)];
 

@@ -23,7 +23,7 @@ pub(super) fn sandbox(n: u16) -> SandboxKey {
 pub(super) fn owner(n: u16) -> Owner {
     let pod = PodName { namespace: "default".to_owned(), name: format!("pod-{n}") };
     let host_if = HostVeth::of_pod(&VethPrefix::default(), &pod, 0);
-    Owner { sandbox: sandbox(n), pod, host_if, since: at(0), ipv6: None, further: None }
+    Owner { sandbox: sandbox(n), pod, host_if, since: at(0), ipv6: None, further: None, branch: None }
 }
 
 pub(super) fn eni_id(n: u8) -> EniId {

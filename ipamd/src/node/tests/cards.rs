@@ -298,6 +298,7 @@ fn all_interfaces_come_back_after_a_restart_and_go_with_one_del() {
             host_if: owner.host_if.clone(),
             addresses: vec![grant.address.into()],
             by_us: true,
+            branch: None,
         })
         .collect();
     let loaded = Loaded { records, damage: None, checkpoint: None };

@@ -103,7 +103,7 @@ fn a_node_whose_object_is_deleted_gives_nothing_back_until_there_is_one_again() 
             assert_eq!(told, "deleted: nothing is given back");
             world.handle(Event::Cluster(News::Trouble("connection refused".to_owned())));
             assert_eq!(spares(&mut world), None);
-            let effects = world.handle(Event::Cluster(News::Node(Box::new(NodeObject::default()))));
+            let effects = world.handle(Event::Cluster(News::Node(Box::default())));
             assert!(batch(&effects).is_some(), "{effects:?}");
         }
     }

@@ -9,7 +9,8 @@ use std::time::Duration;
 use datapath::Marks;
 use pool::{Action, ActionId, EniSeen, Given, Outcome, Pool, Role, Targets, Wanted};
 use types::{
-    DeviceIndex, HostVeth, InstanceTable, Mac, Moment, NetworkCard, PodName, Reason, SandboxKey, VethPrefix,
+    DeviceIndex, Enforcing, HostVeth, InstanceTable, Mac, Moment, NetworkCard, PodName, Reason, SandboxKey,
+    VethPrefix,
 };
 use wire::{Attachment, Detachment, Failure, PROTOCOL, Reply, Request, Verb};
 
@@ -23,6 +24,7 @@ use crate::memory::tests::remembered;
 use crate::metrics::{Asked, Metrics};
 use crate::store::{Loaded, Record};
 
+mod branches;
 mod cards;
 mod cluster;
 mod custom;
@@ -65,6 +67,8 @@ impl World {
             add_timeout: Duration::from_secs(60),
             max_enis: None,
             multi_nic: false,
+            pod_eni: false,
+            enforcing: Enforcing::Strict,
             eni_mtu: 9001,
             pod_mtu: 9001,
             veth_prefix: VethPrefix::default(),
@@ -453,7 +457,8 @@ fn a_node_that_is_not_ready_says_so_with_code_50() {
 fn a_del_finds_what_only_the_kernel_knows_also_without_a_pod_name() {
     let sandbox = SandboxKey::new("aws-cni", "plain", "eth0").unwrap();
     let host_if = HostVeth::of_sandbox(&VethPrefix::default(), &sandbox);
-    let in_kernel = PodInKernel { host_if, addresses: vec![[10, 0, 0, 10].into()], by_us: true };
+    let in_kernel =
+        PodInKernel { host_if, addresses: vec![[10, 0, 0, 10].into()], by_us: true, branch: None };
     let mut world = World::new();
     let restored =
         restore(Duration::from_secs(30), Loaded::default(), &[in_kernel], &mut |_| true, true, world.now);
@@ -474,7 +479,8 @@ fn a_del_finds_what_only_the_kernel_knows_under_the_prefix_of_before() {
         (PodName { namespace: "default".to_owned(), name: "a".to_owned() }, VethPrefix::default());
     let now = VethPrefix::new("azv").unwrap();
     let host_if = HostVeth::of_pod(&was, &name, 0);
-    let in_kernel = PodInKernel { host_if, addresses: vec![[10, 0, 0, 10].into()], by_us: true };
+    let in_kernel =
+        PodInKernel { host_if, addresses: vec![[10, 0, 0, 10].into()], by_us: true, branch: None };
     let mut world = World::new();
     let restored =
         restore(Duration::from_secs(30), Loaded::default(), &[in_kernel], &mut |_| true, true, world.now);
@@ -496,7 +502,7 @@ fn a_pod_whose_served_del_was_not_carried_out_is_taken_away_at_the_next_start() 
     world.added("a");
     let (owner, grant) = world.node.pool.owners().next().unwrap();
     let (host_if, addresses) = (owner.host_if.clone(), vec![grant.address.into()]);
-    let in_kernel = PodInKernel { host_if, addresses, by_us: true };
+    let in_kernel = PodInKernel { host_if, addresses, by_us: true, branch: None };
     let records = vec![
         Record::Assigned { owner: owner.clone(), address: grant.address },
         Record::Released { sandbox: owner.sandbox.clone(), at: world.now },
@@ -535,7 +541,7 @@ fn a_repeated_del_of_a_pods_first_sandbox_leaves_the_next_one_that_only_the_kern
     let Attachment { sandbox, pod, veth_prefix, .. } = attachment("web", "first");
     let host_if = HostVeth::of_pod(&veth_prefix, &pod, 0);
     let address: IpAddr = [10, 0, 0, 10].into();
-    let in_kernel = PodInKernel { host_if, addresses: vec![address], by_us: true };
+    let in_kernel = PodInKernel { host_if, addresses: vec![address], by_us: true, branch: None };
     let mut world = World::new();
     let restored =
         restore(Duration::from_secs(30), Loaded::default(), &[in_kernel], &mut |_| true, true, world.now);

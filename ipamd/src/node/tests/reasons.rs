@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use super::*;
+use crate::cluster::BranchWish;
 use crate::hold::Hold;
 
 /// How a reason comes up.
@@ -36,6 +37,13 @@ fn walk(reason: Reason) -> Walk {
         Reason::Drifted => Walk::Node(drifted),
         Reason::PolicyAgentUnreachable => Walk::Node(|| policies::refused(Reason::PolicyAgentUnreachable)),
         Reason::PolicyRefused => Walk::Node(|| policies::refused(Reason::PolicyRefused)),
+        Reason::NoPodObject => Walk::Node(|| in_vain(branch_world(None), "whether the pod has a branch ENI")),
+        Reason::NoBranchEni => {
+            Walk::Node(|| in_vain(branch_world(Some(BranchWish::Coming)), "vpc.amazonaws.com/pod-eni"))
+        }
+        Reason::NoTrunk => Walk::Node(|| {
+            in_vain(branch_world(Some(BranchWish::Is(branches::branch_eni(7)))), "no trunk ENI is attached")
+        }),
         Reason::PoolEmpty => Walk::Node(|| in_vain(World::ready(0), "1 of 3 ENIs")),
         Reason::NodeFull => Walk::Node(node_full),
         Reason::NoSubnet => Walk::Node(no_subnet),
@@ -123,6 +131,15 @@ fn in_vain(mut world: World, details: &str) -> World {
     // The pod is said to be held for it, and to have failed for it.
     assert_eq!(telling::told(&effects), [waiting.word(); 2]);
     assert!(failure.details.contains(details), "{waiting}: {}", failure.details);
+    world
+}
+
+/// A node with security groups for pods, without a trunk; what its pod's object says.
+fn branch_world(branch: Option<BranchWish>) -> World {
+    let mut world = branches::node(3);
+    if let Some(branch) = branch {
+        world.handle(branches::told("vain", branch));
+    }
     world
 }
 

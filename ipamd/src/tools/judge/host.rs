@@ -263,8 +263,12 @@ fn table(evidence: &Evidence, nftables: &Nftables, verdict: &mut Verdict) {
 
 /// Rules and routes that the Go version makes, and others' rules among ours.
 fn others(evidence: &Evidence, host: &HostSeen, verdict: &mut Verdict) {
+    let branches = evidence.saved.owners.iter().filter_map(|(owner, _)| owner.branch.as_ref());
+    let branches: Vec<String> =
+        branches.map(|branch| format!(" lookup {}", branch.eni.vlan.table())).collect();
     for RuleSeen { family, priority, text, ours } in &host.rules {
-        if ours.is_some() || !OUR_PRIORITIES.contains(priority) {
+        let of_branch = branches.iter().any(|lookup| text.ends_with(lookup));
+        if ours.is_some() || of_branch || !OUR_PRIORITIES.contains(priority) {
             continue;
         }
         let (code, what) = if is_go_rule(*priority, text) {

@@ -70,8 +70,8 @@ fn links(evidence: &Evidence, host: &HostSeen, verdict: &mut Verdict) {
 }
 
 fn unplaced(evidence: &Evidence, owner: &Owner, address: Ipv4Addr, verdict: &mut Verdict) {
-    let Some(record) = evidence.saved.record.as_ref().filter(|record| record.families.has_ipv4_of_vpc())
-    else {
+    let of_pool = evidence.saved.record.as_ref().filter(|record| record.families.has_ipv4_of_vpc());
+    let Some(record) = of_pool.filter(|_| owner.branch.is_none()) else {
         return;
     };
     let mut sources = record.wish.node.enis.iter().flat_map(|eni| &eni.sources);
@@ -148,9 +148,11 @@ fn runtime(evidence: &Evidence, known: &[RuntimeSandbox], verdict: &mut Verdict)
 /// What a pod has on all of its interfaces.
 fn all_addresses(evidence: &Evidence, main: &Owner) -> Vec<IpAddr> {
     let interfaces = evidence.saved.owners.iter().filter(|(owner, _)| owner.main() == &main.sandbox);
-    let each =
-        interfaces.flat_map(|(owner, address)| [Some(IpAddr::V4(*address)), owner.ipv6.map(IpAddr::V6)]);
-    each.flatten().collect()
+    let each = interfaces.flat_map(|(owner, address)| match &owner.branch {
+        Some(branch) => branch.eni.addresses(),
+        None => std::iter::once(IpAddr::V4(*address)).chain(owner.ipv6.map(IpAddr::V6)).collect(),
+    });
+    each.collect()
 }
 
 /// The DEL that the runtime owes.

@@ -43,6 +43,7 @@ pub(in super::super) fn owner(name: &str) -> Owner {
         since: NOW,
         ipv6: None,
         further: None,
+        branch: None,
     }
 }
 
@@ -74,6 +75,8 @@ fn record() -> HostRecord {
                 connmark: true,
                 ipv6: false,
                 external_services: BTreeSet::new(),
+                trunk: None,
+                strict_branches: false,
             },
             no_snat: vec!["10.0.0.0/16".parse().unwrap()],
             local: None,

@@ -70,6 +70,7 @@ impl World {
                 host_if: host_if.clone(),
                 addresses: link.addresses.clone(),
                 by_us: true,
+                branch: None,
             })
             .collect();
         if self.disk.records.is_empty() {
@@ -109,6 +110,18 @@ impl World {
         self.tick_at = Moment(u64::MAX);
         self.hear(Event::Held(self.hold))?;
         let dark = self.recall()?;
+        self.replay()?;
+        let facts = Box::new(self.facts());
+        let pause = self.rng.millis(1, 500) + dark;
+        self.at(pause, Due::Hear(self.epoch, Box::new(Event::Identified(facts))));
+        if self.script.setup.in_cluster {
+            self.tell_cluster();
+        }
+        Ok(())
+    }
+
+    /// DELs that came while the daemon was down.
+    fn replay(&mut self) -> Held {
         for QueuedDel { detachment, started_ns } in std::mem::take(&mut self.queue) {
             self.last_call += 1;
             let call = CallId(self.last_call);
@@ -122,12 +135,6 @@ impl World {
             let pending = Pending { request: request.clone(), sandbox: None, pod: None, arrived: true };
             self.calls.insert(call, pending);
             self.hear(Event::Call { id: call, request, descriptors: false })?;
-        }
-        let facts = Box::new(self.facts());
-        let pause = self.rng.millis(1, 500) + dark;
-        self.at(pause, Due::Hear(self.epoch, Box::new(Event::Identified(facts))));
-        if self.script.setup.in_cluster {
-            self.tell_cluster();
         }
         Ok(())
     }

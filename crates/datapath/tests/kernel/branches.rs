@@ -1,0 +1,311 @@
+//! Pods with a branch ENI. The VPC is a namespace with the router of the branch ENI's subnet, which sees each VLAN of the trunk as a link.
+//!
+//! Where the kernel has no VLANs a veth with the name and the MAC address of the VLAN's link stands in for it: all but its making is the same.
+
+use std::fs::File;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
+use std::process::Command;
+use std::time::Duration;
+
+use datapath::{NodeSpec, TrunkSpec, Wirer};
+use libtest_mimic::Failed;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use types::{Branch, BranchEni, BranchIpv4, Enforcing, HostVeth, Mac, PodName, VethPrefix, VlanId};
+
+use crate::pods::Pod;
+use crate::{Outcome, converge, ip, ipv6, json, node};
+
+const TRUNK: Mac = Mac([2, 0, 0, 0, 1, 0]);
+const BRANCH: Mac = Mac([2, 0, 0, 0, 2, 7]);
+const ROUTER: &str = "10.0.16.1";
+const ROUTER_IPV6: &str = "fe80:ec2::1";
+
+/// Whether the kernel has VLANs.
+pub(crate) fn no_vlan() -> Option<String> {
+    let script = "ip link add vprobe0 type veth peer name vprobe1 && ip link add link vprobe0 name vprobe.7 type vlan id 7";
+    let output = Command::new("unshare").args(["--net", "sh", "-c", script]).output();
+    match output {
+        Ok(output) if output.status.success() => None,
+        Ok(output) => Some(format!("no VLANs: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        Err(error) => Some(format!("no `unshare` program: {error}")),
+    }
+}
+
+/// What stands for the VPC, and how the node is to be.
+struct Stage {
+    vpc: File,
+    spec: NodeSpec,
+    vlan: bool,
+}
+
+impl Stage {
+    fn begin(vlan: bool) -> Result<Self, Failed> {
+        let vpc = Pod::new(200)?.netns;
+        let there = format!("/proc/{}/fd/{}", std::process::id(), vpc.as_raw_fd());
+        let trunk = TrunkSpec { mac: TRUNK, mtu: 9001 };
+        let spec = NodeSpec { trunk: Some(trunk), strict_branches: true, ipv6: ipv6(), ..node()? };
+        ip(&format!("link add trunk0 address {TRUNK} type veth peer name vpc0"))?;
+        ip(&format!("link set vpc0 netns {there}"))?;
+        if !vlan {
+            ip(&format!("link add vlan.eth.7 address {BRANCH} type veth peer name vpc7"))?;
+            ip(&format!("link set vpc7 netns {there}"))?;
+        }
+        let stage = Self { vpc, spec, vlan };
+        stage.in_vpc(|| {
+            ip("link set vpc0 up")?;
+            if vlan {
+                ip("link add link vpc0 name vpc7 type vlan id 7")?;
+            }
+            ip("link set vpc7 up")?;
+            // The router; the node by its secondary ENI's own address, and somebody far away. The VPC needs not ask who has an address.
+            for address in ["10.0.16.1/20", "10.0.0.11/32", "198.51.100.7/32"] {
+                ip(&format!("addr add {address} dev vpc7"))?;
+            }
+            ip("route add default dev vpc7")?;
+            ip(&format!("neigh add 10.0.20.7 lladdr {BRANCH} dev vpc7 nud permanent"))?;
+            if ipv6() {
+                ip(&format!("neigh add 2001:db8:0:2::7 lladdr {BRANCH} dev vpc7 nud permanent"))?;
+                ip("addr add fe80:ec2::1/64 dev vpc7 nodad")?;
+                ip("addr add 2001:db8:f::7/128 dev vpc7 nodad")?;
+                ip("route add 2001:db8:0:2::/64 dev vpc7")?;
+            }
+            Ok(())
+        })?;
+        converge(&stage.spec)?;
+        Ok(stage)
+    }
+
+    fn in_vpc<T: Send>(&self, run: impl FnOnce() -> Result<T, Failed> + Send) -> Result<T, Failed> {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                move_into_link_name_space(self.vpc.as_fd(), Some(LinkNameSpaceType::Network))?;
+                run()
+            });
+            thread.join().map_err(|_panic| Failed::from("it panicked"))?
+        })
+    }
+
+    fn pod(&self, enforcing: Enforcing) -> Result<Pod, Failed> {
+        let mut pod = Pod::new(7)?;
+        let name = PodName { namespace: "default".to_owned(), name: "pod-7".to_owned() };
+        let ipv4 = BranchIpv4 { address: [10, 0, 20, 7].into(), gateway: ROUTER.parse()? };
+        let eni = BranchEni {
+            id: None,
+            mac: BRANCH,
+            vlan: VlanId::new(7)?,
+            ipv4: Some(ipv4),
+            ipv6: ipv6().then_some("2001:db8:0:2::7".parse()?),
+        };
+        pod.spec.host_if = match enforcing {
+            Enforcing::Strict => HostVeth::of_branch(&name),
+            Enforcing::Standard => HostVeth::of_pod(&VethPrefix::default(), &name, 0),
+        };
+        pod.spec.addresses = eni.addresses();
+        pod.spec.branch = Some(Branch { eni, trunk: TRUNK, enforcing });
+        Ok(pod)
+    }
+
+    /// Whether a datagram from the pod comes to this address in the VPC, from the pod's own, and the answer back.
+    fn reaches(&self, pod: &Pod, address: &str) -> Result<bool, Failed> {
+        let bind = |address: &str| -> Result<UdpSocket, Failed> {
+            let socket = UdpSocket::bind(SocketAddr::new(address.parse()?, 0))?;
+            socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+            Ok(socket)
+        };
+        let there = self.in_vpc(|| bind(address))?;
+        let to = there.local_addr()?;
+        let any = if to.is_ipv4() { "0.0.0.0" } else { "::" };
+        let here = pod.inside(|| bind(any))?;
+        let mut buffer = [0; 8];
+        for _attempt in 0..6 {
+            // The node may have refused the one before; a link that has just come up takes a moment for IPv6.
+            let _refused = here.send_to(b"a", to);
+            let Ok((_, from)) = there.recv_from(&mut buffer) else { continue };
+            if !pod.spec.addresses.contains(&from.ip()) {
+                return Err(format!("it came from {from}").into());
+            }
+            there.send_to(b"b", from)?;
+            if here.recv_from(&mut buffer).is_ok() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Rules that are for branch ENIs or the node's own addresses.
+    fn rules(&self) -> Result<Vec<(u64, String)>, Failed> {
+        let rules = json("rule")?;
+        let said = rules.iter().map(|rule| {
+            let priority = rule["priority"].as_u64().unwrap_or_default();
+            let by = rule["iif"].as_str().or(rule["src"].as_str()).unwrap_or_default();
+            (priority, format!("{by} {}", rule["table"].as_str().unwrap_or_default()))
+        });
+        Ok(said.filter(|(_, text)| text.ends_with(" 107") || text.ends_with(" local")).collect())
+    }
+}
+
+fn rule(priority: u64, text: &str) -> (u64, String) {
+    (priority, text.to_owned())
+}
+
+pub(crate) fn strict() -> Outcome {
+    strict_on(&Stage::begin(false)?)
+}
+
+pub(crate) fn strict_with_vlan() -> Outcome {
+    strict_on(&Stage::begin(true)?)
+}
+
+/// All of a strict pod's traffic goes by its branch ENI, also that to its own node, and all of it is gone after its DEL.
+fn strict_on(stage: &Stage) -> Outcome {
+    assert_eq!(stage.rules()?, [rule(20, "all local")]);
+    assert_eq!(converge(&stage.spec)?, Vec::<String>::new());
+    let mut wirer = Wirer::open()?;
+    let pod = stage.pod(Enforcing::Strict)?;
+
+    pod.add(&mut wirer)?;
+
+    let by_pod = format!("{} 107", pod.name());
+    let mut rules = stage.rules()?;
+    rules.sort();
+    let mut wanted = vec![rule(10, "vlan.eth.7 107"), rule(10, &by_pod), rule(20, "all local")];
+    wanted.sort();
+    assert_eq!(rules, wanted);
+    let routes = ip("route show table 107")?;
+    assert!(routes.contains("default via 10.0.16.1 dev vlan.eth.7"), "{routes}");
+    assert!(routes.contains(&format!("10.0.20.7 dev {}", pod.name())), "{routes}");
+    if stage.vlan {
+        let link = &json("-d link show dev vlan.eth.7")?[0];
+        assert_eq!(link["linkinfo"]["info_data"]["id"], 7);
+        assert_eq!(
+            (link["address"].as_str(), link["link"].as_str()),
+            (Some(&*BRANCH.to_string()), Some("trunk0"))
+        );
+    }
+    for address in [ROUTER, "198.51.100.7", "10.0.0.11"] {
+        assert!(stage.reaches(&pod, address)?, "{address} is not reached by the branch ENI");
+    }
+    if ipv6() {
+        assert!(stage.reaches(&pod, "2001:db8:f::7")?, "no way by {ROUTER_IPV6}");
+    }
+    assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new());
+    // Neither a look at the whole node takes anything of it away.
+    assert_eq!(converge(&stage.spec)?, Vec::<String>::new());
+
+    mended(stage, &mut wirer, &pod)?;
+    found_again(stage, &mut wirer, &pod)?;
+    wirer.remove(&pod.spec)?;
+    wirer.sweep()?;
+    assert_eq!(stage.rules()?, [rule(20, "all local")]);
+    assert!(!ip("link")?.contains("vlan.eth.7") && !ip("link")?.contains(&pod.name()));
+    assert_eq!(ip("route show table all")?.matches("table 107").count(), 0);
+    wirer.remove(&pod.spec)?;
+    converge(&NodeSpec { strict_branches: false, ..stage.spec.clone() })?;
+    assert_eq!(stage.rules()?, [rule(0, "all local")]);
+    Ok(())
+}
+
+/// What others take of it is found and put back.
+fn mended(stage: &Stage, wirer: &mut Wirer, pod: &Pod) -> Outcome {
+    let takes: &[&str] = match stage.vlan {
+        true => &[
+            "rule del pref 10 iif vlan.eth.7",
+            "route flush table 107",
+            "link set vlan.eth.7 down",
+            "link del vlan.eth.7",
+        ],
+        false => &["rule del pref 10 iif vlan.eth.7", "route flush table 107", "link set vlan.eth.7 down"],
+    };
+    for take in takes {
+        ip(take)?;
+        assert_ne!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new(), "{take}");
+        let pods = [pod.spec.clone()];
+        assert_eq!(wirer.mend(&pods)?.len(), 1, "{take}");
+        assert_eq!(wirer.mend(&pods)?.len(), 0, "{take}");
+        assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new(), "{take}");
+        assert!(stage.reaches(pod, ROUTER)?, "{take}");
+    }
+    Ok(())
+}
+
+/// Whoever has lost its state finds the pod as it is. A link that stands in for the VLAN stands on no trunk, and tells nothing.
+fn found_again(stage: &Stage, wirer: &mut Wirer, pod: &Pod) -> Outcome {
+    let seen = wirer.pods()?;
+    if stage.vlan {
+        let [seen] = &seen[..] else { return Err(format!("{seen:?}").into()) };
+        assert_eq!(
+            (seen.host_if.as_str(), &seen.addresses, seen.by_us),
+            (pod.spec.host_if.as_str(), &pod.spec.addresses, true)
+        );
+        assert_eq!(seen.branch, pod.spec.branch);
+    }
+    Ok(())
+}
+
+pub(crate) fn standard() -> Outcome {
+    standard_on(&Stage::begin(false)?)
+}
+
+pub(crate) fn standard_with_vlan() -> Outcome {
+    standard_on(&Stage::begin(true)?)
+}
+
+/// In standard mode the node and its pods are reached on the node, all else by the branch ENI.
+fn standard_on(stage: &Stage) -> Outcome {
+    let mut wirer = Wirer::open()?;
+    let pod = stage.pod(Enforcing::Standard)?;
+
+    pod.add(&mut wirer)?;
+
+    let of_pod: Vec<_> = stage.rules()?.into_iter().filter(|(priority, _)| *priority != 20).collect();
+    assert_eq!(of_pod, [rule(1536, "10.0.20.7 107")]);
+    assert!(ip("route show table 51200")?.contains("10.0.20.7"));
+    assert!(stage.reaches(&pod, ROUTER)? && stage.reaches(&pod, "198.51.100.7")?);
+    assert!(!stage.reaches(&pod, "10.0.0.11")?, "the node is reached past the security groups, on the node");
+    assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new());
+    assert_eq!(converge(&stage.spec)?, Vec::<String>::new());
+    found_again(stage, &mut wirer, &pod)?;
+
+    wirer.remove(&pod.spec)?;
+    assert_eq!(stage.rules()?, [rule(20, "all local")]);
+    Ok(())
+}
+
+/// The next pod that has the VLAN keeps it when the DEL of the one before comes late.
+pub(crate) fn late_del() -> Outcome {
+    let stage = Stage::begin(false)?;
+    let mut wirer = Wirer::open()?;
+    let pod = stage.pod(Enforcing::Strict)?;
+    pod.add(&mut wirer)?;
+    let mut before = stage.pod(Enforcing::Strict)?.spec;
+    if let Some(branch) = &mut before.branch {
+        branch.eni.mac = Mac([2, 0, 0, 0, 2, 9]);
+    }
+    before.host_if = HostVeth::found("vlan0123456789a").ok_or("no name")?;
+    before.addresses = vec![IpAddr::from([10, 0, 20, 9])];
+
+    wirer.remove(&before)?;
+
+    assert!(stage.reaches(&pod, ROUTER)?);
+    assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new());
+    Ok(())
+}
+
+/// Without the trunk's link the pod is not wired, and nothing stays.
+pub(crate) fn no_trunk() -> Outcome {
+    let stage = Stage::begin(false)?;
+    ip("link del vlan.eth.7")?;
+    ip("link del trunk0")?;
+    let mut wirer = Wirer::open()?;
+    let pod = stage.pod(Enforcing::Strict)?;
+
+    let Err(refused) = wirer.add(&pod.spec, pod.netns.as_fd(), pod.socket()?) else {
+        return Err("it was wired".into());
+    };
+
+    assert!(refused.to_string().contains(&TRUNK.to_string()), "{refused}");
+    assert!(!ip("link")?.contains(&pod.name()));
+    assert_eq!(stage.rules()?, [rule(20, "all local")]);
+    Ok(())
+}
