@@ -6,6 +6,7 @@
 
 #![expect(clippy::print_stderr, reason = "a test program: it tells a person")]
 
+mod alone;
 mod announcing;
 mod bad_input;
 mod causes;
@@ -96,6 +97,7 @@ fn main() -> std::process::ExitCode {
     let without_podman = without_containerd.or_else(chain::without_podman);
     trials.extend(self::trials(chain::PODMAN, without_podman.as_deref()));
     trials.extend(self::trials(moto::TESTS, without_moto.as_deref()));
+    trials.extend(self::trials(alone::TESTS, None));
     trials.extend(self::trials(chart::TESTS, chart::missing().as_deref()));
     trials.extend(self::trials(privilege::AS_USER, without_user.as_deref()));
     libtest_mimic::run(&arguments, trials).exit_code()
