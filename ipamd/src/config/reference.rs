@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::read::OUR_PREFIXES;
 use super::table::{Kind, SETTINGS, Setting, Support};
 
 /// Headings, each with the setting that it begins at.
@@ -26,9 +27,6 @@ const OF_THE_GO_VERSION: &[(&str, &str)] = &[
 const DEPLOYED: &[(&str, &str)] =
     &[("ENABLE_IPv4", "true"), ("AWS_VPC_K8S_CNI_LOGLEVEL", "info"), ("AWS_VPC_K8S_CNI_LOG_FILE", "stderr")];
 
-/// Names that start so are of the CNI: an unknown one among them is a mistake. Others may be meant for the AWS SDK.
-const OUR_PREFIXES: &str = "^(AWS_VPC_|AWS_MANAGE_|IPAMD_|WARM_|MINIMUM_|ENABLE_|DISABLE_|ENI_CONFIG_|POD_)";
-
 const HEAD: &str = "# Configuration
 
 Environment variables of the daemon, written from the table that it reads them with (`cargo xtask gen`). `ipamd settings` prints the same.
@@ -42,7 +40,7 @@ An empty variable is an unset one. A flag is `1 t T TRUE true True` or `0 f F FA
 | ignored | without effect in this version; anything but the default is warned about |
 | known | changes nothing |
 
-A name that begins like ours and is none of these is warned about, with the name that is nearest.
+A name that begins like ours, or differs from one of these by a letter or two, is warned about, with the name that is nearest.
 
 Warm targets have a second place: annotations or labels `vpc.amazonaws.com/{warm-eni,warm-ip,minimum-ip,warm-prefix}-target` of a node object are for
 that node alone, and are obeyed while it runs.
@@ -129,7 +127,7 @@ pub(crate) fn chart_schema() -> String {
     let env = json!({
         "type": "object",
         "properties": properties,
-        "propertyNames": {"anyOf": [{"enum": names}, {"not": {"pattern": OUR_PREFIXES}}]},
+        "propertyNames": {"anyOf": [{"enum": names}, {"not": {"pattern": format!("^({})", OUR_PREFIXES.join("|"))}}]},
     });
     let schema = json!({
         "$schema": "http://json-schema.org/draft-07/schema#",
