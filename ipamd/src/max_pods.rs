@@ -5,8 +5,11 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 use types::{InstanceLimits, InstanceTable, Layout};
 
+use crate::config::distance;
 use crate::status::table;
 
+/// Names that are told when the one asked for is not there.
+const NEAREST: usize = 5;
 /// The ways to give pods addresses, by name.
 const WAYS: [(&str, bool, bool); 4] = [
     ("addresses", false, false),
@@ -33,8 +36,20 @@ pub fn chosen(names: &[String]) -> Result<Vec<&'static InstanceLimits>, String> 
     if names.is_empty() {
         return Ok(known.iter().collect());
     }
-    let unknown = |name: &String| format!("{name:?} is no instance type that this version knows");
+    let unknown = |name: &String| {
+        let near = near(name, known).join(", ");
+        format!("{name:?} is no instance type that this version knows; near it: {near}")
+    };
     names.iter().map(|name| known.get(name).ok_or_else(|| unknown(name))).collect()
+}
+
+/// Types with a name like this one: those of the family that it is, then those that a few letters make of it.
+fn near<'a>(name: &str, known: &'a InstanceTable) -> Vec<&'a str> {
+    let family = format!("{}.", name.trim_end_matches('.'));
+    let mut names: Vec<&str> = known.iter().map(|limits| limits.instance_type.as_str()).collect();
+    names.sort_by_cached_key(|other| (!other.starts_with(&family), distance(name, other)));
+    names.truncate(NEAREST);
+    names
 }
 
 /// A table for people.
@@ -110,7 +125,10 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_type_is_named() {
-        assert!(chosen(&["m5.lrage".to_owned()]).unwrap_err().contains("m5.lrage"));
+    fn an_unknown_type_is_named_with_those_that_come_near() {
+        let why = chosen(&["m5.lrage".to_owned()]).unwrap_err();
+        assert!(why.starts_with("\"m5.lrage\" is no") && why.contains("near it: m5.large, "), "{why}");
+        let of_family = chosen(&["m5".to_owned()]).unwrap_err();
+        assert!(of_family.contains("near it: m5.large, "), "{of_family}");
     }
 }

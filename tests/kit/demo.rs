@@ -16,6 +16,8 @@ use crate::runtime::Pod;
 const INSTANCE_TYPE: &str = "m5.large";
 /// Pods that fit on a node.
 const PODS_MAX: u32 = 27;
+/// After how many pods one is told how many there are.
+const PODS_TOLD: u32 = 20;
 /// Pods that fit on its primary ENI.
 const ON_PRIMARY: usize = 9;
 /// How long EC2 takes to attach an ENI here.
@@ -119,6 +121,9 @@ impl Demo {
             let node = usize::try_from(number % wish.nodes).unwrap_or(0);
             let mut pod = Pod::create(&format!("pod-{number:02}"), &format!("sandbox{number:04}"))?;
             let address = pod.add(&nodes[node])?;
+            if (number + 1) % PODS_TOLD == 0 && number + 1 < wish.pods {
+                say(&format!("   {} of {}", number + 1, wish.pods));
+            }
             echoes.push(Echo::start(&pod.netns)?);
             pods.push(Placed { pod, address, node, eni: String::new(), device: 0 });
         }
@@ -165,7 +170,7 @@ impl Demo {
         if self.pods.iter().any(|placed| placed.device > 0) {
             let ms = ATTACH_DELAY.as_millis();
             say(&format!(
-                "   An ADD that took far longer than the others waited for an ENI, which EC2 attaches in {ms} ms here."
+                "   device 0 is the primary ENI. EC2 takes {ms} ms here to attach another; the daemon asks for it before it is needed, so an ADD\n   waits for what is left of that at most."
             ));
         }
         let cells = self.ask_all()?;
@@ -177,8 +182,11 @@ impl Demo {
                 kind.1.push(cell);
             }
         }
-        let head = format!("   {:<24} {:<34} {:>8}", "from", "to (source the far side saw)", "answered");
+        let head = format!("   {:<24} {:<34} {:>8}", "from", "to (whose address it must see)", "right");
         say(&format!("\n{}", self.paint.title(&head)));
+        say(
+            "   right: answered, and the source that was seen is the expected one; each pod asks some six of the other pods",
+        );
         for ((from, to), (asked, bad)) in &kinds {
             let mark = self.paint.mark(bad.is_empty());
             say(&format!("   {from:<24} {to:<34} {:>4}/{asked:<3} {mark}", asked - bad.len()));
@@ -263,9 +271,17 @@ impl Demo {
         text.push_str("   there: ip rule; ip route show table 51200; nft list table ip aws-vpc-cni\n");
         let ipamd = binary("IPAMD_BIN", "ipamd");
         let ipamd = ipamd.map_or_else(|_| "ipamd".to_owned(), |path| path.display().to_string());
-        for node in &self.nodes {
-            text.push_str(&format!("          {ipamd} status --run-dir {}\n", node.run_dir().display()));
+        for (number, node) in self.nodes.iter().enumerate() {
+            let run_dir = node.run_dir().display();
+            text.push_str(&format!("   node{}: export IPAMD_RUN_DIR={run_dir}\n", number + 1));
         }
+        text.push_str(&format!("          {ipamd} status; {ipamd} doctor\n"));
+        if let Some(Placed { pod, node, address, .. }) = self.pods.last() {
+            text.push_str(&format!("   {}, on node{}, {address}:\n", pod.name, node + 1));
+            text.push_str(&format!("          {ipamd} explain pod {address}\n"));
+            text.push_str(&format!("          ip netns exec {} ip addr\n", pod.netns.name()));
+        }
+        text.push_str("   the status page, on each node: curl http://127.0.0.1:61679/status\n");
         text.push_str("   Enter ends it.");
         text
     }
@@ -286,7 +302,7 @@ impl Demo {
                 report.pods.is_empty() && report.addresses.assigned == 0 && report.addresses.reserved == 0;
             let count = report.addresses;
             say(&format!(
-                "   node{}: {} pods left; addresses: {} cool for 30 s before another pod gets them, {} free",
+                "   node{}: pods deleted, {} left; addresses: {} kept from other pods for 30 s (they cool), {} free",
                 number + 1,
                 report.pods.len(),
                 count.cooling,

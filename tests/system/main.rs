@@ -6,6 +6,7 @@
 
 #![expect(clippy::print_stderr, reason = "a test program: it tells a person")]
 
+mod alone;
 mod announcing;
 mod bad_input;
 mod causes;
@@ -102,6 +103,7 @@ fn main() -> std::process::ExitCode {
     for tests in [moto::TESTS, metrics_helper::WITNESSED] {
         trials.extend(self::trials(tests, without_moto.as_deref()));
     }
+    trials.extend(self::trials(alone::TESTS, None));
     trials.extend(self::trials(chart::TESTS, chart::missing().as_deref()));
     trials.extend(self::trials(privilege::AS_USER, without_user.as_deref()));
     libtest_mimic::run(&arguments, trials).exit_code()

@@ -22,6 +22,11 @@ use clap::{Parser, Subcommand};
 use build::{Built, Profile};
 use steps::Failure;
 
+/// Pods that fit on a node of the demo.
+const DEMO_PODS_PER_NODE: u32 = 27;
+/// Pods of a demo of which nothing is said.
+const DEMO_PODS: u32 = 30;
+
 /// Build, try and test the VPC CNI.
 #[derive(Debug, Parser)]
 #[command(bin_name = "cargo xtask")]
@@ -37,9 +42,9 @@ enum Command {
         /// Nodes in the VPC, up to 8.
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=8))]
         nodes: u32,
-        /// Pods over all nodes, up to 100, and up to 27 for each node.
-        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=100))]
-        pods: u32,
+        /// Pods over all nodes, up to 100, and up to 27 for each node [default: 30, or what the nodes hold].
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
+        pods: Option<u32>,
         /// Leave it standing for a look around, until Enter.
         #[arg(long)]
         keep: bool,
@@ -50,7 +55,8 @@ enum Command {
     /// Run the tests: pure, kernel, both binaries in the VPC lab, containerd, moto.
     ///
     /// As root it installs the Debian packages that are missing; what cannot run is counted as skipped, with its reason. All tests
-    /// take some six minutes on two cores once everything is built.
+    /// take some 18 minutes on two cores once everything is built. A test that needs moto has it made below `target/`: a minute or
+    /// two, 139 MB.
     Test {
         /// Only tests whose names contain this.
         name: Option<String>,
@@ -61,6 +67,9 @@ enum Command {
         name: Option<String>,
     },
     /// Simulate: histories of a node in a world that plays foul, each from a seed.
+    ///
+    /// After the histories it looks for bugs that are planted on purpose, each until it is found (2,000 seeds at most), however small
+    /// `--seeds` is: minutes on two cores. Few seeds do not meet all that the world may do; 300 do.
     Sim {
         /// How many histories.
         #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..))]
@@ -148,6 +157,8 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Demo { kubernetes: true, .. } => demo(&["--kubernetes"]),
         Command::Demo { nodes, pods, keep, .. } => {
+            // What is asked is looked at before anything is built for it.
+            let pods = demo_pods(nodes, pods).map_err(Failure::Why)?;
             let (nodes, pods) = (nodes.to_string(), pods.to_string());
             let keep = keep.then_some("--keep");
             demo(&["--nodes", &nodes, "--pods", &pods].into_iter().chain(keep).collect::<Vec<_>>())
@@ -177,11 +188,36 @@ fn demo(options: &[&str]) -> Result<(), Failure> {
     steps::pass_on(lab(&built, "demo").args(options))
 }
 
+fn demo_pods(nodes: u32, asked: Option<u32>) -> Result<u32, String> {
+    let room = nodes.saturating_mul(DEMO_PODS_PER_NODE);
+    match asked {
+        None => Ok(DEMO_PODS.min(room)),
+        Some(pods) if pods <= room => Ok(pods),
+        Some(pods) => Err(format!("--nodes {nodes} holds {room} pods at most: too little for --pods {pods}")),
+    }
+}
+
+#[test]
+fn pods_of_the_demo_fit_its_nodes_or_are_refused() {
+    assert_eq!(demo_pods(1, None), Ok(27));
+    assert_eq!(demo_pods(2, None), Ok(30));
+    assert_eq!(demo_pods(1, Some(27)), Ok(27));
+    let why = demo_pods(1, Some(28)).unwrap_err();
+    assert_eq!(why, "--nodes 1 holds 27 pods at most: too little for --pods 28");
+}
+
 fn test(name: Option<&str>) -> Result<(), Failure> {
     setup::for_tests()?;
     let built = build::all(Profile::Dev)?;
     steps::enter_workspace()?;
-    let moto = moto::set_up(&build::target_directory()?)?;
+    let needs_moto = match name {
+        Some(name) => tests::named(&built, name)?.iter().any(|test| moto::is_needed_by(test)),
+        None => true,
+    };
+    let moto = match needs_moto {
+        true => moto::set_up(&build::target_directory()?)?,
+        false => moto::not_asked_for(),
+    };
     tests::run(&built, &moto, name)
 }
 
@@ -221,7 +257,8 @@ fn bench_instead(what: &str, options: &[String]) -> Result<(), Failure> {
 
 fn lab(built: &Built, command: &str) -> Program {
     let mut lab = Program::new(&built.lab);
-    lab.arg(command).envs(built.environment());
+    // It ends with us, however we do.
+    lab.arg(command).envs(built.environment()).env("LAB_PARENT", std::process::id().to_string());
     lab
 }
 

@@ -23,6 +23,16 @@ impl Moto {
     }
 }
 
+/// Whether a test of this name is skipped without it.
+pub(crate) fn is_needed_by(test: &str) -> bool {
+    test.contains("moto")
+}
+
+/// Where no test that runs needs it.
+pub(crate) fn not_asked_for() -> Moto {
+    Moto(Err("no test that was named needs moto".to_owned()))
+}
+
 /// Makes the environment unless it is there; the working directory is the root of the workspace.
 ///
 /// That it cannot be had is no failure: what needs it is skipped, and counted as such.

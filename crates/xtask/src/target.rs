@@ -10,14 +10,14 @@ const FETCH_SECONDS: &str = "90";
 
 /// The triple that rustc builds for when nothing is said.
 pub(crate) fn host() -> Result<String, Failure> {
-    let text = rustc(&["-vV"]);
+    let text = rustc(&["-vV"])?;
     let host = text.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(str::to_owned).ok_or_else(|| Failure::Why("rustc does not tell its host".to_owned()))
+    host.map(str::to_owned).ok_or_else(|| Failure::Why(format!("rustc -vV tells no host: {}", text.trim())))
 }
 
 /// Where rustc's own files are.
 pub(crate) fn sysroot() -> String {
-    rustc(&["--print", "sysroot"]).trim().to_owned()
+    rustc(&["--print", "sysroot"]).unwrap_or_default().trim().to_owned()
 }
 
 /// Whether the standard library for a target is there, now that rustup was asked for it if it was not.
@@ -41,7 +41,12 @@ fn fetch(target: &str) -> bool {
     rustup.is_ok_and(|status| status.success()) && is_there(target)
 }
 
-fn rustc(arguments: &[&str]) -> String {
+/// What rustc answers, or why it does not: under rustup even that may need files that somebody cannot read.
+fn rustc(arguments: &[&str]) -> Result<String, Failure> {
     let output = Command::new("rustc").args(arguments).output();
-    output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
+    let output = output.map_err(|error| Failure::Why(format!("cannot run rustc: {error}")))?;
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(Failure::Why(format!("rustc: {}", String::from_utf8_lossy(&output.stderr).trim()))),
+    }
 }

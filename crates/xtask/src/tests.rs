@@ -9,6 +9,9 @@ use crate::build::Built;
 use crate::moto::Moto;
 use crate::steps::{Failure, cargo};
 
+/// Tests that are told when none has the name that was given.
+const NEAREST: usize = 5;
+
 /// Totals over all test programs.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Count {
@@ -17,6 +20,40 @@ struct Count {
     skipped: u64,
     /// Why tests were skipped, where their line says it.
     reasons: BTreeSet<String>,
+}
+
+/// Names of the tests that contain `name`.
+///
+/// # Errors
+/// When there is none: a slip of the pen must not look like tests that pass.
+pub(crate) fn named(built: &Built, name: &str) -> Result<Vec<String>, Failure> {
+    println!("── tests whose names contain {name}");
+    let mut command = cargo(&["test", "--workspace", "--locked", "--", "--list"]);
+    let output = command.envs(built.environment()).stderr(Stdio::inherit()).output();
+    let output = output.map_err(|error| Failure::Why(format!("cannot run cargo: {error}")))?;
+    if !output.status.success() {
+        return Err(Failure::Said(1));
+    }
+    let listed = String::from_utf8_lossy(&output.stdout);
+    chosen(&listed, name).map_err(Failure::Why)
+}
+
+/// The tests of a list that have `name` in theirs, or which come near it.
+fn chosen(listed: &str, name: &str) -> Result<Vec<String>, String> {
+    let all: Vec<&str> = listed.lines().filter_map(|line| line.trim().strip_suffix(": test")).collect();
+    let chosen: Vec<String> =
+        all.iter().filter(|test| test.contains(name)).map(|test| (*test).to_owned()).collect();
+    if !chosen.is_empty() {
+        return Ok(chosen);
+    }
+    let words =
+        |test: &str| name.split(['_', ':', ' ']).filter(|word| word.len() > 2 && test.contains(word)).count();
+    let mut near: Vec<&str> = all.into_iter().filter(|test| words(test) > 0).collect();
+    near.sort_by_key(|test| std::cmp::Reverse(words(test)));
+    near.truncate(NEAREST);
+    let near = near.iter().map(|test| format!("\n   {test}")).collect::<String>();
+    let hint = if near.is_empty() { String::new() } else { format!("; these have words of it:{near}") };
+    Err(format!("no test has {name:?} in its name{hint}"))
 }
 
 /// Runs the workspace's tests, or those whose names contain `name`.
@@ -93,6 +130,20 @@ fn skip_reason(line: &str) -> Option<String> {
         None => (end.strip_prefix(", ")?, name),
     };
     Some(format!("{}: {reason}", name.trim_end()))
+}
+
+#[test]
+fn a_name_that_no_test_has_is_an_error_with_those_that_come_near() {
+    let listed = "a::a_pod_is_wired: test\n[no namespaces] moto_has_the_pod: test\nrun: benchmark\n\n2 tests, 1 benchmark\n";
+
+    assert_eq!(chosen(listed, "pod_is").unwrap(), ["a::a_pod_is_wired"]);
+    assert_eq!(chosen(listed, "moto_").unwrap(), ["[no namespaces] moto_has_the_pod"]);
+    let why = chosen(listed, "pod_is_wierd").unwrap_err();
+    assert!(
+        why.ends_with("words of it:\n   a::a_pod_is_wired\n   [no namespaces] moto_has_the_pod"),
+        "{why}"
+    );
+    assert_eq!(chosen(listed, "nosuchtest").unwrap_err(), "no test has \"nosuchtest\" in its name");
 }
 
 #[test]

@@ -8,8 +8,13 @@ use ipnetwork::Ipv4Network;
 use super::SettingError;
 use super::table::{Kind, SETTINGS, Setting, Support};
 
-/// Names that start so are ours: an unknown one among them is a mistake.
-const OUR_PREFIXES: [&str; 3] = ["AWS_VPC_K8S_CNI_", "AWS_VPC_K8S_PLUGIN_", "IPAMD_"];
+/// Names that start so are of the CNI: an unknown one among them is a mistake. Others may be meant for the AWS SDK.
+pub(super) const OUR_PREFIXES: [&str; 9] =
+    ["AWS_VPC_", "AWS_MANAGE_", "IPAMD_", "WARM_", "MINIMUM_", "ENABLE_", "DISABLE_", "ENI_CONFIG_", "POD_"];
+/// A name with any other beginning is a mistake where so few letters make a setting of it.
+const SLIPS_MAX: usize = 2;
+/// Names that look like slips and are other programs' own.
+const OF_OTHERS: [&str; 2] = ["HTTP_PROXY", "http_proxy"];
 /// Tags whose keys contain this are Kubernetes' own.
 const RESERVED_TAG: &str = "k8s.amazonaws.com";
 
@@ -152,10 +157,12 @@ impl<'a> Reader<'a> {
         }
         let known: BTreeSet<&str> = SETTINGS.iter().map(|setting| setting.name).collect();
         for name in self.environment.keys().filter_map(|name| name.to_str()) {
-            let ours = OUR_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
-            if ours && !known.contains(name) {
-                let nearest =
-                    known.iter().min_by_key(|other| distance(name, other)).copied().unwrap_or_default();
+            if known.contains(name) || OF_OTHERS.contains(&name) || is_of_a_service(name) {
+                continue;
+            }
+            let nearest = known.iter().map(|other| (distance(name, other), *other)).min();
+            let (slips, nearest) = nearest.unwrap_or_default();
+            if slips <= SLIPS_MAX || OUR_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
                 self.warnings.push(format!("{name} is no setting; is {nearest} meant?"));
             }
         }
@@ -168,6 +175,13 @@ impl<'a> Reader<'a> {
             Support::Lenient | Support::Strict | Support::Elsewhere => {}
         }
     }
+}
+
+/// Whether the kubelet makes a variable of this name for a service of the namespace, which may be called as anybody likes:
+/// `POD_X_SERVICE_HOST`, `POD_X_SERVICE_PORT_HTTP`, `POD_X_PORT`, `POD_X_PORT_80_TCP_ADDR`.
+fn is_of_a_service(name: &str) -> bool {
+    let numbered = name.split("_PORT_").skip(1).any(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    numbered || name.ends_with("_PORT") || name.ends_with("_SERVICE_HOST") || name.contains("_SERVICE_PORT")
 }
 
 pub(super) fn parse_flag(text: &str) -> Option<bool> {

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::read::OUR_PREFIXES;
 use super::table::{HELPER_SETTINGS, Kind, SETTINGS, Setting, Support};
 
 /// Headings, each with the setting that it begins at.
@@ -27,11 +28,8 @@ const OF_THE_GO_VERSION: &[(&str, &str)] = &[
 const DEPLOYED: &[(&str, &str)] =
     &[("ENABLE_IPv4", "true"), ("AWS_VPC_K8S_CNI_LOGLEVEL", "info"), ("AWS_VPC_K8S_CNI_LOG_FILE", "stderr")];
 
-/// Names that start so are of the CNI: an unknown one among them is a mistake. Others may be meant for the AWS SDK.
-const OUR_PREFIXES: &str = "^(AWS_VPC_|AWS_MANAGE_|IPAMD_|WARM_|MINIMUM_|ENABLE_|DISABLE_|ENI_CONFIG_|POD_)";
-
-/// The same for the metrics helper.
-const HELPERS_PREFIXES: &str = "^(USE_|METRIC_|AWS_CLUSTER_|AWS_VPC_|IPAMD_)";
+/// What names for the metrics helper begin with.
+const HELPERS_PREFIXES: [&str; 5] = ["USE_", "METRIC_", "AWS_CLUSTER_", "AWS_VPC_", "IPAMD_"];
 
 const HEAD: &str = "# Configuration
 
@@ -45,7 +43,7 @@ An empty variable is an unset one. A flag is `1 t T TRUE true True` or `0 f F FA
 | ignored | without effect in this version; anything but the default is warned about |
 | known | changes nothing |
 
-A name that begins like ours and is none of these is warned about, with the name that is nearest.
+A name that begins like ours, or differs from one of these by a letter or two, is warned about, with the name that is nearest.
 
 Warm targets have a second place: annotations or labels `vpc.amazonaws.com/{warm-eni,warm-ip,minimum-ip,warm-prefix}-target` of a node object are for
 that node alone, and are obeyed while it runs.
@@ -130,23 +128,23 @@ pub(crate) fn chart_schema() -> String {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "type": "object",
         "properties": {
-            "env": environment(&SETTINGS.iter().collect::<Vec<_>>(), OUR_PREFIXES),
+            "env": environment(&SETTINGS.iter().collect::<Vec<_>>(), &OUR_PREFIXES),
             "init": {"type": "object", "properties": {"env": {"$ref": "#/properties/env"}}},
-            "metricsHelper": {"type": "object", "properties": {"env": environment(&of_helper, HELPERS_PREFIXES)}},
+            "metricsHelper": {"type": "object", "properties": {"env": environment(&of_helper, &HELPERS_PREFIXES)}},
         },
     });
     serde_json::to_string_pretty(&schema).unwrap_or_default() + "\n"
 }
 
 /// Settings as an object's properties; no other name may begin like them.
-fn environment(settings: &[&Setting], prefixes: &str) -> Value {
+fn environment(settings: &[&Setting], prefixes: &[&str]) -> Value {
     let names: Vec<&str> = settings.iter().map(|setting| setting.name).collect();
     let properties: serde_json::Map<String, Value> =
         settings.iter().map(|setting| (setting.name.to_owned(), schema(setting))).collect();
     json!({
         "type": "object",
         "properties": properties,
-        "propertyNames": {"anyOf": [{"enum": names}, {"not": {"pattern": prefixes}}]},
+        "propertyNames": {"anyOf": [{"enum": names}, {"not": {"pattern": format!("^({})", prefixes.join("|"))}}]},
     })
 }
 

@@ -55,6 +55,37 @@ fn of_what_the_go_version_reads_only_what_has_no_effect_there_either_is_passed_o
 }
 
 #[test]
+fn a_name_that_is_almost_a_settings_is_warned_of_and_one_of_somebody_else_is_not() {
+    for (name, meant) in [
+        ("WARM_IP_TARGETS", "WARM_IP_TARGET"),
+        ("MAX_ENIS", "MAX_ENI"),
+        ("ENABLE_PREFIX_DELEGATE", "ENABLE_PREFIX_DELEGATION"),
+        ("CLUSTERNAME", "CLUSTER_NAME"),
+        ("AWS_VPC_K8S_CNI_LOGLVL", "AWS_VPC_K8S_CNI_LOGLEVEL"),
+    ] {
+        let warnings = parse(&[(name, "2")]).unwrap().warnings;
+
+        assert_eq!(warnings, [format!("{name} is no setting; is {meant} meant?")]);
+    }
+    for name in [
+        "HOME",
+        "PATH",
+        "HOSTNAME",
+        "AWS_REGION",
+        "AWS_ROLE_ARN",
+        "KUBERNETES_SERVICE_HOST",
+        "POD_X_SERVICE_HOST",
+        "POD_X_SERVICE_PORT_HTTP",
+        "POD_X_PORT",
+        "POD_X_PORT_80_TCP_ADDR",
+    ] {
+        let warnings = parse(&[(name, "2")]).unwrap().warnings;
+
+        assert!(!warnings.iter().any(|warning| warning.contains("is no setting")), "{warnings:?}");
+    }
+}
+
+#[test]
 fn a_setting_without_effect_is_warned_of_by_its_name() {
     for setting in SETTINGS.iter().filter(|setting| setting.support == Support::Ignored) {
         let other = match setting.kind {

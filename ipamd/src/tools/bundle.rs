@@ -188,7 +188,7 @@ pub fn pack<W: Write>(to: W, parts: &[Part], at: Moment) -> io::Result<W> {
         header.set_size(u64::try_from(text.len()).map_err(io::Error::other)?);
         header.set_mode(0o600);
         header.set_mtime(at.0 / 1000);
-        archive.append_data(&mut header, Path::new("ipamd").join(name), text.as_slice())?;
+        archive.append_data(&mut header, Path::new(saved::ARCHIVE_DIR).join(name), text.as_slice())?;
     }
     let mut to = archive.into_inner()?.finish()?;
     to.flush()?;

@@ -14,7 +14,7 @@ use super::evidence::Evidence;
 use super::explain::Unexplained;
 use super::finding::Verdict;
 use super::look::{self, CNI_CACHE, Whom};
-use super::{bundle, explain, judge, redact};
+use super::{bundle, explain, judge, redact, saved};
 use crate::config::{DEFAULT_RUN_DIR, Environment};
 
 /// Nothing could be told.
@@ -71,7 +71,7 @@ pub enum Tool {
 pub enum Explain {
     /// A pod: its address, ENI, table, mark and rules, and the way of its packets.
     Pod {
-        /// NAMESPACE/NAME.
+        /// NAMESPACE/NAME, or an address of the pod.
         pod: String,
         /// Which node.
         #[command(flatten)]
@@ -94,43 +94,54 @@ pub struct NodeArgs {
     /// Where the container runtime keeps results of plugins.
     #[arg(long, default_value = CNI_CACHE)]
     cni_cache: PathBuf,
-    /// Look at a saved directory, such as an unpacked archive, instead of this node.
+    /// Look at a copy of the daemon's directory, or at a bundle that was unpacked (`tar -xzf`), instead of this node.
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
 }
 
 impl NodeArgs {
-    fn look(&self, cloud: bool) -> Evidence {
+    /// Looks.
+    ///
+    /// # Errors
+    /// In words, when there is nothing saved where somebody says that there is.
+    fn look(&self, cloud: bool) -> Result<Evidence, String> {
         let whom = Whom { run_dir: self.run_dir.clone(), cni_cache: self.cni_cache.clone(), cloud };
-        self.state.as_ref().map_or_else(|| look::node(&whom), |dir| look::directory(dir))
+        match &self.state {
+            Some(named) => Ok(look::directory(&saved::directory(named)?)),
+            None => Ok(look::node(&whom)),
+        }
     }
 
     /// Looks and judges what is left of that once it is `told`; on a live node what is wrong is looked at twice.
-    fn examine(&self, cloud: bool, told: fn(&mut Evidence)) -> (Evidence, Verdict) {
+    ///
+    /// # Errors
+    /// As `look`.
+    fn examine(&self, cloud: bool, told: fn(&mut Evidence)) -> Result<(Evidence, Verdict), String> {
         let look = || {
-            let mut evidence = self.look(cloud);
-            told(&mut evidence);
-            evidence
+            self.look(cloud).map(|mut evidence| {
+                told(&mut evidence);
+                evidence
+            })
         };
-        let evidence = look();
+        let evidence = look()?;
         let verdict = judge::judge(&evidence);
         if verdict.findings.is_empty() || self.state.is_some() {
-            return (evidence, verdict);
+            return Ok((evidence, verdict));
         }
         std::thread::sleep(SECOND_LOOK);
-        let evidence = look();
+        let evidence = look()?;
         let still = judge::judge(&evidence).and_still(&verdict);
-        (evidence, still)
+        Ok((evidence, still))
     }
 }
 
 /// Runs a tool; `command` is the definition of the whole command line.
 #[must_use]
 pub fn run(tool: &Tool, mut command: clap::Command) -> ExitCode {
-    match tool {
+    let done = match tool {
         Tool::Doctor { node, cloud, json } => doctor(node, *cloud, *json),
-        Tool::Explain(Explain::Pod { pod, node }) => explained(explain::pod(&node.look(false), pod)),
-        Tool::Explain(Explain::Nftables { node }) => explained(explain::nftables(&node.look(false))),
+        Tool::Explain(Explain::Pod { pod, node }) => explained(node, |evidence| explain::pod(evidence, pod)),
+        Tool::Explain(Explain::Nftables { node }) => explained(node, explain::nftables),
         Tool::Bundle { node, cloud, out, log } => {
             // A saved directory has nothing to do with the settings and logs of this node.
             let here = node.state.is_none();
@@ -138,20 +149,22 @@ pub fn run(tool: &Tool, mut command: clap::Command) -> ExitCode {
                 if here { std::env::vars_os().collect() } else { Environment::new() };
             let mut logs = if here { bundle::logs(&environment) } else { Vec::new() };
             logs.extend(log.iter().cloned());
-            let (evidence, verdict) = node.examine(*cloud, redact::evidence);
-            let parts = bundle::parts(&evidence, &verdict, &environment, &logs);
-            give_out(out, &parts, evidence.live.taken)
+            node.examine(*cloud, redact::evidence).map(|(evidence, verdict)| {
+                let parts = bundle::parts(&evidence, &verdict, &environment, &logs);
+                give_out(out, &parts, evidence.live.taken)
+            })
         }
         Tool::Completion { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(*shell, &mut command, "ipamd", &mut text);
-            print(&String::from_utf8_lossy(&text))
+            Ok(print(&String::from_utf8_lossy(&text)))
         }
-        Tool::Man => match manual(command) {
-            Ok(text) => print(&text),
-            Err(error) => complain(&format!("cannot make the manual page: {error}")),
-        },
-    }
+        Tool::Man => {
+            let failed = |error: std::io::Error| format!("cannot make the manual page: {error}");
+            manual(command).map(|text| print(&text)).map_err(failed)
+        }
+    };
+    done.unwrap_or_else(|why| complain(&why))
 }
 
 /// Puts an archive where it is wanted.
@@ -173,21 +186,22 @@ fn give_out(out: &Path, parts: &[Part], at: Moment) -> ExitCode {
     }
 }
 
-fn doctor(node: &NodeArgs, cloud: bool, json: bool) -> ExitCode {
-    let (_, verdict) = node.examine(cloud, |_| {});
+fn doctor(node: &NodeArgs, cloud: bool, json: bool) -> Result<ExitCode, String> {
+    let (_, verdict) = node.examine(cloud, |_| {})?;
     let text = match json {
         true => serde_json::to_string_pretty(&verdict).unwrap_or_default() + "\n",
         false => verdict.render(),
     };
     let _printed = print(&text);
-    ExitCode::from(verdict.exit_code())
+    Ok(ExitCode::from(verdict.exit_code()))
 }
 
-fn explained(explained: Result<String, Unexplained>) -> ExitCode {
-    match explained {
-        Ok(text) => print(&text),
-        Err(Unexplained(why)) => complain(&why),
-    }
+fn explained(
+    node: &NodeArgs,
+    explain: impl FnOnce(&Evidence) -> Result<String, Unexplained>,
+) -> Result<ExitCode, String> {
+    let text = explain(&node.look(false)?).map_err(|Unexplained(why)| why)?;
+    Ok(print(&text))
 }
 
 /// One page: the program, then each command with its options.

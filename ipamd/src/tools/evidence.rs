@@ -36,6 +36,8 @@ pub struct Evidence {
 pub struct Saved {
     /// Whether there is a state file.
     pub has_state: bool,
+    /// Whether it could not even be seen if there is one.
+    pub unread: bool,
     /// Who holds which address, by the state file.
     pub owners: Vec<(Owner, Ipv4Addr)>,
     /// What is wrong with the state file.
@@ -50,6 +52,14 @@ pub struct Saved {
     pub queue_foreign: Vec<String>,
     /// What could not be read.
     pub troubles: Vec<String>,
+}
+
+impl Saved {
+    /// Whether it is known of every address who holds it. If not, what seems to be nobody's may be of a living pod.
+    #[must_use]
+    pub const fn knows_owners(&self) -> bool {
+        self.has_state && self.damage.is_none()
+    }
 }
 
 /// What came of a question.

@@ -21,13 +21,20 @@ const NEAREST: usize = 5;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unexplained(pub String);
 
-/// The pod of this name; its namespace is `default` when none is given.
+/// The pod that has this address, or this name; its namespace is `default` when none is given.
 ///
 /// # Errors
 /// When nobody knows it: which names come near.
 pub fn pod(evidence: &Evidence, name: &str) -> Result<String, Unexplained> {
-    let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
-    let asked = PodName { namespace: namespace.to_owned(), name: name.to_owned() };
+    let asked = match name.parse() {
+        Ok(address) => evidence.holder(address).map(|owner| owner.pod.clone()).ok_or_else(|| {
+            Unexplained(unread(evidence).unwrap_or_else(|| format!("no pod holds {address} here")))
+        })?,
+        Err(_) => {
+            let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
+            PodName { namespace: namespace.to_owned(), name: name.to_owned() }
+        }
+    };
     let owned: Vec<&(Owner, Ipv4Addr)> =
         evidence.saved.owners.iter().filter(|(owner, _)| owner.pod == asked).collect();
     let mut out = String::new();
@@ -82,7 +89,19 @@ fn numbers(out: &mut String, report: &Report) -> fmt::Result {
     report.cloud.iter().try_for_each(|line| writeln!(out, "  EC2        {line}"))
 }
 
+/// Why it is not known who holds which address, if it is not.
+fn unread(evidence: &Evidence) -> Option<String> {
+    let troubles = || evidence.saved.troubles.join("; ");
+    evidence
+        .saved
+        .unread
+        .then(|| plain(&format!("it cannot be read who holds which address: {}", troubles())))
+}
+
 fn unknown(evidence: &Evidence, asked: &PodName) -> String {
+    if let Some(why) = unread(evidence) {
+        return why;
+    }
     let asked = asked.to_string();
     let waiting = evidence.live.daemon.seen().into_iter().flat_map(|report| &report.waiting).map(|w| &w.pod);
     let known = evidence.saved.owners.iter().map(|(owner, _)| &owner.pod).chain(waiting);
@@ -427,7 +446,7 @@ fn supposed_link(eni: &EniSpec) -> LinkSeen {
 mod tests {
     use types::{Moment, Reason};
 
-    use super::super::evidence::{Live, Look};
+    use super::super::evidence::{Live, Look, Saved};
     use super::super::judge::tests::{PODS, owner, well};
     use super::*;
 
@@ -495,6 +514,24 @@ mod tests {
 
         assert!(text.contains("since 9 s") && text.contains(Reason::ALL[0].word()), "{text}");
         assert!(text.contains("0 free, 0 reserved"), "{text}");
+    }
+
+    #[test]
+    fn a_pod_is_known_by_its_address_too() {
+        assert_eq!(pod(&well(), "10.0.0.40").unwrap(), pod(&well(), "default/db").unwrap());
+        assert_eq!(pod(&well(), "10.0.0.5").unwrap_err().0, "no pod holds 10.0.0.5 here");
+    }
+
+    #[test]
+    fn where_the_state_cannot_be_read_nobody_says_that_there_is_no_such_pod() {
+        let mut evidence = well();
+        evidence.saved =
+            Saved { unread: true, troubles: vec!["/run/x: not there".to_owned()], ..Saved::default() };
+
+        for asked in ["web", "10.0.0.40"] {
+            let Unexplained(why) = pod(&evidence, asked).unwrap_err();
+            assert_eq!(why, "it cannot be read who holds which address: /run/x: not there");
+        }
     }
 
     #[test]

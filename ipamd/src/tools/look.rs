@@ -83,10 +83,16 @@ fn with_all(why: &Look<()>) -> Live {
 #[must_use]
 pub fn node(whom: &Whom) -> Evidence {
     let taken = now();
-    let saved = saved::read(&whom.run_dir, taken);
+    let mut saved = saved::read(&whom.run_dir, taken);
+    if saved.unread {
+        let elsewhere = "it takes root, and --run-dir where the daemon has another directory";
+        saved.troubles.push(format!("who holds which address: {elsewhere}"));
+    }
     let daemon = match crate::status::fetch(&wire::socket_in(&whom.run_dir)) {
         Ok(report) => Look::Seen(Box::new(report)),
-        Err(failure) => Look::Failed(format!("{} {}", failure.message, failure.details).trim().to_owned()),
+        Err(failure) => Look::Failed(
+            format!("{}: {}", failure.message, failure.details).trim_end_matches([':', ' ']).to_owned(),
+        ),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let (host, cloud) = match &runtime {

@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pool::Owner;
@@ -15,6 +15,7 @@ use types::Moment;
 use wire::queue::{FILES_MAX, LOCK_FILE, QueuedDel, SUFFIX};
 
 use super::evidence::{FileSeen, Saved};
+use super::look::LIVE_FILE;
 use crate::host::record_file;
 use crate::node::replay;
 use crate::store::{Loaded, READ_BYTES_MAX};
@@ -23,6 +24,8 @@ use crate::store::{Loaded, READ_BYTES_MAX};
 const JSON_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// A queued DEL is under 2 KiB.
 const DEL_BYTES_MAX: u64 = 64 * 1024;
+/// The directory in an archive that has everything.
+pub(super) const ARCHIVE_DIR: &str = "ipamd";
 /// Most entries of a directory that are looked at.
 pub(super) const ENTRIES_MAX: usize = 8 * FILES_MAX;
 
@@ -55,11 +58,33 @@ pub(super) fn json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, String
     bytes.map(read).transpose().map_err(|error| format!("{}: {error}", path.display()))
 }
 
+/// The directory that somebody means who names `path`: itself, or `ipamd` in it, which is what an archive unpacks to.
+///
+/// # Errors
+/// In words, what to name instead.
+pub fn directory(path: &Path) -> Result<PathBuf, String> {
+    let shown = path.display();
+    let metadata = std::fs::metadata(path).map_err(|error| format!("{shown}: {error}"))?;
+    if !metadata.is_dir() {
+        return Err(format!(
+            "{shown} is no directory: an archive is unpacked first (tar -xzf {shown}), and ipamd named"
+        ));
+    }
+    let held = [PathBuf::from("state"), record_file(Path::new("")), PathBuf::from(LIVE_FILE)];
+    let is_one = |dir: &Path| held.iter().any(|file| dir.join(file).symlink_metadata().is_ok());
+    let candidates = [path.to_owned(), path.join(ARCHIVE_DIR)];
+    candidates.into_iter().find(|dir| is_one(dir)).ok_or_else(|| {
+        let held = held.map(|file| file.display().to_string()).join(", ");
+        format!("{shown} is neither a daemon's directory nor an unpacked archive: there is none of {held}")
+    })
+}
+
 /// What a directory holds.
 #[must_use]
 pub fn read(dir: &Path, now: Moment) -> Saved {
     let mut saved = Saved::default();
     if let Err(error) = std::fs::read_dir(dir) {
+        saved.unread = true;
         saved.troubles.push(format!("{}: {error}", dir.display()));
         return saved;
     }
@@ -70,7 +95,10 @@ pub fn read(dir: &Path, now: Moment) -> Saved {
             saved.owners = owners(&loaded, now);
             saved.damage = loaded.damage;
         }
-        Err(error) => saved.troubles.push(format!("{}: {error}", dir.join("state").display())),
+        Err(error) => {
+            saved.unread = true;
+            saved.troubles.push(format!("{}: {error}", dir.join("state").display()));
+        }
     }
     match json(&record_file(dir)) {
         Ok(record) => saved.record = record,
@@ -145,6 +173,30 @@ mod tests {
         let saved = read(Path::new("/nonexistent/run"), Moment(1));
 
         assert_eq!(saved.troubles.len(), 1, "{saved:?}");
+        assert!(saved.unread);
+    }
+
+    #[test]
+    fn an_archive_that_is_not_unpacked_is_refused_with_what_to_do() {
+        let archive = tempfile::NamedTempFile::new().unwrap();
+
+        let why = directory(archive.path()).unwrap_err();
+
+        assert!(why.contains("unpacked first (tar -xzf "), "{why}");
+    }
+
+    #[test]
+    fn the_directory_that_an_archive_was_unpacked_in_is_as_good_as_the_one_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let within = dir.path().join("ipamd");
+        std::fs::create_dir(&within).unwrap();
+
+        let nothing = directory(dir.path()).unwrap_err();
+        std::fs::write(within.join("live.json"), "{}").unwrap();
+
+        assert!(nothing.contains("there is none of state, host.json, live.json"), "{nothing}");
+        assert_eq!(directory(dir.path()).unwrap(), within);
+        assert_eq!(directory(&within).unwrap(), within);
     }
 
     #[test]

@@ -11,6 +11,10 @@ use clap::{Parser, Subcommand};
 use lab::browser::Frame;
 use lab::demo::{Demo, Paint, Wish};
 use lab::{LabError, fleet, packet, sim};
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+
+/// How often a search that takes long says so.
+const PROGRESS: Duration = Duration::from_secs(15);
 
 /// A VPC in network namespaces.
 #[derive(Debug, Parser)]
@@ -133,7 +137,25 @@ struct FleetArguments {
     applications: u32,
 }
 
+/// Ends this process with the one that `LAB_PARENT` names: who is asked to end may pass that on to nobody, and a lab that is left
+/// alone has daemons and namespaces.
+fn end_with_parent() -> Result<(), LabError> {
+    let Some(parent) = std::env::var_os("LAB_PARENT") else { return Ok(()) };
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(LabError::doing("end with the command that started this"))?;
+    // One that has ended before that was said is nobody's parent any more.
+    let now = getppid().map(|pid| pid.as_raw_nonzero().to_string());
+    match now.is_some_and(|now| *parent == *now) {
+        true => Ok(()),
+        false => Err(LabError::Otherwise("the command that started this has ended".to_owned())),
+    }
+}
+
 fn main() -> ExitCode {
+    if let Err(error) = end_with_parent() {
+        eprintln!("cargo xtask: {error}");
+        return ExitCode::from(2);
+    }
     let done = match Arguments::parse().command {
         Command::Demo { kubernetes: true, .. } => kubernetes(),
         Command::Demo { nodes, pods, keep, .. } => demo(Wish { nodes, pods }, keep),
@@ -149,7 +171,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("vpc-lab: {error}");
+            eprintln!("cargo xtask: {error}");
             ExitCode::from(2)
         }
     }
@@ -243,7 +265,7 @@ fn simulate(first: u64, seeds: u64, json: Option<&Path>) -> Result<bool, LabErro
     let sim::Tally { events, adds, changes, met } = told.tally;
     let seconds = started.elapsed().as_secs_f64();
     println!("   {events} events, {adds} ADDs, {changes} changes in EC2 in {seconds:.1} s");
-    println!("   how often they met the world's bad manners:");
+    println!("   how often they met what the world may do to them, of which few histories do not meet all:");
     for manner in sim::Manner::ALL {
         println!("   {:>9} {manner}", met.of(manner));
     }
@@ -253,8 +275,8 @@ fn simulate(first: u64, seeds: u64, json: Option<&Path>) -> Result<bool, LabErro
             finding.seed, finding.broken, finding.seed
         );
     }
-    println!("── bugs planted on purpose, each looked for until it is found");
-    let plants = sim::find_plants(first);
+    println!("── bugs planted on purpose, each looked for until it is found, however few the histories were");
+    let plants = with_patience(|| sim::find_plants(first));
     for (plant, found) in &plants {
         let found = found.map_or_else(|| "not found".to_owned(), |seeds| format!("found by seed {seeds}"));
         println!("   {:<28} {found}", plant.name());
@@ -271,6 +293,22 @@ fn simulate(first: u64, seeds: u64, json: Option<&Path>) -> Result<bool, LabErro
     );
     print!("{}", fleet::budget::table(&fleet::budget::of_all(first)?));
     Ok(told.findings.is_empty() && plants.iter().all(|(_, found)| found.is_some()))
+}
+
+/// Searches, with a word now and then that the search goes on.
+fn with_patience<T>(search: impl FnOnce() -> T) -> T {
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        let (done, waits) = std::sync::mpsc::channel::<()>();
+        scope.spawn(move || {
+            while waits.recv_timeout(PROGRESS) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                println!("   still looking after {} s; minutes are usual", started.elapsed().as_secs());
+            }
+        });
+        let found = search();
+        drop(done);
+        found
+    })
 }
 
 fn fleet(arguments: &FleetArguments) -> Result<bool, LabError> {
@@ -339,5 +377,12 @@ fn demo(wish: Wish, keep: bool) -> Result<bool, LabError> {
         // The end of input is as good as Enter.
         let _read = std::io::stdin().read_line(&mut line);
     }
-    Ok(demo.tear_down(&mut say)? && good)
+    let good = demo.tear_down(&mut say)? && good;
+    say(if good { "── all as expected" } else { "── something is WRONG, and marked so above" });
+    if good && !keep {
+        say(
+            "   next: cargo xtask demo --keep, to look around in it; \"How a packet goes\" in README.md says what there is to see",
+        );
+    }
+    Ok(good)
 }

@@ -318,7 +318,8 @@ fn one_that_only_the_kernel_knows_is_kept_until_its_del() {
     world.node.pool = restored.pool;
     world.node.placeholders = true;
 
-    let effects = world.del("web", 200);
+    let added = kernel.iter().flat_map(|pod| pod.addresses.clone()).collect();
+    let effects = world.del_of("web", added, 200);
 
     let branch = effects.iter().find_map(|effect| match effect {
         Effect::Unwire(pod) => pod.branch.clone(),

@@ -316,6 +316,7 @@ fn all_interfaces_come_back_after_a_restart_and_go_with_one_del() {
     let mut next = World::new();
     next.node.pool = lost.pool;
     assert_eq!(next.node.pool.owners().count(), 2);
-    next.del("a", 300);
+    let added = kernel.iter().flat_map(|pod| pod.addresses.clone()).collect();
+    next.del_of("a", added, 300);
     assert_eq!(next.node.pool.owners().count(), 0);
 }

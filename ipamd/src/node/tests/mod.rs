@@ -166,8 +166,13 @@ impl World {
     }
 
     fn del(&mut self, name: &str, started_ns: u64) -> Vec<Effect> {
+        self.del_of(name, Vec::new(), started_ns)
+    }
+
+    /// A DEL with the addresses that the runtime keeps of the ADD.
+    fn del_of(&mut self, name: &str, addresses: Vec<IpAddr>, started_ns: u64) -> Vec<Effect> {
         let Attachment { sandbox, pod, veth_prefix, .. } = attachment(name, name);
-        self.ask(Verb::Del(Detachment { sandbox, pod, veth_prefix, addresses: Vec::new() }), started_ns).1
+        self.ask(Verb::Del(Detachment { sandbox, pod, veth_prefix, addresses }), started_ns).1
     }
 
     /// An ADD to its end.

@@ -21,6 +21,8 @@ const RESTART: &str = "kubectl -n kube-system delete pod -l k8s-app=aws-node --f
 pub(super) fn judge(evidence: &Evidence, verdict: &mut Verdict) {
     match &evidence.live.daemon {
         Look::Seen(report) => says(evidence, report, verdict),
+        // Nor is there its directory: it may run well elsewhere.
+        Look::Failed(why) if evidence.saved.unread => verdict.failed.push(format!("the daemon: {why}")),
         Look::Failed(why) => verdict.findings.push(
             Finding::new(Code::DaemonDown, "the daemon does not answer: no pod gets an address")
                 .seen(why.clone())
@@ -88,11 +90,13 @@ fn state(evidence: &Evidence, verdict: &mut Verdict) {
         let file = evidence.run_dir().join(name).display().to_string();
         let what =
             format!("a damaged state file was set aside as {name}; pods may be known from the kernel alone");
-        verdict.findings.push(
-            Finding::new(Code::StateSetAside, what)
-                .seen("a bug, a bad disk, or another hand; keep a copy if it is to be understood")
-                .repair(format!("rm {}", word(&file))),
-        );
+        let mut finding = Finding::new(Code::StateSetAside, what)
+            .seen("a bug, a bad disk, or another hand; keep a copy if it is to be understood");
+        // Without a sound state it may be all that is left.
+        if saved.knows_owners() {
+            finding = finding.repair(format!("rm {}", word(&file)));
+        }
+        verdict.findings.push(finding);
     }
     let latest = saved.owners.iter().map(|(owner, _)| owner.since).max().unwrap_or(Moment(0));
     if evidence.live.taken != Moment(0) && latest.since(evidence.live.taken) > CLOCK_SLACK {

@@ -22,23 +22,49 @@ const OUR_PRIORITIES: [u32; 3] = [512, 1024, 1536];
 
 pub(super) fn judge(evidence: &Evidence, verdict: &mut Verdict) {
     let Some(host) = super::seen(verdict, "the kernel", &evidence.live.host) else { return };
-    others(evidence, host, verdict);
     let nftables = super::seen(verdict, "nftables", &evidence.live.nftables);
-    if let Some(nftables) = nftables {
-        go_chains(nftables, verdict);
+    // Without the owners, what living pods need looks like what nobody needs any more.
+    let knows_owners = evidence.saved.knows_owners();
+    if knows_owners {
+        others(evidence, host, verdict);
+        nftables.iter().for_each(|nftables| go_chains(nftables, verdict));
+    } else {
+        let what = "the kernel's routes and rules: who holds which address could not be read";
+        verdict.skipped.push(what.to_owned());
     }
     if let Some(tables) = super::seen(verdict, "iptables-legacy", &evidence.live.legacy) {
         tables.iter().for_each(|table| verdict.findings.push(legacy(table)));
     }
     let Some(record) = &evidence.saved.record else {
         let why = "what the daemon wants is not known: it has not been ready here yet";
-        verdict.skipped.push(format!("the kernel's routes and rules: {why}"));
+        let not_yet_told = knows_owners.then(|| format!("the kernel's routes and rules: {why}"));
+        verdict.skipped.extend(not_yet_told);
         return;
     };
+    if knows_owners && !routes_and_rules(evidence, record, host, verdict) {
+        return;
+    }
+    eni_links(record, host, verdict);
+    sysctls(evidence, record, host, verdict);
+    if let Some(nftables) = nftables {
+        table(evidence, nftables, verdict);
+    }
+}
+
+/// Compares them with what is wanted. False when what is wanted cannot be said.
+fn routes_and_rules(
+    evidence: &Evidence,
+    record: &HostRecord,
+    host: &HostSeen,
+    verdict: &mut Verdict,
+) -> bool {
     let pods = pod_specs(evidence, record);
     let want = match desired::host(&record.wish.node, &pods, host) {
         Ok(want) => want,
-        Err(error) => return verdict.failed.push(format!("what the daemon wants: {error}")),
+        Err(error) => {
+            verdict.failed.push(format!("what the daemon wants: {error}"));
+            return false;
+        }
     };
     let have = host.ours(&record.wish.node, true);
     verdict.compared.push(format!(
@@ -50,11 +76,7 @@ pub(super) fn judge(evidence: &Evidence, verdict: &mut Verdict) {
     let names = host.names().into_iter().map(|(index, name)| (index, word(&name))).collect();
     let missing = Difference { evidence, names, want: &want, have: &have }.tell(verdict);
     foreign_pod_routes(host, &missing, verdict);
-    eni_links(record, host, verdict);
-    sysctls(evidence, record, host, verdict);
-    if let Some(nftables) = nftables {
-        table(evidence, nftables, verdict);
-    }
+    true
 }
 
 /// What the state's pods should have in the kernel.

@@ -14,6 +14,10 @@ use super::host::is_pod_link;
 use crate::node::is_placeholder;
 
 pub(super) fn judge(evidence: &Evidence, verdict: &mut Verdict) {
+    if !evidence.saved.knows_owners() {
+        let what = "links of pods, and what the runtime knows: who holds which address could not be read";
+        return verdict.skipped.push(what.to_owned());
+    }
     if let Some(host) = evidence.live.host.seen() {
         links(evidence, host, verdict);
     }

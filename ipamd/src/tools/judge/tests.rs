@@ -547,6 +547,32 @@ fn what_could_not_be_looked_at_is_neither_well_nor_ill() {
 }
 
 #[test]
+fn of_a_state_that_could_not_be_read_nobody_is_told_to_delete_what_pods_need() {
+    let unreadable =
+        Saved { unread: true, troubles: vec!["no such directory".to_owned()], ..Saved::default() };
+    let mut nowhere = well();
+    nowhere.saved = unreadable;
+    nowhere.live.daemon = Look::Failed("no such socket".to_owned());
+    with_route(&mut nowhere, Maker::Other, 254, "10.0.0.20/32", 10);
+
+    let verdict = judge(&nowhere);
+
+    assert_eq!(verdict.findings, []);
+    assert_eq!((verdict.exit_code(), verdict.failed.len()), (2, 2), "{verdict:#?}");
+    let harms: [fn(&mut Saved); 2] =
+        [|saved| saved.has_state = false, |saved| saved.damage = Some("x".to_owned())];
+    for harm in harms {
+        let found = found(|e| {
+            harm(&mut e.saved);
+            e.saved.owners.clear();
+            e.saved.set_aside.push("state.damaged-7".to_owned());
+        });
+        let repairs: Vec<&str> = found.iter().filter_map(|finding| finding.repair.as_deref()).collect();
+        assert!(repairs.iter().all(|command| command.contains("k8s-app=aws-node")), "{repairs:?}");
+    }
+}
+
+#[test]
 fn what_was_asked_is_the_same_after_it_was_saved() {
     let live = well().live;
 
