@@ -1,7 +1,7 @@
 //! What is given back: EC2 refuses it, the node is about to end, or nobody can do what is left to do. Nobody waits for any of it.
 
 use super::*;
-use crate::cluster::{News, NodeObject};
+use crate::cluster::News;
 
 fn asks(effects: &[Effect]) -> bool {
     effects.iter().any(|effect| matches!(effect, Effect::Act { .. }))
