@@ -3,6 +3,7 @@
 //! | file | what it decides |
 //! |---|---|
 //! | `adding.rs` | requests: who gets which address, who waits, who is superseded |
+//! | `releasing.rs` | DEL, GC, and those whose DEL may never come |
 //! | `branches.rs` | pods with a branch ENI: which they are, what they wait for |
 //! | `cards.rs` | network cards: which are used, what a pod wants of each |
 //! | `growing.rs` | EC2: what to ask for, when to hold off |
@@ -36,6 +37,7 @@ mod looking;
 mod publishing;
 mod ranges;
 mod reasons;
+mod releasing;
 mod remembering;
 mod report;
 mod restore;
@@ -52,8 +54,8 @@ use pool::{Action, ActionId, Pool, Targets};
 use types::{Enforcing, EniId, Moment, NetworkCard, SandboxKey, SubnetId, VethPrefix};
 use wire::Observed;
 
-pub use adding::RELEASED_KEPT;
 pub use event::{BatchId, CallId, Chore, Effect, Event, Facts, HostMade, HostWish, Picture, Stray, Subnets};
+pub use releasing::RELEASED_KEPT;
 pub use remembering::Remembered;
 pub use restore::{PodInKernel, Restored, restore};
 pub(crate) use restore::{is_placeholder, pods_among, replay};
