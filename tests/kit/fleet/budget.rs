@@ -19,7 +19,7 @@ pub const INSTANCE_TYPE: &str = "m5.xlarge";
 /// Pods that stay.
 pub(super) const RESIDENTS: u32 = 20;
 /// How long the node is left alone before it is watched: longer than until its first audit, which puts tags right.
-pub(super) const SETTLING: Duration = Duration::from_secs(2 * 3600);
+pub(super) const SETTLING: Duration = Duration::from_secs(10 * 3600);
 /// How long it is then watched while idle.
 const DAY_HOURS: u64 = 24;
 const DAY: Duration = Duration::from_secs(DAY_HOURS * 3600);

@@ -7,6 +7,8 @@ use super::budget::{RESIDENTS, SETTLING};
 use super::world::World;
 use crate::sim::rng::Rng;
 
+/// The rest that belongs to a trace.
+const RESTING: Duration = Duration::from_secs(2 * 3600);
 /// How long it takes at most until what is to spare has gone back: two of our long spells, and a call each half minute.
 const LATER: Duration = Duration::from_secs(9 * 3600);
 
@@ -84,7 +86,7 @@ impl Trace {
         for (_, pods) in more {
             drop_all(&mut world, pods);
         }
-        world.pass(SETTLING);
+        world.pass(RESTING);
         let spell = world.end_spell();
         world.pass(LATER);
         let later = world.end_spell();
