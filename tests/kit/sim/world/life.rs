@@ -108,6 +108,8 @@ impl World {
         node.remember_ipv6(ipv6);
         self.node = Some(node);
         self.tick_at = Moment(u64::MAX);
+        let there = self.cloud.model.enis_of(&self.cloud.instance.id).map(|eni| eni.mac).collect();
+        self.host.started(there);
         self.hear(Event::Held(self.hold))?;
         let dark = self.recall()?;
         self.replay()?;
