@@ -282,6 +282,8 @@ fn other_prefix() -> Outcome {
     let all = || old.iter().map(|pod| &pod.pod).chain(&new).chain([&third]);
     place.holds(all().filter_map(|pod| pod.address))?;
     place.reach(&all().collect::<Vec<_>>())?;
+    // Long enough for all of them to say something.
+    std::thread::sleep(PACE * 20);
     never_silent(&flows.stop())?;
     for pod in all() {
         let good = pod.call(&place.node, "CHECK")?;

@@ -218,7 +218,10 @@ impl Node {
     fn tell_unready(&mut self, made: &HostMade) {
         let coming = self.host.settling.iter().flat_map(|settling| settling.gain.enis());
         let without_range = self.pool.seen().chain(coming).filter(|eni| self.lacks_range(eni));
-        let stuck = without_range.map(|eni| eni.mac).chain(made.refused.keys().copied());
+        // Where /proc/sys is read-only a setting stays as it is, which is no reason to do without the ENI.
+        let matters = |refused: &Vec<String>| refused.iter().any(|what| !what.contains("sysctl -w "));
+        let refused = made.refused.iter().filter(|(_, what)| matters(what)).map(|(mac, _)| *mac);
+        let stuck = without_range.map(|eni| eni.mac).chain(refused);
         let mut unready: BTreeMap<Mac, Unready> = stuck.map(|mac| (mac, Unready::Stuck)).collect();
         for mac in &made.missing {
             let late = self.host.late.contains(mac);
