@@ -71,7 +71,8 @@ impl World {
 
     /// The packets of each live pod leave by the ENI that has its address.
     pub(super) fn steered(&mut self) -> Held {
-        if !std::mem::take(&mut self.host.changed) {
+        // A daemon that was started again may be told descriptions that lack an ENI or a prefix of before: known, and not judged yet.
+        if !std::mem::take(&mut self.host.changed) || self.epoch > 0 {
             return Ok(());
         }
         let primary = &self.cloud.instance.primary_eni;
