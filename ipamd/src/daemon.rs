@@ -9,7 +9,6 @@ use datapath::netfilter::{Netfilter, SnatPorts};
 use datapath::{Host, Marks, Ours, Watch, Wirer};
 use pool::Targets;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use types::PodName;
 
@@ -33,6 +32,7 @@ use crate::queue::LockedQueue;
 use crate::readers::{Readers, readers};
 use crate::server::{self, FromSocket, chain};
 use crate::start::{self, Started};
+use crate::stop::{Stop, until_stopped};
 use crate::web::{Introspection, serve_introspection, serve_metrics};
 use crate::workers;
 
@@ -48,16 +48,9 @@ const GRPC_MODE: u32 = 0o660;
 /// # Errors
 /// Only for what is local and cannot be done without: directories, the socket, the kernel's netlink.
 pub fn run(config: Config) -> Result<(), RunError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(RunError::local("start the runtime"))?;
-    runtime.block_on(async {
-        let mut stop = Stop::listen().map_err(RunError::local("listen to signals"))?;
-        match stop.before(alone(&config)).await {
-            Some(alone) => daemon(config, alone?, &mut stop).await,
-            None => Ok(()),
-        }
+    until_stopped(async |stop| match stop.before(alone(&config)).await {
+        Some(alone) => daemon(config, alone?, stop).await,
+        None => Ok(()),
     })
 }
 
@@ -308,34 +301,6 @@ fn descriptors() -> Option<u64> {
         Err(error) => {
             tracing::warn!(%error, limit.current, "the number of descriptors stays as limited as it was");
             limit.current
-        }
-    }
-}
-
-/// SIGTERM and SIGINT, listened to from the first moment on: by default they do not end the first process of a container.
-pub(crate) struct Stop {
-    term: Signal,
-    int: Signal,
-}
-
-impl Stop {
-    pub(crate) fn listen() -> io::Result<Self> {
-        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
-    }
-
-    pub(crate) async fn told(&mut self) {
-        tokio::select! {
-            _ = self.term.recv() => {}
-            _ = self.int.recv() => {}
-        }
-    }
-
-    /// What this gives, unless we are told to stop before it does.
-    async fn before<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
-        tokio::select! {
-            biased;
-            () = self.told() => None,
-            done = work => Some(done),
         }
     }
 }

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use datapath::netfilter::{
     EgressSpec, NatSpec, Netfilter, NetfilterError, SnatPorts, egress_ruleset, ruleset,
 };
-use datapath::{Converged, Family, Former, Host, HostSeen, LinkSeen, MarkError, NodeSpec, Route, desired};
+use datapath::{
+    Converged, Family, Former, Host, HostSeen, LinkSeen, MarkError, NodeSpec, Refusal, Route, desired,
+};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -143,17 +145,21 @@ impl HostKeeper {
     /// rest is done.
     async fn fulfil(&mut self, wish: &HostWish) -> Result<HostMade, String> {
         let done = self.host.converge(&wish.node, wish.pods.as_deref()).await;
-        let Converged { changes, missing, links, refused, undone } = done.map_err(|error| chain(&error))?;
+        let Converged { changes, missing, links, refused, unset, undone } =
+            done.map_err(|error| chain(&error))?;
         let mut made = HostMade { missing: missing.into_iter().collect(), ..HostMade::default() };
         let before = self.made.as_ref();
         let repair = before.is_some_and(|(before, lacked)| before == wish && *lacked == made.missing);
         let mut trouble = Vec::new();
+        let told = |refusal: &Refusal| format!("the kernel refused: {refusal}");
         for refusal in refused {
-            let told = format!("the kernel refused: {refusal}");
             match refusal.eni {
-                Some(eni) => made.refused.entry(eni).or_default().push(told),
-                None => trouble.push(told),
+                Some(eni) => made.refused.entry(eni).or_default().push(told(&refusal)),
+                None => trouble.push(told(&refusal)),
             }
+        }
+        for refusal in unset {
+            if refusal.eni.is_some() { &mut made.unset } else { &mut trouble }.push(told(&refusal));
         }
         trouble.extend(undone.into_iter().map(|change| format!("this does not last: {change}")));
         let mut told = changes;

@@ -33,5 +33,6 @@ mod memory;
 mod queue;
 mod readers;
 mod start;
+mod stop;
 mod web;
 mod workers;

@@ -99,6 +99,7 @@ fn parse(bytes: &[u8], origin: &Origin, links: &BTreeSet<Mac>) -> Result<Remembe
     }
     let mut remembered = written.remembered;
     remembered.enis.retain(|eni| links.contains(&eni.mac));
+    remembered.stranded.retain(|eni| links.contains(&eni.mac));
     if remembered.enis.iter().all(|eni| eni.role != Role::Primary) {
         return Err("no link here has the MAC address of its primary ENI".to_owned());
     }
@@ -146,6 +147,7 @@ pub(crate) mod tests {
         };
         Remembered {
             enis: vec![eni(0, Role::Primary), eni(1, Role::Secondary)],
+            stranded: Vec::new(),
             subnets: [("subnet-1".parse().unwrap(), "10.0.0.0/20".parse().unwrap())].into(),
             excluded: BTreeSet::new(),
             occupied: BTreeSet::new(),

@@ -12,6 +12,7 @@ use crate::support::{Outcome, Setting, Test, ensure, eventually};
 pub(crate) const TESTS: &[Test] = &[
     ("a_cordoned_node_is_left_alone_until_it_is_uncordoned", cordon),
     ("an_annotation_of_the_node_changes_its_warm_target_while_it_runs", annotation),
+    ("a_node_without_cpu_for_another_pod_keeps_two_addresses_to_spare", full),
     ("pods_are_served_without_the_api_server_which_is_heard_when_it_comes", away),
     ("a_list_of_a_server_that_lags_takes_nothing_back_that_was_heard", lagging),
     ("a_bookmark_spares_a_list_after_a_watch_has_ended", bookmarked),
@@ -112,6 +113,28 @@ fn annotation() -> Outcome {
 
     stage.put(&json!({"vpc.amazonaws.com/minimum-ip-target": "lots"}), &json!({}));
     stage.hears("minimum-ip-target is \"lots\"")
+}
+
+/// `asks.md` A2 (c).
+fn full() -> Outcome {
+    // Without a target: an empty setting is none.
+    let stage = Stage::set(&[("WARM_IP_TARGET", ""), ("IP_COOLDOWN_PERIOD", "1")], |api| {
+        api.put_node(NAME, &json!({}), &json!({}), &json!({"allocatable": {"pods": "29", "cpu": "1930m"}}));
+        api.put_busy_pod("small", NAME, "100m");
+        api.put_busy_pod("elsewhere", "another", "64");
+    })?;
+    let pods = stage.setting.pods(0..3)?;
+    stage.node().wait_for("what a quiet node keeps", |report| report.addresses.free > 8)?;
+
+    stage.api.put_busy_pod("large", NAME, "1.75");
+    stage.hears("without CPU for another pod")?;
+    stage.node().wait_for("two to spare", |report| report.addresses.free <= 2)?;
+    stage.setting.accounts_for(&pods)?;
+
+    stage.api.delete_pod("large");
+    stage.hears("29 pods at most (told")?;
+    let _more = stage.setting.pods(3..5)?;
+    stage.node().wait_for("room again", |report| report.addresses.free > 8).map(drop)
 }
 
 fn away() -> Outcome {

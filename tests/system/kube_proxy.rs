@@ -1,7 +1,6 @@
 //! Services beside kube-proxy in each of its modes, whoever starts first: what each server sees of who asked.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use lab::LabError;
 use lab::fabric::{Drops, INTERNET_HOST, SECOND_CIDR_HOST};
@@ -11,7 +10,7 @@ use lab::node::Node;
 use lab::probe::{By, Conversation, Echo, PORT, ask_by};
 use lab::runtime::Pod;
 
-use crate::support::{Outcome, Setting, Test, ensure, launch};
+use crate::support::{Outcome, Setting, Test, ensure, launch, while_asking};
 
 /// Port of a service's ClusterIP.
 const SERVICE_PORT: u16 = 80;
@@ -289,7 +288,7 @@ fn endpoint(address: Ipv4Addr, node: Option<Ipv4Addr>) -> Endpoint {
 /// Does something while pods talk: what does not need kube-proxy goes on, and so do connections that it has translated.
 fn under_traffic(world: &World<'_>, services: &[Service], act: impl FnOnce() -> Outcome) -> Outcome {
     let [_, primary, _, secondary] = &world.pods;
-    let (own, done) = (world.own(), AtomicBool::new(false));
+    let own = world.own();
     let talks = [(primary, "sec"), (secondary, "prim"), (secondary, "far")];
     let talk = |(pod, name): (&Pod, &str)| -> Result<_, LabError> {
         let service = services.iter().find(|service| service.name == name).map(|service| service.cluster);
@@ -316,18 +315,5 @@ fn under_traffic(world: &World<'_>, services: &[Service], act: impl FnOnce() -> 
         }
         Ok(())
     };
-    round()?;
-    std::thread::scope(|scope| {
-        let traffic = scope.spawn(|| -> Outcome {
-            while !done.load(Ordering::Relaxed) {
-                round()?;
-            }
-            round()
-        });
-        let acted = act();
-        done.store(true, Ordering::Relaxed);
-        let talked = traffic.join();
-        talked.unwrap_or_else(|_panic| Err(LabError::Otherwise("the traffic panicked".to_owned())))?;
-        acted
-    })
+    while_asking(round, act)
 }

@@ -14,6 +14,7 @@ use lab::node::Node;
 use lab::picture::STATUS;
 use lab::runtime::Pod;
 use serde_json::{Value, json};
+use wire::Report;
 
 use crate::support::{Outcome, Setting, Test, ensure};
 
@@ -34,6 +35,22 @@ const SOME_LOOKS: u32 = 9_000;
 
 fn open(node: &Node) -> Result<Seen, LabError> {
     clean(browser::open(node.netns(), STATUS, ONE_LOOK)?)
+}
+
+/// The page, and what the daemon said before and after: that nothing has changed meanwhile, however long the browser took.
+fn of_one_state(node: &Node, is_reached: impl Fn(&Report) -> bool) -> Result<(Seen, Report), LabError> {
+    let of = |report: &Report| (report.addresses, report.plan.clone(), report.enis.len());
+    let mut changes = Vec::new();
+    for _ in 0..5 {
+        let before = node.wait_for("the state to draw", &is_reached)?;
+        let seen = open(node)?;
+        let after = node.report()?;
+        if of(&before) == of(&after) {
+            return Ok((seen, before));
+        }
+        changes.push((of(&before), of(&after)));
+    }
+    Err(LabError::Otherwise(format!("the daemon does not come to rest: {changes:?}")))
 }
 
 /// A page whose scripts have run without a complaint.
@@ -70,9 +87,8 @@ fn drawn() -> Outcome {
     let mut refused = Pod::create("refused", "sandbox99")?;
     refused.multi_nic = true;
     ensure!(refused.add(&setting.node).is_err(), "a pod got an interface of every network card");
-    let report = setting.node.wait_for("the pool is full", |report| report.addresses.free == 3)?;
 
-    let seen = open(&setting.node)?;
+    let (seen, report) = of_one_state(&setting.node, |report| report.addresses.free == 3)?;
 
     let counts = ["assigned", "reserved", "cooling", "free"].map(|state| cells(&seen, state));
     let told = report.addresses;

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lab::LabError;
@@ -156,3 +157,22 @@ pub(crate) fn neighbour(node: &Node, name: &str) -> Result<Netns, LabError> {
 
 /// The address of a [`neighbour`].
 pub(crate) const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
+
+/// Does something while questions are asked again and again, from before it until after; each round has to go well.
+pub(crate) fn while_asking(round: impl Fn() -> Outcome + Sync, act: impl FnOnce() -> Outcome) -> Outcome {
+    let done = AtomicBool::new(false);
+    round()?;
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| -> Outcome {
+            while !done.load(Ordering::Relaxed) {
+                round()?;
+            }
+            round()
+        });
+        let acted = act();
+        done.store(true, Ordering::Relaxed);
+        let asked = asking.join();
+        asked.unwrap_or_else(|_panic| Err(LabError::Otherwise("the traffic panicked".to_owned())))?;
+        acted
+    })
+}

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lab::LabError;
@@ -20,7 +19,7 @@ use serde_json::{Value, json};
 use wire::Report;
 
 use crate::doctor::{doctor, findings, mend};
-use crate::support::{Outcome, Test, ensure};
+use crate::support::{Outcome, Test, ensure, while_asking};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_hundred_pods_of_the_go_version_are_taken_over_while_they_talk", hundred_pods),
@@ -346,7 +345,6 @@ fn judged_by_packets() -> Outcome {
         let all = [(INTERNET_HOST, own), (SECOND_CIDR_HOST, *address), (served.address, *address)];
         cases.extend(all.map(|(to, seen)| case(to, seen)));
     }
-    let done = AtomicBool::new(false);
     let round = || -> Outcome {
         for (what, from, to, seen) in &cases {
             let told = ask_by(By::Udp, from, *to)?;
@@ -354,20 +352,10 @@ fn judged_by_packets() -> Outcome {
         }
         Ok(())
     };
-    round()?;
-    std::thread::scope(|scope| {
-        let traffic = scope.spawn(|| -> Outcome {
-            while !done.load(Ordering::Relaxed) {
-                round()?;
-            }
-            round()
-        });
-        let taken = place.take_over();
+    while_asking(round, || {
+        place.take_over()?;
         std::thread::sleep(Duration::from_secs(1));
-        done.store(true, Ordering::Relaxed);
-        let asked = traffic.join();
-        asked.unwrap_or_else(|_panic| Err(LabError::Otherwise("the traffic panicked".to_owned())))?;
-        taken.map(drop)
+        Ok(())
     })?;
     place.fabric.troubles()
 }

@@ -2,8 +2,8 @@
 //!
 //! What is written to it are single requests, each with an end ([`Door`]); who makes them decides whether to try again.
 //!
-//! Watches: of the node's own object, with custom networking of the ENIConfig that it names, with security groups for pods of the pods on
-//! the node. The client lists and watches from there on. After a failure, and when its place in the
+//! Watches: of the node's own object, with custom networking of the ENIConfig that it names, and of the pods on the node with security
+//! groups for pods or where no target is set. The client lists and watches from there on. After a failure, and when its place in the
 //! history is gone, it begins anew after a pause: the list then tells that all is well again, which a watch that goes on does only
 //! with the next change.
 
@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use hyper::http::{Request, header};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Container, Node, Pod};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig, NamedCluster};
 use kube::runtime::utils::Backoff as _;
@@ -27,6 +28,7 @@ use serde_json::Value;
 use tokio::sync::{OnceCell, mpsc, watch as latest};
 use types::PodName;
 
+use super::quantity::thousandths;
 use super::{
     BranchWish, EniConfigName, EniConfigNews, NameKeys, News, NodeObject, POD_ENI_ANNOTATION, PodNews,
     PodObject, WarmOverrides,
@@ -227,19 +229,19 @@ pub(crate) async fn watch(config: Config, door: Option<Door>, events: mpsc::Send
     let read =
         |node: Option<&Node>| node.map_or(News::NoNode, |node| News::Node(Box::new(object(node, keys))));
     let nodes = Api::<Node>::all(client.clone());
-    let named = format!("metadata.name={name}");
     tokio::select! {
-        () = keep_following(nodes, &named, one(read), News::Trouble, &post) => {}
+        () = keep_following(nodes, named(name), one(read), News::Trouble, &post) => {}
         () = follow_eni_config(&client, names, &post) => {}
-        () = follow_pods(&client, name, &post), if config.pod_eni => {}
+        () = follow_pods(&client, name, &post), if config.pod_eni || config.automatic => {}
     }
 }
 
-/// Tells what the pods of this node say of their branch ENIs.
+/// Tells what the pods of this node say.
 async fn follow_pods(client: &Client, node: &str, post: &Post) {
     let trouble = |failure| News::Pods(PodNews::Trouble(failure));
-    let here = format!("spec.nodeName={node}");
-    keep_following(Api::<Pod>::all(client.clone()), &here, all_pods(), trouble, post).await;
+    // Of whatever age: the newest list would cost the API server a look at every pod of the cluster, and the watch goes on from any.
+    let here = watcher::Config::default().fields(&format!("spec.nodeName={node}")).any_semantic();
+    keep_following(Api::<Pod>::all(client.clone()), here, all_pods(), trouble, post).await;
 }
 
 /// Where news go.
@@ -288,8 +290,7 @@ async fn follow_eni_config(client: &Client, mut names: latest::Receiver<Option<S
             };
             let trouble = |failure| news(EniConfigNews::Trouble(failure));
             let objects = Api::<DynamicObject>::all_with(client.clone(), &kind);
-            let named = format!("metadata.name={name}");
-            keep_following(objects, &named, one(read), trouble, post).await;
+            keep_following(objects, named(&name), one(read), trouble, post).await;
         };
         tokio::select! {
             () = following => return,
@@ -298,21 +299,25 @@ async fn follow_eni_config(client: &Client, mut names: latest::Receiver<Option<S
     }
 }
 
+/// The object of one name. The list is the newest, which costs the API server one key: what any of them remembers may be older than what
+/// was heard before.
+fn named(name: &str) -> watcher::Config {
+    watcher::Config::default().fields(&format!("metadata.name={name}"))
+}
+
 /// Tells what objects say, until nobody listens: `read` what is to be told of each step of the watch; `trouble` why nothing is known.
 async fn keep_following<K>(
     objects: Api<K>,
-    selector: &str,
+    watched: watcher::Config,
     mut read: impl FnMut(watcher::Event<K>) -> Option<News>,
     trouble: impl Fn(String) -> News,
     post: &Post,
 ) where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    // The list is the newest, which costs the API server one key: what any of them remembers may be older than what was heard before.
-    let own = watcher::Config::default().fields(selector);
     let mut backoff = watcher::DefaultBackoff::default();
     while !post.events.is_closed() {
-        if let Some(failure) = follow(objects.clone(), own.clone(), &mut backoff, &mut read, post).await {
+        if let Some(failure) = follow(objects.clone(), watched.clone(), &mut backoff, &mut read, post).await {
             post.tell(trouble(failure)).await;
         }
         tokio::time::sleep(backoff.next().unwrap_or(CLIENT_AGAIN)).await;
@@ -322,7 +327,7 @@ async fn keep_following<K>(
 /// Tells what objects say until something goes wrong; what, unless it is nothing but a place in the history that is gone.
 async fn follow<K>(
     objects: Api<K>,
-    own: watcher::Config,
+    watched: watcher::Config,
     backoff: &mut watcher::DefaultBackoff,
     read: &mut impl FnMut(watcher::Event<K>) -> Option<News>,
     post: &Post,
@@ -330,7 +335,7 @@ async fn follow<K>(
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let mut stream = watcher(objects, own).boxed();
+    let mut stream = watcher(objects, watched).boxed();
     while let Some(told) = stream.next().await {
         let step = match told {
             Ok(step) => step,
@@ -402,7 +407,23 @@ fn pod_object(pod: &Pod) -> PodObject {
     let branch = BranchWish::of(amounts, annotation);
     // The runtime knows a static pod by the UID that the kubelet has made, not by that of the object which stands for it.
     let uid = pod.annotations().get(MIRROR).cloned().or_else(|| pod.uid());
-    PodObject { name: pod_name(pod), uid: uid.unwrap_or_default(), branch }
+    PodObject { name: pod_name(pod), uid: uid.unwrap_or_default(), branch, cpu: cpu_of(pod) }
+}
+
+/// The CPU that a pod has asked for, in thousandths, as the scheduler counts it: of containers that go on running, and of the sandbox itself.
+fn cpu_of(pod: &Pod) -> u64 {
+    let has_ended = |phase: &str| matches!(phase, "Succeeded" | "Failed");
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    let Some(spec) = pod.spec.as_ref().filter(|_| !phase.is_some_and(has_ended)) else { return 0 };
+    let stays = |container: &&Container| container.restart_policy.as_deref() == Some("Always");
+    let sidecars = spec.init_containers.iter().flatten().filter(stays);
+    let asked =
+        spec.containers.iter().chain(sidecars).filter_map(|it| it.resources.as_ref()?.requests.as_ref());
+    asked.chain(&spec.overhead).filter_map(cpu_in).fold(0, u64::saturating_add)
+}
+
+fn cpu_in(resources: &BTreeMap<String, Quantity>) -> Option<u64> {
+    thousandths(&resources.get("cpu")?.0)
 }
 
 async fn client(cluster: &Cluster) -> Result<Client, BoxError> {
@@ -434,14 +455,16 @@ async fn client(cluster: &Cluster) -> Result<Client, BoxError> {
 fn object(node: &Node, keys: Option<&NameKeys>) -> NodeObject {
     let spec = node.spec.clone().unwrap_or_default();
     let tainted = spec.taints.iter().flatten().any(|taint| taint.key == CORDONED);
-    let of = |pods: Option<&BTreeMap<_, k8s_openapi::apimachinery::pkg::api::resource::Quantity>>| {
+    let of = |pods: Option<&BTreeMap<_, Quantity>>| {
         pods.and_then(|resources| resources.get("pods")).and_then(|pods| pods.0.parse().ok())
     };
     let status = node.status.as_ref();
-    let max_pods = of(status.and_then(|status| status.allocatable.as_ref()));
+    let allocatable = status.and_then(|status| status.allocatable.as_ref());
+    let max_pods = of(allocatable);
     NodeObject {
         unschedulable: tainted || spec.unschedulable == Some(true),
         max_pods: max_pods.or_else(|| of(status.and_then(|status| status.capacity.as_ref()))),
+        cpu: allocatable.and_then(cpu_in),
         warm: WarmOverrides::of(node.labels(), node.annotations()),
         eni_config: keys.map(|keys| EniConfigName::of(node.labels(), node.annotations(), keys)),
     }

@@ -7,6 +7,7 @@ mod eni_config;
 mod features;
 mod notes;
 mod pod_eni;
+mod quantity;
 
 use std::collections::BTreeMap;
 
@@ -41,6 +42,8 @@ pub struct NodeObject {
     pub unschedulable: bool,
     /// Pods that the kubelet admits.
     pub max_pods: Option<u32>,
+    /// The CPU that pods may ask for in all, in thousandths.
+    pub cpu: Option<u64>,
     /// Warm targets for this node alone.
     pub warm: WarmOverrides,
     /// With custom networking, which ENIConfig is the node's.

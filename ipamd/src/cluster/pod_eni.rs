@@ -19,15 +19,17 @@ pub(crate) const ANNOTATION: &str = "vpc.amazonaws.com/pod-eni";
 /// A longer one is nothing that the controller writes.
 const BYTES_MAX: usize = 64 * 1024;
 
-/// A pod of this node, as far as branch ENIs are concerned.
+/// A pod of this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodObject {
     /// Its name.
     pub name: PodName,
     /// Its UID: the next pod of this name is another one.
     pub uid: String,
-    /// What it is to have.
+    /// Which branch ENI it is to have.
     pub branch: BranchWish,
+    /// The CPU that it has asked for, in thousandths; none once it has ended.
+    pub cpu: u64,
 }
 
 /// Which branch ENI a pod is to have.

@@ -21,8 +21,8 @@ use crate::clock::Clock;
 use crate::cloud::MetricPoint;
 use crate::cluster::{Door, Served};
 use crate::config::{Helper, Switches};
-use crate::daemon::Stop;
 use crate::server::chain;
+use crate::stop::until_stopped;
 use board::{Board, Heard};
 use publisher::Publisher;
 use sum::{Memory, Round, aggregate};
@@ -43,16 +43,9 @@ const ROUNDS_MAX: usize = 16;
 /// # Errors
 /// Only for what is local and cannot be done without.
 pub fn run(settings: Helper) -> Result<(), RunError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(RunError::local("start the runtime"))?;
-    runtime.block_on(async {
-        let mut stop = Stop::listen().map_err(RunError::local("listen to signals"))?;
-        tokio::select! {
-            () = work(settings) => Ok(()),
-            () = stop.told() => Ok(()),
-        }
+    until_stopped(async |stop| {
+        stop.before(work(settings)).await;
+        Ok(())
     })
 }
 

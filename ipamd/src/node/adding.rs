@@ -68,6 +68,8 @@ pub(super) enum Pending {
 #[derive(Debug)]
 pub(super) struct Add {
     pub(super) attachment: Attachment,
+    /// Name of its first host end: a hash, and asked for at every event while it waits.
+    host_if: HostVeth,
     pub(super) since: Moment,
     pub(super) deadline: Moment,
     pub(super) phase: Phase,
@@ -145,7 +147,10 @@ impl Node {
         self.adding.insert(sandbox.clone(), id);
         self.queue.push_back(id);
         let phase = Phase::Waiting(Reason::PoolEmpty, NetworkCard(0));
-        let add = Add { attachment, since: now, deadline: now.plus(held), phase, told: BTreeSet::new() };
+        let Attachment { sandbox, pod, veth_prefix, .. } = &attachment;
+        let host_if = host_if_of(sandbox, pod, veth_prefix, 0);
+        let (deadline, told) = (now.plus(held), BTreeSet::new());
+        let add = Add { attachment, host_if, since: now, deadline, phase, told };
         self.pending.insert(id, Pending::Add(Box::new(add)));
     }
 
@@ -214,6 +219,9 @@ impl Node {
         now: Moment,
     ) -> Option<(Reason, NetworkCard)> {
         let Some(Pending::Add(add)) = self.pending.get(&id) else { return None };
+        if let Some(reason) = self.still_waits(add, short) {
+            return Some(reason);
+        }
         let claim = self.claim(add, now);
         if claim.owners().into_iter().any(|owner| self.name_taken(owner)) {
             return Some((Reason::NameInUse, NetworkCard(0)));
@@ -252,6 +260,20 @@ impl Node {
         }
     }
 
+    /// Why an ADD for one address of any card has to wait, where that is plain without looking at the pool.
+    fn still_waits(&self, add: &Add, short: &BTreeMap<NetworkCard, Reason>) -> Option<(Reason, NetworkCard)> {
+        if add.attachment.multi_nic || self.settings.pod_eni {
+            return None;
+        }
+        let holder = self.pool.holder_of(&add.host_if);
+        if holder.is_some_and(|sandbox| *sandbox != add.attachment.sandbox) {
+            return Some((Reason::NameInUse, NetworkCard(0)));
+        }
+        let cards = self.pool.cards();
+        let first = cards.first().filter(|_| cards.iter().all(|card| short.contains_key(card)))?;
+        Some((*short.get(first)?, *first))
+    }
+
     /// Starts an ADD with its branch ENI, or says why it has to wait.
     fn serve_branch(
         &mut self,
@@ -282,6 +304,9 @@ impl Node {
 
     /// Names of host ends that an ADD waits for, because others have them.
     pub(super) fn names_wanted(&self, add: &Add) -> Vec<HostVeth> {
+        if add.reason().0 != Reason::NameInUse {
+            return Vec::new();
+        }
         let claim = self.claim(add, Moment(0));
         let taken = claim.owners().into_iter().filter(|owner| self.name_taken(owner));
         taken.map(|owner| owner.host_if.clone()).collect()
@@ -596,7 +621,10 @@ impl Add {
         Owner {
             sandbox: if index == 0 { sandbox.clone() } else { sandbox.further(index) },
             pod: pod.clone(),
-            host_if: host_if_of(sandbox, pod, veth_prefix, index),
+            host_if: match index {
+                0 => self.host_if.clone(),
+                _ => host_if_of(sandbox, pod, veth_prefix, index),
+            },
             since: now,
             ipv6: None,
             further,

@@ -6,36 +6,22 @@
 //!
 //! In the pool such a pod is the owner of an address that no ENI of the pool has.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use datapath::TrunkSpec;
 use pool::{Owner, Role, Want};
-use types::{Branch, BranchEni, Enforcing, HostVeth, Ipv6Prefix, Mac, Moment, NetworkCard, PodName, Reason};
+use types::{Branch, BranchEni, Enforcing, HostVeth, Ipv6Prefix, Mac, Moment, NetworkCard, Reason};
 use wire::Failure;
 
 use super::adding::Add;
 use super::{Effect, Node};
-use crate::cluster::{
-    BranchWish, CUSTOM_NETWORKING, Features, POD_ENI_ANNOTATION, POD_SECURITY_GROUPS, PodNews, PodObject,
-};
+use crate::cluster::{BranchWish, CUSTOM_NETWORKING, Features, POD_ENI_ANNOTATION, POD_SECURITY_GROUPS};
 
-/// What is known of this node's pods.
+/// What was said of branch ENIs.
 #[derive(Debug, Default)]
 pub(super) struct BranchState {
-    pods: BTreeMap<PodName, Told>,
-    /// Whether all of them were told since the start.
-    listed: bool,
-    /// Why they are not told, if it is so.
-    trouble: Option<String>,
     /// Features that the CNINode was last to name.
     features: Features,
-}
-
-#[derive(Debug)]
-struct Told {
-    uid: String,
-    branch: BranchWish,
 }
 
 /// What an ADD is to be given.
@@ -63,34 +49,6 @@ impl Claim {
 }
 
 impl Node {
-    /// Takes in what the API server says of this node's pods.
-    pub(super) fn pods_say(&mut self, news: PodNews) {
-        let told = |object: PodObject| (object.name, Told { uid: object.uid, branch: object.branch });
-        match news {
-            PodNews::All(objects) => {
-                self.branches.pods = objects.into_iter().map(told).collect();
-                (self.branches.listed, self.branches.trouble) = (true, None);
-            }
-            PodNews::Is(object) => {
-                if let BranchWish::Wrong(why) = &object.branch {
-                    tracing::warn!(pod = %object.name, why, "the pod's branch ENI cannot be used");
-                }
-                self.branches.pods.extend([told(object)]);
-                self.branches.trouble = None;
-            }
-            PodNews::Gone(name) => drop(self.branches.pods.remove(&name)),
-            PodNews::Trouble(trouble) => {
-                if self.branches.trouble.is_none() {
-                    tracing::warn!(
-                        trouble,
-                        "the API server does not tell this node's pods; what was known stays true"
-                    );
-                }
-                self.branches.trouble = Some(trouble);
-            }
-        }
-    }
-
     /// What an ADD is to be given: a branch ENI where its pod's object says so, addresses of the pool otherwise.
     pub(super) fn claim(&self, add: &Add, now: Moment) -> Claim {
         let of_pool = || Claim::Pool(self.wants(add, now));
@@ -123,13 +81,6 @@ impl Node {
         Claim::Branch(Box::new(owner), address)
     }
 
-    /// What was told of an ADD's pod; not of one that had its name before.
-    fn told_of(&self, add: &Add) -> Option<&Told> {
-        let uid = &add.attachment.pod_uid;
-        let told = self.branches.pods.get(&add.attachment.pod);
-        told.filter(|told| uid.is_empty() || told.uid.is_empty() || told.uid == *uid)
-    }
-
     /// A branch ENI with no more than the addresses that pods get here, and the one under which the pool holds it; `None` for one without.
     fn usable(&self, eni: &BranchEni) -> Option<(BranchEni, Ipv4Addr)> {
         let families = self.settings.families;
@@ -149,7 +100,7 @@ impl Node {
 
     /// The MAC address of the trunk ENI, if there is one.
     pub(super) fn trunk(&self) -> Option<Mac> {
-        self.pool.enis().into_iter().find(|eni| eni.role == Role::Trunk).map(|eni| eni.mac)
+        self.pool.seen().find(|eni| eni.role == Role::Trunk).map(|eni| eni.mac)
     }
 
     /// What the host is to have of the trunk: where branch ENIs are used, or still are.
@@ -191,21 +142,17 @@ impl Node {
     fn has_room_for_trunk(&self) -> bool {
         let limit =
             self.facts.as_ref().map(|facts| facts.limits.enis_on(NetworkCard(0), self.settings.max_enis));
-        let there = self.pool.enis().iter().filter(|eni| eni.card == NetworkCard(0)).count();
+        let there = self.pool.seen().filter(|eni| eni.card == NetworkCard(0)).count();
         !self.settings.families.has_ipv4_of_vpc() || limit.is_none_or(|limit| there < usize::from(limit))
     }
 
     /// What those who wait for a branch ENI wait for, in words; `None` for those who wait for an address.
     pub(super) fn branch_wait(&self, add: &Add) -> Option<(String, String)> {
         let (reason, _) = add.reason();
-        let trouble =
-            self.branches.trouble.as_ref().map(|trouble| format!("; {trouble}")).unwrap_or_default();
+        let trouble = self.pods.trouble.as_ref().map(|trouble| format!("; {trouble}")).unwrap_or_default();
         if reason == Reason::NoPodObject {
-            let listed = if self.branches.listed {
-                "it is not among this node's pods"
-            } else {
-                "it has not been told"
-            };
+            let listed =
+                if self.pods.listed { "it is not among this node's pods" } else { "it has not been told" };
             let told = format!("{listed}, and nobody else knows whether the pod has a branch ENI{trouble}");
             return Some(("no object of the pod".to_owned(), told));
         }
@@ -240,8 +187,8 @@ impl Node {
         if !self.settings.pod_eni {
             return Vec::new();
         }
-        let pods = match self.branches.listed {
-            true => format!("{} pods of this node are known", self.branches.pods.len()),
+        let pods = match self.pods.listed {
+            true => format!("{} pods of this node are known", self.pods.count()),
             false => "this node's pods are not known".to_owned(),
         };
         let trunk = match self.trunk() {
@@ -256,7 +203,7 @@ impl Node {
         let with = self.pool.owners().filter(|(owner, _)| owner.branch.is_some()).count();
         let told =
             format!("security groups for pods ({mode}): {trunk}; {with} pods have a branch ENI; {pods}");
-        std::iter::once(told).chain(self.branches.trouble.clone()).collect()
+        std::iter::once(told).chain(self.pods.trouble.clone()).collect()
     }
 
     /// Whether an ADD waits for something else than an address of the pool.

@@ -22,6 +22,11 @@ impl ClusterState {
     pub(super) const fn is_known(&self) -> bool {
         self.object.is_some()
     }
+
+    /// The CPU that the node's pods may ask for in all, in thousandths.
+    pub(super) fn cpu(&self) -> Option<u64> {
+        self.object.as_ref()?.cpu
+    }
 }
 
 impl Node {
@@ -84,7 +89,7 @@ impl Node {
         let object = self.cluster.object.as_ref();
         let targets = object.map_or(self.settings.targets, |object| object.warm.over(self.settings.targets));
         let max_pods = targets.max_pods.or(object.and_then(|object| object.max_pods));
-        Targets { max_pods, demand_only: self.is_left_alone(), ..targets }
+        Targets { max_pods, demand_only: self.is_left_alone(), full: self.is_full(), ..targets }
     }
 
     /// A plan without what is not given back now.
@@ -111,7 +116,8 @@ impl Node {
                     }
                 };
                 let pods = object.max_pods.map_or_else(String::new, |pods| format!(", {pods} pods at most"));
-                format!("{schedulable}{pods} (told {} s ago)", ago(self.cluster.seen_at))
+                let full = if self.is_full() { ", without CPU for another pod" } else { "" };
+                format!("{schedulable}{pods}{full} (told {} s ago)", ago(self.cluster.seen_at))
             }
             None if self.cluster.deleted => "deleted: nothing is given back".to_owned(),
             None => "the node object is not known".to_owned(),

@@ -337,6 +337,8 @@ pub struct HostMade {
     pub missing: BTreeSet<Mac>,
     /// ENIs of which the kernel refused something, and what.
     pub refused: BTreeMap<Mac, Vec<String>>,
+    /// Settings of ENIs that the kernel does not take, as where `/proc/sys` is read-only: no reason to do without the ENI.
+    pub unset: Vec<String>,
     /// Others had undone something that was made before.
     pub put_back: bool,
 }

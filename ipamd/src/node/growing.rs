@@ -244,6 +244,7 @@ impl Node {
     }
 
     pub(super) fn acted(&mut self, id: ActionId, result: Result<Outcome, CloudError>, now: Moment) {
+        self.glance_later(now);
         let gives_back = self.pool.gives_back(id);
         match result {
             Ok(outcome) => {

@@ -5,6 +5,7 @@
 //! pool all the same, because a picture shows it or because its link has not come in time, no pod gets an address before.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use datapath::{EniSpec, NodeSpec, PodSpec};
@@ -66,6 +67,8 @@ pub(super) struct HostState {
     /// What was wrong the last time.
     pub(super) trouble: Option<String>,
     pub(super) settling: Vec<Settling>,
+    /// Secondary ENIs by which pods' packets leave, each with the addresses that do.
+    pub(super) led: Vec<EniSeen>,
 }
 
 impl HostState {
@@ -193,7 +196,7 @@ impl Node {
         };
         self.host.retry_after = Duration::ZERO;
         self.host.put_back |= made.put_back;
-        let refused: Vec<String> = made.refused.values().flatten().cloned().collect();
+        let refused: Vec<String> = made.refused.values().flatten().chain(&made.unset).cloned().collect();
         self.host.told((!refused.is_empty()).then(|| refused.join("; ")));
         self.host.lacks(&made.missing, now);
         self.tell_unready(&made);
@@ -218,10 +221,7 @@ impl Node {
     fn tell_unready(&mut self, made: &HostMade) {
         let coming = self.host.settling.iter().flat_map(|settling| settling.gain.enis());
         let without_range = self.pool.seen().chain(coming).filter(|eni| self.lacks_range(eni));
-        // Where /proc/sys is read-only a setting stays as it is, which is no reason to do without the ENI.
-        let matters = |refused: &Vec<String>| refused.iter().any(|what| !what.contains("sysctl -w "));
-        let refused = made.refused.iter().filter(|(_, what)| matters(what)).map(|(mac, _)| *mac);
-        let stuck = without_range.map(|eni| eni.mac).chain(refused);
+        let stuck = without_range.map(|eni| eni.mac).chain(made.refused.keys().copied());
         let mut unready: BTreeMap<Mac, Unready> = stuck.map(|mac| (mac, Unready::Stuck)).collect();
         for mac in &made.missing {
             let late = self.host.late.contains(mac);
@@ -313,7 +313,10 @@ impl Node {
         if !known || !self.host.dirty || self.host.under_way || self.host.retry_at.is_some() {
             return;
         }
+        let led = self.leads(now);
+        self.memory.dirty |= led != self.host.led;
         let wish = self.host_wish(facts, now);
+        self.host.led = led;
         self.host.generation += 1;
         self.host.under_way = true;
         self.host.dirty = false;
@@ -333,7 +336,8 @@ impl Node {
     }
 
     /// The ENIs that the kernel should know, what is newest first: what calls have brought, what the pool will have once the picture
-    /// that waits has joined it, and what it has now.
+    /// that waits has joined it, what it has now, and by which pods' packets leave whatever descriptions say: those may be old, and
+    /// an address that is on no other ENI goes nowhere better.
     fn enis_to_be(&self, now: Moment) -> Vec<EniSeen> {
         let brought = |settling: &Settling| match &settling.gain {
             Gain::Action(_, Outcome::Created(eni)) => Some((**eni).clone()),
@@ -353,7 +357,37 @@ impl Node {
             }
         }
         enis.extend(self.pool.enis());
+        enis.extend(self.host.led.iter().cloned());
+        enis.extend(self.known_before());
         enis
+    }
+
+    /// By which secondary ENIs pods' packets are to leave: those that have their addresses now, or had them last.
+    fn leads(&self, now: Moment) -> Vec<EniSeen> {
+        let owners = self.pool.owners().filter(|(owner, _)| owner.branch.is_none());
+        let mut held: BTreeSet<Ipv4Addr> = owners.map(|(_, grant)| grant.address).collect();
+        let mut led = Vec::new();
+        for eni in self.enis_to_be(now) {
+            let given = eni.given();
+            let addresses: BTreeSet<Ipv4Addr> =
+                held.extract_if(.., |address| given.covers(*address)).collect();
+            if eni.role != Role::Primary && !addresses.is_empty() {
+                // For these pods alone.
+                led.push(EniSeen { addresses, prefixes: BTreeSet::new(), role: Role::Unmanaged, ..eni });
+            }
+        }
+        led
+    }
+
+    /// What of that no description has.
+    pub(super) fn stranded(&self) -> Vec<EniSeen> {
+        let owners = self.pool.owners().filter(|(_, grant)| grant.place.is_none());
+        let lost: BTreeSet<Ipv4Addr> = owners.map(|(_, grant)| grant.address).collect();
+        let of = |eni: &EniSeen| {
+            let addresses: BTreeSet<Ipv4Addr> = eni.addresses.intersection(&lost).copied().collect();
+            (!addresses.is_empty()).then(|| EniSeen { addresses, ..eni.clone() })
+        };
+        self.host.led.iter().filter_map(of).collect()
     }
 
     /// What is to be steered to an ENI. Of one that is not for pods any more that is what pods have of it.
@@ -372,13 +406,13 @@ impl Node {
         // An address is led out by one ENI.
         let mut steered = Given::default();
         for seen in self.enis_to_be(now) {
-            let Some(subnet) = self.subnets.get(&seen.subnet).copied() else { continue };
+            let Some(subnet) = self.range_of(&seen.subnet) else { continue };
             let mut given = self.given_to_pods(&seen);
+            given.addresses.retain(|address| !steered.covers(*address));
+            given.prefixes.retain(|prefix| !steered.covers(prefix.first()));
             if given.is_empty() && !seen.role.is_for_pods() {
                 continue;
             }
-            given.addresses.retain(|address| !steered.covers(*address));
-            given.prefixes.retain(|prefix| !steered.covers(prefix.first()));
             let sources: BTreeSet<Ipv4Network> = networks(&given).collect();
             steered.addresses.extend(given.addresses);
             steered.prefixes.extend(given.prefixes);

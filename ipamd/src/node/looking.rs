@@ -14,7 +14,7 @@ use crate::clock::doubled;
 use crate::cloud::{CloudError, CloudErrorKind};
 
 /// Pause before another look when the last one was of something in motion.
-const LOOK_AGAIN: Duration = Duration::from_secs(10);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// How long instance metadata may lack a change of ours; the Go version too believes it no sooner. EC2's own answers lag by
 /// [`PICTURE_LAG`].
 pub(super) const METADATA_LAG: Duration = Duration::from_secs(60);
@@ -149,6 +149,7 @@ impl Node {
             let until = if picture.from_metadata { until.plus(METADATA_LAG - PICTURE_LAG) } else { until };
             self.cloud.look_at = self.cloud.look_at.min(until.max(now));
         }
+        self.doubt_the_start(now);
         let leaks = self.leaks(&picture.strays, picture.as_of);
         let only_leaks = picture.chores.is_empty();
         let chores = picture.chores.into_iter().chain(leaks.into_iter().map(Chore::Delete));

@@ -34,6 +34,7 @@ mod growing;
 mod hosting;
 mod ipv6;
 mod looking;
+mod pods;
 mod publishing;
 mod ranges;
 mod reasons;
@@ -72,6 +73,7 @@ use glancing::Glances;
 use growing::CloudState;
 use hosting::HostState;
 use ipv6::Ipv6State;
+use pods::PodsState;
 use ranges::RangeState;
 use reasons::Reasons;
 use remembering::MemoryState;
@@ -170,6 +172,7 @@ pub struct Node {
     cluster: ClusterState,
     custom: CustomState,
     branches: BranchState,
+    pods: PodsState,
     /// It was told that pods can be served.
     published: bool,
     /// What an operator holds back.
@@ -217,6 +220,7 @@ impl Node {
             cluster: ClusterState::default(),
             custom: CustomState::default(),
             branches: BranchState::default(),
+            pods: PodsState::default(),
             published: false,
             hold: Hold::Nothing,
             stopping: false,
@@ -258,10 +262,7 @@ impl Node {
             Event::Remembered(remembered) => self.remembered(*remembered),
             Event::Looked(result) => self.looked(result, now),
             Event::Glanced(result) => self.glanced(result, now),
-            Event::Acted { id, result } => {
-                self.glance_later(now);
-                self.acted(id, result, now);
-            }
+            Event::Acted { id, result } => self.acted(id, result, now),
             Event::Ipv6Assigned(result) => self.ipv6_assigned(result, now),
             Event::Ipv6Released(result) => self.ipv6_released(result, now),
             Event::Untied => self.untied(now),

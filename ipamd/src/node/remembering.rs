@@ -6,14 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnetwork::Ipv4Network;
-use pool::EniSeen;
+use pool::{EniSeen, PICTURE_LAG_MAX, Role};
 use serde::{Deserialize, Serialize};
 use types::{DeviceIndex, Ipv6Prefix, Moment, NetworkCard, Reason, SubnetId};
 
 use super::Node;
 use super::event::{Effect, Facts, Picture};
 use super::hosting::Gain;
-use super::looking::as_of_metadata;
+use super::looking::{LOOK_AGAIN, as_of_metadata};
 
 /// What a start needs to know of its instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +22,9 @@ pub struct Remembered {
     pub facts: Facts,
     /// Its ENIs, without what was on its way out.
     pub enis: Vec<EniSeen>,
+    /// ENIs by which packets of pods leave although the last description had them not, with these pods' addresses.
+    #[serde(default)]
+    pub stranded: Vec<EniSeen>,
     /// Places on it that hold something else.
     pub occupied: BTreeSet<(NetworkCard, DeviceIndex)>,
     /// Network cards on which an EFA-only ENI stands.
@@ -37,7 +40,7 @@ pub struct Remembered {
 /// What is remembered, and whether the node lives on it.
 #[derive(Debug, Default)]
 pub(super) struct MemoryState {
-    /// What the daemon before knew, until something is known anew.
+    /// What the daemon before knew.
     before: Option<Box<Remembered>>,
     /// What was last put on disk.
     last: Option<Box<Remembered>>,
@@ -60,11 +63,13 @@ impl Node {
         if self.cloud.pictured || self.memory.old_picture {
             return;
         }
-        let Some(before) = self.memory.before.take() else { return };
-        let Remembered { facts, enis, occupied, efa_only, subnets, excluded, ipv6_prefixes } = *before;
+        let Some(before) = self.memory.before.clone() else { return };
+        let Remembered { facts, enis, occupied, efa_only, subnets, excluded, ipv6_prefixes, stranded: _ } =
+            *before;
         match &self.facts {
             Some(known) if known.instance != facts.instance => {
                 tracing::warn!(of = %facts.instance, "what is remembered is of another instance, and not used");
+                self.memory.before = None;
                 return;
             }
             Some(_) => {}
@@ -96,6 +101,37 @@ impl Node {
         self.settle(Gain::Picture(Box::new(picture)), now);
     }
 
+    /// The secondary ENIs of before, while nothing is known anew: the first descriptions may lack what was made a moment ago, and the
+    /// packets of its pods must go on leaving by it. Theirs alone.
+    pub(super) fn known_before(&self) -> impl Iterator<Item = EniSeen> {
+        let before = self.of_before().filter(|_| !self.cloud.pictured);
+        let secondary = before.into_iter().flat_map(|before| before.enis.iter().chain(&before.stranded));
+        let secondary = secondary.filter(|eni| eni.role != Role::Primary);
+        secondary.map(|eni| EniSeen { role: Role::Unmanaged, ..eni.clone() })
+    }
+
+    /// The range of a subnet, as it is known or as it was before.
+    pub(super) fn range_of(&self, subnet: &SubnetId) -> Option<Ipv4Network> {
+        let before = || self.of_before().and_then(|before| before.subnets.get(subnet));
+        self.subnets.get(subnet).or_else(before).copied()
+    }
+
+    fn of_before(&self) -> Option<&Remembered> {
+        let instance = &self.facts.as_ref()?.instance;
+        self.memory.before.as_deref().filter(|before| before.facts.instance == *instance)
+    }
+
+    /// Looks again, ever later, while a pod's address seems to be on no ENI: descriptions at the start may be older than it.
+    pub(super) fn doubt_the_start(&mut self, now: Moment) {
+        let running = now.since(self.started);
+        let mut owners = self.pool.owners();
+        if running < PICTURE_LAG_MAX
+            && owners.any(|(owner, grant)| owner.branch.is_none() && grant.place.is_none())
+        {
+            self.cloud.look_at = self.cloud.look_at.min(now.plus(running.max(LOOK_AGAIN)));
+        }
+    }
+
     /// Whether all that is known was told since the start. Nothing is changed in EC2 before.
     pub(super) const fn is_up_to_date(&self) -> bool {
         !self.memory.old_facts && !self.memory.old_picture
@@ -111,6 +147,7 @@ impl Node {
         let remembered = Remembered {
             facts,
             enis: self.pool.enis(),
+            stranded: self.stranded(),
             occupied: self.pool.occupied().clone(),
             efa_only: self.efa_only.clone(),
             subnets: self.subnets.clone(),

@@ -105,7 +105,7 @@ impl Plant {
         match (self, event) {
             (Self::TrustsOldPictures, Event::Looked(Ok(mut picture))) => {
                 // Later than any change, so that no lag is allowed for.
-                picture.as_of = now.plus(std::time::Duration::from_secs(60));
+                picture.as_of = now.plus(2 * pool::PICTURE_LAG_MAX);
                 Event::Looked(Ok(picture))
             }
             (Self::TakesSilenceForRefusal, Event::Acted { id, result: Err(error) })

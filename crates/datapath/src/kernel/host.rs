@@ -40,6 +40,8 @@ pub struct Converged {
     pub links: BTreeMap<Mac, LinkSeen>,
     /// What the kernel refused; all the rest was done nevertheless.
     pub refused: Vec<Refusal>,
+    /// Kernel settings that could not be set; all else is there without them.
+    pub unset: Vec<Refusal>,
     /// Changes of the last round: somebody keeps undoing them.
     pub undone: Vec<String>,
 }
@@ -344,7 +346,7 @@ fn set_all(spec: &NodeSpec, done: &mut Converged) {
                 let named =
                     |eni: &&EniSpec| done.links.get(&eni.mac).is_some_and(|seen| Some(&*seen.name) == link);
                 let eni = spec.enis.iter().find(named).map(|eni| eni.mac);
-                done.refused.push(Refusal { eni, command, answer: Answer { errno, detail: String::new() } });
+                done.unset.push(Refusal { eni, command, answer: Answer { errno, detail: String::new() } });
             }
         }
     }

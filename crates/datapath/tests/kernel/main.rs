@@ -374,7 +374,7 @@ fn notices() -> Outcome {
         ip(of_others)?;
     }
     let done = runtime.block_on(host.converge(&spec, None))?;
-    assert!(done.refused.is_empty() && !done.changes.is_empty(), "{done:?}");
+    assert!(done.refused.is_empty() && done.unset.is_empty() && !done.changes.is_empty(), "{done:?}");
     let (told, heard) = std::sync::mpsc::channel();
     std::thread::spawn(move || while watch.wait().is_ok() && told.send(()).is_ok() {});
     let second = Duration::from_secs(1);

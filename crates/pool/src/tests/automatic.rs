@@ -74,6 +74,30 @@ fn a_burst_of_pods_leaves_no_hoard() {
     pool.check().unwrap();
 }
 
+/// `asks.md` A2 (c).
+#[test]
+fn a_node_that_no_further_pod_fits_keeps_two_addresses_free() {
+    let (mut pool, mut ec2) = large();
+    let mut now = at(0);
+    settle(&mut pool, &mut ec2, &automatic(), 0, &mut now);
+    assign(&mut pool, 0..10, now);
+    let full = Targets { full: true, ..automatic() };
+    let free = |pool: &Pool, now| pool.counts(now).free;
+    let asked = |pool: &Pool, now| actions(pool, &full, &limits(15, 49), 0, now);
+    assert_eq!((free(&pool, now), asked(&pool, now).len()), (2, 0));
+    assign(&mut pool, 10..11, now);
+    assert_eq!((free(&pool, now), asked(&pool, now).len()), (1, 0));
+    assign(&mut pool, 11..12, now);
+    assert_eq!(asked(&pool, now), ["assign 2 addresses to eni-000"]);
+
+    settle(&mut pool, &mut ec2, &automatic(), 0, &mut now);
+    assert_eq!(free(&pool, now), 12);
+    now = now.plus(Duration::from_secs(300));
+    settle(&mut pool, &mut ec2, &full, 0, &mut now);
+
+    assert_eq!(free(&pool, now), 2);
+}
+
 #[test]
 fn many_starts_in_a_minute_keep_more_free() {
     let mut pool = pool(&[eni(0, Role::Primary, 45)]);

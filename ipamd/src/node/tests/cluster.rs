@@ -1,7 +1,7 @@
 //! What the node object changes.
 
 use super::*;
-use crate::cluster::{News, NodeObject, WarmOverrides};
+use crate::cluster::{BranchWish, News, NodeObject, PodNews, PodObject, WarmOverrides};
 
 fn told(object: NodeObject) -> Event {
     Event::Cluster(News::Node(Box::new(object)))
@@ -113,4 +113,43 @@ fn trouble_with_the_api_server_changes_nothing_but_the_status() {
     assert_eq!((lines.len(), lines[1].as_str()), (2, "connection refused"));
     let effects = world.handle(Event::Cluster(News::NoNode));
     assert!(asks_for(&effects).is_some(), "a node that is not there is not cordoned: {effects:?}");
+}
+
+#[test]
+fn a_node_without_cpu_for_another_pod_keeps_hardly_anything_free() {
+    let pod = |name: &str, cpu| PodObject {
+        name: attachment(name, name).pod,
+        uid: String::new(),
+        branch: BranchWish::No,
+        cpu,
+    };
+    let says = |news| Event::Cluster(News::Pods(news));
+    let mut world = World::new();
+    world.node.settings.targets = Targets { automatic: true, ..Targets::default() };
+    world.handle(told(NodeObject { cpu: Some(2_000), ..NodeObject::default() }));
+    world.handle(says(PodNews::Is(pod("early", 1_999))));
+    assert!(!world.node.is_full(), "full before all pods were told");
+    world.handle(says(PodNews::All(vec![pod("a", 1_000), pod("b", 900)])));
+    let effects = world.first_look(3);
+    let effects = world.converge(&effects);
+    assert!(matches!(asks_for(&effects), Some(Action::Assign { .. })), "{effects:?}");
+
+    let mut world = World::new();
+    world.node.settings.targets = Targets { automatic: true, ..Targets::default() };
+    world.handle(told(NodeObject { cpu: Some(2_000), ..NodeObject::default() }));
+    world.handle(says(PodNews::All(vec![pod("a", 1_000), pod("b", 900)])));
+    world.handle(says(PodNews::Is(pod("c", 1))));
+    let effects = world.first_look(3);
+    let effects = world.converge(&effects);
+    assert_eq!(asks_for(&effects), None);
+    assert!(world.node.report(world.now).cluster[0].contains("without CPU for another pod"));
+
+    let ended = pod("a", 0);
+    let effects = world.handle(says(PodNews::Is(ended.clone())));
+    assert!(matches!(asks_for(&effects), Some(Action::Assign { .. })), "{effects:?}");
+    world.handle(says(PodNews::Gone(ended.name)));
+    world.handle(says(PodNews::Trouble("connection refused".to_owned())));
+    assert!(!world.node.is_full());
+    world.handle(told(NodeObject::default()));
+    assert_eq!(world.node.cpu_left(), None);
 }

@@ -172,7 +172,7 @@ fn an_eni_without_a_link_that_somebody_took_away_leaves_its_place() {
 }
 
 /// By which ENI the wish among the effects leads an address out.
-fn led_by(effects: &[Effect], address: Ipv4Addr) -> Vec<Mac> {
+pub(super) fn led_by(effects: &[Effect], address: Ipv4Addr) -> Vec<Mac> {
     let wish = effects.iter().find_map(|effect| match effect {
         Effect::Converge { host, .. } => Some(host),
         _ => None,
@@ -227,4 +227,25 @@ fn pods_keep_their_way_out_by_an_eni_that_becomes_somebody_elses() {
 
     world.del("a", 200);
     assert_eq!(led_by(&world.handle(change(2)), held), []);
+}
+
+#[test]
+fn a_setting_that_the_kernel_does_not_take_keeps_no_pod_from_an_eni_and_is_told() {
+    let mut world = World::ready(0);
+    let mut picture = Picture { as_of: world.now, enis: world.node.pool.enis(), ..Picture::default() };
+    picture.enis.push(secondary(3));
+    let effects = world.handle(Event::Looked(Ok(picture)));
+    let generation = effects.iter().find_map(|effect| match effect {
+        Effect::Converge { generation, .. } => Some(*generation),
+        _ => None,
+    });
+    let unset = vec!["sysctl -w net/ipv4/conf/ens6/rp_filter=2: Read-only file system".to_owned()];
+    let made = HostMade { unset: unset.clone(), ..HostMade::default() };
+    world.handle(Event::Converged { generation: generation.expect("a wish"), result: Ok(made) });
+
+    let (_, effects) = world.add("a");
+
+    assert!(wires(&effects), "{effects:?}");
+    let told = world.node.report(world.now).cloud;
+    assert!(told.iter().any(|line| line.contains(&unset[0])), "{told:?}");
 }

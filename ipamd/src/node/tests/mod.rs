@@ -169,6 +169,16 @@ impl World {
         self.del_of(name, Vec::new(), started_ns)
     }
 
+    /// A daemon that has lost its state beside a pod with such a link and address.
+    fn known_by_the_kernel(host_if: HostVeth, address: IpAddr) -> Self {
+        let in_kernel = PodInKernel { host_if, addresses: vec![address], by_us: true, branch: None };
+        let mut world = Self::new();
+        let restored =
+            restore(Duration::from_secs(30), Loaded::default(), &[in_kernel], &mut |_| true, true, world.now);
+        world.node.pool = restored.pool;
+        world
+    }
+
     /// A DEL with the addresses that the runtime keeps of the ADD.
     fn del_of(&mut self, name: &str, addresses: Vec<IpAddr>, started_ns: u64) -> Vec<Effect> {
         let Attachment { sandbox, pod, veth_prefix, .. } = attachment(name, name);
@@ -462,12 +472,7 @@ fn a_node_that_is_not_ready_says_so_with_code_50() {
 fn a_del_finds_what_only_the_kernel_knows_also_without_a_pod_name() {
     let sandbox = SandboxKey::new("aws-cni", "plain", "eth0").unwrap();
     let host_if = HostVeth::of_sandbox(&VethPrefix::default(), &sandbox);
-    let in_kernel =
-        PodInKernel { host_if, addresses: vec![[10, 0, 0, 10].into()], by_us: true, branch: None };
-    let mut world = World::new();
-    let restored =
-        restore(Duration::from_secs(30), Loaded::default(), &[in_kernel], &mut |_| true, true, world.now);
-    world.node.pool = restored.pool;
+    let mut world = World::known_by_the_kernel(host_if, [10, 0, 0, 10].into());
     assert_eq!(world.node.report(world.now).addresses.assigned, 1);
 
     let veth_prefix = VethPrefix::default();
@@ -484,12 +489,7 @@ fn a_del_finds_what_only_the_kernel_knows_under_the_prefix_of_before() {
         (PodName { namespace: "default".to_owned(), name: "a".to_owned() }, VethPrefix::default());
     let now = VethPrefix::new("azv").unwrap();
     let host_if = HostVeth::of_pod(&was, &name, 0);
-    let in_kernel =
-        PodInKernel { host_if, addresses: vec![[10, 0, 0, 10].into()], by_us: true, branch: None };
-    let mut world = World::new();
-    let restored =
-        restore(Duration::from_secs(30), Loaded::default(), &[in_kernel], &mut |_| true, true, world.now);
-    world.node.pool = restored.pool;
+    let mut world = World::known_by_the_kernel(host_if, [10, 0, 0, 10].into());
     world.node.settings.veth_prefix = now.clone();
     assert_eq!(world.node.veth_prefixes(), [now.clone(), was].into(), "both are prefixes of pods");
 
@@ -546,11 +546,7 @@ fn a_repeated_del_of_a_pods_first_sandbox_leaves_the_next_one_that_only_the_kern
     let Attachment { sandbox, pod, veth_prefix, .. } = attachment("web", "first");
     let host_if = HostVeth::of_pod(&veth_prefix, &pod, 0);
     let address: IpAddr = [10, 0, 0, 10].into();
-    let in_kernel = PodInKernel { host_if, addresses: vec![address], by_us: true, branch: None };
-    let mut world = World::new();
-    let restored =
-        restore(Duration::from_secs(30), Loaded::default(), &[in_kernel], &mut |_| true, true, world.now);
-    world.node.pool = restored.pool;
+    let mut world = World::known_by_the_kernel(host_if, address);
     let mut del = |addresses: Vec<IpAddr>| {
         let (sandbox, pod, veth_prefix) = (sandbox.clone(), pod.clone(), veth_prefix.clone());
         world.ask(Verb::Del(Detachment { sandbox, pod, veth_prefix, addresses }), 1);

@@ -1,6 +1,10 @@
 //! A start while nobody tells anything: what holds is what the daemon before knew.
 
+use pool::Owner;
+use types::HostVeth;
+
 use super::estate::look;
+use super::links::led_by;
 use super::*;
 
 fn away(call: &'static str) -> CloudError {
@@ -160,4 +164,52 @@ fn what_changes_is_written_down_and_what_does_not_is_not() {
         picture.enis[0].addresses.pop_last();
     });
     assert!(writes_down(&effects));
+}
+
+#[test]
+fn packets_of_pods_go_on_leaving_by_an_eni_that_the_first_descriptions_lack() {
+    let mut world = started();
+    let address = Ipv4Addr::new(10, 0, 1, 10);
+    let sandbox = SandboxKey::new("aws-cni", "a", "eth0").unwrap();
+    let host_if = HostVeth::found("eni0123456789a").unwrap();
+    let (pod, since) = (PodName::default(), world.now);
+    let owner = Owner { sandbox, pod, host_if, since, ipv6: None, further: None, branch: None };
+    world.node.pool.adopt(owner, address);
+    world.handle(Event::Identified(Box::new(remembered().facts)));
+    let lacking = |world: &World| {
+        let enis = remembered().enis.into_iter().filter(|eni| eni.role == Role::Primary).collect();
+        let subnets = remembered().subnets;
+        Event::Looked(Ok(Picture { as_of: world.now, enis, subnets, ..Picture::default() }))
+    };
+
+    let effects = world.handle(lacking(&world));
+    assert_eq!(led_by(&effects, address), [remembered().enis[1].mac]);
+    assert_eq!(led_by(&effects, Ipv4Addr::new(10, 0, 1, 11)), [], "nobody has that address");
+    let effects = world.converge(&effects);
+    let again = world.node.cloud.look_at;
+    assert!(again <= world.now.plus(Duration::from_secs(10)), "EC2 is not looked at again before {again:?}");
+    // A start from what is written now knows it too.
+    let written = effects.iter().find_map(|effect| match effect {
+        Effect::Remember(remembered) => Some(remembered),
+        _ => None,
+    });
+    let stranded = &written.expect("nothing is written").stranded;
+    assert_eq!((stranded[0].mac, &stranded[0].addresses), (remembered().enis[1].mac, &[address].into()));
+
+    // Whatever is said later: an address that is on no other ENI goes nowhere better.
+    world.now = world.now.plus(Duration::from_secs(600));
+    let effects = world.handle(lacking(&world));
+    assert_eq!(led_by(&effects, address), [remembered().enis[1].mac]);
+    world.converge(&effects);
+
+    // Unless another ENI has it.
+    let moved = |world: &World| {
+        let mut enis = remembered().enis;
+        enis[1].id = "eni-7".parse().unwrap();
+        enis[1].mac = Mac([2, 0, 0, 0, 0, 7]);
+        Picture { as_of: world.now, enis, subnets: remembered().subnets, ..Picture::default() }
+    };
+    world.now = world.now.plus(Duration::from_secs(600));
+    let effects = world.handle(Event::Looked(Ok(moved(&world))));
+    assert_eq!(led_by(&effects, address), [Mac([2, 0, 0, 0, 0, 7])]);
 }

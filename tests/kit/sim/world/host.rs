@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipamd::node::{HostMade, HostWish};
 use ipnetwork::Ipv4Network;
-use pool::EniSeen;
 use types::Mac;
 
 use super::super::plant::Plant;
@@ -17,28 +16,11 @@ pub(super) struct Host {
     steered: BTreeMap<Ipv4Network, Mac>,
     /// What it is to steer by next, with a bug planted.
     wished: BTreeMap<Ipv4Network, Mac>,
-    /// ENIs that were there when the daemon started.
-    older: BTreeSet<Mac>,
-    /// Those of them that the last description lacks. A daemon that has just started does not know that it is the description that is old, and the
-    /// packets of their pods lose their way until the next look. What is made while it runs it knows.
-    untold: BTreeSet<Mac>,
     /// Something may have changed since pods were last compared with this.
     changed: bool,
 }
 
 impl Host {
-    /// The daemon starts, with these ENIs attached.
-    pub(super) fn started(&mut self, there: BTreeSet<Mac>) {
-        self.older = there;
-        self.untold.clear();
-    }
-
-    /// It is told these ENIs.
-    pub(super) fn told(&mut self, enis: &[EniSeen]) {
-        let told: BTreeSet<Mac> = enis.iter().map(|eni| eni.mac).collect();
-        self.untold = self.older.difference(&told).copied().collect();
-    }
-
     /// Pods have changed.
     pub(super) const fn compare(&mut self) {
         self.changed = true;
@@ -71,16 +53,14 @@ impl World {
 
     /// The packets of each live pod leave by the ENI that has its address.
     pub(super) fn steered(&mut self) -> Held {
-        // A daemon that was started again may be told descriptions that lack an ENI or a prefix of before: known, and not judged yet.
-        if !std::mem::take(&mut self.host.changed) || self.epoch > 0 {
+        if !std::mem::take(&mut self.host.changed) {
             return Ok(());
         }
         let primary = &self.cloud.instance.primary_eni;
         let enis: Vec<_> = self.cloud.model.enis_of(&self.cloud.instance.id).collect();
         for (sandbox, (_, address)) in &self.live {
             let eni = enis.iter().find(|eni| eni.sources().contains(address));
-            let is_judged = |mac: &Mac| !self.robbed.contains(address) && !self.host.untold.contains(mac);
-            let Some(eni) = eni.filter(|eni| is_judged(&eni.mac)) else { continue };
+            let Some(eni) = eni.filter(|_| !self.robbed.contains(address)) else { continue };
             let by = self.host.steered.iter().filter(|(source, _)| source.contains(*address));
             let by: BTreeSet<Mac> = by.map(|(_, mac)| *mac).collect();
             let right = if eni.id == *primary { BTreeSet::new() } else { BTreeSet::from([eni.mac]) };

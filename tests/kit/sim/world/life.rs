@@ -108,8 +108,6 @@ impl World {
         node.remember_ipv6(ipv6);
         self.node = Some(node);
         self.tick_at = Moment(u64::MAX);
-        let there = self.cloud.model.enis_of(&self.cloud.instance.id).map(|eni| eni.mac).collect();
-        self.host.started(there);
         self.hear(Event::Held(self.hold))?;
         let dark = self.recall()?;
         self.replay()?;
@@ -148,6 +146,7 @@ impl World {
             let here = self.cloud.model.enis_of(&self.cloud.instance.id);
             let links: BTreeSet<_> = here.filter(|eni| eni.inside().is_some()).map(|eni| eni.mac).collect();
             remembered.enis.retain(|eni| links.contains(&eni.mac));
+            remembered.stranded.retain(|eni| links.contains(&eni.mac));
             self.hear(Event::Remembered(remembered))?;
         }
         let dark = self.cloud.dark_until.since(self.now);

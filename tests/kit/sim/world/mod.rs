@@ -350,11 +350,7 @@ impl World {
             None => event,
         };
         let clock = self.clock();
-        if let Event::Remembered(remembered) = &event {
-            self.host.told(&remembered.enis);
-        }
         if let Event::Looked(Ok(picture)) = &event {
-            self.host.told(&picture.enis);
             let words = format!(
                 "a look: {} ENIs, occupied {:?}, chores {:?}",
                 picture.enis.len(),
