@@ -117,12 +117,18 @@ fn annotation() -> Outcome {
 
 /// `asks.md` A2 (c).
 fn full() -> Outcome {
-    // Without a target: an empty setting is none.
-    let stage = Stage::set(&[("WARM_IP_TARGET", ""), ("IP_COOLDOWN_PERIOD", "1")], |api| {
-        api.put_node(NAME, &json!({}), &json!({}), &json!({"allocatable": {"pods": "29", "cpu": "1930m"}}));
-        api.put_busy_pod("small", NAME, "100m");
-        api.put_busy_pod("elsewhere", "another", "64");
-    })?;
+    // An empty setting is none.
+    let stage =
+        Stage::set(&[("WARM_ENI_TARGET", ""), ("WARM_IP_TARGET", ""), ("IP_COOLDOWN_PERIOD", "1")], |api| {
+            api.put_node(
+                NAME,
+                &json!({}),
+                &json!({}),
+                &json!({"allocatable": {"pods": "29", "cpu": "1930m"}}),
+            );
+            api.put_busy_pod("small", NAME, "100m");
+            api.put_busy_pod("elsewhere", "another", "64");
+        })?;
     let pods = stage.setting.pods(0..3)?;
     stage.node().wait_for("what a quiet node keeps", |report| report.addresses.free > 8)?;
 

@@ -362,7 +362,7 @@ impl Node {
         enis
     }
 
-    /// By which secondary ENIs pods' packets are to leave: those that have their addresses now, or had them last.
+    /// By which secondary ENIs pods' packets are to leave: those that have their addresses now, or had them last (I16).
     fn leads(&self, now: Moment) -> Vec<EniSeen> {
         let owners = self.pool.owners().filter(|(owner, _)| owner.branch.is_none());
         let mut held: BTreeSet<Ipv4Addr> = owners.map(|(_, grant)| grant.address).collect();

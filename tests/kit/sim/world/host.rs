@@ -51,7 +51,7 @@ impl World {
         Ok(HostMade { missing, ..HostMade::default() })
     }
 
-    /// The packets of each live pod leave by the ENI that has its address.
+    /// The packets of each live pod leave by the ENI that has its address (I16).
     pub(super) fn steered(&mut self) -> Held {
         if !std::mem::take(&mut self.host.changed) {
             return Ok(());

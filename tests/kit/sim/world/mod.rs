@@ -31,8 +31,8 @@ use super::script::{PODS, Script};
 
 /// What the runtime waits for an ADD.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// How long a node may take to come to rest once nothing bad happens any more: longer than to the next look at EC2.
-const REST: Duration = Duration::from_secs(25 * 60);
+/// How long a node may take to come to rest once nothing bad happens any more and it has looked at EC2.
+const REST: Duration = Duration::from_secs(12 * 60);
 /// So many things never happen in a history that comes to rest.
 const HAPPENINGS_MAX: u64 = 200_000;
 /// Where time begins: late enough that a clock can jump back.
@@ -278,10 +278,12 @@ impl World {
         self.at(Duration::from_millis(500), Due::Step(0));
         self.pass(None)?;
         self.rest()?;
+        // With what looks are put off by at most.
+        let rest = REST + self.script.setup.audit * 13 / 10;
         // By the end of this the node has looked at EC2 and knows what was taken from it.
-        self.pass(Some(REST))?;
+        self.pass(Some(rest))?;
         self.heal();
-        self.pass(Some(REST))?;
+        self.pass(Some(rest))?;
         self.rested()?;
         self.churn()?;
         for pod in 0..PODS {
@@ -289,7 +291,7 @@ impl World {
         }
         // What is to spare goes back at the latest when the subnets are full.
         self.cloud.crowd();
-        self.pass(Some(REST))?;
+        self.pass(Some(rest))?;
         self.emptied()
     }
 
@@ -351,17 +353,13 @@ impl World {
         };
         let clock = self.clock();
         if let Event::Looked(Ok(picture)) = &event {
-            let words = format!(
-                "a look: {} ENIs, occupied {:?}, chores {:?}",
-                picture.enis.len(),
-                picture.occupied,
-                picture.chores
-            );
-            self.say(|| words);
+            self.say(|| {
+                let (enis, occupied, chores) = (picture.enis.len(), &picture.occupied, &picture.chores);
+                format!("a look: {enis} ENIs, occupied {occupied:?}, chores {chores:?}")
+            });
         }
         if let Event::Acted { id, result } = &event {
-            let words = format!("call {} ends: {result:?}", id.0);
-            self.say(|| words);
+            self.say(|| format!("call {} ends: {result:?}", id.0));
         }
         let Some(node) = &mut self.node else { return Ok(()) };
         self.tally.events += 1;
