@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use datapath::netfilter::{Netfilter, SnatPorts};
 use datapath::{Host, Marks, Ours, Watch, Wirer};
+use node::clock::Jitter;
 use pool::Targets;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{mpsc, oneshot, watch};
 use types::PodName;
 
 use crate::app::{ClusterWriters, Owner, Parts, RunError, events, replay_and_bind, serve};
-use crate::clock::{Clock, Jitter};
+use crate::clock::Clock;
 use crate::cloud::Imds;
 use crate::cloud_tasks::CloudTasks;
 use crate::cluster::{self, Annotations, Door, Features, Myself, PodRef, annotating, announcing};

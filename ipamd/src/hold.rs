@@ -3,7 +3,6 @@
 //! Two files are read every other second, and the stricter word counts: one of this node, which `ipamd hold` writes, and one that
 //! a `ConfigMap` puts on all nodes.
 
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,16 +11,17 @@ use tokio::sync::mpsc;
 
 use crate::node::Event;
 
+pub use node::hold::Hold;
+
 /// Pause between two readings.
 const EVERY: Duration = Duration::from_secs(2);
 /// A longer file is not one of ours.
 const BYTES_MAX: u64 = 64;
 
-/// What is held back; later ones include earlier ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, clap::ValueEnum)]
-pub enum Hold {
+/// The same on the command line.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub enum Word {
     /// Nothing.
-    #[default]
     Nothing,
     /// Addresses and ENIs are not given back.
     Releases,
@@ -29,13 +29,13 @@ pub enum Hold {
     Changes,
 }
 
-impl fmt::Display for Hold {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Nothing => "nothing",
-            Self::Releases => "releases",
-            Self::Changes => "changes",
-        })
+impl From<Word> for Hold {
+    fn from(word: Word) -> Self {
+        match word {
+            Word::Nothing => Self::Nothing,
+            Word::Releases => Self::Releases,
+            Word::Changes => Self::Changes,
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The daemon of one node: owns its ENIs, their addresses, and every kernel object that pods need.
 //!
-//! `node` decides (events in, effects out, synchronous); everything else does what it says, or tells it what happened.
+//! The crate `node` decides (events in, effects out, synchronous); everything else does what it says, or tells it what happened.
 
 pub mod checkpoint;
 pub mod clock;
@@ -8,7 +8,6 @@ pub mod cloud;
 pub mod cluster;
 pub mod config;
 pub mod daemon;
-pub mod families;
 pub mod generate;
 pub mod grpc;
 pub mod helper;
@@ -16,7 +15,6 @@ pub mod hold;
 pub mod install;
 pub mod max_pods;
 pub mod metrics;
-pub mod node;
 pub mod server;
 pub mod status;
 pub mod store;
@@ -36,3 +34,6 @@ mod start;
 mod stop;
 mod web;
 mod workers;
+
+pub use node;
+pub use node::families;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
 use ipamd::config::{self, Config, DEFAULT_RUN_DIR, Helper, SettingError, Switches};
-use ipamd::hold::Hold;
+use ipamd::hold::{Hold, Word};
 use ipamd::install::Sources;
 use ipamd::tools::{self, Tool};
 
@@ -39,7 +39,7 @@ enum Command {
     /// Hold back releases, or every change in EC2, on this node: at once, and until `ipamd hold nothing`.
     Hold {
         /// What is held back.
-        hold: Hold,
+        hold: Word,
         /// The daemon's directory.
         #[arg(long, env = "IPAMD_RUN_DIR", default_value = DEFAULT_RUN_DIR)]
         run_dir: PathBuf,
@@ -100,7 +100,7 @@ fn main() -> ExitCode {
         Command::Run => run(),
         Command::Status { run_dir, live: true, .. } => live(&run_dir),
         Command::Status { run_dir, json, .. } => status(&run_dir, json),
-        Command::Hold { hold, run_dir } => put_hold(&run_dir, hold),
+        Command::Hold { hold, run_dir } => put_hold(&run_dir, hold.into()),
         Command::Tool(tool) => tools::run(&tool, Arguments::command()),
         Command::Install { plugin, neighbours, sysctls } => install(&Sources { plugin, neighbours, sysctls }),
         Command::Uninstall => uninstall(),

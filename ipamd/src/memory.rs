@@ -107,7 +107,7 @@ fn parse(bytes: &[u8], origin: &Origin, links: &BTreeSet<Mac>) -> Result<Remembe
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use std::net::Ipv4Addr;
 
     use pool::EniSeen;
@@ -136,7 +136,7 @@ pub(crate) mod tests {
     }
 
     /// Two ENIs with three addresses each on one m5.large.
-    pub(crate) fn remembered() -> Remembered {
+    fn remembered() -> Remembered {
         let facts = Facts {
             instance: "i-1".parse().unwrap(),
             limits: InstanceTable::builtin().get("m5.large").unwrap().clone(),

@@ -20,6 +20,8 @@ use wire::{Failure, HEADER_BYTES, PROTOCOL, Reply, Request};
 
 use crate::node::CallId;
 
+pub use node::chain;
+
 /// Connections served at once. A node starts at most some hundred pods at a time; a held ADD keeps its connection.
 const CONNECTIONS_MAX: usize = 1024;
 /// And where the process may have very few descriptors.
@@ -257,19 +259,6 @@ fn with_descriptors(stream: &UnixStream, into: &mut [u8]) -> io::Result<(usize, 
         }
     }
     Ok((got.bytes, descriptors))
-}
-
-/// An error and its causes, in one line.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

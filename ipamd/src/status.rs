@@ -6,8 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use types::{Moment, NetworkCard, Reason};
-use wire::{AddressCount, Failure, HEADER_BYTES, Observed, PROTOCOL, Reply, Report, Request, Verb};
+use types::{NetworkCard, Reason};
+use wire::{AddressCount, Failure, HEADER_BYTES, PROTOCOL, Reply, Report, Request, Verb};
+
+pub use node::status::blank;
 
 /// How long the daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -208,38 +210,10 @@ pub fn json(report: &Report) -> String {
     serde_json::to_string_pretty(report).unwrap_or_default()
 }
 
-/// A report of a daemon that has just started, for tests and as the starting point of a real one.
-#[must_use]
-pub fn blank(now: Moment) -> Report {
-    Report {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        instance_id: String::new(),
-        instance_type: String::new(),
-        now,
-        started: now,
-        not_ready: Vec::new(),
-        primary_address: None,
-        vpc_cidrs: Vec::new(),
-        ipv6_prefix: None,
-        addresses: AddressCount::default(),
-        capacity: 0,
-        reused_early: 0,
-        observed: Observed::default(),
-        cards: Vec::new(),
-        enis: Vec::new(),
-        pods: Vec::new(),
-        waiting: Vec::new(),
-        reasons: Vec::new(),
-        plan: Vec::new(),
-        trouble: None,
-        cloud: Vec::new(),
-        eni_config: None,
-        cluster: Vec::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use types::Moment;
+
     use super::*;
 
     #[test]

@@ -91,7 +91,7 @@ fn filter(level: LevelFilter) -> EnvFilter {
     let others = level.min(LevelFilter::WARN);
     // Of the API server's failures the node tells, once and not at each attempt.
     EnvFilter::new(format!(
-        "{others},kube_client=off,kube_runtime=off,ipamd={level},pool={level},datapath={level},wire={level}"
+        "{others},kube_client=off,kube_runtime=off,ipamd={level},node={level},pool={level},datapath={level},wire={level}"
     ))
 }
 

@@ -2,13 +2,13 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use ipamd::families::ipv6_among;
 use lab::LabError;
 use lab::ec2::Config;
 use lab::fabric::{Drops, Fabric, INTERNET_HOST, INTERNET_HOST6, SECOND_CIDR_HOST, SECOND_CIDR_HOST6};
 use lab::node::Node;
 use lab::probe::{Echo, ask, ask_at};
 use lab::runtime::Pod;
+use node::families::ipv6_among;
 use types::Reason;
 
 use crate::support::{Outcome, Setting, Test, ensure, neighbour};

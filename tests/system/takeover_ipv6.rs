@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
-use ipamd::families::ipv6_among;
 use lab::LabError;
 use lab::ec2::Config;
 use lab::fabric::{Fabric, INTERNET_HOST, INTERNET_HOST6, SECOND_CIDR_HOST6};
@@ -12,6 +11,7 @@ use lab::go_ipv6::{self, GoIpv6Pod, with_pods};
 use lab::node::Node;
 use lab::probe::{Echo, ask, ask_at};
 use lab::runtime::Pod;
+use node::families::ipv6_among;
 
 use crate::support::{Outcome, Test, ensure};
 use crate::takeover::never_silent;

@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn the_sdk_has_its_own_door() {
-        assert_eq!(count("ipamd/src/node/mod.rs", "//! x\nuse aws_sdk_ec2::Client;\n"), 1);
+        assert_eq!(count("crates/node/src/node/mod.rs", "//! x\nuse aws_sdk_ec2::Client;\n"), 1);
         assert_eq!(count("ipamd/src/cloud/imds.rs", "//! x\nuse aws_sdk_ec2::Client;\n"), 1);
         assert_eq!(count("ipamd/src/cloud/imds.rs", "//! x\nuse aws_config::imds;\n"), 0);
         assert_eq!(count("ipamd/src/cloud/ec2.rs", "//! x\nuse aws_sdk_ec2::Client;\n"), 0);

@@ -6,7 +6,6 @@
 mod call;
 pub(crate) mod cloudwatch;
 mod ec2;
-mod error;
 mod http;
 mod imds;
 #[cfg(test)]
@@ -26,8 +25,8 @@ use types::{
 
 pub(crate) use cloudwatch::{CloudWatch, MetricPoint};
 pub use ec2::Ec2;
-pub use error::{CloudError, CloudErrorKind, Effect};
 pub use imds::Imds;
+pub use node::cloud::{CloudError, CloudErrorKind, ConnectionTracking, Effect};
 
 /// An ENI as EC2 or the metadata service describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,26 +61,6 @@ pub struct EniRecord {
     pub security_groups: Vec<SecurityGroupId>,
     /// Its timeouts for idle connections; the metadata service does not tell.
     pub tracking: ConnectionTracking,
-}
-
-/// When security groups forget idle connections of an ENI, in seconds; `None` is EC2's default (EC2 user guide, "Connection
-/// tracking timeouts").
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ConnectionTracking {
-    /// Established TCP connections.
-    pub tcp_established: Option<i32>,
-    /// UDP flows with more than one request and response.
-    pub udp_stream: Option<i32>,
-    /// Other UDP flows.
-    pub udp: Option<i32>,
-}
-
-impl ConnectionTracking {
-    /// Whether any of them is set.
-    #[must_use]
-    pub fn is_set(&self) -> bool {
-        *self != Self::default()
-    }
 }
 
 /// What is attached to an instance.

@@ -5,16 +5,16 @@
 //! [`Book`]; that an address is taken away only where it still stands is the API server's to check, in the same request.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::time::Duration;
 
+use node::clock::doubled;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use types::{Moment, PodName};
 
+use super::PodIp;
 use super::api::{Ask, Door, Method, Refusal};
-use super::notes::PodRef;
-use crate::clock::{Clock, doubled};
+use crate::clock::Clock;
 use crate::metrics::{ClusterWrite, Metrics};
 
 /// The annotation; the Go version's, which Calico reads.
@@ -26,46 +26,27 @@ const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// How often a write is tried that others get in the way of.
 const CONFLICTS_MAX: u32 = 4;
 
-/// What is to be written of a pod.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PodIp {
-    /// The pod.
-    pub pod: PodRef,
-    /// Its address.
-    pub address: IpAddr,
-    /// Whether it has it, or had it.
-    pub has: bool,
-}
-
-impl PodIp {
-    /// What holds after both were said, in this order. What is said of another address does not take this one away: the DEL of an
-    /// old sandbox may come after the ADD of the next.
-    fn then(self, later: Self) -> Self {
-        if self.has && !later.has && self.address != later.address { self } else { later }
-    }
-
-    /// The request; `node` is the name of ours.
-    fn ask(&self, node: &str) -> Ask {
-        let PodName { namespace, name } = &self.pod.name;
-        let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
-        let address = self.address.to_string();
-        if self.has {
-            let mut body = json!({"metadata": {"annotations": {KEY: address}}});
-            // The next pod of this name is another one. Where the UID is not known, it is one of this node at least: the node of a pod cannot
-            // be changed, so the API server refuses the whole for a pod of any other.
-            match self.pod.uid.as_str() {
-                "" => body["spec"]["nodeName"] = node.into(),
-                uid => body["metadata"]["uid"] = uid.into(),
-            }
-            return Ask { method: Method::MergePatch, path, body };
+/// The request; `node` is the name of ours.
+fn ask(change: &PodIp, node: &str) -> Ask {
+    let PodName { namespace, name } = &change.pod.name;
+    let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
+    let address = change.address.to_string();
+    if change.has {
+        let mut body = json!({"metadata": {"annotations": {KEY: address}}});
+        // The next pod of this name is another one. Where the UID is not known, it is one of this node at least: the node of a pod cannot
+        // be changed, so the API server refuses the whole for a pod of any other.
+        match change.pod.uid.as_str() {
+            "" => body["spec"]["nodeName"] = node.into(),
+            uid => body["metadata"]["uid"] = uid.into(),
         }
-        let at = format!("/metadata/annotations/{}", KEY.replace('/', "~1"));
-        let body = json!([
-            {"op": "test", "path": at, "value": address},
-            {"op": "replace", "path": at, "value": ""},
-        ]);
-        Ask { method: Method::JsonPatch, path, body }
+        return Ask { method: Method::MergePatch, path, body };
     }
+    let at = format!("/metadata/annotations/{}", KEY.replace('/', "~1"));
+    let body = json!([
+        {"op": "test", "path": at, "value": address},
+        {"op": "replace", "path": at, "value": ""},
+    ]);
+    Ask { method: Method::JsonPatch, path, body }
 }
 
 /// What is to be written, one thing for each pod.
@@ -180,7 +161,7 @@ async fn annotate(
             },
             () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {
                 let Some(change) = book.due(clock.now()) else { continue };
-                let (how, counted) = outcome(&change, book.failures, door.ask(change.ask(&node)).await);
+                let (how, counted) = outcome(&change, book.failures, door.ask(ask(&change, &node)).await);
                 metrics.wrote_to_cluster("annotation", counted);
                 book.written(change, how, clock.now());
             }
@@ -206,6 +187,7 @@ fn outcome(change: &PodIp, failures: u32, answer: Result<Value, Refusal>) -> (Wr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::PodRef;
 
     const NOW: Moment = Moment(1_000_000);
 
@@ -258,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_set_names_the_uid_or_else_our_node_and_a_removal_the_address_that_it_removes() {
-        let set = said("a", 1, true).ask("node1");
+        let set = ask(&said("a", 1, true), "node1");
         let annotations = json!({"vpc.amazonaws.com/pod-ips": "10.0.0.1"});
         let metadata = json!({"annotations": annotations, "uid": "u"});
         assert_eq!((set.method, set.body), (Method::MergePatch, json!({"metadata": metadata})));
@@ -267,9 +249,9 @@ mod tests {
         let mut of_before = said("a", 1, true);
         of_before.pod.uid.clear();
         let body = json!({"metadata": {"annotations": annotations}, "spec": {"nodeName": "node1"}});
-        assert_eq!(of_before.ask("node1").body, body);
+        assert_eq!(ask(&of_before, "node1").body, body);
 
-        let removal = said("a", 1, false).ask("node1");
+        let removal = ask(&said("a", 1, false), "node1");
         assert_eq!((removal.method, &removal.body[0]["value"]), (Method::JsonPatch, &json!("10.0.0.1")));
         assert_eq!(removal.body[0]["path"], "/metadata/annotations/vpc.amazonaws.com~1pod-ips");
     }

@@ -1,9 +1,10 @@
 //! Says notes to the API server. Nobody waits for it.
 
+use node::cluster::{Ledger, Writing, Written};
 use tokio::sync::mpsc;
 
 use super::api::{Ask, Door, Method, Refusal};
-use super::notes::{Ledger, Myself, Note, Writing, Written};
+use super::{Myself, Note};
 use crate::clock::Clock;
 use crate::metrics::{ClusterWrite, Metrics};
 

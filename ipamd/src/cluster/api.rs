@@ -23,15 +23,14 @@ use kube::config::{KubeConfigOptions, Kubeconfig, NamedCluster};
 use kube::runtime::utils::Backoff as _;
 use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt as _};
+use node::cluster::{POD_ENI_ANNOTATION, thousandths};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::{OnceCell, mpsc, watch as latest};
 use types::PodName;
 
-use super::quantity::thousandths;
 use super::{
-    BranchWish, EniConfigName, EniConfigNews, NameKeys, News, NodeObject, POD_ENI_ANNOTATION, PodNews,
-    PodObject, WarmOverrides,
+    BranchWish, EniConfigName, EniConfigNews, NameKeys, News, NodeObject, PodNews, PodObject, WarmOverrides,
 };
 use crate::config::{Cluster, Config};
 use crate::node::Event;

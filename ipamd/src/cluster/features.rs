@@ -1,23 +1,14 @@
 //! Features that the node's CNINode object is to name, for the VPC resource controller. Nothing here needs them.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
+use node::clock::{Jitter, doubled};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::Features;
 use super::api::{Ask, Door, Method, Refusal};
-use crate::clock::{Jitter, doubled};
 use crate::metrics::{ClusterWrite, Metrics};
-
-/// Features by name, with their values.
-pub type Features = BTreeMap<String, String>;
-
-/// The feature that names the node's ENIConfig.
-pub(crate) const CUSTOM_NETWORKING: &str = "CustomNetworking";
-
-/// The feature that has the controller make a trunk ENI for the node.
-pub(crate) const POD_SECURITY_GROUPS: &str = "SecurityGroupsForPods";
 
 /// Pause after an attempt that came to nothing; grows to the second value. The controller makes the object some time after the node.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
@@ -110,6 +101,10 @@ fn merged(features: &Value, wanted: &Features) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use node::cluster::CUSTOM_NETWORKING;
+
     use super::*;
 
     fn ours(value: &str) -> Features {

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use node::clock::doubled;
 use types::Moment;
 
-use crate::clock::doubled;
 use crate::cloud::{CloudErrorKind, MetricPoint};
 
 /// Most data that wait: more than an hour of them at the usual pace. The oldest make room.

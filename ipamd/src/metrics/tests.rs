@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use types::{Moment, NetworkCard, PodName, Prefix, SandboxKey};
-use wire::{AddressCount, CardReport, EniReport, Observed, PodReport};
+use wire::{AddressCount, CardReport, EniReport, Observed, PodReport, Waiting};
 
 use super::*;
 use crate::cloud::{CloudErrorKind, Effect};
@@ -14,20 +14,32 @@ fn text(metrics: &Metrics) -> String {
 }
 
 #[test]
-fn every_reason_is_a_label_of_the_adds_that_failed_and_of_those_that_waited() {
+fn every_reason_is_a_label_of_what_failed_of_the_adds_that_waited_and_of_those_that_wait() {
     let metrics = Metrics::default();
+    let wait = |reason: &Reason| Waiting {
+        pod: PodName::default(),
+        since: Moment(0),
+        reason: *reason,
+        card: NetworkCard(0),
+    };
+    let report = Report { waiting: Reason::ALL.iter().map(wait).collect(), ..blank(Moment(0)) };
 
     for reason in Reason::ALL {
         metrics.answered(Asked::Add, Some(*reason), Duration::from_millis(3));
+        metrics.answered(Asked::Check, Some(*reason), Duration::from_millis(3));
         metrics.waited(*reason, Duration::from_millis(3));
     }
 
-    let text = text(&metrics);
+    let text = metrics.text(&report).unwrap();
     for reason in Reason::ALL {
-        let failed = format!("ipamd_requests_total{{verb=\"add\",reason=\"{reason}\"}} 1\n");
-        assert!(text.contains(&failed), "{failed} is not in {text}");
-        let waited = format!("ipamd_add_wait_seconds_count{{reason=\"{reason}\"}} 1\n");
-        assert!(text.contains(&waited), "{waited} is not in {text}");
+        for line in [
+            format!("ipamd_requests_total{{verb=\"add\",reason=\"{reason}\"}} 1"),
+            format!("ipamd_requests_total{{verb=\"check\",reason=\"{reason}\"}} 1"),
+            format!("ipamd_add_wait_seconds_count{{reason=\"{reason}\"}} 1"),
+            format!("ipamd_adds_waiting{{reason=\"{reason}\"}} 1"),
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in {text}");
+        }
     }
     let short = Reason::ALL.iter().filter(|reason| reason.is_shortage()).count();
     assert!(text.contains(&format!("\nawscni_no_available_ip_addresses {short}\n")), "{text}");

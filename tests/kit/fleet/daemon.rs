@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ipamd::node::CallId;
+use node::CallId;
 use types::Moment;
 
 use super::errand::Errand;

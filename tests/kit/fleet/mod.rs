@@ -1,6 +1,6 @@
 //! The fleet: thousands of nodes that share one account's EC2 limits, in virtual time.
 //!
-//! Our nodes are the real [`ipamd::node::Node`]; disk and kernel obey at once, EC2 is played: token buckets as EC2 documents
+//! Our nodes are the real [`node::Node`]; disk and kernel obey at once, EC2 is played: token buckets as EC2 documents
 //! them, calls that take their time, the SDK's and the daemon's retries. Beside them stands a model of the Go version.
 //! Every policy meets the same history: the same seed is the same run.
 //!

@@ -5,10 +5,10 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use datapath::Marks;
-use ipamd::cloud::{CloudError, Effect as Kind};
-use ipamd::families::Families;
-use ipamd::node::{CallId, Chore, Effect, Event, Facts, HostMade, Node, Picture, Settings, Subnets};
 use ipnetwork::Ipv4Network;
+use node::cloud::{CloudError, Effect as Kind};
+use node::families::Families;
+use node::{CallId, Chore, Effect, Event, Facts, HostMade, Node, Picture, Settings, Subnets};
 use pool::{Action, ActionId, EniSeen, Outcome, Pool, Role, Targets};
 use types::{
     DeviceIndex, EniId, InstanceLimits, Moment, NetworkCard, PodName, SandboxKey, SubnetId, VethPrefix,
@@ -330,9 +330,7 @@ fn error(call: &'static str, kind: Kind, refusal: Refusal) -> CloudError {
         Refusal::Throttled => {
             CloudError::answered(call, kind, 503, "RequestLimitExceeded", "Request limit exceeded.")
         }
-        Refusal::InUse => {
-            CloudError::new(ipamd::cloud::CloudErrorKind::Unclear, call, "it is still attached")
-        }
+        Refusal::InUse => CloudError::new(node::cloud::CloudErrorKind::Unclear, call, "it is still attached"),
     }
 }
 

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use ipamd::cloud::{CloudError, CloudErrorKind, ConnectionTracking, Effect};
-use ipamd::node::{Chore, Event, Picture, Stray};
 use ipnetwork::{Ipv4Network, Ipv6Network};
+use node::cloud::{CloudError, CloudErrorKind, ConnectionTracking, Effect};
+use node::{Chore, Event, Picture, Stray};
 use pool::{Action, ActionId, EniSeen, Given, Outcome, Role, Wanted};
 use types::{DeviceIndex, EniId, InstanceTable, Ipv6Prefix, Moment, Prefix, SecurityGroupId, SubnetId};
 

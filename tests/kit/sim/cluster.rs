@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use ipamd::cluster::{EniConfig, EniConfigName, EniConfigNews, NameKeys, News, NodeObject};
+use node::cluster::{EniConfig, EniConfigName, EniConfigNews, NameKeys, News, NodeObject};
 use types::{SecurityGroupId, SubnetId};
 
 use super::met::{Manner, Met};

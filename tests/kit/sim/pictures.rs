@@ -3,8 +3,8 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use ipamd::cloud::{CloudError, CloudErrorKind};
-use ipamd::node::{Chore, Event, Picture, Subnets};
+use node::cloud::{CloudError, CloudErrorKind};
+use node::{Chore, Event, Picture, Subnets};
 use pool::{EniSeen, Role};
 use types::{DeviceIndex, Moment, NetworkCard};
 

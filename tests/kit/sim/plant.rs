@@ -1,9 +1,9 @@
 //! Bugs put between the node and its world on purpose, to see that the simulator finds them.
 
-use ipamd::cloud::{CloudError, CloudErrorKind};
-use ipamd::cluster::{EniConfigNews, News};
-use ipamd::hold::Hold;
-use ipamd::node::{Chore, Effect, Event, Picture};
+use node::cloud::{CloudError, CloudErrorKind};
+use node::cluster::{EniConfigNews, News};
+use node::hold::Hold;
+use node::{Chore, Effect, Event, Picture};
 use pool::Role;
 use types::Moment;
 

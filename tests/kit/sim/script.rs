@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use datapath::Marks;
-use ipamd::families::Families;
-use ipamd::hold::Hold;
-use ipamd::node::Settings;
+use node::Settings;
+use node::families::Families;
+use node::hold::Hold;
 use pool::Targets;
 use types::{InstanceTable, VethPrefix};
 

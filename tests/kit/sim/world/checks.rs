@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use ipamd::hold::Hold;
-use ipamd::node::Node;
+use node::Node;
+use node::hold::Hold;
 use pool::{Action, Role};
 use types::{EniId, InstanceTable, Prefix, SandboxKey, SecurityGroupId};
 

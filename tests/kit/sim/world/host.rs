@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipamd::node::{HostMade, HostWish};
 use ipnetwork::Ipv4Network;
+use node::{HostMade, HostWish};
 use types::Mac;
 
 use super::super::plant::Plant;

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use ipamd::cloud::{CloudError, CloudErrorKind};
-use ipamd::node::{CallId, Event, Facts, Node, PodInKernel, Restored, restore};
-use ipamd::store::{Loaded, Record, VERSION};
+use node::cloud::{CloudError, CloudErrorKind};
+use node::store::{Loaded, Record, VERSION};
+use node::{CallId, Event, Facts, Node, PodInKernel, Restored, restore};
 use pool::{Action, PICTURE_LAG};
 use types::{InstanceTable, Moment};
 use wire::queue::QueuedDel;

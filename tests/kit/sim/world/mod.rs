@@ -12,11 +12,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use datapath::PodSpec;
-use ipamd::cloud::{CloudError, CloudErrorKind};
-use ipamd::families::address_in_pool;
-use ipamd::hold::Hold;
-use ipamd::node::{BatchId, CallId, Effect, Event, Node, Remembered};
-use ipamd::store::{Ipv6Books, Record, VERSION};
+use node::cloud::{CloudError, CloudErrorKind};
+use node::families::address_in_pool;
+use node::hold::Hold;
+use node::store::{Ipv6Books, Record, VERSION};
+use node::{BatchId, CallId, Effect, Event, Node, Remembered};
 use pool::Snapshot;
 use types::{HostVeth, Moment, PodName, Reason, SandboxKey, VethPrefix};
 use wire::queue::QueuedDel;

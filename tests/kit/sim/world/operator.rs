@@ -1,7 +1,7 @@
 //! The operator: puts the brake on and takes it off, and cordons the node.
 
-use ipamd::hold::Hold;
-use ipamd::node::Event;
+use node::Event;
+use node::hold::Hold;
 use pool::Action;
 
 use super::{Held, World, hold};

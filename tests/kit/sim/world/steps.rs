@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipamd::node::{CallId, Event};
+use node::{CallId, Event};
 use types::{Reason, SandboxKey, VethPrefix};
 use wire::{Attachment, Detachment, Failure, Kept, PROTOCOL, Request, Verb};
 

@@ -243,7 +243,8 @@ pub enum Event {
 
 impl Event {
     /// The request that this is about, where it is about one.
-    pub(crate) const fn request(&self) -> Option<CallId> {
+    #[must_use]
+    pub const fn request(&self) -> Option<CallId> {
         let (Self::Call { id, .. }
         | Self::Gone(id)
         | Self::Wired { id, .. }

@@ -6,6 +6,48 @@ use types::HostVeth;
 use super::estate::look;
 use super::links::led_by;
 use super::*;
+use crate::node::Remembered;
+
+fn mac(last: u8) -> Mac {
+    Mac([2, 0, 0, 0, 0, last])
+}
+
+fn eni(number: u8, role: Role) -> EniSeen {
+    let address = |last| Ipv4Addr::new(10, 0, number, last);
+    EniSeen {
+        id: format!("eni-{number}").parse().unwrap(),
+        mac: mac(number),
+        card: NetworkCard(0),
+        device: DeviceIndex(number),
+        subnet: "subnet-1".parse().unwrap(),
+        primary_address: address(4),
+        addresses: (10..13).map(address).collect(),
+        prefixes: BTreeSet::new(),
+        role,
+    }
+}
+
+/// Two ENIs with three addresses each on one m5.large.
+pub(super) fn remembered() -> Remembered {
+    let facts = Facts {
+        instance: "i-1".parse().unwrap(),
+        limits: InstanceTable::builtin().get("m5.large").unwrap().clone(),
+        primary_address: Ipv4Addr::new(10, 0, 0, 4),
+        subnet: "subnet-1".parse().unwrap(),
+        vpc_cidrs: vec!["10.0.0.0/16".parse().unwrap()],
+        ipv6: None,
+    };
+    Remembered {
+        enis: vec![eni(0, Role::Primary), eni(1, Role::Secondary)],
+        stranded: Vec::new(),
+        subnets: [("subnet-1".parse().unwrap(), "10.0.0.0/20".parse().unwrap())].into(),
+        excluded: BTreeSet::new(),
+        occupied: BTreeSet::new(),
+        efa_only: BTreeSet::new(),
+        ipv6_prefixes: BTreeSet::new(),
+        facts,
+    }
+}
 
 fn away(call: &'static str) -> CloudError {
     CloudError::new(CloudErrorKind::Unreachable, call, "no answer")

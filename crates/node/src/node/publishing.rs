@@ -9,12 +9,14 @@ use super::event::Effect;
 
 impl Node {
     /// How long the daemon has run.
-    pub(crate) fn runs_for(&self, now: Moment) -> Duration {
+    #[must_use]
+    pub fn runs_for(&self, now: Moment) -> Duration {
         now.since(self.started)
     }
 
     /// Whether the API server has told the node object.
-    pub(crate) const fn knows_cluster(&self) -> bool {
+    #[must_use]
+    pub const fn knows_cluster(&self) -> bool {
         self.cluster.is_known()
     }
 

@@ -62,10 +62,7 @@ impl Node {
         let told = match told {
             Ok(enis) => told_by(&enis),
             Err(error) => {
-                tracing::debug!(
-                    error = crate::server::chain(&error),
-                    "instance metadata does not tell the ENIs"
-                );
+                tracing::debug!(error = crate::chain(&error), "instance metadata does not tell the ENIs");
                 return;
             }
         };
@@ -86,4 +83,4 @@ impl Node {
 }
 
 /// How often instance metadata is glanced at.
-pub(crate) const GLANCE_EVERY: Duration = Duration::from_secs(900);
+pub const GLANCE_EVERY: Duration = Duration::from_secs(900);

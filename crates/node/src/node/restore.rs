@@ -54,7 +54,8 @@ impl PodInKernel {
 /// end is. Others name theirs alike, so under another prefix than the setting's the rule that the Go version makes or its checkpoint
 /// has to bear it out; the setting may have been another when the pod came. In `egress`, the range of its egress plugin, there are pods
 /// by other names.
-pub(crate) fn pods_among(
+#[must_use]
+pub fn pods_among(
     seen: Vec<PodSeen>,
     checkpoint: Option<&Checkpoint>,
     prefix: &VethPrefix,
@@ -99,7 +100,8 @@ fn placeholder_owner(pod: &PodInKernel, now: Moment) -> Option<Owner> {
 }
 
 /// Whether a sandbox is a pod that only the kernel knows.
-pub(crate) fn is_placeholder(sandbox: &SandboxKey) -> bool {
+#[must_use]
+pub fn is_placeholder(sandbox: &SandboxKey) -> bool {
     sandbox.network_name() == REBUILT
 }
 
@@ -122,19 +124,20 @@ pub struct Restored {
 
 /// What a state file says.
 #[derive(Debug)]
-pub(crate) struct Replayed {
+pub struct Replayed {
     /// The addresses.
-    pub(crate) pool: Pool,
+    pub pool: Pool,
     /// Those whose last word is a release: who, and what was theirs.
-    pub(crate) released: BTreeMap<HostVeth, (SandboxKey, Ipv4Addr)>,
+    released: BTreeMap<HostVeth, (SandboxKey, Ipv4Addr)>,
     /// Those of them that had a branch ENI.
-    pub(crate) branches: BTreeMap<HostVeth, PodSpec>,
+    branches: BTreeMap<HostVeth, PodSpec>,
     /// What is remembered of the IPv6 prefix.
-    pub(crate) ipv6: Ipv6Books,
+    ipv6: Ipv6Books,
 }
 
 /// Goes through the lines of a state file.
-pub(crate) fn replay(records: Vec<Record>, cooldown: Duration, now: Moment) -> Replayed {
+#[must_use]
+pub fn replay(records: Vec<Record>, cooldown: Duration, now: Moment) -> Replayed {
     let mut pool = Pool::new(cooldown);
     let mut released: BTreeMap<HostVeth, (SandboxKey, Ipv4Addr)> = BTreeMap::new();
     let mut branches: BTreeMap<HostVeth, PodSpec> = BTreeMap::new();

@@ -105,7 +105,7 @@ impl Families {
 
     /// What the kernel should hold for a pod.
     #[must_use]
-    pub(crate) fn pod_spec(self, owner: &Owner, address: Ipv4Addr, mtu: u32) -> PodSpec {
+    pub fn pod_spec(self, owner: &Owner, address: Ipv4Addr, mtu: u32) -> PodSpec {
         let container_if = owner.sandbox.if_name().to_owned();
         let (host_if, index, branch) = (owner.host_if.clone(), owner.index(), owner.branch.clone());
         if let Some(branch) = &owner.branch {

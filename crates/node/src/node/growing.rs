@@ -178,7 +178,7 @@ impl CloudState {
 
 /// A failure in words, which the log gets too.
 fn told(error: &CloudError) -> Trouble {
-    let words = crate::server::chain(error);
+    let words = crate::chain(error);
     tracing::warn!(kind = ?error.kind(), error = words, "AWS does not do what it was asked");
     (error.kind(), words)
 }

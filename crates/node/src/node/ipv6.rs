@@ -236,8 +236,8 @@ impl Node {
         match result {
             Err(error) if error.kind() != CloudErrorKind::Gone => {
                 // No pod waits for it: growth goes on meanwhile. An unclear answer is looked at: it may have gone.
-                tracing::warn!(error = crate::server::chain(&error), "the IPv6 prefix is not given back");
-                self.ipv6.kept = Some((error.kind().reason(), crate::server::chain(&error)));
+                tracing::warn!(error = crate::chain(&error), "the IPv6 prefix is not given back");
+                self.ipv6.kept = Some((error.kind().reason(), crate::chain(&error)));
                 self.ipv6.keep_until = now.plus(self.cloud.jitter(KEEP));
                 if error.kind() == CloudErrorKind::Unclear {
                     self.cloud.look_at = self.cloud.look_at.min(now.plus(PICTURE_LAG));

@@ -446,13 +446,15 @@ impl Node {
     }
 
     /// What the names of pods' host ends start with: the setting, and what it was when those that live were named.
-    pub(crate) fn veth_prefixes(&self) -> BTreeSet<VethPrefix> {
+    #[must_use]
+    pub fn veth_prefixes(&self) -> BTreeSet<VethPrefix> {
         let of_owners = self.pool.owners().filter_map(|(owner, _)| owner.host_if.prefix());
         of_owners.chain([self.settings.veth_prefix.clone()]).collect()
     }
 
     /// What the kernel should hold of each pod.
-    pub(crate) fn wired_pods(&self) -> Vec<PodSpec> {
+    #[must_use]
+    pub fn wired_pods(&self) -> Vec<PodSpec> {
         let mtu = self.settings.pod_mtu;
         let families = self.settings.families;
         self.pool.owners().map(|(owner, grant)| families.pod_spec(owner, grant.address, mtu)).collect()

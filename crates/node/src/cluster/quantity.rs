@@ -4,7 +4,8 @@
 /// no amount of CPU: it is negative, or no number.
 ///
 /// Binary suffixes are for memory; nobody writes a CPU in them, and they are not read.
-pub(crate) fn thousandths(quantity: &str) -> Option<u64> {
+#[must_use]
+pub fn thousandths(quantity: &str) -> Option<u64> {
     let quantity = quantity.trim();
     let exponent = |suffix: &str| {
         Some(match suffix {

@@ -98,7 +98,7 @@ pub struct Myself {
 
 /// What makes two notes the same event.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Key {
+struct Key {
     about: About,
     reason: &'static str,
     action: String,
@@ -117,22 +117,22 @@ struct Entry {
 
 /// Something to write to the API server.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Writing {
-    pub(crate) key: Key,
+pub struct Writing {
+    key: Key,
     /// Namespace of the event.
-    pub(crate) namespace: String,
+    pub namespace: String,
     /// Its name.
-    pub(crate) name: String,
+    pub name: String,
     /// The whole event, or what changes of one that is there.
-    pub(crate) body: Value,
+    pub body: Value,
     /// It is there already.
-    pub(crate) is_known: bool,
+    pub is_known: bool,
     count: u32,
 }
 
 /// How a writing went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Written {
+pub enum Written {
     /// It is there.
     Done,
     /// This one cannot be written.
@@ -145,7 +145,7 @@ pub(crate) enum Written {
 
 /// What has been said and is to be said.
 #[derive(Debug)]
-pub(crate) struct Ledger {
+pub struct Ledger {
     myself: Myself,
     entries: BTreeMap<Key, Entry>,
     tokens: u32,
@@ -157,13 +157,15 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    pub(crate) fn new(myself: Myself, now: Moment) -> Self {
+    /// Nothing said so far.
+    #[must_use]
+    pub fn new(myself: Myself, now: Moment) -> Self {
         let jitter = Jitter::of_node(&myself.node, now);
         Self { myself, entries: BTreeMap::new(), tokens: BURST, refilled: now, named: 0, away: 0, jitter }
     }
 
     /// Takes something in; false if there is no room for it, or nobody whom it is about.
-    pub(crate) fn note(&mut self, note: Note, now: Moment) -> bool {
+    pub fn note(&mut self, note: Note, now: Moment) -> bool {
         let Note { about, reason, action, text } = note;
         if about == About::Daemon && self.myself.pod.is_none() {
             return false;
@@ -190,7 +192,7 @@ impl Ledger {
     }
 
     /// What to write now: events that nobody has seen yet go before counts.
-    pub(crate) fn due(&mut self, now: Moment) -> Option<Writing> {
+    pub fn due(&mut self, now: Moment) -> Option<Writing> {
         self.refill(now);
         if self.tokens == 0 {
             return None;
@@ -225,7 +227,7 @@ impl Ledger {
     }
 
     /// Takes in how a writing went.
-    pub(crate) fn written(&mut self, writing: &Writing, how: Written, now: Moment) {
+    pub fn written(&mut self, writing: &Writing, how: Written, now: Moment) {
         if how == Written::Away {
             // No token comes before the pause is over, and then one at a time: all nodes have something to say by then.
             let pause = self.jitter.around(doubled(AWAY, self.away));
@@ -246,7 +248,8 @@ impl Ledger {
     }
 
     /// When there is something to write, if nothing else happens before.
-    pub(crate) fn next(&self, now: Moment) -> Option<Moment> {
+    #[must_use]
+    pub fn next(&self, now: Moment) -> Option<Moment> {
         let due = self.entries.values().filter_map(Entry::due_at).min()?;
         let token = if self.tokens == 0 { self.refilled.plus(REFILL) } else { now };
         Some(due.max(token))

@@ -15,7 +15,7 @@ use types::{BranchEni, BranchIpv4, EniId, Mac, PodName, VlanId};
 /// What limits that ask for a branch ENI begin with.
 const RESOURCE: &str = "vpc.amazonaws.com/pod-eni";
 /// The annotation that names it.
-pub(crate) const ANNOTATION: &str = "vpc.amazonaws.com/pod-eni";
+pub const ANNOTATION: &str = "vpc.amazonaws.com/pod-eni";
 /// A longer one is nothing that the controller writes.
 const BYTES_MAX: usize = 64 * 1024;
 

@@ -207,10 +207,7 @@ impl Node {
             self.cloud.untidy = 0;
             return;
         };
-        tracing::warn!(
-            error = crate::server::chain(&error),
-            "something about our ENIs could not be put right"
-        );
+        tracing::warn!(error = crate::chain(&error), "something about our ENIs could not be put right");
         // What we may not do we may not do the next time either, and leaks of other instances all nodes of the cluster see.
         if error.kind() != CloudErrorKind::Denied && !only_leaks {
             let pause = doubled((TIDY_AGAIN, self.settings.audit_every), self.cloud.untidy);

@@ -79,7 +79,8 @@ pub enum Effect {
 
 impl Effect {
     /// The kind of a call without answer.
-    pub(super) const fn silence(self) -> CloudErrorKind {
+    #[must_use]
+    pub const fn silence(self) -> CloudErrorKind {
         match self {
             Self::Reads => CloudErrorKind::Unreachable,
             Self::Changes => CloudErrorKind::Unclear,
@@ -87,7 +88,8 @@ impl Effect {
     }
 
     /// The kind of a call whose answer makes no sense.
-    pub(super) const fn nonsense(self) -> CloudErrorKind {
+    #[must_use]
+    pub const fn nonsense(self) -> CloudErrorKind {
         match self {
             Self::Reads => CloudErrorKind::Garbage,
             Self::Changes => CloudErrorKind::Unclear,

@@ -56,10 +56,10 @@ use types::{Enforcing, EniId, Moment, NetworkCard, SandboxKey, SubnetId, VethPre
 use wire::Observed;
 
 pub use event::{BatchId, CallId, Chore, Effect, Event, Facts, HostMade, HostWish, Picture, Stray, Subnets};
+pub use glancing::GLANCE_EVERY;
 pub use releasing::RELEASED_KEPT;
 pub use remembering::Remembered;
-pub use restore::{PodInKernel, Restored, restore};
-pub(crate) use restore::{is_placeholder, pods_among, replay};
+pub use restore::{PodInKernel, Replayed, Restored, is_placeholder, pods_among, replay, restore};
 
 use crate::families::Families;
 use crate::hold::Hold;
@@ -68,7 +68,6 @@ use adding::Pending;
 use branches::BranchState;
 use cluster::ClusterState;
 use custom::CustomState;
-pub(crate) use glancing::GLANCE_EVERY;
 use glancing::Glances;
 use growing::CloudState;
 use hosting::HostState;

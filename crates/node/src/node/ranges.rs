@@ -11,8 +11,8 @@ use types::{Moment, Reason, SubnetId};
 
 use super::Node;
 use super::event::{Effect, Picture};
+use crate::chain;
 use crate::cloud::CloudError;
-use crate::server::chain;
 
 /// Pause before instance metadata is asked again for a range that it did not tell.
 const ASK_AGAIN: Duration = Duration::from_secs(5);

@@ -20,9 +20,8 @@ use super::{
 use super::{PodInKernel, restore};
 use crate::cloud::{CloudError, CloudErrorKind};
 use crate::families::Families;
-use crate::memory::tests::remembered;
-use crate::metrics::{Asked, Metrics};
 use crate::store::{Loaded, Record};
+use remembering::remembered;
 
 mod branches;
 mod cards;
@@ -46,8 +45,9 @@ struct World {
     node: Node,
     now: Moment,
     calls: u64,
-    asked: BTreeMap<CallId, Asked>,
-    metrics: Metrics,
+    /// Why requests failed, and what those waited for that waited, in order: what the daemon counts.
+    failed: Vec<Reason>,
+    waited: Vec<Reason>,
     /// Why the last request that failed did.
     failure: Option<Failure>,
 }
@@ -86,8 +86,7 @@ impl World {
         };
         let now = Moment(1_000_000);
         let node = Node::new(settings, Pool::new(Duration::from_secs(30)), 1, now);
-        let (asked, metrics) = (BTreeMap::new(), Metrics::default());
-        Self { node, now, calls: 0, asked, metrics, failure: None }
+        Self { node, now, calls: 0, failed: Vec::new(), waited: Vec::new(), failure: None }
     }
 
     /// Identified, looked at, and converged, with this many free addresses.
@@ -128,15 +127,14 @@ impl World {
         effects
     }
 
-    /// Counts what the daemon counts.
+    /// Keeps what the daemon counts.
     fn count(&mut self, effect: &Effect) {
         match effect {
-            Effect::Reply(id, reply) => {
-                let asked = self.asked.remove(id).unwrap_or(Asked::Add);
-                self.metrics.answered(asked, reply.failure().map(|failure| failure.reason), Duration::ZERO);
+            Effect::Reply(_, reply) => {
+                self.failed.extend(reply.failure().map(|failure| failure.reason));
                 self.failure = reply.failure().cloned().or(self.failure.take());
             }
-            Effect::Waited(reason, time) => self.metrics.waited(*reason, *time),
+            Effect::Waited(reason, _) => self.waited.push(*reason),
             _ => {}
         }
     }
@@ -156,7 +154,6 @@ impl World {
     fn ask(&mut self, verb: Verb, started_ns: u64) -> (CallId, Vec<Effect>) {
         self.calls += 1;
         let id = CallId(self.calls);
-        self.asked.insert(id, Asked::of(&verb));
         let request = Request { version: PROTOCOL, patience_ms: 90_000, started_ns, trace: None, verb };
         (id, self.handle(Event::Call { id, request, descriptors: true }))
     }
