@@ -100,6 +100,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn our_crates_are_heard_at_the_level_and_others_when_something_may_be_wrong() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ipamd.log");
+        let log = Mutex::new(File::create(&path).unwrap());
+        let builder = tracing_subscriber::fmt().with_env_filter(filter(LevelFilter::INFO));
+        let subscriber = builder.with_writer(log).with_ansi(false).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(target: "ipamd::daemon", "one");
+            tracing::info!(target: "node::node::growing", "two");
+            tracing::info!(target: "pool::plan", "three");
+            tracing::info!(target: "datapath::kernel", "four");
+            tracing::warn!(target: "hyper::client", "five");
+            tracing::debug!(target: "node::node::looking", "hidden");
+            tracing::info!(target: "hyper::client", "hidden");
+            tracing::error!(target: "kube_client::client", "hidden");
+        });
+
+        let text = std::fs::read_to_string(&path).unwrap();
+        let heard: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().last()).collect();
+        assert_eq!(heard, ["one", "two", "three", "four", "five"]);
+    }
+
+    #[test]
     fn a_log_that_is_large_starts_anew_and_what_it_was_is_kept_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("made/ipamd.log");

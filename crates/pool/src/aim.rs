@@ -10,8 +10,9 @@ use crate::pool::Pool;
 /// A pod beyond the last free address waits for a call to EC2, so a node that starts many pods keeps more.
 const AUTOMATIC_LOW: (u32, u32) = (4, 16);
 const AUTOMATIC_HIGH: (u32, u32) = (12, 32);
-/// The same on a node that no further pod fits: enough for one that takes another's place while the old address cools.
-const AUTOMATIC_FULL: (u32, u32) = (1, 2);
+/// What is wanted on a node that no further pod fits, beyond those that are on it: enough for one that takes another's place while the old
+/// address cools.
+const AUTOMATIC_FULL: u32 = 2;
 
 /// While addresses cool, a `WARM_IP_TARGET` that is short is filled up by as many again, but no more than this: one call for
 /// those that go on cooling with each pod that is replaced, where it would be one for each of the first.
@@ -103,11 +104,11 @@ impl Pool {
                 let ahead = if targets.patient && stock.cooling > 0 { warm.min(AHEAD) } else { 0 };
                 Aim::Addresses { low: warm, high: warm.saturating_add(ahead), minimum }
             }
-            _ if targets.automatic && targets.full => {
-                let (low, high) = AUTOMATIC_FULL;
-                Aim::Addresses { low, high, minimum: 0 }
-            }
             _ if targets.automatic => {
+                if let Some(coming) = targets.full {
+                    let (low, high) = (coming.max(1), coming.saturating_add(AUTOMATIC_FULL));
+                    return Aim::Addresses { low, high, minimum: 0 };
+                }
                 let recent = self.recent_starts(now);
                 let low = (recent / 2).clamp(AUTOMATIC_LOW.0, AUTOMATIC_LOW.1);
                 let high = recent.saturating_mul(2).clamp(AUTOMATIC_HIGH.0, AUTOMATIC_HIGH.1);

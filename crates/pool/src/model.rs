@@ -233,8 +233,9 @@ pub struct Targets {
     pub warm_prefix: u32,
     /// Nobody has set a target: what is kept free follows the number of pods that start.
     pub automatic: bool,
-    /// No further pod is expected: with `automatic` hardly anything is kept free.
-    pub full: bool,
+    /// No pod fits the node beyond those that are on it already, so many of which have no address yet: with `automatic` hardly
+    /// anything more is kept free.
+    pub full: Option<u32>,
     /// Nothing is kept free, whatever the others say: only what ADDs wait for is asked for.
     pub demand_only: bool,
     /// Nobody is short of addresses: what pods lately needed is kept for hours, not minutes, because giving it back and taking
@@ -257,7 +258,7 @@ impl Default for Targets {
             minimum_ip: None,
             warm_prefix: 1,
             automatic: false,
-            full: false,
+            full: None,
             demand_only: false,
             patient: false,
             max_pods: None,

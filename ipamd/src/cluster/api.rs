@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use hyper::http::{Request, header};
-use k8s_openapi::api::core::v1::{Container, Node, Pod};
+use k8s_openapi::api::core::v1::{Container, Node, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig, NamedCluster};
@@ -44,6 +44,10 @@ const CLIENT_AGAIN: Duration = Duration::from_secs(10);
 const MIRROR: &str = "kubernetes.io/config.mirror";
 /// What HTTP says of a place in the history that is gone.
 const GONE: u16 = 410;
+/// What it says where a right is missing.
+const FORBIDDEN: u16 = 403;
+/// Pause after that where no pod waits for what is watched.
+const DENIED: Duration = Duration::from_secs(600);
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long a single request may take.
@@ -228,19 +232,27 @@ pub(crate) async fn watch(config: Config, door: Option<Door>, events: mpsc::Send
     let read =
         |node: Option<&Node>| node.map_or(News::NoNode, |node| News::Node(Box::new(object(node, keys))));
     let nodes = Api::<Node>::all(client.clone());
+    // Whether the pool follows the node's pods.
+    let follows = config.automatic && config.families.has_ipv4_of_vpc();
     tokio::select! {
         () = keep_following(nodes, named(name), one(read), News::Trouble, &post) => {}
         () = follow_eni_config(&client, names, &post) => {}
-        () = follow_pods(&client, name, &post), if config.pod_eni || config.automatic => {}
+        () = follow_pods(&client, name, config.pod_eni, &post), if config.pod_eni || follows => {}
     }
 }
 
 /// Tells what the pods of this node say.
-async fn follow_pods(client: &Client, node: &str, post: &Post) {
+///
+/// Only where pods' branch ENIs depend on it the list is the newest, and nothing is taken back that was heard; otherwise it is of any age, as
+/// the newest may cost the API server a look at every pod of the cluster.
+async fn follow_pods(client: &Client, node: &str, branches: bool, post: &Post) {
     let trouble = |failure| News::Pods(PodNews::Trouble(failure));
-    // Of whatever age: the newest list would cost the API server a look at every pod of the cluster, and the watch goes on from any.
-    let here = watcher::Config::default().fields(&format!("spec.nodeName={node}")).any_semantic();
-    keep_following(Api::<Pod>::all(client.clone()), here, all_pods(), trouble, post).await;
+    let here = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+    let watched = match branches {
+        true => Watched { list: here, denied: None },
+        false => Watched { list: here.any_semantic(), denied: Some(DENIED) },
+    };
+    keep_following(Api::<Pod>::all(client.clone()), watched, all_pods(), trouble, post).await;
 }
 
 /// Where news go.
@@ -300,14 +312,22 @@ async fn follow_eni_config(client: &Client, mut names: latest::Receiver<Option<S
 
 /// The object of one name. The list is the newest, which costs the API server one key: what any of them remembers may be older than what
 /// was heard before.
-fn named(name: &str) -> watcher::Config {
-    watcher::Config::default().fields(&format!("metadata.name={name}"))
+fn named(name: &str) -> Watched {
+    let list = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    Watched { list, denied: None }
+}
+
+/// What is watched.
+struct Watched {
+    list: watcher::Config,
+    /// Pause after a denial, where nobody waits for what is watched.
+    denied: Option<Duration>,
 }
 
 /// Tells what objects say, until nobody listens: `read` what is to be told of each step of the watch; `trouble` why nothing is known.
 async fn keep_following<K>(
     objects: Api<K>,
-    watched: watcher::Config,
+    Watched { list, denied }: Watched,
     mut read: impl FnMut(watcher::Event<K>) -> Option<News>,
     trouble: impl Fn(String) -> News,
     post: &Post,
@@ -316,29 +336,32 @@ async fn keep_following<K>(
 {
     let mut backoff = watcher::DefaultBackoff::default();
     while !post.events.is_closed() {
-        if let Some(failure) = follow(objects.clone(), watched.clone(), &mut backoff, &mut read, post).await {
-            post.tell(trouble(failure)).await;
+        let ended = follow(objects.clone(), list.clone(), &mut backoff, &mut read, post).await;
+        let mut pause = backoff.next().unwrap_or(CLIENT_AGAIN);
+        if let Some(error) = ended.filter(|error| code_of(error) != GONE) {
+            post.tell(trouble(words(&error))).await;
+            pause = denied.filter(|_| code_of(&error) == FORBIDDEN).unwrap_or(pause);
         }
-        tokio::time::sleep(backoff.next().unwrap_or(CLIENT_AGAIN)).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
-/// Tells what objects say until something goes wrong; what, unless it is nothing but a place in the history that is gone.
+/// Tells what objects say until something goes wrong: what.
 async fn follow<K>(
     objects: Api<K>,
-    watched: watcher::Config,
+    list: watcher::Config,
     backoff: &mut watcher::DefaultBackoff,
     read: &mut impl FnMut(watcher::Event<K>) -> Option<News>,
     post: &Post,
-) -> Option<String>
+) -> Option<watcher::Error>
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let mut stream = watcher(objects, watched).boxed();
+    let mut stream = watcher(objects, list).boxed();
     while let Some(told) = stream.next().await {
         let step = match told {
             Ok(step) => step,
-            Err(error) => return (!is_gone(&error)).then(|| words(&error)),
+            Err(error) => return Some(error),
         };
         if matches!(step, watcher::Event::Apply(_)) {
             backoff.reset();
@@ -406,19 +429,42 @@ fn pod_object(pod: &Pod) -> PodObject {
     let branch = BranchWish::of(amounts, annotation);
     // The runtime knows a static pod by the UID that the kubelet has made, not by that of the object which stands for it.
     let uid = pod.annotations().get(MIRROR).cloned().or_else(|| pod.uid());
-    PodObject { name: pod_name(pod), uid: uid.unwrap_or_default(), branch, cpu: cpu_of(pod) }
+    PodObject {
+        name: pod_name(pod),
+        uid: uid.unwrap_or_default(),
+        branch,
+        cpu: cpu_of(pod),
+        gets_address: gets_address(pod),
+    }
 }
 
-/// The CPU that a pod has asked for, in thousandths, as the scheduler counts it: of containers that go on running, and of the sandbox itself.
-fn cpu_of(pod: &Pod) -> u64 {
-    let has_ended = |phase: &str| matches!(phase, "Succeeded" | "Failed");
+fn has_ended(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    let Some(spec) = pod.spec.as_ref().filter(|_| !phase.is_some_and(has_ended)) else { return 0 };
-    let stays = |container: &&Container| container.restart_policy.as_deref() == Some("Always");
-    let sidecars = spec.init_containers.iter().flatten().filter(stays);
-    let asked =
-        spec.containers.iter().chain(sidecars).filter_map(|it| it.resources.as_ref()?.requests.as_ref());
-    asked.chain(&spec.overhead).filter_map(cpu_in).fold(0, u64::saturating_add)
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+fn gets_address(pod: &Pod) -> bool {
+    !has_ended(pod) && pod.spec.as_ref().is_some_and(|spec| spec.host_network != Some(true))
+}
+
+/// The CPU that a pod has asked for, in thousandths, as the scheduler counts it: what the pod says for all, or what its containers need at
+/// once, whichever is more of those that come first and those that stay; and what the sandbox itself needs. What was changed in a pod that
+/// runs counts as its object says.
+fn cpu_of(pod: &Pod) -> u64 {
+    let Some(spec) = pod.spec.as_ref().filter(|_| !has_ended(pod)) else { return 0 };
+    let asked = |resources: Option<&ResourceRequirements>| cpu_in(resources?.requests.as_ref()?);
+    let of = |container: &Container| asked(container.resources.as_ref()).unwrap_or(0);
+    let (mut sidecars, mut first) = (0_u64, 0_u64);
+    for container in spec.init_containers.iter().flatten() {
+        if container.restart_policy.as_deref() == Some("Always") {
+            sidecars = sidecars.saturating_add(of(container));
+        } else {
+            first = first.max(sidecars.saturating_add(of(container)));
+        }
+    }
+    let stays = spec.containers.iter().map(of).fold(sidecars, u64::saturating_add);
+    let overhead = spec.overhead.as_ref().and_then(cpu_in).unwrap_or(0);
+    asked(spec.resources.as_ref()).unwrap_or(stays.max(first)).saturating_add(overhead)
 }
 
 fn cpu_in(resources: &BTreeMap<String, Quantity>) -> Option<u64> {
@@ -469,18 +515,18 @@ fn object(node: &Node, keys: Option<&NameKeys>) -> NodeObject {
     }
 }
 
-/// Whether nothing is wrong but our place in the history.
-fn is_gone(error: &watcher::Error) -> bool {
-    let code = match error {
+/// What HTTP says of a failure; 0 if it does not.
+fn code_of(error: &watcher::Error) -> u16 {
+    match error {
         watcher::Error::WatchError(status)
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
         | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code,
+        watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code != GONE => status.code,
         watcher::Error::InitialListFailed(_)
         | watcher::Error::WatchStartFailed(_)
         | watcher::Error::WatchFailed(_)
         | watcher::Error::NoResourceVersion => 0,
-    };
-    code == GONE
+    }
 }
 
 /// An error in one line; the watch's own words repeat those of what is behind them.

@@ -30,6 +30,8 @@ pub struct PodObject {
     pub branch: BranchWish,
     /// The CPU that it has asked for, in thousandths; none once it has ended.
     pub cpu: u64,
+    /// It is to have an address of its own: it has not ended, and not the node's network.
+    pub gets_address: bool,
 }
 
 /// Which branch ENI a pod is to have.

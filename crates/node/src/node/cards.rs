@@ -67,7 +67,8 @@ impl Node {
         let (every, mut any) = self.waiting_for_cards();
         let mut whole: Option<Plan> = None;
         for card in self.pool.cards() {
-            let plan = self.pool.plan(&self.targets_of(*card), &self.limits_of(*card)?, every + any, now);
+            let plan =
+                self.pool.plan(&self.targets_of(*card, now), &self.limits_of(*card)?, every + any, now);
             any = any.min(plan.unmet);
             whole = Some(match whole {
                 Some(whole) => whole.and(plan),
@@ -86,10 +87,10 @@ impl Node {
         }
     }
 
-    fn targets_of(&self, card: NetworkCard) -> Targets {
+    fn targets_of(&self, card: NetworkCard, now: Moment) -> Targets {
         // Pods with host networking take none.
         let most = self.capacity_of(card).addresses;
-        let targets = self.targets();
+        let targets = self.targets(now);
         let max_pods = targets.max_pods.map_or(most, |max_pods| max_pods.min(most));
         let patient = !targets.automatic && self.has_plenty();
         let targets = Targets { max_pods: Some(max_pods), patient, ..targets };

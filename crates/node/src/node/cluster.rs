@@ -32,6 +32,7 @@ impl ClusterState {
 impl Node {
     /// Takes in what the API server says.
     pub(super) fn cluster_says(&mut self, news: News, now: Moment) {
+        self.note_fullness(now);
         let before = std::mem::take(&mut self.cluster);
         self.cluster = match news {
             News::Node(object) => {
@@ -63,7 +64,7 @@ impl Node {
             }
             News::Pods(news) => {
                 self.cluster = before;
-                return self.pods_say(news);
+                return self.pods_say(news, now);
             }
             News::EniConfig(name, says) => {
                 self.cluster = before;
@@ -85,11 +86,11 @@ impl Node {
     }
 
     /// The targets that hold now: the settings', what the node object says in their place, and none on a node that is left alone.
-    pub(super) fn targets(&self) -> Targets {
+    pub(super) fn targets(&self, now: Moment) -> Targets {
         let object = self.cluster.object.as_ref();
         let targets = object.map_or(self.settings.targets, |object| object.warm.over(self.settings.targets));
         let max_pods = targets.max_pods.or(object.and_then(|object| object.max_pods));
-        Targets { max_pods, demand_only: self.is_left_alone(), full: self.is_full(), ..targets }
+        Targets { max_pods, demand_only: self.is_left_alone(), full: self.full(now), ..targets }
     }
 
     /// A plan without what is not given back now.
@@ -98,6 +99,12 @@ impl Node {
             plan.actions.retain(|planned| planned.action.leaving().is_none());
         }
         plan
+    }
+
+    /// Why it is not known whether the node is full, in words; with branch ENIs that is told with them.
+    fn pods_trouble(&self) -> Option<String> {
+        let trouble = self.pods.trouble.as_ref().filter(|_| !self.settings.pod_eni)?;
+        Some(format!("whether another pod fits is not known: {trouble}"))
     }
 
     /// What is known, for people.
@@ -116,7 +123,10 @@ impl Node {
                     }
                 };
                 let pods = object.max_pods.map_or_else(String::new, |pods| format!(", {pods} pods at most"));
-                let full = if self.is_full() { ", without CPU for another pod" } else { "" };
+                let full = match self.full(now) {
+                    Some(_) => ", without CPU for another pod",
+                    None => "",
+                };
                 format!("{schedulable}{pods}{full} (told {} s ago)", ago(self.cluster.seen_at))
             }
             None if self.cluster.deleted => "deleted: nothing is given back".to_owned(),
@@ -129,6 +139,7 @@ impl Node {
             .chain(trouble)
             .chain(self.eni_config_lines())
             .chain(self.branch_lines())
+            .chain(self.pods_trouble())
             .collect()
     }
 }

@@ -198,7 +198,16 @@ impl Node {
         self.host.put_back |= made.put_back;
         let refused: Vec<String> = made.refused.values().flatten().chain(&made.unset).cloned().collect();
         self.host.told((!refused.is_empty()).then(|| refused.join("; ")));
-        self.host.lacks(&made.missing, now);
+        // Of an ENI that pods' packets left by and that nobody tells any more none is on its way.
+        let told: BTreeSet<Mac> = self
+            .host
+            .settling
+            .iter()
+            .flat_map(|settling| settling.gain.enis())
+            .chain(self.pool.seen())
+            .map(|eni| eni.mac)
+            .collect();
+        self.host.lacks(&made.missing.intersection(&told).copied().collect(), now);
         self.tell_unready(&made);
         let covered = |s: &Settling| s.generation.is_some_and(|covered| covered <= generation);
         let (settled, waiting) =
@@ -210,7 +219,11 @@ impl Node {
         for Settling { gain, .. } in settled {
             match gain {
                 Gain::Action(id, outcome) => self.pool.finish(id, outcome, now),
-                Gain::Picture(picture) => self.pictured(*picture, now),
+                Gain::Picture(picture) => {
+                    // Of pods too that have come since the wish: the picture may lack their ENI.
+                    self.host.led = self.leads(now);
+                    self.pictured(*picture, now);
+                }
             }
         }
         self.look_for_late(now);

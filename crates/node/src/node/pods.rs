@@ -1,9 +1,10 @@
 //! This node's pods, as their objects say: with security groups for pods which of them have a branch ENI, and with targets that
 //! follow the pods whether another one still fits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use types::PodName;
+use types::{Moment, PodName};
 
 use super::Node;
 use super::adding::Add;
@@ -11,6 +12,8 @@ use crate::cluster::{BranchWish, PodNews, PodObject};
 
 /// With less CPU than this left to ask for, in thousandths, a node is full: few pods that ask for any ask for less.
 const LEFT_OVER: u64 = 100;
+/// A node stays full so long after a pod has ended: as a rule another one takes its place.
+const LINGERS: Duration = Duration::from_secs(60);
 
 /// What is known of this node's pods.
 #[derive(Debug, Default)]
@@ -20,6 +23,8 @@ pub(super) struct PodsState {
     pub(super) listed: bool,
     /// Why they are not told, if it is so.
     pub(super) trouble: Option<String>,
+    /// When there was last no CPU left.
+    full_at: Option<Moment>,
 }
 
 /// What an object says.
@@ -28,6 +33,7 @@ pub(super) struct Told {
     uid: String,
     pub(super) branch: BranchWish,
     cpu: u64,
+    gets_address: bool,
 }
 
 impl PodsState {
@@ -43,10 +49,11 @@ impl PodsState {
 
 impl Node {
     /// Takes in what the API server says of this node's pods.
-    pub(super) fn pods_say(&mut self, news: PodNews) {
+    pub(super) fn pods_say(&mut self, news: PodNews, now: Moment) {
+        self.note_fullness(now);
         let told = |object: PodObject| {
-            let PodObject { name, uid, branch, cpu } = object;
-            (name, Told { uid, branch, cpu })
+            let PodObject { name, uid, branch, cpu, gets_address } = object;
+            (name, Told { uid, branch, cpu, gets_address })
         };
         match news {
             PodNews::All(objects) => {
@@ -80,9 +87,30 @@ impl Node {
         told.filter(|told| uid.is_empty() || told.uid.is_empty() || told.uid == *uid)
     }
 
+    /// Notes that there is no CPU left, before something changes that.
+    pub(super) fn note_fullness(&mut self, now: Moment) {
+        if self.lacks_cpu() {
+            self.pods.full_at = Some(now);
+        }
+    }
+
     /// Whether the scheduler has no CPU left for another pod that asks for some. Not where that is not known.
-    pub(super) fn is_full(&self) -> bool {
+    fn lacks_cpu(&self) -> bool {
         self.cpu_left().is_some_and(|left| left < LEFT_OVER)
+    }
+
+    /// On a node that is full, or was a moment ago: how many of its pods are still to get an address. They were bound before the runtime
+    /// asks for them.
+    pub(super) fn full(&self, now: Moment) -> Option<u32> {
+        let was = || self.pods.full_at.is_some_and(|at| now.since(at) < LINGERS);
+        if !self.lacks_cpu() && !was() {
+            return None;
+        }
+        let have: BTreeSet<&PodName> = self.pool.owners().map(|(owner, _)| &owner.pod).collect();
+        let comes = |(name, told): &(&PodName, &Told)| {
+            told.gets_address && told.branch == BranchWish::No && !have.contains(name)
+        };
+        u32::try_from(self.pods.pods.iter().filter(comes).count()).ok()
     }
 
     /// The CPU that pods can still ask for, in thousandths.

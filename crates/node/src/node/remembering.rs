@@ -144,13 +144,18 @@ impl Node {
         }
         self.memory.dirty = false;
         let Some(facts) = self.facts.clone() else { return };
+        let stranded = self.stranded();
+        let mut subnets = self.subnets.clone();
+        subnets.extend(
+            stranded.iter().filter_map(|eni| Some((eni.subnet.clone(), self.range_of(&eni.subnet)?))),
+        );
         let remembered = Remembered {
             facts,
             enis: self.pool.enis(),
-            stranded: self.stranded(),
+            stranded,
             occupied: self.pool.occupied().clone(),
             efa_only: self.efa_only.clone(),
-            subnets: self.subnets.clone(),
+            subnets,
             excluded: self.pool.excluded().clone(),
             ipv6_prefixes: self.ipv6.prefix.into_iter().collect(),
         };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use types::NetworkCard;
 
 use super::kit::{Ec2, actions, assign, at, eni, limits, owner, pool, sandbox, settle};
-use crate::{Action, Pool, Role, Targets};
+use crate::{Action, Mode, Pool, Role, Targets};
 
 fn automatic() -> Targets {
     Targets { automatic: true, ..Targets::default() }
@@ -121,7 +121,7 @@ fn a_node_that_no_further_pod_fits_keeps_two_addresses_free() {
     let mut now = at(0);
     settle(&mut pool, &mut ec2, &automatic(), 0, &mut now);
     assign(&mut pool, 0..10, now);
-    let full = Targets { full: true, ..automatic() };
+    let full = Targets { full: Some(0), ..automatic() };
     let free = |pool: &Pool, now| pool.counts(now).free;
     let asked = |pool: &Pool, now| actions(pool, &full, &limits(15, 49), 0, now);
     assert_eq!((free(&pool, now), asked(&pool, now).len()), (2, 0));
@@ -136,6 +136,31 @@ fn a_node_that_no_further_pod_fits_keeps_two_addresses_free() {
     settle(&mut pool, &mut ec2, &full, 0, &mut now);
 
     assert_eq!(free(&pool, now), 2);
+    // Those that are on their way to it are no surprise: one call for all.
+    let full = Targets { full: Some(20), ..automatic() };
+    assert_eq!(actions(&pool, &full, &limits(15, 49), 0, now), ["assign 20 addresses to eni-000"]);
+}
+
+/// A prefix that is begun cannot go back, and none comes and goes.
+#[test]
+fn in_prefix_mode_a_full_node_keeps_what_its_last_prefix_holds() {
+    let (mut pool, mut ec2) = large();
+    pool.set_mode(Mode::Prefixes);
+    let mut now = at(0);
+    settle(&mut pool, &mut ec2, &automatic(), 0, &mut now);
+    assign(&mut pool, 0..15, now);
+    settle(&mut pool, &mut ec2, &automatic(), 0, &mut now);
+    assert!(pool.counts(now).free > 17);
+
+    let full = Targets { full: Some(0), ..automatic() };
+    now = now.plus(Duration::from_secs(300));
+    settle(&mut pool, &mut ec2, &full, 0, &mut now);
+    let kept = pool.counts(now).free;
+    assert!(kept <= 17, "{kept} are to spare");
+    for _ in 0..10 {
+        now = now.plus(Duration::from_secs(60));
+        assert!(actions(&pool, &full, &limits(15, 49), 0, now).is_empty());
+    }
 }
 
 #[test]

@@ -53,7 +53,13 @@ pub(super) fn branch_eni(last: u8) -> BranchEni {
 }
 
 fn object(name: &str, branch: BranchWish) -> PodObject {
-    PodObject { name: attachment(name, name).pod, uid: format!("uid-{name}"), branch, cpu: 0 }
+    PodObject {
+        name: attachment(name, name).pod,
+        uid: format!("uid-{name}"),
+        branch,
+        cpu: 0,
+        gets_address: true,
+    }
 }
 
 pub(super) fn told(name: &str, branch: BranchWish) -> Event {
