@@ -179,11 +179,11 @@ impl KubeApi {
         self.put(Place::of(Kind::Pod, "default", name), json!({"metadata": metadata, "spec": spec}));
     }
 
-    /// Makes or changes a pod of the namespace `default` that has one container, which asks for so much CPU.
+    /// Makes or changes a pod of the namespace `default` on the node's network that has one container, which asks for so much CPU.
     pub fn put_busy_pod(&self, name: &str, node: &str, cpu: &str) {
         let metadata = json!({"namespace": "default", "name": name, "uid": name});
         let container = json!({"name": "main", "resources": {"requests": {"cpu": cpu}}});
-        let spec = json!({"nodeName": node, "containers": [container]});
+        let spec = json!({"nodeName": node, "hostNetwork": true, "containers": [container]});
         self.put(Place::of(Kind::Pod, "default", name), json!({"metadata": metadata, "spec": spec}));
     }
 

@@ -1,10 +1,11 @@
 //! What the host's kernel was told, and whether the packets of live pods leave by the right ENI.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use ipnetwork::Ipv4Network;
 use node::{HostMade, HostWish};
-use types::Mac;
+use types::{Mac, Moment};
 
 use super::super::plant::Plant;
 use super::{Held, World, hold};
@@ -18,9 +19,20 @@ pub(super) struct Host {
     wished: BTreeMap<Ipv4Network, Mac>,
     /// Something may have changed since pods were last compared with this.
     changed: bool,
+    /// Until then it is not compared.
+    unknown_until: Moment,
 }
 
+/// A daemon that has lost what was on disk has only descriptions, which may lack for a moment what is there, and nobody may answer for half a
+/// minute.
+const FORGOTTEN: Duration = Duration::from_secs(90);
+
 impl Host {
+    /// What was on disk is lost; the daemon starts at this time.
+    pub(super) fn forgotten(&mut self, start: Moment) {
+        self.unknown_until = start.plus(FORGOTTEN);
+    }
+
     /// Pods have changed.
     pub(super) const fn compare(&mut self) {
         self.changed = true;
@@ -53,7 +65,7 @@ impl World {
 
     /// The packets of each live pod leave by the ENI that has its address (I16).
     pub(super) fn steered(&mut self) -> Held {
-        if !std::mem::take(&mut self.host.changed) {
+        if self.now < self.host.unknown_until || !std::mem::take(&mut self.host.changed) {
             return Ok(());
         }
         let primary = &self.cloud.instance.primary_eni;

@@ -30,6 +30,7 @@ impl World {
         if amnesia {
             self.disk.records.clear();
             self.memory = None;
+            self.host.forgotten(self.now.plus(down));
             // What it has just given back it cannot know: it allows for what descriptions lag as a rule, and no more.
             self.cloud.lags = self.cloud.lags.at_most(PICTURE_LAG);
         }
