@@ -214,8 +214,9 @@ fn rights() -> Outcome {
     })?;
     let mut used = stage.api.used();
     drop((late, stage));
-    // With addresses, pods are annotated.
-    let stage = Stage::begin(&[("ANNOTATE_POD_IP", "true")], |api, _| {
+    // With addresses, pods are annotated; without a target the node's are watched.
+    let settings = [("ANNOTATE_POD_IP", "true"), ("WARM_ENI_TARGET", ""), ("WARM_IP_TARGET", "")];
+    let stage = Stage::begin(&settings, |api, _| {
         api.bind(&role()?);
         Ok(())
     })?;
@@ -223,6 +224,8 @@ fn rights() -> Outcome {
     stage.api.put_pod("pod-0", "uid-of-sandbox0", NAME, &json!({}));
     let _pods = stage.setting.pods(0..1)?;
     eventually("an annotation", || stage.api.pod_annotation("pod-0", ANNOTATION).is_some())?;
+    let watches = (String::new(), "pods".to_owned(), "watch".to_owned());
+    eventually("a watch of the pods", || stage.api.used().contains(&watches))?;
     used.extend(stage.api.used());
 
     let unused: Vec<_> = allowed.difference(&used).collect();
