@@ -135,7 +135,7 @@ fn full() -> Outcome {
     stage.api.put_busy_pod("large", NAME, "1.75");
     stage.hears("without CPU for another pod")?;
     stage.node().wait_for("two to spare", |report| report.addresses.free <= 2)?;
-    stage.setting.accounts_for(&pods)
+    stage.setting.accounts_for(&pods).map(drop)
 }
 
 fn away() -> Outcome {
