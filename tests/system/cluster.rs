@@ -130,7 +130,7 @@ fn full() -> Outcome {
             api.put_busy_pod("elsewhere", "another", "64");
         })?;
     let pods = stage.setting.pods(0..3)?;
-    stage.node().wait_for("what a quiet node keeps", |report| report.addresses.free > 8)?;
+    stage.node().wait_for("what a quiet node keeps", |report| report.addresses.free > 4)?;
 
     stage.api.put_busy_pod("large", NAME, "1.75");
     stage.hears("without CPU for another pod")?;
