@@ -53,17 +53,14 @@ mod tests {
             ("1e3", 1_000_000),
             ("2E-3", 2),
             ("3k", 3_000_000),
-            ("1.0000000000000000000000000001m", 0),
         ] {
-            let read = thousandths(text);
-            if text.len() > 20 {
-                assert_eq!(read, None, "more digits than there can be");
-            } else {
-                assert_eq!(read, Some(thousand), "{text}");
-            }
+            assert_eq!(thousandths(text), Some(thousand), "{text}");
         }
-        for text in ["", "m", "-1", "+1", "one", "1.2.3", "1Ki", "1e99", "1e", "99999999999999999999"] {
+        for text in ["", "m", "-1", "+1", "one", "1.2.3", "1Ki", "1e99", "1e"] {
             assert_eq!(thousandths(text), None, "{text}");
+        }
+        for more_digits_than_there_can_be in ["99999999999999999999", "1.0000000000000000000000000001m"] {
+            assert_eq!(thousandths(more_digits_than_there_can_be), None);
         }
     }
 

@@ -223,7 +223,7 @@ impl Node {
             return Some(reason);
         }
         let claim = self.claim(add, now);
-        if claim.owners().into_iter().any(|owner| self.name_taken(owner)) {
+        if claim.owners().into_iter().any(|owner| self.name_taken(&owner.host_if, &owner.sandbox)) {
             return Some((Reason::NameInUse, NetworkCard(0)));
         }
         let mut wants = match claim {
@@ -265,8 +265,7 @@ impl Node {
         if add.attachment.multi_nic || self.settings.pod_eni {
             return None;
         }
-        let holder = self.pool.holder_of(&add.host_if);
-        if holder.is_some_and(|sandbox| *sandbox != add.attachment.sandbox) {
+        if self.name_taken(&add.host_if, &add.attachment.sandbox) {
             return Some((Reason::NameInUse, NetworkCard(0)));
         }
         let cards = self.pool.cards();
@@ -308,14 +307,14 @@ impl Node {
             return Vec::new();
         }
         let claim = self.claim(add, Moment(0));
-        let taken = claim.owners().into_iter().filter(|owner| self.name_taken(owner));
+        let taken =
+            claim.owners().into_iter().filter(|owner| self.name_taken(&owner.host_if, &owner.sandbox));
         taken.map(|owner| owner.host_if.clone()).collect()
     }
 
     /// Whether another live sandbox has the host interface that this one would get.
-    pub(super) fn name_taken(&self, owner: &Owner) -> bool {
-        let holder = self.pool.holder_of(&owner.host_if);
-        holder.is_some_and(|sandbox| *sandbox != owner.sandbox)
+    fn name_taken(&self, host_if: &HostVeth, by: &SandboxKey) -> bool {
+        self.pool.holder_of(host_if).is_some_and(|holder| holder != by)
     }
 
     /// Sets kernel and disk to work; the caller hears when both are done (I4).

@@ -64,7 +64,7 @@ impl Node {
             }
             News::Pods(news) => {
                 self.cluster = before;
-                return self.pods_say(news, now);
+                return self.pods_say(news);
             }
             News::EniConfig(name, says) => {
                 self.cluster = before;
@@ -90,7 +90,9 @@ impl Node {
         let object = self.cluster.object.as_ref();
         let targets = object.map_or(self.settings.targets, |object| object.warm.over(self.settings.targets));
         let max_pods = targets.max_pods.or(object.and_then(|object| object.max_pods));
-        Targets { max_pods, demand_only: self.is_left_alone(), full: self.full(now), ..targets }
+        // What it takes to know is looked through for whom it concerns.
+        let full = if targets.automatic { self.full(now) } else { None };
+        Targets { max_pods, demand_only: self.is_left_alone(), full, ..targets }
     }
 
     /// A plan without what is not given back now.

@@ -199,14 +199,7 @@ impl Node {
         let refused: Vec<String> = made.refused.values().flatten().chain(&made.unset).cloned().collect();
         self.host.told((!refused.is_empty()).then(|| refused.join("; ")));
         // Of an ENI that pods' packets left by and that nobody tells any more none is on its way.
-        let told: BTreeSet<Mac> = self
-            .host
-            .settling
-            .iter()
-            .flat_map(|settling| settling.gain.enis())
-            .chain(self.pool.seen())
-            .map(|eni| eni.mac)
-            .collect();
+        let told: BTreeSet<Mac> = self.enis_told().map(|eni| eni.mac).collect();
         self.host.lacks(&made.missing.intersection(&told).copied().collect(), now);
         self.tell_unready(&made);
         let covered = |s: &Settling| s.generation.is_some_and(|covered| covered <= generation);
@@ -221,7 +214,7 @@ impl Node {
                 Gain::Action(id, outcome) => self.pool.finish(id, outcome, now),
                 Gain::Picture(picture) => {
                     // Of pods too that have come since the wish: the picture may lack their ENI.
-                    self.host.led = self.leads(now);
+                    self.host.led = self.leads(&self.enis_to_be(now));
                     self.pictured(*picture, now);
                 }
             }
@@ -229,11 +222,15 @@ impl Node {
         self.look_for_late(now);
     }
 
+    /// The ENIs of the pool, and those of gains that wait.
+    fn enis_told(&self) -> impl Iterator<Item = &EniSeen> {
+        self.pool.seen().chain(self.host.settling.iter().flat_map(|settling| settling.gain.enis()))
+    }
+
     /// Says of which secondary ENIs pods would have no way out: no link, a refusal of the kernel, or no range that the way out
     /// could be made of.
     fn tell_unready(&mut self, made: &HostMade) {
-        let coming = self.host.settling.iter().flat_map(|settling| settling.gain.enis());
-        let without_range = self.pool.seen().chain(coming).filter(|eni| self.lacks_range(eni));
+        let without_range = self.enis_told().filter(|eni| self.lacks_range(eni));
         let stuck = without_range.map(|eni| eni.mac).chain(made.refused.keys().copied());
         let mut unready: BTreeMap<Mac, Unready> = stuck.map(|mac| (mac, Unready::Stuck)).collect();
         for mac in &made.missing {
@@ -326,9 +323,10 @@ impl Node {
         if !known || !self.host.dirty || self.host.under_way || self.host.retry_at.is_some() {
             return;
         }
-        let led = self.leads(now);
+        let enis = self.enis_to_be(now);
+        let led = self.leads(&enis);
         self.memory.dirty |= led != self.host.led;
-        let wish = self.host_wish(facts, now);
+        let wish = self.host_wish(facts, enis);
         self.host.led = led;
         self.host.generation += 1;
         self.host.under_way = true;
@@ -375,18 +373,19 @@ impl Node {
         enis
     }
 
-    /// By which secondary ENIs pods' packets are to leave: those that have their addresses now, or had them last (I16).
-    fn leads(&self, now: Moment) -> Vec<EniSeen> {
+    /// By which secondary ENIs, of those to be, pods' packets are to leave: those that have their addresses now, or had them last (I16).
+    fn leads(&self, enis: &[EniSeen]) -> Vec<EniSeen> {
         let owners = self.pool.owners().filter(|(owner, _)| owner.branch.is_none());
         let mut held: BTreeSet<Ipv4Addr> = owners.map(|(_, grant)| grant.address).collect();
         let mut led = Vec::new();
-        for eni in self.enis_to_be(now) {
+        for eni in enis {
             let given = eni.given();
             let addresses: BTreeSet<Ipv4Addr> =
                 held.extract_if(.., |address| given.covers(*address)).collect();
             if eni.role != Role::Primary && !addresses.is_empty() {
                 // For these pods alone.
-                led.push(EniSeen { addresses, prefixes: BTreeSet::new(), role: Role::Unmanaged, ..eni });
+                let role = Role::Unmanaged;
+                led.push(EniSeen { addresses, prefixes: BTreeSet::new(), role, ..eni.clone() });
             }
         }
         led
@@ -413,12 +412,12 @@ impl Node {
         Given::addresses(held.filter(|address| given.covers(*address)).collect())
     }
 
-    fn host_wish(&self, facts: &Facts, now: Moment) -> HostWish {
+    fn host_wish(&self, facts: &Facts, to_be: Vec<EniSeen>) -> HostWish {
         let mut enis: Vec<EniSpec> = Vec::new();
         let mut ids = BTreeMap::new();
         // An address is led out by one ENI.
         let mut steered = Given::default();
-        for seen in self.enis_to_be(now) {
+        for seen in to_be {
             let Some(subnet) = self.range_of(&seen.subnet) else { continue };
             let mut given = self.given_to_pods(&seen);
             given.addresses.retain(|address| !steered.covers(*address));

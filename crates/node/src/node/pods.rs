@@ -49,8 +49,7 @@ impl PodsState {
 
 impl Node {
     /// Takes in what the API server says of this node's pods.
-    pub(super) fn pods_say(&mut self, news: PodNews, now: Moment) {
-        self.note_fullness(now);
+    pub(super) fn pods_say(&mut self, news: PodNews) {
         let told = |object: PodObject| {
             let PodObject { name, uid, branch, cpu, gets_address } = object;
             (name, Told { uid, branch, cpu, gets_address })
