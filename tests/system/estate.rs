@@ -219,6 +219,7 @@ fn repair() -> Outcome {
     let setting = Setting::start(&[("WARM_IP_TARGET", "1")])?;
     let pods = setting.pods(0..11)?;
     reach(&setting, &pods[8..])?;
+    grown(&setting)?;
     let netns = setting.node.netns();
     let state = || host_state(netns);
     let before = state()?;
@@ -257,6 +258,7 @@ fn repair() -> Outcome {
 fn repair_of_eni() -> Outcome {
     let setting = Setting::start(&[("WARM_IP_TARGET", "1")])?;
     let pods = setting.pods(0..11)?;
+    grown(&setting)?;
     let netns = setting.node.netns();
     let state = || host_state(netns);
     let before = state()?;
@@ -276,6 +278,11 @@ fn repair_of_eni() -> Outcome {
         setting.node.wait_for_soon(damage, |_| state().is_ok_and(|now| now == before))?;
     }
     reach(&setting, &pods)
+}
+
+/// Waits for the warm address of the last pod: until it has come, the daemon itself changes the host.
+fn grown(setting: &Setting) -> Outcome {
+    setting.node.wait_for("the warm address", |report| report.addresses.free == 1).map(drop)
 }
 
 /// What the daemon keeps on a host, line by line.
