@@ -10,9 +10,7 @@ pub mod browser;
 pub mod cri;
 pub mod demo;
 pub mod demo_kubernetes;
-pub mod ec2;
 pub mod fabric;
-pub mod fleet;
 pub mod flows;
 pub mod go_ipv6;
 pub mod go_node;
@@ -35,8 +33,9 @@ pub mod probe;
 pub mod prometheus;
 pub mod promql;
 pub mod runtime;
-pub mod sim;
 pub mod start;
+
+pub use ec2_double as ec2;
 
 /// Why the lab cannot do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +57,9 @@ pub enum LabError {
         /// What it said.
         said: String,
     },
+    /// A simulation of instances that do not exist.
+    #[error(transparent)]
+    Type(#[from] sim::UnknownType),
     /// Something did not happen in time, or happened otherwise.
     #[error("{0}")]
     Otherwise(String),

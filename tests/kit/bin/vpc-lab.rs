@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use clap::{Parser, Subcommand};
 use lab::browser::Frame;
 use lab::demo::{Demo, Paint, Wish};
-use lab::{LabError, fleet, packet, sim};
+use lab::{LabError, packet};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use sim::{fleet, history};
 
 /// How often a search that takes long says so.
 const PROGRESS: Duration = Duration::from_secs(15);
@@ -237,7 +238,7 @@ fn create(path: &Path) -> Result<std::fs::File, LabError> {
 
 /// Tells one history. True when it is right.
 fn tell(seed: u64) -> bool {
-    match sim::tell(seed, None) {
+    match history::tell(seed, None) {
         Ok(tally) => {
             println!(
                 "   seed {seed}: {} events, {} ADDs, {} changes in EC2; all holds",
@@ -246,7 +247,7 @@ fn tell(seed: u64) -> bool {
             true
         }
         Err(_) => {
-            if let Some(finding) = sim::cut_down(seed, None) {
+            if let Some(finding) = history::cut_down(seed, None) {
                 finding.trace.iter().for_each(|line| println!("{line}"));
                 println!("   seed {seed}, {}", finding.broken);
             }
@@ -259,14 +260,14 @@ fn simulate(first: u64, seeds: u64, json: Option<&Path>) -> Result<bool, LabErro
     let file = json.map(create).transpose()?;
     let started = Instant::now();
     println!("── {seeds} histories");
-    let told = sim::tell_many(first, seeds, Duration::MAX, &|number| {
+    let told = history::tell_many(first, seeds, Duration::MAX, &|number| {
         println!("   {number} after {} s", started.elapsed().as_secs());
     });
-    let sim::Tally { events, adds, changes, met } = told.tally;
+    let history::Tally { events, adds, changes, met } = told.tally;
     let seconds = started.elapsed().as_secs_f64();
     println!("   {events} events, {adds} ADDs, {changes} changes in EC2 in {seconds:.1} s");
     println!("   how often they met what the world may do to them, of which few histories do not meet all:");
-    for manner in sim::Manner::ALL {
+    for manner in history::Manner::ALL {
         println!("   {:>9} {manner}", met.of(manner));
     }
     for finding in &told.findings {
@@ -276,12 +277,12 @@ fn simulate(first: u64, seeds: u64, json: Option<&Path>) -> Result<bool, LabErro
         );
     }
     println!("── bugs planted on purpose, each looked for until it is found, however few the histories were");
-    let plants = with_patience(|| sim::find_plants(first));
+    let plants = with_patience(|| history::find_plants(first));
     for (plant, found) in &plants {
         let found = found.map_or_else(|| "not found".to_owned(), |seeds| format!("found by seed {seeds}"));
         println!("   {:<28} {found}", plant.name());
     }
-    write_json(file, &sim::as_json(&told, &plants, started))?;
+    write_json(file, &history::as_json(&told, &plants, started))?;
     println!(
         "── {} histories, {} of them wrong, in {} s",
         told.seeds,
