@@ -28,7 +28,7 @@ use crate::host::{HostKeeper, NatSettings, Recording};
 use crate::install::Publisher;
 use crate::lock::{self, DaemonLock};
 use crate::metrics::Metrics;
-use crate::node::{Event, GLANCE_EVERY, Remembered, Settings};
+use crate::node::{Event, GLANCE_EVERY, REPAIR_EVERY, Remembered, Settings};
 use crate::queue::LockedQueue;
 use crate::readers::{Readers, readers};
 use crate::server::{self, FromSocket, chain};
@@ -266,6 +266,7 @@ fn settings(config: &Config) -> Result<Settings, RunError> {
         // Instance metadata is local, and whoever adds addresses there expects them to be used.
         audit_every: if config.imds_only { Duration::from_secs(60) } else { AUDIT_EVERY },
         glance_every: (!config.imds_only).then_some(GLANCE_EVERY),
+        repair_every: REPAIR_EVERY,
     })
 }
 

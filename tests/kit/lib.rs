@@ -57,9 +57,6 @@ pub enum LabError {
         /// What it said.
         said: String,
     },
-    /// A simulation of instances that do not exist.
-    #[error(transparent)]
-    Type(#[from] sim::UnknownType),
     /// Something did not happen in time, or happened otherwise.
     #[error("{0}")]
     Otherwise(String),

@@ -107,6 +107,13 @@ impl EniView {
         single.chain(self.prefixes.iter().flat_map(|p| p.iter())).collect()
     }
 
+    /// Whether a packet from this ENI may come from this address.
+    #[must_use]
+    pub fn is_source(&self, address: Ipv4Addr) -> bool {
+        let single = address == self.primary || self.secondary.contains(&address);
+        single || self.prefixes.iter().any(|prefix| prefix.contains(address))
+    }
+
     /// Every IPv6 range a packet from this ENI may come from.
     #[must_use]
     pub fn ipv6_sources(&self) -> BTreeSet<Ipv6Network> {

@@ -521,6 +521,14 @@ impl Pool {
         self.in_flight.get(&id).is_some_and(|call| call.action.leaving().is_some())
     }
 
+    /// The ENI that a call in progress takes something from, with all that it has if that call is refused.
+    #[must_use]
+    pub fn if_refused(&self, id: ActionId) -> Option<EniSeen> {
+        let eni = self.enis.get(self.eni_of(id).filter(|_| self.gives_back(id))?)?;
+        let addresses = eni.singles().map(|(address, _)| address).collect();
+        Some(EniSeen { addresses, prefixes: eni.prefixes.clone(), ..eni.seen.clone() })
+    }
+
     /// Whether a call in progress is about a network card.
     #[must_use]
     pub fn is_about(&self, id: ActionId, card: NetworkCard) -> bool {

@@ -50,6 +50,13 @@ pub(crate) fn all(profile: Profile) -> Result<Built, Failure> {
     Ok(Built { plugin, daemon: programs.join("ipamd"), lab: programs.join("vpc-lab") })
 }
 
+/// Builds the simulator, which needs neither daemon nor SDK.
+pub(crate) fn simulator() -> Result<PathBuf, Failure> {
+    let arguments = ["build", "--locked", "--package", "sim", "--bins", "--profile", "sim"];
+    step("build the simulator (from nothing: about four minutes)", cargo(&arguments))?;
+    Ok(target_directory()?.join("sim/sim"))
+}
+
 /// Where cargo puts what it builds.
 pub(crate) fn target_directory() -> Result<PathBuf, Failure> {
     let metadata = metadata(&["--no-deps"])?;

@@ -84,7 +84,7 @@ enum Command {
     /// Simulate a fleet: thousands of nodes that share one account's EC2 limits; `--help` tells its options.
     #[command(disable_help_flag = true)]
     Fleet {
-        /// Passed on to `vpc-lab fleet`.
+        /// Passed on to `sim fleet`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
@@ -166,7 +166,9 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Test { name } => test(name.as_deref()),
         Command::Vm { name } => vm::run(name.as_deref()),
         Command::Sim { seeds, seed, json } => sim(seeds, seed, json),
-        Command::Fleet { options } => lab_with("fleet", &options),
+        Command::Fleet { options } => {
+            steps::pass_on(Program::new(build::simulator()?).arg("fleet").args(&options))
+        }
         Command::Picture { options } => lab_with("picture", &options),
         Command::Bench { instead: Some(Bench::Packet { options }), .. } => bench_instead("packet", &options),
         Command::Bench { instead: Some(Bench::Start { options }), .. } => bench_instead("start", &options),
@@ -222,16 +224,15 @@ fn test(name: Option<&str>) -> Result<(), Failure> {
 }
 
 fn sim(seeds: u64, seed: Option<u64>, json: Option<PathBuf>) -> Result<(), Failure> {
-    let built = build::all(Profile::Dev)?;
-    let mut lab = lab(&built, "sim");
+    let mut sim = Program::new(build::simulator()?);
     match seed {
-        Some(seed) => lab.args(["--seed", &seed.to_string()]),
-        None => lab.args(["--seeds", &seeds.to_string()]),
+        Some(seed) => sim.args(["sim", "--seed", &seed.to_string()]),
+        None => sim.args(["sim", "--seeds", &seeds.to_string()]),
     };
     if let Some(file) = json {
-        lab.arg("--json").arg(file);
+        sim.arg("--json").arg(file);
     }
-    steps::pass_on(&mut lab)
+    steps::pass_on(&mut sim)
 }
 
 fn lab_with(command: &str, options: &[String]) -> Result<(), Failure> {

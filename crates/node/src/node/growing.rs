@@ -263,7 +263,10 @@ impl Node {
                 let look = outcome == Outcome::Unclear || (gives_back && in_use);
                 // Fewer, or another subnet, or a rest of that subnet alone: the pool knows.
                 let scarce = outcome == Outcome::Scarce;
-                self.pool.finish(id, outcome, now);
+                match outcome == Outcome::Failed && gives_back {
+                    true => self.taken_back(id, now),
+                    false => self.pool.finish(id, outcome, now),
+                }
                 match (gives_back, scarce) {
                     (true, _) => self.cloud.keeps(&error, now),
                     (false, true) => self.cloud.trouble(&error),
@@ -321,8 +324,13 @@ impl Node {
         // Somebody may have put the brake on meanwhile.
         match result {
             Ok(()) if self.may(true) && !self.keeps_all() => self.act(id, action),
-            Ok(()) | Err(_) => self.pool.finish(id, Outcome::Failed, now),
+            Ok(()) | Err(_) => self.taken_back(id, now),
         }
+    }
+
+    /// What was to be given back stays: pods may have it again once the kernel leads to it, which may have ceased to.
+    fn taken_back(&mut self, id: ActionId, now: Moment) {
+        self.settle(Gain::Action(id, Outcome::Failed), now);
     }
 
     fn act(&mut self, id: ActionId, action: Action) {

@@ -24,7 +24,7 @@ const LINK_PATIENCE: Duration = Duration::from_secs(20);
 /// Pause between looks at EC2 while a link does not come, the first and the longest: somebody may have taken the ENI away.
 const LINK_LOOKS: (Duration, Duration) = (LINK_PATIENCE, Duration::from_secs(3600));
 /// How often the host's kernel is compared with what it should be although nothing happened.
-const REPAIR_EVERY: Duration = Duration::from_secs(30);
+pub const REPAIR_EVERY: Duration = Duration::from_secs(30);
 /// Pause between a notice that somebody has changed something of ours and the look at it, so that one look is for all of
 /// what was changed together. Doubles with each such look that follows one which had to put something back, up to
 /// [`REPAIR_EVERY`]: with somebody who keeps undoing what we do there is no race.
@@ -90,7 +90,7 @@ impl HostState {
     }
 
     /// A look begins, at pods too.
-    fn looks(&mut self, now: Moment) {
+    fn looks(&mut self, every: Duration, now: Moment) {
         self.pause = match (self.touched, self.put_back) {
             (true, true) => (self.pause * 2).clamp(NOTICE_AFTER, REPAIR_EVERY),
             (true, false) => (self.pause * 2).clamp(NOTICE_AFTER, IN_VAIN),
@@ -98,7 +98,7 @@ impl HostState {
         };
         (self.touched, self.put_back) = (false, false);
         self.repaired_at = now;
-        self.repair_at = now.plus(REPAIR_EVERY);
+        self.repair_at = now.plus(every);
     }
 
     /// It failed for the whole node.
@@ -334,7 +334,7 @@ impl Node {
         // The start looks too: others may have been here while nobody did.
         if repair || self.host.touched || !self.cloud.pictured {
             self.effects.push(Effect::Mend(self.wired_pods()));
-            self.host.looks(now);
+            self.host.looks(self.settings.repair_every, now);
         }
         let mut settling = std::mem::take(&mut self.host.settling);
         // A wish says nothing of an ENI whose range is not known.
@@ -346,8 +346,8 @@ impl Node {
         self.effects.push(Effect::Converge { generation: self.host.generation, host: Box::new(wish) });
     }
 
-    /// The ENIs that the kernel should know, what is newest first: what calls have brought, what the pool will have once the picture
-    /// that waits has joined it, what it has now, and by which pods' packets leave whatever descriptions say: those may be old, and
+    /// The ENIs that the kernel should know, what is newest first: what calls have brought or left, what the pool will have once the
+    /// picture that waits has joined it, what it has now, and by which pods' packets leave whatever descriptions say: those may be old, and
     /// an address that is on no other ENI goes nowhere better.
     fn enis_to_be(&self, now: Moment) -> Vec<EniSeen> {
         let brought = |settling: &Settling| match &settling.gain {
@@ -357,6 +357,7 @@ impl Node {
                 let eni = self.pool.seen().find(|eni| Some(&eni.id) == on)?.clone();
                 Some(EniSeen { addresses: addresses.clone(), prefixes: prefixes.clone(), ..eni })
             }
+            Gain::Action(id, Outcome::Failed) => self.pool.if_refused(*id),
             Gain::Action(..) | Gain::Picture(_) => None,
         };
         let mut enis: Vec<EniSeen> = self.host.settling.iter().filter_map(brought).collect();

@@ -1,6 +1,6 @@
 //! EC2: when to look, what a picture means, and the chores that it brings.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use pool::{EniSeen, Note, PICTURE_LAG, Role};
@@ -90,14 +90,15 @@ impl Node {
         }
     }
 
-    /// Says whose ENIs are whose tags are not known: what we knew of them holds, and an ENI on which a pod of ours has its
-    /// address is ours.
+    /// Says whose ENIs are whose tags are not known: what we knew of them holds, also what the daemon before knew, and an ENI on
+    /// which a pod of ours has its address is ours.
     fn tell_roles(&self, enis: &mut [EniSeen]) {
-        let known = self.pool.enis();
+        let known = self.told_before().chain(self.pool.seen());
+        let known: BTreeMap<EniId, Role> = known.map(|eni| (eni.id.clone(), eni.role)).collect();
         for eni in enis.iter_mut().filter(|eni| eni.role != Role::Primary) {
             let given = eni.given();
-            match known.iter().find(|known| known.id == eni.id) {
-                Some(known) => eni.role = known.role,
+            match known.get(&eni.id) {
+                Some(role) => eni.role = *role,
                 None if self.pool.owners().any(|(_, grant)| given.covers(grant.address)) => {
                     eni.role = Role::Secondary;
                 }

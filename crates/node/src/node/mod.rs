@@ -57,6 +57,7 @@ use wire::Observed;
 
 pub use event::{BatchId, CallId, Chore, Effect, Event, Facts, HostMade, HostWish, Picture, Stray, Subnets};
 pub use glancing::GLANCE_EVERY;
+pub use hosting::REPAIR_EVERY;
 pub use releasing::RELEASED_KEPT;
 pub use remembering::Remembered;
 pub use restore::{PodInKernel, Replayed, Restored, is_placeholder, pods_among, replay, restore};
@@ -128,6 +129,8 @@ pub struct Settings {
     pub audit_every: Duration,
     /// How often instance metadata is asked whether it tells anything else; `None`: never.
     pub glance_every: Option<Duration>,
+    /// How often the host's kernel is compared with what it should be although nothing happened.
+    pub repair_every: Duration,
 }
 
 /// The state of one node.

@@ -110,6 +110,11 @@ impl Node {
         secondary.map(|eni| EniSeen { role: Role::Unmanaged, ..eni.clone() })
     }
 
+    /// The ENIs that the daemon before was told of.
+    pub(super) fn told_before(&self) -> impl Iterator<Item = &EniSeen> {
+        self.of_before().into_iter().flat_map(|before| &before.enis)
+    }
+
     /// The range of a subnet, as it is known or as it was before.
     pub(super) fn range_of(&self, subnet: &SubnetId) -> Option<Ipv4Network> {
         let before = || self.of_before().and_then(|before| before.subnets.get(subnet));

@@ -8,7 +8,10 @@ use datapath::Marks;
 use ipnetwork::Ipv4Network;
 use node::cloud::{CloudError, Effect as Kind};
 use node::families::Families;
-use node::{CallId, Chore, Effect, Event, Facts, HostMade, Node, Picture, Settings, Subnets};
+use node::{
+    CallId, Chore, Effect, Event, Facts, GLANCE_EVERY, HostMade, Node, Picture, REPAIR_EVERY, Settings,
+    Subnets,
+};
 use pool::{Action, ActionId, EniSeen, Outcome, Pool, Role, Targets};
 use types::{
     DeviceIndex, EniId, InstanceLimits, Moment, NetworkCard, PodName, SandboxKey, SubnetId, VethPrefix,
@@ -28,7 +31,6 @@ const DELETES: Tries = Tries::ONCE.rounds(5, DETACHING);
 const COOLDOWN: Duration = Duration::from_secs(30);
 const ADD_TIMEOUT: Duration = Duration::from_secs(80);
 const AUDIT_EVERY: Duration = Duration::from_secs(6 * 3600);
-const GLANCE_EVERY: Duration = Duration::from_secs(900);
 /// What instance metadata takes to tell some ENIs.
 const GLANCING: Duration = Duration::from_millis(50);
 /// As the plugin's.
@@ -81,6 +83,7 @@ impl Ours {
             policies: false,
             audit_every: AUDIT_EVERY,
             glance_every: Some(GLANCE_EVERY),
+            repair_every: REPAIR_EVERY,
         };
         let facts = Facts {
             instance: "i-1".parse().ok()?,

@@ -157,7 +157,7 @@ impl Cloud {
 
     /// The somebody else's ENI that has an address which no pod must get.
     pub(crate) fn closed_with(&self, address: Ipv4Addr) -> Option<&EniId> {
-        let has = |left: &Left| left.as_left.sources().contains(&address);
+        let has = |left: &Left| left.as_left.is_source(address);
         self.foreign.iter().find(|(_, left)| left.kind != Foreign::Efa && has(left)).map(|(id, _)| id)
     }
 

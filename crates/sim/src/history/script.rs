@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use datapath::Marks;
-use node::Settings;
 use node::families::Families;
 use node::hold::Hold;
+use node::{REPAIR_EVERY, Settings};
 use pool::Targets;
 use types::{InstanceTable, VethPrefix};
 
@@ -44,6 +44,8 @@ pub(crate) struct Setup {
     pub(crate) disk: Duration,
     /// How often the node looks at EC2, give or take a half.
     pub(crate) audit: Duration,
+    /// How often the node compares the kernel with what it should be although nothing happened.
+    pub(crate) repair: Duration,
     /// Longest time an answer of EC2 takes.
     pub(crate) latency: Duration,
     /// Subnets that ENIs may go to; the primary one is the first.
@@ -165,6 +167,8 @@ pub(crate) enum Fault {
     Garbage,
 }
 
+/// Metadata is glanced at no more often than this.
+const GLANCE: Duration = Duration::from_secs(60);
 const HOLDS: &[Hold] = &[Hold::Nothing, Hold::Releases, Hold::Changes];
 const FAULTS: &[Fault] =
     &[Fault::LoseAnswer, Fault::LoseRequest, Fault::Throttle, Fault::Half, Fault::Garbage];
@@ -230,7 +234,8 @@ impl Setup {
             provisioning: true,
             policies: self.policies,
             audit_every: self.audit,
-            glance_every: self.metadata.then_some(self.audit / 4),
+            glance_every: self.metadata.then_some((self.audit / 4).max(GLANCE)),
+            repair_every: self.repair,
         }
     }
 
@@ -254,6 +259,8 @@ impl Setup {
             disk: if rng.percent(20) { rng.millis(0, 2_000) } else { rng.millis(0, 10) },
             // Seldom, so that nothing depends on it; or often, so that descriptions meet everything else.
             audit: if rng.percent(25) { rng.millis(10_000, 60_000) } else { Duration::from_secs(600) },
+            // Not drawn. As often as in earnest, or seldom, so that nothing depends on it.
+            repair: if rng.clone().percent(25) { REPAIR_EVERY } else { REPAIR_EVERY * 10 },
             latency: if rng.percent(20) { rng.millis(0, 8_000) } else { rng.millis(1, 200) },
             subnets: if rng.percent(40) { 2 + u8::from(rng.percent(50)) } else { 1 },
             metadata: rng.percent(60),

@@ -14,7 +14,12 @@ fn looks(effects: &[Effect]) -> bool {
 /// What follows from the next so many seconds when the host's kernel obeys.
 fn pass(world: &mut World, seconds: u64) -> Vec<Effect> {
     world.now = world.now.plus(Duration::from_secs(seconds));
-    let mut effects = world.handle(Event::Tick);
+    let effects = world.handle(Event::Tick);
+    obeyed(world, effects)
+}
+
+/// The effects, and what follows from them when the host's kernel obeys.
+fn obeyed(world: &mut World, mut effects: Vec<Effect>) -> Vec<Effect> {
     if effects.iter().any(|effect| matches!(effect, Effect::Converge { .. })) {
         let more = world.converge(&effects);
         effects.extend(more);
@@ -35,7 +40,8 @@ fn spares(world: &mut World) -> Option<ActionId> {
 
 fn refuse(world: &mut World, id: ActionId, kind: CloudErrorKind) -> Vec<Effect> {
     let error = CloudError::new(kind, "UnassignPrivateIpAddresses", "the words of EC2");
-    world.handle(Event::Acted { id, result: Err(error) })
+    let effects = world.handle(Event::Acted { id, result: Err(error) });
+    obeyed(world, effects)
 }
 
 #[test]

@@ -249,3 +249,22 @@ fn a_setting_that_the_kernel_does_not_take_keeps_no_pod_from_an_eni_and_is_told(
     let told = world.node.report(world.now).cloud;
     assert!(told.iter().any(|line| line.contains(&unset[0])), "{told:?}");
 }
+
+#[test]
+fn what_ec2_does_not_take_back_is_for_pods_again_once_the_kernel_leads_there() {
+    let mut world = World::ready(0);
+    look(&mut world, |picture| picture.enis.push(secondary(3)));
+    let eni = secondary(3);
+    let id = world.node.pool.begin(&Action::DeleteEni { eni: eni.id });
+    let effects = world.handle(Event::Ranges(vec!["10.1.0.0/16".parse().unwrap()]));
+    assert_eq!(led_by(&effects, Ipv4Addr::new(10, 0, 0, 51)), []);
+    world.converge(&effects);
+
+    let throttled = CloudError::new(CloudErrorKind::Throttled, "DetachNetworkInterface", "slow down");
+    let effects = world.handle(Event::Acted { id, result: Err(throttled) });
+    assert_eq!(led_by(&effects, Ipv4Addr::new(10, 0, 0, 51)), [MAC]);
+    let (_, waits) = world.add("a");
+    assert!(!wires(&waits), "{waits:?}");
+
+    assert!(wires(&world.converge(&effects)));
+}

@@ -17,7 +17,7 @@ use wire::{Attachment, Detachment, Failure, PROTOCOL, Reply, Request, Verb};
 use super::{
     BatchId, CallId, Chore, Effect, Event, Facts, HostMade, Node, Picture, Settings, Stray, Subnets,
 };
-use super::{PodInKernel, restore};
+use super::{PodInKernel, REPAIR_EVERY, restore};
 use crate::cloud::{CloudError, CloudErrorKind};
 use crate::families::Families;
 use crate::store::{Loaded, Record};
@@ -83,6 +83,7 @@ impl World {
             policies: false,
             audit_every: Duration::from_secs(3600),
             glance_every: Some(Duration::from_secs(900)),
+            repair_every: REPAIR_EVERY,
         };
         let now = Moment(1_000_000);
         let node = Node::new(settings, Pool::new(Duration::from_secs(30)), 1, now);

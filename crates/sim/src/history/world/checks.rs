@@ -16,6 +16,8 @@ use super::{Held, PATIENCE, Phase, World, hold};
 /// So many pods are replaced at the end of a history, and each may cost so many changes in EC2: an ENI goes and another comes.
 const REPLACED: usize = 4;
 const CALLS_FOR_ONE: u64 = 5;
+/// So many pods wait on where a node has no room for them.
+const LEFT_WAITING: usize = 1;
 
 /// What must hold.
 impl World {
@@ -51,7 +53,7 @@ impl World {
     /// With custom networking, whether an address is the primary ENI's.
     pub(super) fn is_spared(&self, address: Ipv4Addr) -> bool {
         let primary = self.cloud.model.eni(&self.cloud.instance.primary_eni);
-        self.script.setup.custom && primary.is_ok_and(|eni| eni.sources().contains(&address))
+        self.script.setup.custom && primary.is_ok_and(|eni| eni.is_source(address))
     }
 
     /// With custom networking ENIs are made where the ENIConfig says, as far as the daemon was told, and nowhere else.
@@ -88,6 +90,31 @@ impl World {
         self.put_on(Hold::Nothing)
     }
 
+    /// Pods for which there is no room go elsewhere, all but a few: that more of them ask again and again shows nothing else.
+    pub(super) fn thin_out(&mut self) {
+        let Some(node) = &self.node else { return };
+        let report = node.report(self.clock());
+        if !report.not_ready.is_empty() {
+            return;
+        }
+        let most = self.room(&report).saturating_add(LEFT_WAITING);
+        let wanted: Vec<u32> = (0..PODS).filter(|pod| self.pods.get(pod).is_some_and(|p| p.wanted)).collect();
+        let excess = wanted.len().saturating_sub(most);
+        let waiting: Vec<u32> = wanted.into_iter().filter(|pod| !self.runs(*pod)).collect();
+        for pod in waiting.into_iter().take(excess) {
+            self.stop(pod);
+        }
+    }
+
+    /// How many pods can have an address.
+    fn room(&self, report: &wire::Report) -> usize {
+        // A single address that a pod holds keeps a prefix from its slot.
+        let open = report.enis.iter().filter(|eni| !self.cloud.is_closed(&eni.id));
+        let singles: u32 = open.map(|eni| eni.addresses.total() - eni.prefixes * Prefix::ADDRESSES).sum();
+        let lost = if self.script.setup.prefixes { singles * 15 } else { 0 } + self.held_by_others();
+        usize::try_from(report.capacity.saturating_sub(lost)).unwrap_or(usize::MAX)
+    }
+
     /// Pods whose address was taken away, or whose namespace has vanished, are made again.
     pub(super) fn heal(&mut self) {
         let allowed = self.cloud.allowed();
@@ -106,11 +133,7 @@ impl World {
         let report = node.report(self.clock());
         let wanted = self.pods.values().filter(|pod| pod.wanted).count();
         let runs = self.live.len();
-        // A single address that a pod holds keeps a prefix from its slot.
-        let open = report.enis.iter().filter(|eni| !self.cloud.is_closed(&eni.id));
-        let singles: u32 = open.map(|eni| eni.addresses.total() - eni.prefixes * Prefix::ADDRESSES).sum();
-        let lost = if self.script.setup.prefixes { singles * 15 } else { 0 } + self.held_by_others();
-        let room = usize::try_from(report.capacity.saturating_sub(lost)).unwrap_or(usize::MAX);
+        let room = self.room(&report);
         hold!(
             runs >= wanted.min(room),
             "{runs} of {wanted} pods run, there is room for {room}: {}",

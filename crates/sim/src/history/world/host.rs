@@ -71,7 +71,7 @@ impl World {
         let primary = &self.cloud.instance.primary_eni;
         let enis: Vec<_> = self.cloud.model.enis_of(&self.cloud.instance.id).collect();
         for (sandbox, (_, address)) in &self.live {
-            let eni = enis.iter().find(|eni| eni.sources().contains(address));
+            let eni = enis.iter().find(|eni| eni.is_source(*address));
             let Some(eni) = eni.filter(|_| !self.robbed.contains(address)) else { continue };
             let by = self.host.steered.iter().filter(|(source, _)| source.contains(*address));
             let by: BTreeSet<Mac> = by.map(|(_, mac)| *mac).collect();

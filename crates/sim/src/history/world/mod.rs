@@ -278,11 +278,14 @@ impl World {
         self.at(Duration::from_millis(500), Due::Step(0));
         self.pass(None)?;
         self.rest()?;
+        self.pass(Some(PATIENCE))?;
+        self.thin_out();
         // With what looks are put off by at most.
         let rest = REST + self.script.setup.audit * 13 / 10;
         // By the end of this the node has looked at EC2 and knows what was taken from it.
         self.pass(Some(rest))?;
         self.heal();
+        self.thin_out();
         self.pass(Some(rest))?;
         self.rested()?;
         self.churn()?;

@@ -74,6 +74,10 @@ impl World {
 
     /// The API server tells the node object and then its ENIConfig; now and then late, and always in order.
     pub(super) fn tell_cluster(&mut self) {
+        // One that is down asks when it starts.
+        if self.node.is_none() {
+            return;
+        }
         let pause = if self.rng.percent(20) { self.rng.millis(0, 60_000) } else { self.rng.millis(0, 500) };
         self.telling = self.telling.max(self.now.plus(pause));
         for news in self.cluster.news() {
