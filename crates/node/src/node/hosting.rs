@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use datapath::{EniSpec, NodeSpec, PodSpec};
 use ipnetwork::Ipv4Network;
-use pool::{ActionId, EniSeen, Given, Outcome, Role, Unready};
+use pool::{ActionId, EniSeen, Given, Outcome, PICTURE_LAG_MAX, Role, Unready};
 use types::{Mac, Moment, NetworkCard, Prefix, Reason, VethPrefix};
 
 use super::event::{Effect, Facts, HostMade, HostWish, Picture};
@@ -176,6 +176,12 @@ fn networks(given: &Given) -> impl Iterator<Item = Ipv4Network> {
     let prefixes = given.prefixes.iter();
     let prefixes = prefixes.filter_map(|prefix| Ipv4Network::new(prefix.first(), Prefix::LENGTH).ok());
     given.addresses.iter().copied().map(Ipv4Network::from).chain(prefixes)
+}
+
+/// Without the single addresses that are within a prefix of the same ENI.
+fn widest(sources: &BTreeSet<Ipv4Network>) -> BTreeSet<Ipv4Network> {
+    let within = |source: &Ipv4Network| sources.iter().any(|s| s != source && source.is_subnet_of(*s));
+    sources.iter().filter(|source| !within(source)).copied().collect()
 }
 
 impl Node {
@@ -348,7 +354,8 @@ impl Node {
 
     /// The ENIs that the kernel should know, what is newest first: what calls have brought or left, what the pool will have once the
     /// picture that waits has joined it, what it has now, and by which pods' packets leave whatever descriptions say: those may be old, and
-    /// an address that is on no other ENI goes nowhere better.
+    /// an address that is on no other ENI goes nowhere better. After a start, until descriptions can be trusted, that comes before them: they
+    /// may have the address where it was before the pod had it, and the pool does not know better yet.
     fn enis_to_be(&self, now: Moment) -> Vec<EniSeen> {
         let brought = |settling: &Settling| match &settling.gain {
             Gain::Action(_, Outcome::Created(eni)) => Some((**eni).clone()),
@@ -361,6 +368,9 @@ impl Node {
             Gain::Action(..) | Gain::Picture(_) => None,
         };
         let mut enis: Vec<EniSeen> = self.host.settling.iter().filter_map(brought).collect();
+        let led: Vec<EniSeen> = self.host.led.iter().cloned().chain(self.known_before()).collect();
+        let is_young = now.since(self.started) < PICTURE_LAG_MAX;
+        enis.extend(led.iter().filter(|_| is_young).cloned());
         for settling in &self.host.settling {
             if let Gain::Picture(picture) = &settling.gain {
                 let mut later = self.pool.clone();
@@ -369,8 +379,7 @@ impl Node {
             }
         }
         enis.extend(self.pool.enis());
-        enis.extend(self.host.led.iter().cloned());
-        enis.extend(self.known_before());
+        enis.extend(led);
         enis
     }
 
@@ -422,7 +431,8 @@ impl Node {
             let Some(subnet) = self.range_of(&seen.subnet) else { continue };
             let mut given = self.given_to_pods(&seen);
             given.addresses.retain(|address| !steered.covers(*address));
-            given.prefixes.retain(|prefix| !steered.covers(prefix.first()));
+            // A single address of another ENI may be within: it is led on its own.
+            given.prefixes.retain(|prefix| !steered.prefixes.contains(prefix));
             if given.is_empty() && !seen.role.is_for_pods() {
                 continue;
             }
@@ -438,6 +448,7 @@ impl Node {
             let mtu = self.settings.eni_mtu;
             enis.push(EniSpec { mac, card, device, primary_address, subnet, mtu, sources });
         }
+        enis.iter_mut().for_each(|spec| spec.sources = widest(&spec.sources));
         enis.sort_by_key(|spec| (spec.card, spec.device));
         let families = self.settings.families;
         let no_snat = facts.vpc_cidrs.iter().chain(&self.settings.exclude_snat).copied();

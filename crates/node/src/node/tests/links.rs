@@ -172,14 +172,16 @@ fn an_eni_without_a_link_that_somebody_took_away_leaves_its_place() {
 }
 
 /// By which ENI the wish among the effects leads an address out.
-pub(super) fn led_by(effects: &[Effect], address: Ipv4Addr) -> Vec<Mac> {
+/// The ENI that a wish among the effects leads an address out by.
+pub(super) fn led_by(effects: &[Effect], address: Ipv4Addr) -> Option<Mac> {
     let wish = effects.iter().find_map(|effect| match effect {
         Effect::Converge { host, .. } => Some(host),
         _ => None,
     });
-    let enis = &wish.expect("a wish").node.enis;
-    let leads = |eni: &&datapath::EniSpec| eni.sources.iter().any(|source| source.contains(address));
-    enis.iter().filter(leads).map(|eni| eni.mac).collect()
+    let enis = wish.expect("a wish").node.enis.iter();
+    let sources = enis.flat_map(|eni| eni.sources.iter().map(|source| (*source, eni.mac)));
+    let leads = sources.filter(|(source, _)| source.contains(address));
+    leads.max_by_key(|(source, _)| source.prefix()).map(|(_, mac)| mac)
 }
 
 #[test]
@@ -200,14 +202,14 @@ fn an_address_is_led_out_by_the_eni_that_was_given_it_whatever_an_older_picture_
 
     let picture = Picture { as_of: world.now, enis: before.clone(), ..Picture::default() };
     let effects = world.handle(Event::Looked(Ok(picture)));
-    assert_eq!(led_by(&effects, moved), [before[0].mac]);
+    assert_eq!(led_by(&effects, moved), Some(before[0].mac));
     world.converge(&effects);
 
     // Somebody has moved it back, and EC2 had time enough to notice.
     world.now = world.now.plus(Duration::from_secs(600));
     let picture = Picture { as_of: world.now, enis: before.clone(), ..Picture::default() };
     let effects = world.handle(Event::Looked(Ok(picture)));
-    assert_eq!(led_by(&effects, moved), [before[1].mac]);
+    assert_eq!(led_by(&effects, moved), Some(before[1].mac));
 }
 
 #[test]
@@ -221,12 +223,12 @@ fn pods_keep_their_way_out_by_an_eni_that_becomes_somebody_elses() {
 
     let change = |n: u8| Event::Ranges(vec![format!("10.{n}.0.0/16").parse().unwrap()]);
     let effects = world.handle(change(1));
-    assert_eq!(led_by(&effects, held), [MAC]);
-    assert_eq!(led_by(&effects, Ipv4Addr::new(10, 0, 0, 53)), []);
+    assert_eq!(led_by(&effects, held), Some(MAC));
+    assert_eq!(led_by(&effects, Ipv4Addr::new(10, 0, 0, 53)), None);
     world.converge(&effects);
 
     world.del("a", 200);
-    assert_eq!(led_by(&world.handle(change(2)), held), []);
+    assert_eq!(led_by(&world.handle(change(2)), held), None);
 }
 
 #[test]
@@ -257,12 +259,12 @@ fn what_ec2_does_not_take_back_is_for_pods_again_once_the_kernel_leads_there() {
     let eni = secondary(3);
     let id = world.node.pool.begin(&Action::DeleteEni { eni: eni.id });
     let effects = world.handle(Event::Ranges(vec!["10.1.0.0/16".parse().unwrap()]));
-    assert_eq!(led_by(&effects, Ipv4Addr::new(10, 0, 0, 51)), []);
+    assert_eq!(led_by(&effects, Ipv4Addr::new(10, 0, 0, 51)), None);
     world.converge(&effects);
 
     let throttled = CloudError::new(CloudErrorKind::Throttled, "DetachNetworkInterface", "slow down");
     let effects = world.handle(Event::Acted { id, result: Err(throttled) });
-    assert_eq!(led_by(&effects, Ipv4Addr::new(10, 0, 0, 51)), [MAC]);
+    assert_eq!(led_by(&effects, Ipv4Addr::new(10, 0, 0, 51)), Some(MAC));
     let (_, waits) = world.add("a");
     assert!(!wires(&waits), "{waits:?}");
 

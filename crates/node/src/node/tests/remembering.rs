@@ -210,14 +210,8 @@ fn what_changes_is_written_down_and_what_does_not_is_not() {
 
 #[test]
 fn packets_of_pods_go_on_leaving_by_an_eni_that_the_first_descriptions_lack() {
-    let mut world = started();
     let address = Ipv4Addr::new(10, 0, 1, 10);
-    let sandbox = SandboxKey::new("aws-cni", "a", "eth0").unwrap();
-    let host_if = HostVeth::found("eni0123456789a").unwrap();
-    let (pod, since) = (PodName::default(), world.now);
-    let owner = Owner { sandbox, pod, host_if, since, ipv6: None, further: None, branch: None };
-    world.node.pool.adopt(owner, address);
-    world.handle(Event::Identified(Box::new(remembered().facts)));
+    let mut world = restarted_with(address);
     let lacking = |world: &World| {
         let enis = remembered().enis.into_iter().filter(|eni| eni.role == Role::Primary).collect();
         let subnets = remembered().subnets;
@@ -225,8 +219,8 @@ fn packets_of_pods_go_on_leaving_by_an_eni_that_the_first_descriptions_lack() {
     };
 
     let effects = world.handle(lacking(&world));
-    assert_eq!(led_by(&effects, address), [remembered().enis[1].mac]);
-    assert_eq!(led_by(&effects, Ipv4Addr::new(10, 0, 1, 11)), [], "nobody has that address");
+    assert_eq!(led_by(&effects, address), Some(remembered().enis[1].mac));
+    assert_eq!(led_by(&effects, Ipv4Addr::new(10, 0, 1, 11)), None, "nobody has that address");
     let effects = world.converge(&effects);
     let again = world.node.cloud.look_at;
     assert!(again <= world.now.plus(Duration::from_secs(10)), "EC2 is not looked at again before {again:?}");
@@ -241,7 +235,7 @@ fn packets_of_pods_go_on_leaving_by_an_eni_that_the_first_descriptions_lack() {
     // Whatever is said later: an address that is on no other ENI goes nowhere better.
     world.now = world.now.plus(Duration::from_secs(600));
     let effects = world.handle(lacking(&world));
-    assert_eq!(led_by(&effects, address), [remembered().enis[1].mac]);
+    assert_eq!(led_by(&effects, address), Some(remembered().enis[1].mac));
     world.converge(&effects);
 
     // Unless another ENI has it.
@@ -253,5 +247,80 @@ fn packets_of_pods_go_on_leaving_by_an_eni_that_the_first_descriptions_lack() {
     };
     world.now = world.now.plus(Duration::from_secs(600));
     let effects = world.handle(Event::Looked(Ok(moved(&world))));
-    assert_eq!(led_by(&effects, address), [Mac([2, 0, 0, 0, 0, 7])]);
+    assert_eq!(led_by(&effects, address), Some(Mac([2, 0, 0, 0, 0, 7])));
+}
+
+/// A node that was restarted while a pod has this address of the second of its ENIs.
+fn restarted_with(address: Ipv4Addr) -> World {
+    let mut world = World::new();
+    let mut before = remembered();
+    before.enis[1].addresses.insert(address);
+    world.handle(Event::Remembered(Box::new(before)));
+    let sandbox = SandboxKey::new("aws-cni", "a", "eth0").unwrap();
+    let host_if = HostVeth::found("eni0123456789a").unwrap();
+    let (pod, since) = (PodName::default(), world.now);
+    let owner = Owner { sandbox, pod, host_if, since, ipv6: None, further: None, branch: None };
+    world.node.pool.adopt(owner, address);
+    world.handle(Event::Identified(Box::new(remembered().facts)));
+    world
+}
+
+/// EC2 tells that ENIs are as they were remembered, but for this.
+fn told(world: &mut World, change: impl FnOnce(&mut Vec<EniSeen>)) -> Vec<Effect> {
+    let Remembered { mut enis, subnets, .. } = remembered();
+    change(&mut enis);
+    let picture = Picture { as_of: world.now, enis, subnets, ..Picture::default() };
+    let effects = world.handle(Event::Looked(Ok(picture)));
+    let more = world.converge(&effects);
+    effects.into_iter().chain(more).collect()
+}
+
+#[test]
+fn descriptions_from_before_a_pod_do_not_lead_it_out_elsewhere_after_a_start() {
+    let address = Ipv4Addr::new(10, 0, 1, 10);
+    let mut world = restarted_with(address);
+    let second = remembered().enis[1].mac;
+    let elsewhere = |enis: &mut Vec<EniSeen>| {
+        enis[1].addresses.remove(&address);
+        enis[0].addresses.insert(address);
+    };
+
+    let effects = told(&mut world, elsewhere);
+    assert_eq!(led_by(&effects, address), Some(second));
+    world.now = world.now.plus(Duration::from_secs(60));
+    world.node.host.dirty = true;
+    assert_eq!(led_by(&told(&mut world, elsewhere), address), Some(second));
+
+    world.now = world.now.plus(pool::PICTURE_LAG_MAX);
+    world.node.host.dirty = true;
+    let first = remembered().enis[0].mac;
+    assert_eq!(led_by(&told(&mut world, elsewhere), address), Some(first), "they can be trusted by then");
+}
+
+#[test]
+fn a_pod_that_is_led_out_on_its_own_takes_no_prefix_along() {
+    let address = Ipv4Addr::new(10, 0, 1, 32);
+    let mut world = restarted_with(address);
+    let third = Mac([2, 0, 0, 0, 0, 7]);
+
+    let effects = told(&mut world, |enis| {
+        let prefixes = ["10.0.1.32/28".parse().unwrap()].into();
+        let (id, device) = ("eni-7".parse().unwrap(), DeviceIndex(2));
+        let primary_address = Ipv4Addr::new(10, 0, 1, 7);
+        let addresses = BTreeSet::new();
+        let other =
+            EniSeen { id, device, mac: third, primary_address, addresses, prefixes, ..enis[1].clone() };
+        enis.push(other);
+    });
+
+    assert_eq!(led_by(&effects, address), Some(remembered().enis[1].mac));
+    assert_eq!(led_by(&effects, Ipv4Addr::new(10, 0, 1, 33)), Some(third));
+
+    let mut world = restarted_with(address);
+    let effects = told(&mut world, |enis| {
+        enis[1].addresses.clear();
+        enis[1].prefixes.insert("10.0.1.32/28".parse().unwrap());
+    });
+    let second = Some(remembered().enis[1].mac);
+    assert_eq!((led_by(&effects, address), led_by(&effects, Ipv4Addr::new(10, 0, 1, 33))), (second, second));
 }

@@ -73,9 +73,10 @@ impl World {
         for (sandbox, (_, address)) in &self.live {
             let eni = enis.iter().find(|eni| eni.is_source(*address));
             let Some(eni) = eni.filter(|_| !self.robbed.contains(address)) else { continue };
-            let by = self.host.steered.iter().filter(|(source, _)| source.contains(*address));
-            let by: BTreeSet<Mac> = by.map(|(_, mac)| *mac).collect();
-            let right = if eni.id == *primary { BTreeSet::new() } else { BTreeSet::from([eni.mac]) };
+            let led = self.host.steered.iter().filter(|(source, _)| source.contains(*address));
+            // A single address beats the prefix around it.
+            let by = led.max_by_key(|(source, _)| source.prefix()).map(|(_, mac)| *mac);
+            let right = (eni.id != *primary).then_some(eni.mac);
             hold!(by == right, "{sandbox} with {address} of {} leaves by {by:?}", eni.id);
         }
         Ok(())

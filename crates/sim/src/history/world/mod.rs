@@ -31,6 +31,8 @@ use crate::rng::Rng;
 
 /// What the runtime waits for an ADD.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// So many calls to EC2 in a row may be under way when the time of a rest is up.
+const CALLS_AFTER: usize = 4;
 /// How long a node may take to come to rest once nothing bad happens any more and it has looked at EC2.
 const REST: Duration = Duration::from_secs(12 * 60);
 /// So many things never happen in a history that comes to rest.
@@ -287,6 +289,7 @@ impl World {
         self.heal();
         self.thin_out();
         self.pass(Some(rest))?;
+        self.let_calls_end()?;
         self.rested()?;
         self.churn()?;
         for pod in 0..PODS {
@@ -295,7 +298,19 @@ impl World {
         // What is to spare goes back at the latest when the subnets are full.
         self.cloud.crowd();
         self.pass(Some(rest))?;
+        self.let_calls_end()?;
         self.emptied()
+    }
+
+    /// What a call is about that is under way when time is up is in EC2 alone, or in the books alone.
+    fn let_calls_end(&mut self) -> Held {
+        for _ in 0..CALLS_AFTER {
+            if !self.node.as_ref().is_some_and(|node| node.pool().is_changing()) {
+                break;
+            }
+            self.pass(Some(PATIENCE))?;
+        }
+        Ok(())
     }
 
     /// Lets time pass: until the script is over, or for so long.
@@ -689,8 +704,11 @@ impl World {
         let sandbox = self.sandbox(number);
         let host_if = HostVeth::of_pod(&VethPrefix::default(), &name(number), 0);
         self.say(|| format!("{sandbox} runs with {address}"));
-        // What was taken away may be given until the node looks at EC2 again.
-        if self.cloud.allowed().contains(&address) {
+        // What was taken away may be given until the node looks at EC2 again, or hears by a call under way where it is now.
+        let grant = self.node.as_ref().and_then(|node| node.pool().owner(&sandbox));
+        let place = grant.and_then(|(_, grant)| grant.place);
+        let on = place.and_then(|place| self.cloud.model.eni(&place.eni).ok());
+        if on.is_some_and(|eni| eni.is_source(address)) {
             self.robbed.remove(&address);
         }
         self.lived.insert(address);
