@@ -489,7 +489,8 @@ impl Action {
     }
 
     /// How many addresses it brings.
-    pub(crate) const fn brings(&self) -> u32 {
+    #[must_use]
+    pub const fn brings(&self) -> u32 {
         match self {
             Self::Assign { wanted, .. } | Self::CreateEni { wanted, .. } => wanted.addresses(),
             Self::Release { .. } | Self::DeleteEni { .. } => 0,

@@ -1,6 +1,7 @@
 //! EC2: when to look, what a picture means, and the chores that it brings.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use pool::{EniSeen, Note, PICTURE_LAG, Role};
@@ -90,18 +91,21 @@ impl Node {
         }
     }
 
-    /// Says whose ENIs are whose tags are not known: what we knew of them holds, also what the daemon before knew, and an ENI on
-    /// which a pod of ours has its address is ours.
+    /// Says whose ENIs are whose tags are not known: what we knew of them holds, also what the daemon before knew, and an ENI that
+    /// has the address of a pod of ours is ours, where that address was on no other: it may have been taken away and come to
+    /// somebody else.
     fn tell_roles(&self, enis: &mut [EniSeen]) {
+        let elsewhere = |address: Ipv4Addr| self.told_before().any(|eni| eni.given().covers(address));
+        let grants = self.pool.owners().map(|(_, grant)| grant).filter(|grant| grant.place.is_none());
+        let strays: Vec<Ipv4Addr> =
+            grants.map(|grant| grant.address).filter(|address| !elsewhere(*address)).collect();
         let known = self.told_before().chain(self.pool.seen());
         let known: BTreeMap<EniId, Role> = known.map(|eni| (eni.id.clone(), eni.role)).collect();
         for eni in enis.iter_mut().filter(|eni| eni.role != Role::Primary) {
             let given = eni.given();
             match known.get(&eni.id) {
                 Some(role) => eni.role = *role,
-                None if self.pool.owners().any(|(_, grant)| given.covers(grant.address)) => {
-                    eni.role = Role::Secondary;
-                }
+                None if strays.iter().any(|address| given.covers(*address)) => eni.role = Role::Secondary,
                 None => {}
             }
         }

@@ -1,10 +1,12 @@
-//! The API server around one node with custom networking: its node object and the ENIConfigs, which change, go wrong and come
-//! back; and, beside it, what a daemon that was told so may do.
+//! The API server around one node: its object, its pods and, with custom networking, the ENIConfigs, which change, go wrong and
+//! come back; and, beside it, what a daemon that was told so may do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use node::cluster::{EniConfig, EniConfigName, EniConfigNews, NameKeys, News, NodeObject};
-use types::{SecurityGroupId, SubnetId};
+use node::cluster::{
+    BranchWish, EniConfig, EniConfigName, EniConfigNews, NameKeys, News, NodeObject, PodNews, PodObject,
+};
+use types::{PodName, SecurityGroupId, SubnetId};
 
 use super::met::{Manner, Met};
 
@@ -12,6 +14,10 @@ use super::met::{Manner, Met};
 const LABEL: &str = "zone";
 /// The ENIConfig of nodes that name none.
 const DEFAULT: &str = "default";
+/// The CPU that each pod asks for, and what so many ask for is all that the node has, in thousandths. The scheduler of this cluster
+/// is not so strict: pods that are more come all the same.
+const CPU: u64 = 1000;
+const FITS: u64 = 8;
 
 /// Something that happens to the node's ENIConfig.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,19 +62,31 @@ pub(crate) struct Cluster {
     objects: BTreeMap<String, EniConfigNews>,
     away: bool,
     home: EniConfig,
+    /// The pods that are bound to the node, where it tells them.
+    pods: Option<BTreeSet<PodName>>,
 }
 
 impl Cluster {
-    /// All is well: the ENIConfig of nodes that name none says this subnet.
-    pub(crate) fn new(subnet: SubnetId) -> Self {
+    /// All is well: the ENIConfig of nodes that name none says this subnet. No pod is bound to the node; it tells pods, or does not.
+    pub(crate) fn new(subnet: SubnetId, tells_pods: bool) -> Self {
         let home = EniConfig { subnet, groups: Vec::new() };
         let objects = BTreeMap::from([(DEFAULT.to_owned(), EniConfigNews::Is(home.clone()))]);
-        Self { named: DEFAULT.to_owned(), has_node: true, cordoned: false, objects, away: false, home }
+        let pods = tells_pods.then(BTreeSet::new);
+        Self { named: DEFAULT.to_owned(), has_node: true, cordoned: false, objects, away: false, home, pods }
+    }
+
+    /// A pod is bound to the node, or deleted; what that tells.
+    pub(crate) fn pod(&mut self, name: PodName, bound: bool) -> Option<News> {
+        let pods = self.pods.as_mut()?;
+        let changes = if bound { pods.insert(name.clone()) } else { pods.remove(&name) };
+        let news = if bound { PodNews::Is(object(name)) } else { PodNews::Gone(name) };
+        (changes && !self.away).then_some(News::Pods(news))
     }
 
     /// All is well again; whether it was not.
     pub(crate) fn restore(&mut self, met: &mut Met) -> bool {
-        let before = std::mem::replace(self, Self::new(self.home.subnet.clone()));
+        let well = Self { pods: self.pods.clone(), ..Self::new(self.home.subnet.clone(), false) };
+        let before = std::mem::replace(self, well);
         let well = before.objects.get(&before.named) == self.objects.get(DEFAULT);
         let config_off = before.away || !before.has_node || before.named != DEFAULT || !well;
         if config_off {
@@ -131,22 +149,33 @@ impl Cluster {
         let config = |says| News::EniConfig(self.named.clone(), says);
         if self.away {
             let why = "connection refused".to_owned();
-            return vec![News::Trouble(why.clone()), config(EniConfigNews::Trouble(why))];
+            let pods = self.pods.as_ref().map(|_| News::Pods(PodNews::Trouble(why.clone())));
+            let rest = [News::Trouble(why.clone()), config(EniConfigNews::Trouble(why))];
+            return pods.into_iter().chain(rest).collect();
         }
+        let all = |pods: &BTreeSet<PodName>| PodNews::All(pods.iter().cloned().map(object).collect());
+        let pods = self.pods.as_ref().map(|pods| News::Pods(all(pods)));
         let says = self.objects.get(&self.named).cloned().unwrap_or(EniConfigNews::Absent);
         if !self.has_node {
             // Who watches the ENIConfig goes on with that.
-            return vec![News::NoNode, config(says)];
+            return [News::NoNode, config(says)].into_iter().chain(pods).collect();
         }
-        vec![News::Node(Box::new(self.node())), config(says)]
+        let node = News::Node(Box::new(self.node()));
+        [node, config(says)].into_iter().chain(pods).collect()
     }
 
     fn node(&self) -> NodeObject {
         let keys = NameKeys { annotation: String::new(), label: LABEL.to_owned() };
         let named = (self.named != DEFAULT).then(|| (LABEL.to_owned(), self.named.clone()));
         let named = EniConfigName::of(&named.into_iter().collect(), &BTreeMap::new(), &keys);
-        NodeObject { eni_config: Some(named), unschedulable: self.cordoned, ..NodeObject::default() }
+        let cpu = self.pods.as_ref().map(|_| FITS * CPU);
+        NodeObject { eni_config: Some(named), unschedulable: self.cordoned, cpu, ..NodeObject::default() }
     }
+}
+
+/// A pod as its object says.
+const fn object(name: PodName) -> PodObject {
+    PodObject { name, uid: String::new(), branch: BranchWish::No, cpu: CPU, gets_address: true }
 }
 
 fn no_such_subnet() -> Option<SubnetId> {
@@ -158,12 +187,15 @@ pub(crate) fn no_such_group() -> Option<SecurityGroupId> {
     "sg-0ffffffffffffffff".parse().ok()
 }
 
-/// What one daemon has been told in its life: of its ENIConfig, and whether the node is to be left alone.
+/// What one daemon has been told in its life: of its ENIConfig, whether the node is to be left alone, and of its pods.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
     name: Option<String>,
     config: Option<EniConfig>,
     left_alone: bool,
+    cpu: Option<u64>,
+    /// Once all were told.
+    pods: Option<BTreeSet<PodName>>,
 }
 
 impl Told {
@@ -171,7 +203,7 @@ impl Told {
     pub(crate) fn hear(&mut self, news: &News) {
         match news {
             News::Node(object) => {
-                self.left_alone = object.unschedulable;
+                (self.left_alone, self.cpu) = (object.unschedulable, object.cpu);
                 let name = object.eni_config.as_ref().map(|named| named.name.clone());
                 if name.is_some() && name != self.name {
                     (self.name, self.config) = (name, None);
@@ -183,8 +215,28 @@ impl Told {
                 // What it said before stays true.
                 EniConfigNews::Wrong(_) | EniConfigNews::Trouble(_) => {}
             },
-            News::EniConfig(..) | News::NoNode | News::Trouble(_) | News::Pods(_) => {}
+            News::Pods(PodNews::All(objects)) => {
+                self.pods = Some(objects.iter().map(|object| object.name.clone()).collect());
+            }
+            News::Pods(PodNews::Is(object)) => {
+                if let Some(pods) = &mut self.pods {
+                    pods.insert(object.name.clone());
+                }
+            }
+            News::Pods(PodNews::Gone(name)) => {
+                if let Some(pods) = &mut self.pods {
+                    pods.remove(name);
+                }
+            }
+            News::NoNode => self.cpu = None,
+            News::EniConfig(..) | News::Trouble(_) | News::Pods(PodNews::Trouble(_)) => {}
         }
+    }
+
+    /// The pods of a node that no further one fits, as far as that is known.
+    pub(crate) fn full(&self) -> Option<&BTreeSet<PodName>> {
+        let asked = |pods: &&BTreeSet<PodName>| CPU * u64::try_from(pods.len()).unwrap_or(u64::MAX);
+        self.pods.as_ref().filter(|pods| self.cpu.is_some_and(|cpu| asked(pods) >= cpu))
     }
 
     /// Whether nothing may be given back: the node is cordoned.

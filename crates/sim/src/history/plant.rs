@@ -48,6 +48,8 @@ pub enum Plant {
     IgnoresTheBrake,
     /// That the node is cordoned is not heard.
     IgnoresTheCordon,
+    /// What CPU pods leave is not heard.
+    IgnoresTheFullness,
 }
 
 impl Plant {
@@ -72,6 +74,7 @@ impl Plant {
         Self::SteersByTheWishBefore,
         Self::IgnoresTheBrake,
         Self::IgnoresTheCordon,
+        Self::IgnoresTheFullness,
     ];
 
     /// Its name in reports.
@@ -97,6 +100,7 @@ impl Plant {
             Self::SteersByTheWishBefore => "steers-by-the-wish-before",
             Self::IgnoresTheBrake => "ignores-the-brake",
             Self::IgnoresTheCordon => "ignores-the-cordon",
+            Self::IgnoresTheFullness => "ignores-the-fullness",
         }
     }
 
@@ -137,6 +141,10 @@ impl Plant {
             (Self::IgnoresTheBrake, Event::Held(_)) => Event::Held(Hold::Nothing),
             (Self::IgnoresTheCordon, Event::Cluster(News::Node(mut object))) => {
                 object.unschedulable = false;
+                Event::Cluster(News::Node(object))
+            }
+            (Self::IgnoresTheFullness, Event::Cluster(News::Node(mut object))) => {
+                object.cpu = None;
                 Event::Cluster(News::Node(object))
             }
             (_, event) => event,

@@ -62,6 +62,8 @@ pub(crate) struct Setup {
     pub(crate) policies: bool,
     /// There is an API server that tells the node object.
     pub(crate) in_cluster: bool,
+    /// It tells the node's pods too, for the default target, and what CPU they leave.
+    pub(crate) tells_pods: bool,
     /// The bounds that settings may set.
     pub(crate) max_enis: Option<u8>,
     pub(crate) max_pods: Option<u32>,
@@ -270,12 +272,15 @@ impl Setup {
             custom: rng.clone().below(1000) >= 800,
             policies: rng.clone().below(4) == 0,
             in_cluster: rng.percent(30),
+            tells_pods: rng.clone().percent(50),
             max_enis: rng.percent(15).then(|| 1 + u8::try_from(rng.below(3)).unwrap_or(0)),
             max_pods: rng.percent(15).then(|| 2 + rng.small(20)),
         };
         // The two are refused together.
         let custom = setup.custom && !setup.dual;
-        Self { custom, in_cluster: setup.in_cluster || custom, ..setup }
+        // Where targets are set, nobody asks for pods.
+        let tells_pods = setup.tells_pods && setup.automatic && !by_addresses;
+        Self { custom, tells_pods, in_cluster: setup.in_cluster || custom || tells_pods, ..setup }
     }
 }
 

@@ -146,16 +146,17 @@ fn whose_an_eni_is_stays_known_when_only_instance_metadata_answers() {
     assert_eq!(roles, [Role::Primary, Role::Secondary]);
 }
 
-#[test]
-fn pods_on_an_eni_make_it_ours_when_only_instance_metadata_answers() {
+/// The roles of a node's ENIs when instance metadata, which tells no tags, shows an unknown ENI with the address that a pod has had
+/// since before the start; the first descriptions had it on the primary ENI, or on none.
+fn roles_with_an_unknown_eni_of_a_pod(on_the_primary: bool) -> Vec<Role> {
     let mut world = World::ready(2);
     world.added("a");
     let held = world.node.pool.owners().next().unwrap().1.address;
-    // As after a restart: the pod is known, its ENI is not.
     let snapshot = world.node.pool.snapshot();
     let mut restarted = World::new();
     restarted.node.pool = Pool::restore(snapshot, Duration::from_secs(30), restarted.now);
-    let mut restarted = restarted.made_ready(2);
+    let mut restarted = restarted.made_ready(if on_the_primary { 2 } else { 0 });
+    assert_eq!(restarted.node.pool.owners().next().unwrap().1.place.is_some(), on_the_primary);
     let eni = EniSeen {
         id: "eni-5".parse().unwrap(),
         mac: Mac([2, 0, 0, 0, 0, 5]),
@@ -171,9 +172,17 @@ fn pods_on_an_eni_make_it_ours_when_only_instance_metadata_answers() {
         picture.enis[0].addresses.remove(&held);
         picture.enis.push(eni);
     });
+    restarted.node.pool.enis().iter().map(|eni| eni.role).collect()
+}
 
-    let roles: Vec<Role> = restarted.node.pool.enis().iter().map(|eni| eni.role).collect();
-    assert_eq!(roles, [Role::Primary, Role::Secondary]);
+#[test]
+fn pods_on_an_eni_make_it_ours_when_only_instance_metadata_answers() {
+    assert_eq!(roles_with_an_unknown_eni_of_a_pod(false), [Role::Primary, Role::Secondary]);
+}
+
+#[test]
+fn an_address_that_was_taken_from_a_pod_makes_no_eni_ours() {
+    assert_eq!(roles_with_an_unknown_eni_of_a_pod(true), [Role::Primary, Role::Unmanaged]);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use node::hold::Hold;
 use node::store::{Ipv6Books, Record, VERSION};
 use node::{BatchId, CallId, Effect, Event, Node, Remembered};
 use pool::Snapshot;
-use types::{HostVeth, Moment, PodName, Reason, SandboxKey, VethPrefix};
+use types::{EniId, HostVeth, Moment, PodName, Reason, SandboxKey, VethPrefix};
 use wire::queue::QueuedDel;
 use wire::{Detachment, Failure, Reply, Request, Verb};
 
@@ -216,6 +216,8 @@ impl World {
         let broken =
             |error| Broken { what: format!("the cloud cannot be made: {error}"), after: Duration::ZERO };
         let cloud = Cloud::new(&script.setup, &mut rng, START).map_err(broken)?;
+        let elsewhere = cloud.subnets.get(1).unwrap_or_else(|| cloud.subnet());
+        let cluster = Cluster::new(elsewhere.clone(), script.setup.tells_pods);
         Ok(Self {
             script,
             plant,
@@ -228,7 +230,7 @@ impl World {
             node: None,
             epoch: 0,
             tick_at: Moment(u64::MAX),
-            cluster: Cluster::new(cloud.subnets.get(1).unwrap_or_else(|| cloud.subnet()).clone()),
+            cluster,
             cloud,
             told: Told::default(),
             telling: START,
@@ -448,6 +450,7 @@ impl World {
                 self.say(|| action.to_string());
                 self.check_place(&action, &groups)?;
                 self.check_hold(Some(&action))?;
+                self.check_fullness(&action)?;
                 let task = self.cloud.task(id, action, groups);
                 self.ask(task);
             }
@@ -616,7 +619,10 @@ impl World {
         hold!(other.is_none(), "I4: {address} is given to {sandbox} and is {other:?}'s");
         self.check_cooling(address)?;
         hold!(!self.is_spared(address), "{address} of the primary ENI is given with custom networking");
-        let others = self.cloud.closed_with(address);
+        // What was taken away may have come to others before the node looks at EC2 again.
+        let by_mistake =
+            |eni: &&EniId| !self.robbed.contains(&address) || self.place_of(&sandbox).as_ref() == Some(*eni);
+        let others = self.cloud.closed_with(address).filter(by_mistake);
         hold!(others.is_none(), "I7: {address} of {others:?}, which is not ours, is given to {sandbox}");
         self.links.insert(pod.host_if.clone(), Link { sandbox, address, addresses });
         Ok(Ok(()))
@@ -705,15 +711,19 @@ impl World {
         let host_if = HostVeth::of_pod(&VethPrefix::default(), &name(number), 0);
         self.say(|| format!("{sandbox} runs with {address}"));
         // What was taken away may be given until the node looks at EC2 again, or hears by a call under way where it is now.
-        let grant = self.node.as_ref().and_then(|node| node.pool().owner(&sandbox));
-        let place = grant.and_then(|(_, grant)| grant.place);
-        let on = place.and_then(|place| self.cloud.model.eni(&place.eni).ok());
+        let on = self.place_of(&sandbox).and_then(|eni| self.cloud.model.eni(&eni).ok());
         if on.is_some_and(|eni| eni.is_source(address)) {
             self.robbed.remove(&address);
         }
         self.lived.insert(address);
         self.live.insert(sandbox, (host_if, address));
         self.host.compare();
+    }
+
+    /// The ENI that has a pod's address as far as the node knows.
+    fn place_of(&self, sandbox: &SandboxKey) -> Option<EniId> {
+        let (_, grant) = self.node.as_ref()?.pool().owner(sandbox)?;
+        grant.place.map(|place| place.eni)
     }
 
     /// An ADD failed: the runtime cleans up and tries again.

@@ -1,10 +1,16 @@
-//! The operator: puts the brake on and takes it off, and cordons the node.
+//! The operator: puts the brake on and takes it off, cordons the node, and fills it.
+
+use std::collections::BTreeSet;
 
 use node::Event;
 use node::hold::Hold;
 use pool::Action;
 
 use super::{Held, World, hold};
+
+/// What a full node may have beside what its pods want (`pool`), and what the last prefix may have beyond that.
+const SPARE: u32 = 2;
+const STEP: u32 = 15;
 
 impl World {
     /// The daemon reads what is held back.
@@ -23,6 +29,18 @@ impl World {
         };
         hold!(allowed, "{:?} are held back, and it begins {action:?}", self.hold);
         hold!(!leaves || !self.told.is_left_alone(), "the node is left alone, and gives back: {action:?}");
+        Ok(())
+    }
+
+    /// A node that no further pod fits asks for no more than for those that are on it or wait, and a few.
+    pub(super) fn check_fullness(&self, action: &Action) -> Held {
+        let (Some(told), Some(node)) = (self.told.full(), &self.node) else { return Ok(()) };
+        let have: BTreeSet<_> = node.pool().owners().map(|(owner, _)| &owner.pod).collect();
+        let adds = self.calls.values().filter(|pending| pending.arrived && pending.sandbox.is_some());
+        let (coming, waiting) = (told.iter().filter(|pod| !have.contains(pod)).count(), adds.count());
+        let step = if self.script.setup.prefixes { STEP } else { 0 };
+        let most = u32::try_from(coming + waiting).unwrap_or(u32::MAX).saturating_add(SPARE + step);
+        hold!(action.brings() <= most, "the node is full, {coming} pods come, {waiting} wait: {action:?}");
         Ok(())
     }
 }

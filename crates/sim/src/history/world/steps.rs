@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use node::cluster::News;
 use node::{CallId, Event};
 use types::{Reason, SandboxKey, VethPrefix};
 use wire::{Attachment, Detachment, Failure, Kept, PROTOCOL, Request, Verb};
@@ -78,11 +79,24 @@ impl World {
         if self.node.is_none() {
             return;
         }
+        let news = self.cluster.news();
+        self.tell_news(news);
+    }
+
+    fn tell_news(&mut self, news: impl IntoIterator<Item = News>) {
         let pause = if self.rng.percent(20) { self.rng.millis(0, 60_000) } else { self.rng.millis(0, 500) };
         self.telling = self.telling.max(self.now.plus(pause));
-        for news in self.cluster.news() {
+        for news in news {
             self.telling = self.telling.plus(Duration::from_millis(5));
             self.hear_later(self.telling.since(self.now), Event::Cluster(news));
+        }
+    }
+
+    /// A pod is bound to the node, or deleted; the API server may tell.
+    fn bind(&mut self, pod: u32, bound: bool) {
+        let news = self.cluster.pod(name(pod), bound);
+        if let (Some(news), Some(_)) = (news, &self.node) {
+            self.tell_news([news]);
         }
     }
 
@@ -100,6 +114,7 @@ impl World {
     }
 
     pub(super) fn start(&mut self, number: u32) {
+        self.bind(number, true);
         let pod = self.pods.entry(number).or_default();
         pod.wanted = true;
         if !matches!(pod.phase, Phase::Absent) {
@@ -124,6 +139,7 @@ impl World {
     }
 
     pub(super) fn stop(&mut self, number: u32) {
+        self.bind(number, false);
         let pod = self.pods.entry(number).or_default();
         pod.wanted = false;
         if matches!(pod.phase, Phase::Adding(_) | Phase::Running) {
