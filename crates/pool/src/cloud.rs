@@ -152,11 +152,12 @@ impl Pool {
         self.hide(leaving, since.plus(PICTURE_LAG), since.plus(PICTURE_LAG_MAX));
     }
 
-    /// Takes in that a daemon before has made such a call at `at`, or may have. What pictures have told since then they tell again.
+    /// Takes in that a daemon before has made such a call at `at`, or may have. However long ago that was, it holds until a picture
+    /// asked for long enough after it is there: until then the pool goes on from what was known before.
     pub fn may_have_left(&mut self, leaving: Leaving, at: Moment, now: Moment) {
-        // The clock may have been set back.
-        self.doubt(leaving, at.min(now));
-        self.gone.retain(|gone| gone.until > now);
+        // The clock may have been set back, or forward.
+        let (since, soon) = (at.min(now), now.plus(PICTURE_LAG));
+        self.hide(leaving, since.plus(PICTURE_LAG).max(soon), since.plus(PICTURE_LAG_MAX).max(soon));
     }
 
     fn hide(&mut self, leaving: Leaving, telling: Moment, until: Moment) {

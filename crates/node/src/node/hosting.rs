@@ -162,6 +162,22 @@ impl Gain {
         }
     }
 
+    /// What a call has given later, this has lost: somebody has taken it away meanwhile.
+    fn lose(&mut self, later: &Self) {
+        let given = match later {
+            Self::Action(_, Outcome::Created(eni)) => &eni.given(),
+            Self::Action(_, Outcome::Assigned(given)) => given,
+            Self::Action(..) | Self::Picture(_) => return,
+        };
+        let (addresses, prefixes) = match self {
+            Self::Action(_, Outcome::Created(eni)) => (&mut eni.addresses, &mut eni.prefixes),
+            Self::Action(_, Outcome::Assigned(ours)) => (&mut ours.addresses, &mut ours.prefixes),
+            Self::Action(..) | Self::Picture(_) => return,
+        };
+        addresses.retain(|address| !given.covers(*address));
+        prefixes.retain(|prefix| !given.prefixes.contains(prefix));
+    }
+
     /// The ENI that a call has made.
     pub(super) fn new_eni(&self) -> Option<&EniSeen> {
         match self {
@@ -190,6 +206,7 @@ impl Node {
         if matches!(gain, Gain::Picture(_)) {
             self.host.settling.retain(|settling| !matches!(settling.gain, Gain::Picture(_)));
         }
+        self.host.settling.iter_mut().for_each(|settling| settling.gain.lose(&gain));
         self.host.settling.push(Settling { gain, generation: None, since: now });
         self.host.dirty = true;
     }

@@ -13,7 +13,7 @@ use types::{DeviceIndex, Ipv6Prefix, Moment, NetworkCard, Reason, SubnetId};
 use super::Node;
 use super::event::{Effect, Facts, Picture};
 use super::hosting::Gain;
-use super::looking::{LOOK_AGAIN, as_of_metadata};
+use super::looking::LOOK_AGAIN;
 
 /// What a start needs to know of its instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,8 +86,8 @@ impl Node {
         self.pool.set_excluded(excluded);
         self.subnets.extend(subnets.clone());
         let mut picture = Picture {
-            // Any word of anybody is newer.
-            as_of: as_of_metadata(now),
+            // Any word of anybody is newer, and so is what calls were to take away.
+            as_of: Moment(0),
             enis,
             occupied,
             efa_only,

@@ -21,13 +21,17 @@ fn secondary(addresses: u8) -> EniSeen {
     }
 }
 
-/// Answers the wish that is among the effects, and those that follow from that; the link of the ENI is there, or not.
-fn answer(world: &mut World, effects: &[Effect], there: bool) -> Vec<Effect> {
-    let wish = effects.iter().find_map(|effect| match effect {
+/// The number of the wish that is among the effects.
+fn wished(effects: &[Effect]) -> Option<u64> {
+    effects.iter().find_map(|effect| match effect {
         Effect::Converge { generation, .. } => Some(*generation),
         _ => None,
-    });
-    let Some(generation) = wish else { return Vec::new() };
+    })
+}
+
+/// Answers the wish that is among the effects, and those that follow from that; the link of the ENI is there, or not.
+fn answer(world: &mut World, effects: &[Effect], there: bool) -> Vec<Effect> {
+    let Some(generation) = wished(effects) else { return Vec::new() };
     let missing = if there { BTreeSet::new() } else { [MAC].into() };
     let made = HostMade { missing, ..HostMade::default() };
     let mut effects = world.handle(Event::Converged { generation, result: Ok(made) });
@@ -210,6 +214,38 @@ fn an_address_is_led_out_by_the_eni_that_was_given_it_whatever_an_older_picture_
     let picture = Picture { as_of: world.now, enis: before.clone(), ..Picture::default() };
     let effects = world.handle(Event::Looked(Ok(picture)));
     assert_eq!(led_by(&effects, moved), Some(before[1].mac));
+}
+
+#[test]
+fn of_two_enis_that_calls_have_given_an_address_the_last_one_leads_it_out() {
+    let mut world = World::ready(0);
+    look(&mut world, |picture| picture.enis.push(secondary(3)));
+    let moved = Ipv4Addr::new(10, 0, 0, 71);
+    let (card, device, wanted) = (NetworkCard(0), DeviceIndex(2), Wanted::Addresses(1));
+    let other = EniSeen {
+        id: "eni-6".parse().unwrap(),
+        mac: Mac([2, 0, 0, 0, 0, 6]),
+        device,
+        primary_address: Ipv4Addr::new(10, 0, 0, 70),
+        addresses: [moved].into(),
+        ..secondary(0)
+    };
+    let (mac, subnet) = (other.mac, other.subnet.clone());
+    let made = world.node.pool.begin(&Action::CreateEni { card, device, subnet, wanted });
+    let asked = world.node.pool.begin(&Action::Assign { eni: secondary(0).id, wanted });
+
+    // The link of the first does not come: somebody has deleted that ENI at once.
+    let result = Ok(Outcome::Created(Box::new(other)));
+    let effects = world.handle(Event::Acted { id: made, result });
+    assert_eq!(led_by(&effects, moved), Some(mac));
+    let generation = wished(&effects).expect("a wish");
+    let result = Ok(Outcome::Assigned(Given::addresses([moved].into())));
+    world.handle(Event::Acted { id: asked, result });
+    let made = HostMade { missing: [mac].into(), ..HostMade::default() };
+    world.handle(Event::Converged { generation, result: Ok(made) });
+    world.now = world.now.plus(Duration::from_secs(1));
+
+    assert_eq!(led_by(&world.handle(Event::Tick), moved), Some(MAC));
 }
 
 #[test]

@@ -180,17 +180,21 @@ fn what_is_remembered_of_another_instance_is_not_used() {
 
 #[test]
 fn what_a_call_was_to_take_away_before_the_start_is_not_brought_back() {
-    let mut world = started();
-    let given = Given::addresses([Ipv4Addr::new(10, 0, 0, 10), Ipv4Addr::new(10, 0, 0, 11)].into());
-    let leaving = pool::Leaving { eni: "eni-0".parse().unwrap(), given: Some(given) };
-    let loaded = Loaded { records: vec![Record::Leaving { leaving, at: None }], ..Loaded::default() };
-    let restored = restore(Duration::from_secs(30), loaded, &[], &mut |_| true, true, world.now);
-    world.node.pool = restored.pool;
+    // However long ago: what is remembered may be from before that.
+    for at in [None, Some(Moment(0))] {
+        let mut world = started();
+        world.now = world.now.plus(2 * pool::PICTURE_LAG_MAX);
+        let given = Given::addresses([Ipv4Addr::new(10, 0, 0, 10), Ipv4Addr::new(10, 0, 0, 11)].into());
+        let leaving = pool::Leaving { eni: "eni-0".parse().unwrap(), given: Some(given) };
+        let loaded = Loaded { records: vec![Record::Leaving { leaving, at }], ..Loaded::default() };
+        let restored = restore(Duration::from_secs(30), loaded, &[], &mut |_| true, true, world.now);
+        world.node.pool = restored.pool;
 
-    let effects = world.handle(Event::Unidentified(away("instance metadata")));
-    world.converge(&effects);
+        let effects = world.handle(Event::Unidentified(away("instance metadata")));
+        world.converge(&effects);
 
-    assert_eq!(world.node.report(world.now).addresses.free, 4);
+        assert_eq!(world.node.report(world.now).addresses.free, 4, "{at:?}");
+    }
 }
 
 #[test]

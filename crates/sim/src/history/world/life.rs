@@ -34,6 +34,10 @@ impl World {
             // What it has just given back it cannot know: it allows for what descriptions lag as a rule, and no more.
             self.cloud.lags = self.cloud.lags.at_most(PICTURE_LAG);
         }
+        if jump > 0 {
+            // How long ago the last calls were it cannot know either.
+            self.cloud.lags = self.cloud.lags.at_most(PICTURE_LAG);
+        }
         self.disk.broken = false;
         self.disk.asked_for_new = false;
         self.wiring_free = self.now;
