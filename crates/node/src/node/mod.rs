@@ -133,6 +133,41 @@ pub struct Settings {
     pub repair_every: Duration,
 }
 
+impl Settings {
+    /// A node outside of a cluster whose pods get IPv4 addresses of the VPC, with all else as where no variable is set. The daemon sets each
+    /// by its variable; simulations and tests begin with this.
+    #[must_use]
+    pub fn plain() -> Self {
+        Self {
+            families: Families::V4 { egress: false },
+            targets: Targets::default(),
+            prefix_delegation: false,
+            custom_networking: false,
+            cooldown: Duration::from_secs(30),
+            add_timeout: Duration::from_secs(80),
+            max_enis: None,
+            multi_nic: false,
+            pod_eni: false,
+            enforcing: Enforcing::Strict,
+            eni_mtu: 9001,
+            pod_mtu: 9001,
+            veth_prefix: VethPrefix::default(),
+            marks: Marks::default(),
+            connmark: true,
+            exclude_snat: Vec::new(),
+            external_services: BTreeSet::new(),
+            in_cluster: false,
+            annotate_pod_ip: false,
+            manage_cordoned: false,
+            provisioning: true,
+            policies: false,
+            audit_every: Duration::from_secs(6 * 3600),
+            glance_every: Some(GLANCE_EVERY),
+            repair_every: REPAIR_EVERY,
+        }
+    }
+}
+
 /// The state of one node.
 #[derive(Debug)]
 pub struct Node {

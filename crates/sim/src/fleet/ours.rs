@@ -1,17 +1,12 @@
 //! Our daemon: the real `Node`, with a disk and a kernel that obey at once and cloud tasks as the daemon's.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use datapath::Marks;
 use ipnetwork::Ipv4Network;
 use node::cloud::{CloudError, Effect as Kind};
-use node::families::Families;
-use node::{
-    CallId, Chore, Effect, Event, Facts, GLANCE_EVERY, HostMade, Node, Picture, REPAIR_EVERY, Settings,
-    Subnets,
-};
+use node::{CallId, Chore, Effect, Event, Facts, HostMade, Node, Picture, Settings, Subnets};
 use pool::{Action, ActionId, EniSeen, Outcome, Pool, Role, Targets};
 use types::{
     DeviceIndex, EniId, InstanceLimits, Moment, NetworkCard, PodName, SandboxKey, SubnetId, VethPrefix,
@@ -27,10 +22,6 @@ const READS: Tries = Tries::sdk(3, Duration::from_secs(1));
 /// As the daemon deletes an ENI that is being detached.
 const DETACHING: Duration = Duration::from_secs(6);
 const DELETES: Tries = Tries::ONCE.rounds(5, DETACHING);
-/// As the daemon's defaults.
-const COOLDOWN: Duration = Duration::from_secs(30);
-const ADD_TIMEOUT: Duration = Duration::from_secs(80);
-const AUDIT_EVERY: Duration = Duration::from_secs(6 * 3600);
 /// What instance metadata takes to tell some ENIs.
 const GLANCING: Duration = Duration::from_millis(50);
 /// As the plugin's.
@@ -59,31 +50,11 @@ impl Ours {
         now: Moment,
     ) -> Option<Self> {
         let settings = Settings {
-            families: Families::V4 { egress: false },
             targets,
             prefix_delegation: prefixes,
-            custom_networking: false,
-            cooldown: COOLDOWN,
-            add_timeout: ADD_TIMEOUT,
-            max_enis: None,
-            multi_nic: false,
-            pod_eni: false,
-            enforcing: types::Enforcing::Strict,
-            eni_mtu: 9001,
-            pod_mtu: 9001,
-            veth_prefix: VethPrefix::default(),
-            marks: Marks::default(),
-            connmark: true,
-            exclude_snat: Vec::new(),
-            external_services: BTreeSet::new(),
-            in_cluster: false,
-            annotate_pod_ip: false,
-            manage_cordoned: false,
-            provisioning: true,
-            policies: false,
-            audit_every: AUDIT_EVERY,
-            glance_every: Some(GLANCE_EVERY),
-            repair_every: REPAIR_EVERY,
+            // Nobody else changes kernels here.
+            repair_every: Duration::from_secs(3600),
+            ..Settings::plain()
         };
         let facts = Facts {
             instance: "i-1".parse().ok()?,
@@ -93,7 +64,8 @@ impl Ours {
             vpc_cidrs: Vec::new(),
             ipv6: None,
         };
-        let node = Node::new(settings, Pool::new(COOLDOWN), seed, now);
+        let pool = Pool::new(settings.cooldown);
+        let node = Node::new(settings, pool, seed, now);
         let subnet = Ipv4Network::new(Ipv4Addr::new(10, 0, 0, 0), 8).ok()?;
         Some(Self { node, facts, subnet, ready: false, looked: false, adds: BTreeMap::new(), last_call: 0 })
     }

@@ -1,14 +1,12 @@
 //! What happens to a node in one history: made from a seed, so that it can be told again, and cut down when it fails.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
-use datapath::Marks;
 use node::families::Families;
 use node::hold::Hold;
 use node::{REPAIR_EVERY, Settings};
 use pool::Targets;
-use types::{InstanceTable, VethPrefix};
+use types::InstanceTable;
 
 use super::cluster::{TURNS, TURNS_OF_THE_NODE, Turn};
 use super::foreign::{DEVICES, FOREIGN, Foreign};
@@ -218,26 +216,13 @@ impl Setup {
             prefix_delegation: self.prefixes,
             custom_networking: self.custom,
             cooldown: self.cooldown,
-            add_timeout: Duration::from_secs(80),
             max_enis: self.max_enis,
-            multi_nic: false,
-            pod_eni: false,
-            enforcing: types::Enforcing::Strict,
-            eni_mtu: 9001,
-            pod_mtu: 9001,
-            veth_prefix: VethPrefix::default(),
-            marks: Marks::default(),
-            connmark: true,
-            exclude_snat: Vec::new(),
-            external_services: BTreeSet::new(),
             in_cluster: self.in_cluster,
-            annotate_pod_ip: false,
-            manage_cordoned: false,
-            provisioning: true,
             policies: self.policies,
             audit_every: self.audit,
             glance_every: self.metadata.then_some((self.audit / 4).max(GLANCE)),
             repair_every: self.repair,
+            ..Settings::plain()
         }
     }
 

@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use datapath::Marks;
 use pool::{Action, ActionId, EniSeen, Given, Outcome, Pool, Role, Targets, Wanted};
 use types::{
     DeviceIndex, Enforcing, HostVeth, InstanceTable, Mac, Moment, NetworkCard, PodName, Reason, SandboxKey,
@@ -17,7 +16,7 @@ use wire::{Attachment, Detachment, Failure, PROTOCOL, Reply, Request, Verb};
 use super::{
     BatchId, CallId, Chore, Effect, Event, Facts, HostMade, Node, Picture, Settings, Stray, Subnets,
 };
-use super::{PodInKernel, REPAIR_EVERY, restore};
+use super::{PodInKernel, restore};
 use crate::cloud::{CloudError, CloudErrorKind};
 use crate::families::Families;
 use crate::store::{Loaded, Record};
@@ -61,29 +60,11 @@ impl World {
         let settings = Settings {
             families,
             targets: Targets { warm_ip: Some(1), minimum_ip: Some(3), ..Targets::default() },
-            prefix_delegation: false,
-            custom_networking: false,
-            cooldown: Duration::from_secs(30),
             add_timeout: Duration::from_secs(60),
-            max_enis: None,
-            multi_nic: false,
-            pod_eni: false,
-            enforcing: Enforcing::Strict,
-            eni_mtu: 9001,
-            pod_mtu: 9001,
-            veth_prefix: VethPrefix::default(),
-            marks: Marks::default(),
-            connmark: true,
-            exclude_snat: Vec::new(),
-            external_services: BTreeSet::new(),
             in_cluster: true,
-            annotate_pod_ip: false,
-            manage_cordoned: false,
-            provisioning: true,
-            policies: false,
             audit_every: Duration::from_secs(3600),
             glance_every: Some(Duration::from_secs(900)),
-            repair_every: REPAIR_EVERY,
+            ..Settings::plain()
         };
         let now = Moment(1_000_000);
         let node = Node::new(settings, Pool::new(Duration::from_secs(30)), 1, now);
