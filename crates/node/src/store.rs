@@ -56,6 +56,20 @@ pub enum Record {
     },
 }
 
+impl Record {
+    /// When this was so, as far as it tells.
+    #[must_use]
+    pub fn at(&self) -> Option<Moment> {
+        match self {
+            Self::Snapshot { pool, .. } => pool.last(),
+            Self::Ipv6(_) => None,
+            Self::Assigned { owner, .. } => Some(owner.since),
+            Self::Leaving { at, .. } => *at,
+            Self::Released { at, .. } => Some(*at),
+        }
+    }
+}
+
 /// What is remembered of the primary ENI's IPv6 prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Ipv6Books {

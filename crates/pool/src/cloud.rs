@@ -153,11 +153,19 @@ impl Pool {
     }
 
     /// Takes in that a daemon before has made such a call at `at`, or may have. However long ago that was, it holds until a picture
-    /// asked for long enough after it is there: until then the pool goes on from what was known before.
+    /// asked for long enough after it is there: what was known before may be older.
     pub fn may_have_left(&mut self, leaving: Leaving, at: Moment, now: Moment) {
-        // The clock may have been set back, or forward.
-        let (since, soon) = (at.min(now), now.plus(PICTURE_LAG));
-        self.hide(leaving, since.plus(PICTURE_LAG).max(soon), since.plus(PICTURE_LAG_MAX).max(soon));
+        // The clock may have been set back.
+        self.doubt(leaving, at.min(now));
+    }
+
+    /// Says when the last thing happened that a daemon before has told of. That much time has passed after such calls; the rest is the
+    /// clock's word, which may have been put forward meanwhile, so that they hold for [`PICTURE_LAG`] at least.
+    pub fn last_heard(&mut self, last: Moment, now: Moment) {
+        let soon = now.plus(PICTURE_LAG);
+        for gone in self.gone.iter_mut().filter(|gone| !gone.sure && gone.until > last && gone.until <= now) {
+            (gone.telling, gone.until) = (soon, soon);
+        }
     }
 
     fn hide(&mut self, leaving: Leaving, telling: Moment, until: Moment) {
@@ -203,6 +211,12 @@ impl Pool {
             let what = Leaving { eni: eni.id.clone(), given: Some(given) };
             self.gone.push(Gone { what, place: None, telling: until, until, sure: false });
         }
+    }
+
+    /// When the last picture was asked for; the beginning of time before there is one.
+    #[must_use]
+    pub const fn pictured(&self) -> Moment {
+        self.pictured
     }
 
     /// When a picture may tell more than one asked for now.

@@ -24,6 +24,15 @@ pub struct Snapshot {
     pub gone: Vec<Left>,
 }
 
+impl Snapshot {
+    /// When the last thing of those that are told happened.
+    #[must_use]
+    pub fn last(&self) -> Option<Moment> {
+        let left = self.gone.iter().map(|left| left.at).filter(|at| *at != NOT_YET);
+        self.owners.iter().map(|(owner, _)| owner.since).chain(left).max()
+    }
+}
+
 /// Something that has left, or may have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Left {

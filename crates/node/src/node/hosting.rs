@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use datapath::{EniSpec, NodeSpec, PodSpec};
 use ipnetwork::Ipv4Network;
-use pool::{ActionId, EniSeen, Given, Outcome, PICTURE_LAG_MAX, Role, Unready};
-use types::{Mac, Moment, NetworkCard, Prefix, Reason, VethPrefix};
+use pool::{ActionId, EniSeen, Given, Outcome, Role, Unready};
+use types::{EniId, Mac, Moment, NetworkCard, Prefix, Reason, VethPrefix};
 
 use super::event::{Effect, Facts, HostMade, HostWish, Picture};
 use super::{Node, Settings};
@@ -67,7 +67,7 @@ pub(super) struct HostState {
     /// What was wrong the last time.
     pub(super) trouble: Option<String>,
     pub(super) settling: Vec<Settling>,
-    /// Secondary ENIs by which pods' packets leave, each with the addresses that do.
+    /// ENIs by which pods' packets leave, each with the addresses that do.
     pub(super) led: Vec<EniSeen>,
 }
 
@@ -174,8 +174,9 @@ impl Gain {
             Self::Action(_, Outcome::Assigned(ours)) => (&mut ours.addresses, &mut ours.prefixes),
             Self::Action(..) | Self::Picture(_) => return,
         };
+        let overlaps = |prefix: &Prefix| given.all().any(|address| Prefix::of(address) == *prefix);
         addresses.retain(|address| !given.covers(*address));
-        prefixes.retain(|prefix| !given.prefixes.contains(prefix));
+        prefixes.retain(|prefix| !overlaps(prefix));
     }
 
     /// The ENI that a call has made.
@@ -369,38 +370,61 @@ impl Node {
         self.effects.push(Effect::Converge { generation: self.host.generation, host: Box::new(wish) });
     }
 
-    /// The ENIs that the kernel should know, what is newest first: what calls have brought or left, what the pool will have once the
-    /// picture that waits has joined it, what it has now, and by which pods' packets leave whatever descriptions say: those may be old, and
-    /// an address that is on no other ENI goes nowhere better. After a start, until descriptions can be trusted, that comes before them: they
-    /// may have the address where it was before the pod had it, and the pool does not know better yet.
+    /// The ENIs that the kernel should know; of two that have an address the first one leads it out:
+    /// 1. what calls have brought, and then what they have left where it was;
+    /// 2. until descriptions can be trusted after a start: by which pods' packets have left. Descriptions may have the address where it was
+    ///    before the pod had it, and the pool does not know better yet;
+    /// 3. what the pool will have once the picture that waits has joined it, and what it has now;
+    /// 4. by which pods' packets have left: descriptions may be old, and an address that is on no other ENI goes nowhere better.
     fn enis_to_be(&self, now: Moment) -> Vec<EniSeen> {
-        let brought = |settling: &Settling| match &settling.gain {
+        let settling = || self.host.settling.iter().map(|settling| &settling.gain);
+        let pictures = || {
+            settling().filter_map(|gain| match gain {
+                Gain::Picture(picture) => Some(picture),
+                Gain::Action(..) => None,
+            })
+        };
+        let brought = |gain: &Gain| match gain {
             Gain::Action(_, Outcome::Created(eni)) => Some((**eni).clone()),
             Gain::Action(id, Outcome::Assigned(Given { addresses, prefixes })) => {
                 let on = self.pool.eni_of(*id);
                 let eni = self.pool.seen().find(|eni| Some(&eni.id) == on)?.clone();
                 Some(EniSeen { addresses: addresses.clone(), prefixes: prefixes.clone(), ..eni })
             }
+            Gain::Action(..) | Gain::Picture(_) => None,
+        };
+        let left = |gain: &Gain| match gain {
             Gain::Action(id, Outcome::Failed) => self.pool.if_refused(*id),
             Gain::Action(..) | Gain::Picture(_) => None,
         };
-        let mut enis: Vec<EniSeen> = self.host.settling.iter().filter_map(brought).collect();
-        let led: Vec<EniSeen> = self.host.led.iter().cloned().chain(self.known_before()).collect();
-        let is_young = now.since(self.started) < PICTURE_LAG_MAX;
-        enis.extend(led.iter().filter(|_| is_young).cloned());
-        for settling in &self.host.settling {
-            if let Gain::Picture(picture) = &settling.gain {
-                let mut later = self.pool.clone();
-                later.observe(&picture.enis, picture.as_of, now);
-                enis.extend(later.enis());
+        // Only whose packets leave there is older than what is told of an ENI.
+        let as_told = |eni: EniSeen| match self.enis_told().filter(|told| told.id == eni.id).last() {
+            Some(told) => {
+                let EniSeen { addresses, prefixes, role, .. } = eni;
+                EniSeen { addresses, prefixes, role, ..told.clone() }
             }
+            None => eni,
+        };
+        let led: Vec<EniSeen> =
+            self.host.led.iter().cloned().chain(self.known_before()).map(as_told).collect();
+
+        let mut enis: Vec<EniSeen> =
+            settling().filter_map(brought).chain(settling().filter_map(left)).collect();
+        let as_of = pictures().map(|picture| picture.as_of).chain([self.pool.pictured()]).max();
+        if self.trusts_what_was(as_of.unwrap_or_default()) {
+            enis.extend(led.clone());
+        }
+        for picture in pictures() {
+            let mut later = self.pool.clone();
+            later.observe(&picture.enis, picture.as_of, now);
+            enis.extend(later.enis());
         }
         enis.extend(self.pool.enis());
         enis.extend(led);
         enis
     }
 
-    /// By which secondary ENIs, of those to be, pods' packets are to leave: those that have their addresses now, or had them last (I16).
+    /// By which ENIs, of those to be, pods' packets are to leave: those that have their addresses now, or had them last (I16).
     fn leads(&self, enis: &[EniSeen]) -> Vec<EniSeen> {
         let owners = self.pool.owners().filter(|(owner, _)| owner.branch.is_none());
         let mut held: BTreeSet<Ipv4Addr> = owners.map(|(_, grant)| grant.address).collect();
@@ -409,7 +433,7 @@ impl Node {
             let given = eni.given();
             let addresses: BTreeSet<Ipv4Addr> =
                 held.extract_if(.., |address| given.covers(*address)).collect();
-            if eni.role != Role::Primary && !addresses.is_empty() {
+            if !addresses.is_empty() {
                 // For these pods alone.
                 let role = Role::Unmanaged;
                 led.push(EniSeen { addresses, prefixes: BTreeSet::new(), role, ..eni.clone() });
@@ -418,12 +442,13 @@ impl Node {
         led
     }
 
-    /// What of that no description has.
+    /// What of that no description has, or one that has it elsewhere.
     pub(super) fn stranded(&self) -> Vec<EniSeen> {
-        let owners = self.pool.owners().filter(|(_, grant)| grant.place.is_none());
-        let lost: BTreeSet<Ipv4Addr> = owners.map(|(_, grant)| grant.address).collect();
+        let grants = self.pool.owners().map(|(_, grant)| (grant.address, grant.place.map(|place| place.eni)));
+        let places: BTreeMap<Ipv4Addr, Option<EniId>> = grants.collect();
         let of = |eni: &EniSeen| {
-            let addresses: BTreeSet<Ipv4Addr> = eni.addresses.intersection(&lost).copied().collect();
+            let mut addresses = eni.addresses.clone();
+            addresses.retain(|address| places.get(address).is_some_and(|on| on.as_ref() != Some(&eni.id)));
             (!addresses.is_empty()).then(|| EniSeen { addresses, ..eni.clone() })
         };
         self.host.led.iter().filter_map(of).collect()
@@ -448,7 +473,7 @@ impl Node {
             let Some(subnet) = self.range_of(&seen.subnet) else { continue };
             let mut given = self.given_to_pods(&seen);
             given.addresses.retain(|address| !steered.covers(*address));
-            // A single address of another ENI may be within: it is led on its own.
+            // A single address of another ENI may be within: the most specific source leads.
             given.prefixes.retain(|prefix| !steered.prefixes.contains(prefix));
             if given.is_empty() && !seen.role.is_for_pods() {
                 continue;

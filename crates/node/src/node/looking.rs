@@ -95,17 +95,19 @@ impl Node {
     /// has the address of a pod of ours is ours, where that address was on no other: it may have been taken away and come to
     /// somebody else.
     fn tell_roles(&self, enis: &mut [EniSeen]) {
-        let elsewhere = |address: Ipv4Addr| self.told_before().any(|eni| eni.given().covers(address));
+        let had = |eni: &EniSeen, address: Ipv4Addr| eni.given().covers(address);
+        let was_told =
+            |address| self.told_before().chain(&self.host.led).any(|eni: &EniSeen| had(eni, address));
         let grants = self.pool.owners().map(|(_, grant)| grant).filter(|grant| grant.place.is_none());
-        let strays: Vec<Ipv4Addr> =
-            grants.map(|grant| grant.address).filter(|address| !elsewhere(*address)).collect();
+        let placeless: Vec<Ipv4Addr> =
+            grants.map(|grant| grant.address).filter(|address| !was_told(*address)).collect();
         let known = self.told_before().chain(self.pool.seen());
         let known: BTreeMap<EniId, Role> = known.map(|eni| (eni.id.clone(), eni.role)).collect();
         for eni in enis.iter_mut().filter(|eni| eni.role != Role::Primary) {
             let given = eni.given();
             match known.get(&eni.id) {
                 Some(role) => eni.role = *role,
-                None if strays.iter().any(|address| given.covers(*address)) => eni.role = Role::Secondary,
+                None if placeless.iter().any(|address| given.covers(*address)) => eni.role = Role::Secondary,
                 None => {}
             }
         }

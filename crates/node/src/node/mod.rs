@@ -215,8 +215,8 @@ pub struct Node {
     /// What an operator holds back.
     hold: Hold,
     stopping: bool,
-    /// ENIs that other instances may have left behind, and when they were first seen.
     glances: Glances,
+    /// ENIs that other instances may have left behind, and when they were first seen.
     strays: BTreeMap<EniId, Moment>,
     host: HostState,
     reasons: Reasons,

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnetwork::Ipv4Network;
-use pool::{EniSeen, PICTURE_LAG_MAX, Role};
+use pool::{EniSeen, Grant, Owner, PICTURE_LAG_MAX, Role};
 use serde::{Deserialize, Serialize};
 use types::{DeviceIndex, Ipv6Prefix, Moment, NetworkCard, Reason, SubnetId};
 
@@ -101,13 +101,12 @@ impl Node {
         self.settle(Gain::Picture(Box::new(picture)), now);
     }
 
-    /// The secondary ENIs of before, while nothing is known anew: the first descriptions may lack what was made a moment ago, and the
-    /// packets of its pods must go on leaving by it. Theirs alone.
+    /// The ENIs of before, while nothing is known anew, for the pods that had their addresses: the first descriptions may lack what was
+    /// made a moment ago, or have an address elsewhere. How pods were led out goes before what was told.
     pub(super) fn known_before(&self) -> impl Iterator<Item = EniSeen> {
         let before = self.of_before().filter(|_| !self.cloud.pictured);
-        let secondary = before.into_iter().flat_map(|before| before.enis.iter().chain(&before.stranded));
-        let secondary = secondary.filter(|eni| eni.role != Role::Primary);
-        secondary.map(|eni| EniSeen { role: Role::Unmanaged, ..eni.clone() })
+        let enis = before.into_iter().flat_map(|before| before.stranded.iter().chain(&before.enis));
+        enis.map(|eni| EniSeen { role: Role::Unmanaged, ..eni.clone() })
     }
 
     /// The ENIs that the daemon before was told of.
@@ -126,15 +125,20 @@ impl Node {
         self.memory.before.as_deref().filter(|before| before.facts.instance == *instance)
     }
 
-    /// Looks again, ever later, while a pod's address seems to be on no ENI: descriptions at the start may be older than it.
+    /// Looks again, ever later, while a pod's address seems to be on no ENI, or on another one than before: descriptions at the start
+    /// may be older than it.
     pub(super) fn doubt_the_start(&mut self, now: Moment) {
-        let running = now.since(self.started);
-        let mut owners = self.pool.owners();
-        if running < PICTURE_LAG_MAX
-            && owners.any(|(owner, grant)| owner.branch.is_none() && grant.place.is_none())
-        {
+        let is_homeless = |(owner, grant): (&Owner, Grant)| owner.branch.is_none() && grant.place.is_none();
+        let doubts = self.pool.owners().any(is_homeless) || !self.stranded().is_empty();
+        if doubts && self.trusts_what_was(self.pool.pictured()) {
+            let running = now.since(self.started);
             self.cloud.look_at = self.cloud.look_at.min(now.plus(running.max(LOOK_AGAIN)));
         }
+    }
+
+    /// Whether descriptions that were asked for at this time may be from before the start, and what was known then goes before them.
+    pub(super) fn trusts_what_was(&self, as_of: Moment) -> bool {
+        as_of < self.started.plus(PICTURE_LAG_MAX)
     }
 
     /// Whether all that is known was told since the start. Nothing is changed in EC2 before.

@@ -142,6 +142,7 @@ pub fn replay(records: Vec<Record>, cooldown: Duration, now: Moment) -> Replayed
     let mut released: BTreeMap<HostVeth, (SandboxKey, Ipv4Addr)> = BTreeMap::new();
     let mut branches: BTreeMap<HostVeth, PodSpec> = BTreeMap::new();
     let mut ipv6 = Ipv6Books::default();
+    let last = records.iter().filter_map(Record::at).max().unwrap_or_default();
     for record in records {
         match record {
             Record::Snapshot { pool: snapshot, ipv6: books, .. } => {
@@ -161,6 +162,7 @@ pub fn replay(records: Vec<Record>, cooldown: Duration, now: Moment) -> Replayed
             }
         }
     }
+    pool.last_heard(last.min(now), now);
     Replayed { pool, released, branches, ipv6 }
 }
 

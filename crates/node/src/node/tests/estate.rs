@@ -152,7 +152,10 @@ fn roles_with_an_unknown_eni_of_a_pod(on_the_primary: bool) -> Vec<Role> {
     let mut world = World::ready(2);
     world.added("a");
     let held = world.node.pool.owners().next().unwrap().1.address;
-    let snapshot = world.node.pool.snapshot();
+    let mut snapshot = world.node.pool.snapshot();
+    if !on_the_primary {
+        snapshot.enis.clear();
+    }
     let mut restarted = World::new();
     restarted.node.pool = Pool::restore(snapshot, Duration::from_secs(30), restarted.now);
     let mut restarted = restarted.made_ready(if on_the_primary { 2 } else { 0 });
@@ -183,6 +186,33 @@ fn pods_on_an_eni_make_it_ours_when_only_instance_metadata_answers() {
 #[test]
 fn an_address_that_was_taken_from_a_pod_makes_no_eni_ours() {
     assert_eq!(roles_with_an_unknown_eni_of_a_pod(true), [Role::Primary, Role::Unmanaged]);
+
+    // Nor when it was on none for a while.
+    let mut world = World::ready(8);
+    world.added("a");
+    let held = world.node.pool.owners().next().unwrap().1.address;
+    world.now = world.now.plus(Duration::from_secs(600));
+    let lacking = |picture: &mut Picture| {
+        picture.from_metadata = true;
+        picture.enis[0].addresses.remove(&held);
+    };
+    look(&mut world, lacking);
+    assert!(world.node.pool.owners().next().unwrap().1.place.is_none());
+    world.now = world.now.plus(Duration::from_secs(60));
+    let other = EniSeen {
+        id: "eni-5".parse().unwrap(),
+        mac: Mac([2, 0, 0, 0, 0, 5]),
+        device: DeviceIndex(1),
+        primary_address: Ipv4Addr::new(10, 0, 0, 50),
+        addresses: [held].into(),
+        role: Role::Unmanaged,
+        ..world.node.pool.enis()[0].clone()
+    };
+    look(&mut world, |picture| {
+        lacking(picture);
+        picture.enis.push(other);
+    });
+    assert_eq!(world.node.pool.enis()[1].role, Role::Unmanaged);
 }
 
 #[test]

@@ -175,7 +175,6 @@ fn an_eni_without_a_link_that_somebody_took_away_leaves_its_place() {
     assert!(world.node.pool.enis().iter().all(|eni| eni.mac != MAC));
 }
 
-/// By which ENI the wish among the effects leads an address out.
 /// The ENI that a wish among the effects leads an address out by.
 pub(super) fn led_by(effects: &[Effect], address: Ipv4Addr) -> Option<Mac> {
     let wish = effects.iter().find_map(|effect| match effect {
