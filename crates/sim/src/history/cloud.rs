@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use node::cloud::{CloudError, CloudErrorKind, ConnectionTracking, Effect};
 use node::{Chore, Event, Picture, Stray};
-use pool::{Action, ActionId, EniSeen, Given, Outcome, Role, Wanted};
+use pool::{Action, ActionId, EniSeen, Given, Outcome, PICTURE_LAG, Role, Wanted};
 use types::{DeviceIndex, EniId, InstanceTable, Ipv6Prefix, Moment, Prefix, SecurityGroupId, SubnetId};
 
 use super::cluster::no_such_group;
@@ -59,7 +59,9 @@ pub(crate) struct Cloud {
     pub(super) places: usize,
     pub(super) metadata: bool,
     pub(super) tagged_only: bool,
-    pub(super) lags: Lags,
+    lags: Lags,
+    /// Until then descriptions lag no more than as a rule.
+    pub(super) prompt_until: Moment,
     /// A daemon has looked since the instance was launched.
     pub(super) looked: bool,
     /// When EC2 last confirmed a change.
@@ -170,6 +172,7 @@ impl Cloud {
             metadata: setup.metadata,
             tagged_only: setup.tagged_only,
             lags: setup.lags,
+            prompt_until: Moment(0),
             looked: false,
             wrote_at: Moment(0),
             described: Moment(0),
@@ -239,6 +242,11 @@ impl Cloud {
             self.foul = Some(format!("{eni} of another instance is deleted too early: {stray:?}"));
         }
         None
+    }
+
+    /// How far descriptions look into the past now.
+    pub(super) fn lags(&self, now: Moment) -> Lags {
+        if now < self.prompt_until { self.lags.at_most(PICTURE_LAG) } else { self.lags }
     }
 
     pub(crate) fn calm(&mut self) {
@@ -402,7 +410,7 @@ impl Cloud {
                 if let Some(error) = self.untold(now) {
                     return Step::End(Err(error));
                 }
-                let seen = self.model.as_of(now, self.lags.attached).get(&eni);
+                let seen = self.model.as_of(now, self.lags(now).attached).get(&eni);
                 let tie = seen.and_then(|eni| eni.attachment.clone());
                 let role = tie.as_ref().map(|tie| self.role(&eni, tie.device));
                 if role.is_some_and(|role| role != Role::Secondary) {

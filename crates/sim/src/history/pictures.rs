@@ -35,14 +35,15 @@ impl Cloud {
         if let Some(error) = untold {
             return self.tell(Event::Looked(Err(error)), rng);
         }
+        let lags = self.lags(now);
         let Some(mut picture) = before else {
-            let lag = self.lags.draw(self.lags.attached, rng);
+            let lag = lags.draw(lags.attached, rng);
             self.note_lag(lag, now);
             let picture = Picture { as_of, ..self.attached(now, lag) };
             return Next::Call(self.delay(rng), Box::new(Task::Look(as_of, Some(picture))));
         };
-        let lag = self.lags.draw(self.lags.loose, rng);
-        if lag > self.lags.attached && self.is_outdated(lag, now) {
+        let lag = lags.draw(lags.loose, rng);
+        if lag > lags.attached && self.is_outdated(lag, now) {
             self.met.note(Manner::LooseListOld);
         }
         let enis = self.model.as_of(now, lag).values();
@@ -118,7 +119,7 @@ impl Cloud {
     /// What instance metadata tells: the ENIs whose device is there, and their subnets; no tags, no chores. Its lists are of
     /// different times: an ENI may be there whose addresses are not.
     pub(super) fn as_metadata_tells(&mut self, rng: &mut Rng, now: Moment) -> Picture {
-        let lags = self.lags;
+        let lags = self.lags(now);
         let (list, singles, blocks) =
             (lags.draw(lags.metadata, rng), lags.draw(lags.addresses, rng), lags.draw(lags.prefixes, rng));
         let (listed, addressed, prefixed) =

@@ -86,6 +86,7 @@ impl World {
         if away {
             self.tell_cluster();
         }
+        self.doomed = None;
         self.disk.fails = 0;
         self.wiring_fails = 0;
         self.host_fails = 0;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use node::cloud::{CloudError, CloudErrorKind};
 use node::store::{Loaded, Record, VERSION};
 use node::{CallId, Event, Facts, Node, PodInKernel, Restored, restore};
-use pool::{Action, PICTURE_LAG};
+use pool::{Action, PICTURE_LAG_MAX};
 use types::{InstanceTable, Moment};
 use wire::queue::QueuedDel;
 use wire::{PROTOCOL, Request, Verb};
@@ -17,8 +17,41 @@ use super::super::no_limits;
 use super::super::plant::Plant;
 use super::{Due, Held, Job, Pending, World};
 
+/// How the daemon dies.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Doom {
+    /// After so many effects.
+    after: u32,
+    down: Duration,
+    jump: i64,
+    amnesia: bool,
+}
+
 /// The daemon's life.
 impl World {
+    /// The daemon dies: at once, or among the effects of what it hears next.
+    pub(super) fn doom(&mut self, down: Duration, jump: i64, amnesia: bool) {
+        // Not drawn, so that other histories stay as they are.
+        let mut chance = self.rng.clone();
+        match chance.percent(50) {
+            true => self.doomed = Some(Doom { after: chance.small(8), down, jump, amnesia }),
+            false => self.crash(down, jump, amnesia),
+        }
+    }
+
+    /// Whether the daemon dies before it has done what it wanted next.
+    pub(super) fn dies(&mut self) -> bool {
+        let Some(doom) = &mut self.doomed else { return false };
+        if let Some(less) = doom.after.checked_sub(1) {
+            doom.after = less;
+            return false;
+        }
+        let Doom { down, jump, amnesia, .. } = *doom;
+        self.doomed = None;
+        self.crash(down, jump, amnesia);
+        true
+    }
+
     pub(super) fn crash(&mut self, down: Duration, jump: i64, amnesia: bool) {
         if self.node.take().is_none() {
             return;
@@ -31,12 +64,11 @@ impl World {
             self.disk.records.clear();
             self.memory = None;
             self.host.forgotten(self.now.plus(down));
-            // What it has just given back it cannot know: it allows for what descriptions lag as a rule, and no more.
-            self.cloud.lags = self.cloud.lags.at_most(PICTURE_LAG);
         }
-        if jump > 0 {
-            // How long ago the last calls were it cannot know either.
-            self.cloud.lags = self.cloud.lags.at_most(PICTURE_LAG);
+        if amnesia || jump > 0 {
+            // What it has just given back it cannot know, or not that it was just now: it allows for what descriptions lag as a rule,
+            // and no more.
+            self.cloud.prompt_until = self.now.plus(down).plus(PICTURE_LAG_MAX);
         }
         self.disk.broken = false;
         self.disk.asked_for_new = false;

@@ -28,6 +28,7 @@ use super::met::Met;
 use super::plant::Plant;
 use super::script::{PODS, Script};
 use crate::rng::Rng;
+use life::Doom;
 
 /// What the runtime waits for an ADD.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -88,6 +89,7 @@ enum Due {
     Wiring(u32, Job),
     Writing(u32, BatchId, Vec<Record>),
     Rewriting(u32, Box<Snapshot>, Ipv6Books),
+    Remembering(u32, Box<Remembered>),
     Cloud(u32, Box<Task>),
     Tick(u32),
     Start,
@@ -165,7 +167,7 @@ pub(crate) struct World {
     epoch: u32,
     tick_at: Moment,
     cloud: Cloud,
-    /// The API server, with custom networking.
+    /// The API server.
     cluster: Cluster,
     /// What it has told the daemon that runs.
     told: Told,
@@ -206,6 +208,8 @@ pub(crate) struct World {
     writing_free: Moment,
     wiring_fails: u32,
     host_fails: u32,
+    /// How the daemon will die.
+    doomed: Option<Doom>,
     tally: Tally,
     trace: Option<Vec<String>>,
 }
@@ -258,6 +262,7 @@ impl World {
             writing_free: START,
             wiring_fails: 0,
             host_fails: 0,
+            doomed: None,
             tally: Tally::default(),
             trace: traced.then(Vec::new),
         })
@@ -386,6 +391,9 @@ impl World {
         let effects = node.handle(event, clock);
         let wakeup = node.next_wakeup(clock);
         for effect in effects {
+            if self.dies() {
+                return self.check();
+            }
             let kept = match &self.plant {
                 Some(plant) => plant.effect(effect),
                 None => Some(effect),
@@ -412,7 +420,11 @@ impl World {
             // Nobody reads them here.
             Effect::Tell(_) | Effect::Annotate(_) | Effect::Features(_) => {}
             Effect::AskRange(..) => {}
-            Effect::Remember(remembered) => self.memory = Some(remembered),
+            Effect::Remember(remembered) => {
+                // After what is being written.
+                let at = self.writing_free.since(self.now) + self.script.setup.disk / 2;
+                self.at(at, Due::Remembering(self.epoch, remembered));
+            }
             Effect::Enforce { id, patience, .. } => self.enforcing(id, patience),
             Effect::Survey(holders) => self.wiring(Job::Survey(holders)),
             Effect::Unwire(pod) => self.wiring(Job::Remove(pod)),
@@ -507,6 +519,10 @@ impl World {
                 self.disk.asked_for_new = false;
                 Ok(())
             }
+            Due::Remembering(of, remembered) if of == epoch => {
+                self.memory = Some(remembered);
+                Ok(())
+            }
             Due::Cloud(of, task) => {
                 // A call that was sent is performed, whether the daemon lives or not; no other one follows.
                 let next = self.cloud.continue_with(*task, &mut self.rng, self.now);
@@ -518,7 +534,8 @@ impl World {
                 }
                 Ok(())
             }
-            Due::Hear(..) | Due::Tick(_) | Due::Wiring(..) | Due::Writing(..) | Due::Rewriting(..) => Ok(()),
+            Due::Hear(..) | Due::Tick(_) | Due::Wiring(..) => Ok(()),
+            Due::Writing(..) | Due::Rewriting(..) | Due::Remembering(..) => Ok(()),
             Due::Arrive(call) => self.arrive(call),
             Due::NetnsGone(sandbox) => {
                 let gone: Vec<Link> = self
@@ -619,10 +636,10 @@ impl World {
         hold!(other.is_none(), "I4: {address} is given to {sandbox} and is {other:?}'s");
         self.check_cooling(address)?;
         hold!(!self.is_spared(address), "{address} of the primary ENI is given with custom networking");
-        // What was taken away may have come to others before the node looks at EC2 again.
-        let by_mistake =
-            |eni: &&EniId| !self.robbed.contains(&address) || self.place_of(&sandbox).as_ref() == Some(*eni);
-        let others = self.cloud.closed_with(address).filter(by_mistake);
+        // What was taken away may have come to others before the node looks at EC2 again; not if it knows that it is there.
+        let innocent =
+            |eni: &EniId| self.robbed.contains(&address) && self.place_of(&sandbox).as_ref() != Some(eni);
+        let others = self.cloud.closed_with(address).filter(|eni| !innocent(eni));
         hold!(others.is_none(), "I7: {address} of {others:?}, which is not ours, is given to {sandbox}");
         self.links.insert(pod.host_if.clone(), Link { sandbox, address, addresses });
         Ok(Ok(()))
@@ -658,7 +675,8 @@ impl World {
         if self.plant != Some(Plant::AnswersBeforeTheDisk) {
             self.hear(Event::Written { batch, result })?;
         }
-        if failed && !self.disk.asked_for_new {
+        // A daemon that has just died asks for none.
+        if self.disk.broken && !self.disk.asked_for_new {
             self.disk.asked_for_new = true;
             self.hear(Event::FileLong)?;
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use node::Event;
 use node::hold::Hold;
 use pool::Action;
+use wire::Verb;
 
 use super::{Held, World, hold};
 
@@ -36,7 +37,8 @@ impl World {
     pub(super) fn check_fullness(&self, action: &Action) -> Held {
         let (Some(told), Some(node)) = (self.told.full(), &self.node) else { return Ok(()) };
         let have: BTreeSet<_> = node.pool().owners().map(|(owner, _)| &owner.pod).collect();
-        let adds = self.calls.values().filter(|pending| pending.arrived && pending.sandbox.is_some());
+        let is_add = |verb: &Verb| matches!(verb, Verb::Add(_));
+        let adds = self.calls.values().filter(|pending| pending.arrived && is_add(&pending.request.verb));
         let (coming, waiting) = (told.iter().filter(|pod| !have.contains(pod)).count(), adds.count());
         let step = if self.script.setup.prefixes { STEP } else { 0 };
         let most = u32::try_from(coming + waiting).unwrap_or(u32::MAX).saturating_add(SPARE + step);

@@ -31,7 +31,7 @@ impl World {
                 }
             }
             Step::Gc => self.gc(),
-            Step::Crash { down, jump, amnesia } => self.crash(down, jump, amnesia),
+            Step::Crash { down, jump, amnesia } => self.doom(down, jump, amnesia),
             Step::ChangeMode(down) => self.change_mode(down),
             Step::Ec2(fault, times) => self.cloud.faults.extend((0..times).map(|_| fault)),
             Step::Dark(long) => self.cloud.dark_until = self.now.plus(long),
