@@ -107,30 +107,89 @@ pub(super) fn is_ours(message: &RuleMessage) -> bool {
 }
 
 /// Makes what a pod's branch ENI needs; what is there already, and of another, makes way.
+///
+/// `seen` are the rules for branch ENIs where the pod lives: it is never without its own, whatever is refused on the way, or its packets
+/// would go by the main table, past its security groups. Without `seen` its link was just made: rules of its name are of one before.
 pub(super) fn make(
     pod: &PodSpec,
     branch: &Branch,
+    seen: Option<&[(BranchRule, bool)]>,
     trunks: &mut Trunks,
     host: &mut Socket,
 ) -> Result<(), WireError> {
-    let vlan = match link_of(&branch.eni, host)? {
-        Some((link, true)) => link.index,
+    let vlan = place(branch, trunks, host)?;
+    if branch.is_strict() && seen.is_none() {
+        forget(pod, host)?;
+    }
+    for rule in rules(pod, branch) {
+        match host.batch(vec![(RouteNetlinkMessage::NewRule(of_rule(&rule)), ADD)]) {
+            Err(error) if error.errno() != Some(Errno::EXIST) => {
+                return Err(step("add the branch ENI's rule")(error));
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+    for stray in strays(pod, branch, seen.unwrap_or_default()) {
+        settle(host, delete_rule(stray), "remove another branch ENI's rule")?;
+    }
+    lead(pod, branch, vlan, host)
+}
+
+/// The VLAN's link, on a trunk that is up if it has to be brought up itself.
+fn place(branch: &Branch, trunks: &mut Trunks, host: &mut Socket) -> Result<IfIndex, WireError> {
+    match link_of(&branch.eni, host)? {
+        Some((link, true)) => {
+            if !link.up {
+                raise_trunk(branch.trunk, trunks, host)?;
+            }
+            Ok(link.index)
+        }
         other => {
             if let Some((old, _)) = other {
                 settle(host, pod::delete_link(old.index), "delete the VLAN's old link")?;
             }
-            create(branch, trunks, host)?
-        }
-    };
-    if branch.is_strict() {
-        for family in pod.addresses.iter().map(|address| Family::of(*address)) {
-            let mut by_link = plain_rule(family, PRIORITY, TableId(0));
-            by_link.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Table(_)));
-            by_link.attributes.push(RuleAttribute::Iifname(pod.host_if.to_string()));
-            remove_all(&by_link, host)?;
+            create(branch, trunks, host)
         }
     }
-    lead(pod, branch, vlan, host)
+}
+
+/// The kernel takes VLANs down with their trunk, and refuses to bring one up before that. A trunk that others gave another MAC address is not
+/// found, but may be up.
+fn raise_trunk(trunk: Mac, trunks: &mut Trunks, host: &mut Socket) -> Result<(), WireError> {
+    match trunks.find(trunk, host) {
+        Ok(link) => host.batch(vec![(set_up(link, None), 0)]).map(drop).map_err(step("bring the trunk up")),
+        Err(WireError::NoTrunk(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes all rules by the link of a pod that is just being wired. Which there are is not asked: no dump is on the path of an ADD.
+fn forget(pod: &PodSpec, host: &mut Socket) -> Result<(), WireError> {
+    for family in pod.addresses.iter().map(|address| Family::of(*address)) {
+        let mut by_link = plain_rule(family, PRIORITY, TableId(0));
+        by_link.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Table(_)));
+        by_link.attributes.push(RuleAttribute::Iifname(pod.host_if.to_string()));
+        remove_all(&by_link, host)?;
+    }
+    Ok(())
+}
+
+/// Rules by a pod's link that lead to another branch ENI's table.
+fn strays<'a>(
+    pod: &PodSpec,
+    branch: &Branch,
+    seen: &'a [(BranchRule, bool)],
+) -> impl Iterator<Item = &'a BranchRule> {
+    let by_link = BranchSelector::Into(pod.host_if.to_string());
+    let table = branch.eni.vlan.table();
+    seen.iter().map(|(rule, _)| rule).filter(move |rule| rule.selector == by_link && rule.table != table)
+}
+
+/// Removes a rule, whoever made it.
+fn delete_rule(rule: &BranchRule) -> Ask {
+    let mut message = of_rule(rule);
+    message.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Protocol(_)));
+    (RouteNetlinkMessage::DelRule(message), 0)
 }
 
 /// Makes the VLAN's link.
@@ -145,26 +204,17 @@ fn create(branch: &Branch, trunks: &mut Trunks, host: &mut Socket) -> Result<IfI
     Ok(index)
 }
 
-/// Brings the VLAN's link up and leads the pod's packets to it. Settings come before that: no router but the VPC's is on it, and what comes in by
+/// Brings the VLAN's link up, with the routes out by it. Settings come before that: no router but the VPC's is on it, and what comes in by
 /// it goes out by it only as the rules say, which a strict check of sources does not know.
 fn lead(pod: &PodSpec, branch: &Branch, vlan: IfIndex, host: &mut Socket) -> Result<(), WireError> {
     sysctl::settle_branch(&branch.eni.vlan.link()).map_err(step("set up the VLAN's link"))?;
-    let routes = ways_out(branch, vlan).into_iter();
-    let routes = routes.map(|route| (RouteNetlinkMessage::NewRoute(of_route(&route)), PUT));
-    let asks = std::iter::once((set_up(vlan, None), 0)).chain(routes).collect();
-    host.batch(asks).map_err(step("add the branch ENI's routes"))?;
     if branch.is_strict() {
         sysctl::check_sources_loosely(pod.host_if.as_str()).map_err(step("set up the pod's link"))?;
     }
-    for rule in rules(pod, branch) {
-        match host.batch(vec![(RouteNetlinkMessage::NewRule(of_rule(&rule)), ADD)]) {
-            Err(error) if error.errno() != Some(Errno::EXIST) => {
-                return Err(step("add the branch ENI's rule")(error));
-            }
-            Ok(_) | Err(_) => {}
-        }
-    }
-    Ok(())
+    let routes = ways_out(branch, vlan).into_iter();
+    let routes = routes.map(|route| (RouteNetlinkMessage::NewRoute(of_route(&route)), PUT));
+    let asks = std::iter::once((set_up(vlan, None), 0)).chain(routes).collect();
+    host.batch(asks).map(drop).map_err(step("add the branch ENI's routes"))
 }
 
 /// Takes it all away: the link, and its routes with it, and every rule for its table, whoever made them. A link of that name with another MAC
@@ -416,6 +466,22 @@ mod tests {
             }
         }
         assert_eq!(to_rule(&plain_rule(Family::V4, PRIORITY, TableId(107))), None, "it selects by nothing");
+    }
+
+    #[test]
+    fn of_the_rules_by_a_living_pods_link_those_to_its_own_table_stay_whoever_made_them() {
+        let pod = pod(Enforcing::Strict, false);
+        let branch = pod.branch.as_ref().unwrap();
+        let own = BranchRule {
+            family: Family::V4,
+            selector: BranchSelector::Into(pod.host_if.to_string()),
+            table: branch.eni.vlan.table(),
+        };
+        let stray = BranchRule { table: TableId(105), ..own.clone() };
+        let of_other = BranchRule { selector: BranchSelector::Into("vlan.eth.5".to_owned()), ..stray };
+        let seen = [(own.clone(), true), (own, false), (stray.clone(), false), (of_other, true)];
+
+        assert_eq!(strays(&pod, branch, &seen).collect::<Vec<_>>(), [&stray]);
     }
 
     #[test]

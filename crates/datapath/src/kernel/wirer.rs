@@ -251,7 +251,7 @@ impl Wirer {
             }
         }
         if let Some(branch) = &pod.branch {
-            branch::make(pod, branch, &mut self.trunks, &mut self.host)?;
+            branch::make(pod, branch, None, &mut self.trunks, &mut self.host)?;
         }
         self.host.batch(pod::reach(pod, outer.index)).map_err(step("add the pod's routes"))?;
         Ok(())
@@ -350,7 +350,7 @@ impl Wirer {
         let Some(branch) = &pod.branch else { return Ok(Vec::new()) };
         let what = branch::differences(pod, branch, outer, rules, &mut self.host)?;
         if !what.is_empty() {
-            branch::make(pod, branch, &mut self.trunks, &mut self.host)?;
+            branch::make(pod, branch, Some(rules), &mut self.trunks, &mut self.host)?;
         }
         Ok(what)
     }

@@ -194,6 +194,8 @@ fn strict_on(stage: &Stage) -> Outcome {
     assert_eq!(converge(&stage.spec)?, Vec::<String>::new());
 
     mended(stage, &mut wirer, &pod)?;
+    mended_with_trunk(stage, &mut wirer, &pod)?;
+    mended_in_part(stage, &mut wirer, &pod)?;
     found_again(stage, &mut wirer, &pod)?;
     wirer.remove(&pod.spec)?;
     wirer.sweep()?;
@@ -226,6 +228,51 @@ fn mended(stage: &Stage, wirer: &mut Wirer, pod: &Pod) -> Outcome {
         assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new(), "{take}");
         assert!(stage.reaches(pod, ROUTER)?, "{take}");
     }
+    Ok(())
+}
+
+/// A trunk that others took down comes up with the VLAN, which the kernel would refuse before.
+fn mended_with_trunk(stage: &Stage, wirer: &mut Wirer, pod: &Pod) -> Outcome {
+    ip("link set trunk0 down")?;
+    if !stage.vlan {
+        ip("link set vlan.eth.7 down")?;
+    }
+
+    assert_eq!(wirer.mend(std::slice::from_ref(&pod.spec))?.len(), 1);
+
+    assert!(ip("link show dev trunk0")?.contains(",UP"));
+    assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new());
+    assert!(stage.reaches(pod, ROUTER)?);
+    Ok(())
+}
+
+/// Where the kernel refuses a step, the pod has its rules nevertheless: without them its packets would go past its security groups. One to
+/// the table of a pod before goes.
+fn mended_in_part(stage: &Stage, wirer: &mut Wirer, pod: &Pod) -> Outcome {
+    if !ipv6() {
+        return Ok(());
+    }
+    let pods = [pod.spec.clone()];
+    let before = stage.rules()?;
+    let no_ipv6 = |value: &str| std::fs::write("/proc/sys/net/ipv6/conf/vlan.eth.7/disable_ipv6", value);
+    let by_pod = |table: u32| format!("pref 10 iif {} lookup {table}", pod.name());
+    ip(&format!("rule add {}", by_pod(105)))?;
+    ip("rule del pref 10 iif vlan.eth.7")?;
+    no_ipv6("1")?;
+
+    let Err(refused) = wirer.mend(&pods) else { return Err("IPv6 routes were taken".into()) };
+
+    assert_eq!(refused.to_string(), "cannot add the branch ENI's routes");
+    let sorted = |mut rules: Vec<(u64, String)>| {
+        rules.sort();
+        rules
+    };
+    assert_eq!(sorted(stage.rules()?), sorted(before));
+    assert!(!ip("rule")?.contains("lookup 105"));
+    assert!(stage.reaches(pod, ROUTER)?);
+    no_ipv6("0")?;
+    assert_eq!(wirer.mend(&pods)?.len(), 1);
+    assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new());
     Ok(())
 }
 
