@@ -169,7 +169,7 @@ impl Wirer {
         let mut inside = Socket::over(pod_socket).map_err(WireError::Open)?;
         let mut made: Vec<IfIndex> = Vec::new();
         let wired = pods.iter().try_for_each(|pod| {
-            let outer = self.create_pair(pod, netns)?;
+            let outer = self.create_pair(pod, netns, &mut inside)?;
             made.push(outer.index);
             self.wire(pod, &outer, &mut inside)
         });
@@ -192,10 +192,15 @@ impl Wirer {
     ///
     /// The kernel takes leftovers away on its own too, when their pod's namespace ends, and does so at any moment:
     /// hence the attempts.
-    fn create_pair(&mut self, pod: &PodSpec, netns: BorrowedFd<'_>) -> Result<LinkSeen, WireError> {
+    fn create_pair(
+        &mut self,
+        pod: &PodSpec,
+        netns: BorrowedFd<'_>,
+        inside: &mut Socket,
+    ) -> Result<LinkSeen, WireError> {
         let mut renamed = None;
         for _attempt in 0..ATTEMPTS {
-            if let Some(made) = self.try_pair(pod, netns)? {
+            if let Some(made) = self.try_pair(pod, netns, inside)? {
                 return Ok(made);
             }
             if let Some(old) = self.link(pod.host_if.as_str())? {
@@ -209,15 +214,39 @@ impl Wirer {
     }
 
     /// Makes the pair; `None` when one of its two names is taken.
-    fn try_pair(&mut self, pod: &PodSpec, netns: BorrowedFd<'_>) -> Result<Option<LinkSeen>, WireError> {
+    fn try_pair(
+        &mut self,
+        pod: &PodSpec,
+        netns: BorrowedFd<'_>,
+        inside: &mut Socket,
+    ) -> Result<Option<LinkSeen>, WireError> {
         let asks = vec![pod::create_pair(pod, netns), pod::get_link(pod.host_if.as_str())];
-        match self.host.batch(asks) {
-            Ok(replies) => {
-                let link = pod::link_in(&replies).ok_or(SocketError::Nonsense);
-                link.map(Some).map_err(step("find the veth pair"))
+        let lost = match self.host.batch(asks) {
+            Ok(replies) => match pod::link_in(&replies) {
+                Some(link) => return Ok(Some(link)),
+                None => SocketError::Nonsense,
+            },
+            Err(error) if error.errno() == Some(Errno::EXIST) => return Ok(None),
+            Err(error @ SocketError::Refused { index: 0, .. }) => {
+                return Err(step("create the veth pair")(error));
             }
-            Err(error) if error.errno() == Some(Errno::EXIST) => Ok(None),
-            Err(error) => Err(step("create the veth pair")(error)),
+            Err(error) => error,
+        };
+        self.unmake_pair(pod, inside);
+        Err(step("find the veth pair")(lost))
+    }
+
+    /// Deletes a pair that was made and then not found, as when somebody renames a new link at once. Its other end is in the pod, with a MAC
+    /// address that nobody else's has; the host end may have its name after all.
+    fn unmake_pair(&mut self, pod: &PodSpec, inside: &mut Socket) {
+        let inner = known(inside.batch(vec![pod::get_link(&pod.container_if)]));
+        if let Ok(Some(inner)) = inner
+            && inner.mac == Some(pod.host_if.mac_inside())
+        {
+            drop(inside.batch(vec![pod::delete_link(inner.index)]));
+        }
+        if let Ok(Some(outer)) = self.link(pod.host_if.as_str()) {
+            drop(self.host.batch(vec![pod::delete_link(outer.index)]));
         }
     }
 

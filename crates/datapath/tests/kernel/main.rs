@@ -550,6 +550,12 @@ fn failed_wiring() -> Outcome {
 
     assert!(format!("{error:?}").contains("eth0"), "{error:?}");
     assert!(!ip("link")?.contains(pod.spec.host_if.as_str()));
+    // The kernel gives the host end another name, as somebody who renames it at once does.
+    let mut pod = Pod::new(6)?;
+    pod.spec.host_if = serde_json::from_str("\"eni%d\"")?;
+    assert!(pod.add(&mut wirer).is_err());
+    assert!(!ip("link")?.contains("eni"), "{}", ip("link")?);
+    assert!(!pod.inside(|| ip("link"))?.contains("eth0"));
     // A socket that is none of netlink's.
     let pod = Pod::new(5)?;
     let socket: OwnedFd = UdpSocket::bind("127.0.0.1:0")?.into();
