@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use datapath::{Mended, PodSpec, Watch, WireError, Wirer};
+use datapath::{MendError, Mended, PodSpec, Watch, WireError, Wirer};
 use pool::Snapshot;
 use tokio::sync::mpsc;
 use types::{HostVeth, Reason, SandboxKey};
@@ -101,23 +101,18 @@ fn wire_pods(wirer: &mut Wirer, metrics: &Metrics, inbox: &Receiver<Wiring>, eve
     }
 }
 
-/// Whether there was anything to put back.
+/// Whether anything was put back: what was is counted and told, also when the kernel refused something of another pod.
 fn mend(wirer: &mut Wirer, metrics: &Metrics, pods: &[PodSpec]) -> bool {
-    match wirer.mend(pods) {
-        Ok(mended) => {
-            let any = !mended.is_empty();
-            for Mended { pod, what } in mended {
-                metrics.repaired("pod");
-                let what = what.join(", ");
-                tracing::warn!(link = %pod.host_if, addresses = ?pod.addresses, what, "somebody else has changed a pod's wiring; put back");
-            }
-            any
-        }
-        Err(error) => {
-            tracing::warn!(error = chain(&error), "cannot put back what others took of pods");
-            false
-        }
+    let mended = wirer.mend(pods).unwrap_or_else(|MendError { mended, source }| {
+        tracing::warn!(error = chain(&source), "cannot put back what others took of pods");
+        mended
+    });
+    for Mended { pod, what } in &mended {
+        metrics.repaired("pod");
+        let what = what.join(", ");
+        tracing::warn!(link = %pod.host_if, addresses = ?pod.addresses, what, "somebody else has changed a pod's wiring; put back");
     }
+    !mended.is_empty()
 }
 
 /// Starts a thread that tells what others change of ours. It ends with the process.

@@ -44,8 +44,8 @@ mod watch;
 
 pub use diff::{Op, diff};
 pub use kernel::{
-    Converged, Host, KernelError, Mended, PodSeen, Refusal, TRASH_GROUP, WireError, Wirer, put_sysctl_below,
-    read_sysctl,
+    Converged, Host, KernelError, MendError, Mended, PodSeen, Refusal, TRASH_GROUP, WireError, Wirer,
+    put_sysctl_below, read_sysctl,
 };
 pub use leftovers::{Former, GoRule, Leftovers, Removal, removable};
 pub use mark::{MarkError, Marks};

@@ -86,6 +86,22 @@ pub struct Mended<'a> {
     pub what: Vec<String>,
 }
 
+/// Why not all pods could be mended: the first refusal, and the pods that were mended nevertheless.
+#[derive(Debug, thiserror::Error)]
+#[error("not all pods could be mended")]
+pub struct MendError<'a> {
+    /// What was mended.
+    pub mended: Vec<Mended<'a>>,
+    /// Why the rest was not.
+    pub source: WireError,
+}
+
+impl From<WireError> for MendError<'_> {
+    fn from(source: WireError) -> Self {
+        Self { mended: Vec::new(), source }
+    }
+}
+
 /// What a pod's inside counts on at its host end. Nobody can change it in there afterwards, so it has to stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct CountedOn {
@@ -333,8 +349,8 @@ impl Wirer {
     /// the address that IPv6 needs; routes that are gone or lead elsewhere. Returns the pods for which something was wrong; one without a link is left alone.
     ///
     /// # Errors
-    /// When links or routes cannot be read, or what the kernel refused first; the other pods are seen to nevertheless.
-    pub fn mend<'a>(&mut self, pods: &'a [PodSpec]) -> Result<Vec<Mended<'a>>, WireError> {
+    /// When links or routes cannot be read, or what the kernel refused first; the other pods are seen to nevertheless, and told in the error.
+    pub fn mend<'a>(&mut self, pods: &'a [PodSpec]) -> Result<Vec<Mended<'a>>, MendError<'a>> {
         let there = Reached {
             routes: self.pod_routes()?.iter().map(|route| (route.destination.ip(), route.link)).collect(),
             own: match pods.iter().any(|pod| pod::own_address(pod).is_some()) {
@@ -366,7 +382,10 @@ impl Wirer {
                 Err(error) => refused = refused.or(Some(step("put back what others took of a pod")(error))),
             }
         }
-        refused.map_or(Ok(mended), Err)
+        match refused {
+            None => Ok(mended),
+            Some(source) => Err(MendError { mended, source }),
+        }
     }
 
     /// The same for what leads to and from a pod's branch ENI, its own route in the branch ENI's table apart. What was wrong, in words.

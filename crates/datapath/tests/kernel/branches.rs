@@ -252,17 +252,22 @@ fn mended_in_part(stage: &Stage, wirer: &mut Wirer, pod: &Pod) -> Outcome {
     if !ipv6() {
         return Ok(());
     }
-    let pods = [pod.spec.clone()];
+    let other = Pod::new(8)?;
+    other.add(wirer)?;
+    let pods = [pod.spec.clone(), other.spec.clone()];
     let before = stage.rules()?;
     let no_ipv6 = |value: &str| std::fs::write("/proc/sys/net/ipv6/conf/vlan.eth.7/disable_ipv6", value);
     let by_pod = |table: u32| format!("pref 10 iif {} lookup {table}", pod.name());
     ip(&format!("rule add {}", by_pod(105)))?;
     ip("rule del pref 10 iif vlan.eth.7")?;
     no_ipv6("1")?;
+    ip(&format!("link set {} down", other.name()))?;
 
     let Err(refused) = wirer.mend(&pods) else { return Err("IPv6 routes were taken".into()) };
 
-    assert_eq!(refused.to_string(), "cannot add the branch ENI's routes");
+    assert_eq!(refused.source.to_string(), "cannot add the branch ENI's routes");
+    let mended: Vec<_> = refused.mended.iter().map(|mended| mended.pod).collect();
+    assert_eq!(mended, [&other.spec], "one pod's refusal is nothing to another");
     let sorted = |mut rules: Vec<(u64, String)>| {
         rules.sort();
         rules
@@ -273,6 +278,8 @@ fn mended_in_part(stage: &Stage, wirer: &mut Wirer, pod: &Pod) -> Outcome {
     no_ipv6("0")?;
     assert_eq!(wirer.mend(&pods)?.len(), 1);
     assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new());
+    wirer.remove(&other.spec)?;
+    wirer.sweep()?;
     Ok(())
 }
 
