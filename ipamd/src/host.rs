@@ -141,11 +141,19 @@ impl HostKeeper {
         }
     }
 
-    /// Links, addresses, tables and rules first, then netfilter: a mark is set only once its rule is there. Whatever of it fails, the
-    /// rest is done.
+    /// Links, addresses, tables and rules first, then netfilter, then what no longer serves: a mark is set only once its rule is there, and
+    /// its rule goes once nothing sets it. Whatever of it fails, the rest is done; the rules for marks that may still be set stay.
     async fn fulfil(&mut self, wish: &HostWish) -> Result<HostMade, String> {
-        let done = self.host.converge(&wish.node, wish.pods.as_deref()).await;
-        let Converged { changes, missing, links, refused, unset, undone } =
+        let (node, pods) = (&wish.node, wish.pods.as_deref());
+        let half = self.host.add(node, pods).await.map_err(|error| chain(&error))?;
+        let nat = self.nat(wish, half.links());
+        let marked = nat.is_ok();
+        let netfilter = [nat, self.egress(wish)];
+        let done = self.host.finish(node, pods, half, marked).await;
+        if done.is_err() {
+            netfilter.iter().flatten().flatten().for_each(|change| self.tell(false, change));
+        }
+        let Converged { changes, missing, links: _, refused, unset, undone } =
             done.map_err(|error| chain(&error))?;
         let mut made = HostMade { missing: missing.into_iter().collect(), ..HostMade::default() };
         let before = self.made.as_ref();
@@ -163,8 +171,8 @@ impl HostKeeper {
         }
         trouble.extend(undone.into_iter().map(|change| format!("this does not last: {change}")));
         let mut told = changes;
-        for netfilter in [self.nat(wish, &links), self.egress(wish)] {
-            match netfilter {
+        for change in netfilter {
+            match change {
                 Ok(change) => told.extend(change),
                 Err(error) => trouble.push(error),
             }

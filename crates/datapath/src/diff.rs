@@ -30,6 +30,11 @@ pub enum Op {
 }
 
 impl Op {
+    /// Whether it is about a rule by a mark.
+    pub(crate) const fn is_by_mark(&self) -> bool {
+        matches!(self, Self::AddRule(rule) | Self::DelRule(rule) if matches!(rule.selector, Selector::Mark { .. }))
+    }
+
     /// The `ip` command that would make this change; a link that `names` does not know is `if` and its number.
     #[must_use]
     pub fn command(&self, names: &BTreeMap<IfIndex, String>) -> String {
@@ -79,6 +84,27 @@ pub fn diff(desired: &KernelState, observed: &KernelState) -> Vec<Op> {
         .chain(del_routes)
         .chain(del_addresses)
         .collect()
+}
+
+/// A difference in two halves, between which packets get their new marks: first what adds, then what takes away, so that a mark always
+/// has its rule. A rule that would catch packets with a mark that is being given up is added in the second half, before anything is removed.
+pub(crate) fn halves(ops: Vec<Op>) -> (Vec<Op>, Vec<Op>) {
+    let going = ops.iter().filter_map(|op| if let Op::DelRule(rule) = op { Some(*rule) } else { None });
+    let going: Vec<Rule> = going.collect();
+    ops.into_iter().partition(|op| match op {
+        Op::SetLink { .. } | Op::AddAddress(_) | Op::AddRoute(_) => true,
+        Op::AddRule(rule) => !going.iter().any(|old| catches(rule, old)),
+        Op::DelAddress(_) | Op::DelRoute(_) | Op::DelRule(_) => false,
+    })
+}
+
+/// Whether packets with the mark of an old rule find another one first.
+fn catches(rule: &Rule, old: &Rule) -> bool {
+    let (Selector::Mark { value, mask }, Selector::Mark { value: set, .. }) = (rule.selector, old.selector)
+    else {
+        return false;
+    };
+    rule.family == old.family && rule.priority.number() < old.priority.number() && set & mask == value
 }
 
 /// Without a rule for the main table, or one for its own addresses, the node has no network at all: of the first one stays whatever is desired,
@@ -144,6 +170,28 @@ mod tests {
             assert_eq!(diff(&of(&[to]), &of(&[from])), [Op::AddRule(to)]);
             assert_eq!(diff(&of(&[to]), &of(&[from, to])), [Op::DelRule(from)]);
         }
+    }
+
+    #[test]
+    fn a_rule_that_would_catch_packets_with_an_old_mark_waits_for_the_second_half() {
+        let rule = |priority, value, mask, table| Rule {
+            family: Family::V4,
+            priority,
+            selector: Selector::Mark { value, mask },
+            table: TableId(table),
+        };
+        let (connmark, steering) = (RulePriority::Connmark, RulePriority::Steering);
+        let of = |rules: [Rule; 2]| KernelState {
+            rules: rules.into_iter().map(|rule| (rule, 1)).collect(),
+            ..KernelState::default()
+        };
+        let old = [rule(connmark, 0x80, 0x80, 254), rule(steering, 0x100, 0x3f00, 2)];
+        let new = [rule(connmark, 0x100, 0x100, 254), rule(steering, 1, 0x3f, 2)];
+
+        let (before, after) = halves(diff(&of(new), &of(old)));
+
+        assert_eq!(before, [Op::AddRule(new[1])]);
+        assert_eq!(after, [Op::AddRule(new[0]), Op::DelRule(old[0]), Op::DelRule(old[1])]);
     }
 
     fn route() -> impl Strategy<Value = Route> {
@@ -279,6 +327,22 @@ mod tests {
 
             prop_assert!(again.iter().all(|op| matches!(op, Op::AddAddress(_))), "{:?}", again);
             prop_assert_eq!(differ(&kernel), Vec::new());
+        }
+
+        #[test]
+        fn nothing_is_removed_in_the_first_half_and_nothing_added_in_the_second(
+            desired in desired(),
+            observed in state(),
+        ) {
+            let ops = diff(&desired, &observed);
+
+            let (before, after) = halves(ops.clone());
+
+            let removes = |op: &Op| matches!(op, Op::DelRule(_) | Op::DelRoute(_) | Op::DelAddress(_));
+            prop_assert!(!before.iter().any(removes), "{:?}", before);
+            // All rules here stand at one place, where none catches what is another's.
+            prop_assert!(after.iter().all(removes), "{:?}", after);
+            prop_assert_eq!([before, after].concat(), ops);
         }
 
         #[test]

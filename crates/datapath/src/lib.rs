@@ -44,7 +44,7 @@ mod watch;
 
 pub use diff::{Op, diff};
 pub use kernel::{
-    Converged, Host, KernelError, MendError, Mended, PodSeen, Refusal, TRASH_GROUP, WireError, Wirer,
+    Converged, Half, Host, KernelError, MendError, Mended, PodSeen, Refusal, TRASH_GROUP, WireError, Wirer,
     put_sysctl_below, read_sysctl,
 };
 pub use leftovers::{Former, GoRule, Leftovers, Removal, removable};

@@ -18,7 +18,7 @@ use super::answer::{Answer, be_strict};
 use super::message::number_of;
 use super::{KernelError, Refusal, leftovers, message, sysctl};
 use crate::desired;
-use crate::diff::{Op, diff};
+use crate::diff::{Op, diff, halves};
 use crate::leftovers::{Former, Leftovers, removable};
 use crate::model::{Address, EniSpec, Family, IfIndex, LinkSeen, NodeSpec, PodSpec};
 use crate::seen::{HostSeen, Maker, RouteSeen, RuleSeen};
@@ -44,6 +44,22 @@ pub struct Converged {
     pub unset: Vec<Refusal>,
     /// Changes of the last round: somebody keeps undoing them.
     pub undone: Vec<String>,
+}
+
+/// [`Host::converge`] half done: what was missing is there.
+#[derive(Debug)]
+pub struct Half {
+    done: Converged,
+    rest: Vec<Op>,
+    seen: HostSeen,
+}
+
+impl Half {
+    /// Links by MAC.
+    #[must_use]
+    pub const fn links(&self) -> &BTreeMap<Mac, LinkSeen> {
+        &self.done.links
+    }
 }
 
 /// The host's kernel. One owner: `&mut self` keeps one dump in flight, as the kernel wants it.
@@ -84,14 +100,39 @@ impl Host {
         spec: &NodeSpec,
         pods: Option<&[PodSpec]>,
     ) -> Result<Converged, KernelError> {
+        let half = self.add(spec, pods).await?;
+        self.finish(spec, pods, half, true).await
+    }
+
+    /// The first half of [`Self::converge`]: adds what is missing, and removes nothing. After that packets can be given the marks that
+    /// `spec` says, and then [`Self::finish`] removes what no longer serves.
+    ///
+    /// # Errors
+    /// As for [`Self::converge`].
+    pub async fn add(&mut self, spec: &NodeSpec, pods: Option<&[PodSpec]>) -> Result<Half, KernelError> {
         let mut done = Converged::default();
-        for _ in 0..ROUNDS_MAX {
-            let seen = self.look().await?;
-            done.links = seen.by_mac();
-            let want = desired::host(spec, pods.unwrap_or_default(), &seen)?;
-            let ops = diff(&want, &seen.ours(spec, pods.is_some()));
-            done.undone = self.make(&ops, spec, &seen, &mut done.refused).await?;
-            done.changes.extend(done.undone.iter().cloned());
+        let (rest, seen) = self.add_missing(spec, pods, &mut done).await?;
+        Ok(Half { done, rest, seen })
+    }
+
+    /// The second half. `marked` says that packets have the marks of `spec`: where they may still have others, rules for those stay,
+    /// for a packet with a mark that has no rule leaves by the primary ENI.
+    ///
+    /// # Errors
+    /// As for [`Self::converge`].
+    pub async fn finish(
+        &mut self,
+        spec: &NodeSpec,
+        pods: Option<&[PodSpec]>,
+        half: Half,
+        marked: bool,
+    ) -> Result<Converged, KernelError> {
+        let Half { mut done, mut rest, mut seen } = half;
+        for round in 1.. {
+            rest.retain(|op| marked || !op.is_by_mark());
+            let made = self.make(&rest, spec, &seen, &mut done.refused).await?;
+            done.changes.extend(made.iter().cloned());
+            done.undone.extend(made);
             if done.undone.is_empty() {
                 break;
             }
@@ -99,11 +140,31 @@ impl Host {
                 done.undone.clear();
                 break;
             }
+            if round == ROUNDS_MAX {
+                break;
+            }
+            (rest, seen) = self.add_missing(spec, pods, &mut done).await?;
         }
-        set_all(spec, &mut done);
         let macs = spec.enis.iter().map(|eni| eni.mac);
         done.missing = macs.filter(|mac| !done.links.contains_key(mac)).collect();
         Ok(done)
+    }
+
+    /// The first half of a round; returns the second, and what the kernel held before.
+    async fn add_missing(
+        &mut self,
+        spec: &NodeSpec,
+        pods: Option<&[PodSpec]>,
+        done: &mut Converged,
+    ) -> Result<(Vec<Op>, HostSeen), KernelError> {
+        let seen = self.look().await?;
+        done.links = seen.by_mac();
+        let want = desired::host(spec, pods.unwrap_or_default(), &seen)?;
+        let (additions, rest) = halves(diff(&want, &seen.ours(spec, pods.is_some())));
+        done.undone = self.make(&additions, spec, &seen, &mut done.refused).await?;
+        done.changes.extend(done.undone.iter().cloned());
+        set_all(spec, done);
+        Ok((rest, seen))
     }
 
     /// Removes what the Go version has left and ours does too. Call it once ours is in place; `ready` is what of the node it is in
@@ -333,8 +394,9 @@ fn eni_of(op: &Op, spec: &NodeSpec, links: &BTreeMap<Mac, LinkSeen>) -> Option<M
     }
 }
 
-/// Kernel settings.
+/// Kernel settings, before packets are steered to links that are new. What could not be set is tried again in each round.
 fn set_all(spec: &NodeSpec, done: &mut Converged) {
+    done.unset.clear();
     for setting in desired::sysctls(spec, &done.links) {
         let command = format!("sysctl -w {}={}", setting.path, setting.value);
         match sysctl::put(&setting) {

@@ -23,7 +23,7 @@ use std::io;
 use types::Mac;
 
 use answer::Answer;
-pub use host::{Converged, Host};
+pub use host::{Converged, Half, Host};
 pub(crate) use notice::RouteJudge;
 pub use pod::TRASH_GROUP;
 pub use sysctl::{put_below as put_sysctl_below, read as read_sysctl};

@@ -31,10 +31,11 @@ type Test = fn() -> Outcome;
 
 fn main() -> std::process::ExitCode {
     let entered = enter();
-    let tests: [(&str, Test); 27] = [
+    let tests: [(&str, Test); 28] = [
         ("a_node_with_two_enis_has_its_tables_and_rules", node_with_two_enis),
         ("a_second_convergence_changes_nothing", idempotent),
         ("what_is_removed_or_added_behind_our_back_is_mended", drift),
+        ("marks_that_move_are_followed_by_rules_before_and_after", moving_marks),
         ("external_services_are_routed_by_the_main_table", external_services),
         ("a_pod_is_wired_checked_and_taken_away", pods::pod_life),
         ("a_pod_with_three_interfaces_is_wired_whole_or_not_at_all", pods::several_interfaces),
@@ -259,6 +260,31 @@ fn drift() -> Outcome {
     );
     assert!(ip("rule")?.contains("from 10.0.0.77 lookup 10"), "a rule of somebody else was removed");
     assert_eq!(converge(&spec)?, Vec::<String>::new());
+    Ok(())
+}
+
+/// With another connection mark the steering mask moves. Between the two halves somebody else sets the new marks.
+fn moving_marks() -> Outcome {
+    let spec = node()?;
+    converge(&spec)?;
+    let moved = NodeSpec { marks: Marks::with_connmark(0x100)?, ..spec };
+    let (runtime, old) = (runtime()?, ["fwmark 0x80/0x80", "fwmark 0x100/0x3f00"]);
+    let has = |rule: &str| -> Result<bool, Failed> { Ok(ip("rule")?.contains(rule)) };
+    let mut host = runtime.block_on(async { Host::open() })?;
+
+    let half = runtime.block_on(host.add(&moved, None))?;
+
+    assert!(has("fwmark 0x1/0x3f lookup 2")? && has(old[0])? && has(old[1])?, "{}", ip("rule")?);
+    assert!(
+        ip("route get 192.0.2.9 mark 0x100")?.contains("dev ens1"),
+        "an old mark leads elsewhere already"
+    );
+    let done = runtime.block_on(host.finish(&moved, None, half, false))?;
+    assert!(has(old[0])? && has(old[1])?, "the old marks are still set: {done:?}");
+    assert!(ip("route get 192.0.2.9 mark 0x100")?.contains("dev ens1"));
+    converge(&moved)?;
+    assert!(!has(old[0])? && !has(old[1])? && has("fwmark 0x100/0x100 lookup main")?, "{}", ip("rule")?);
+    assert_eq!(converge(&moved)?, Vec::<String>::new());
     Ok(())
 }
 
