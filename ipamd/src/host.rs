@@ -190,14 +190,14 @@ impl HostKeeper {
     fn nat(&mut self, wish: &HostWish, links: &BTreeMap<Mac, LinkSeen>) -> Result<Option<String>, String> {
         let nat = nat_spec(wish, &self.settings, links).map_err(|error| chain(&error))?;
         let Some(nat) = nat else { return Ok(None) };
-        let changed = self.put(&nat).map_err(|error| chain(&error))?;
+        let steps = self.put(&nat).map_err(|error| chain(&error))?;
         let (sources, no_snat) = (nat.sources.len(), nat.no_snat.len());
         let told = format!("nftables table with {sources} sources and {no_snat} ranges without SNAT");
-        Ok(changed.then_some(told))
+        Ok((!steps.is_empty()).then(|| format!("{told}: {}", steps.join(", "))))
     }
 
-    /// Our nftables table; counted where it marks connections.
-    fn put(&mut self, nat: &NatSpec) -> Result<bool, NetfilterError> {
+    /// Our nftables table; counted where it marks connections. The steps that were made.
+    fn put(&mut self, nat: &NatSpec) -> Result<Vec<String>, NetfilterError> {
         let put = self.netfilter.put(ruleset(nat));
         if nat.node_port || nat.snat.is_some() {
             self.metrics.marked(put.is_ok());
@@ -211,13 +211,15 @@ impl HostKeeper {
             let local = Ipv6Network::new(Ipv6Prefix::LOCAL.first(), Ipv6Prefix::LENGTH).ok()?;
             Some(EgressSpec { local, node_address, ports: self.settings.ipv6_ports })
         });
-        let changed = match spec {
-            Some(spec) => self.netfilter.put(egress_ruleset(&spec)),
-            None => self.netfilter.remove(Family::V6),
+        let told = match spec {
+            Some(spec) => self.netfilter.put(egress_ruleset(&spec)).map(|steps| {
+                let told = format!("by {}: {}", spec.node_address, steps.join(", "));
+                (!steps.is_empty()).then_some(told)
+            }),
+            None => self.netfilter.remove(Family::V6).map(|there| there.then(|| "none".to_owned())),
         };
-        let by = wish.ipv6_egress.map_or("none".to_owned(), |address| format!("by {address}"));
-        let told = format!("nftables table for IPv6 of pods with IPv4 addresses: {by}");
-        Ok(changed.map_err(|error| chain(&error))?.then_some(told))
+        let told = told.map_err(|error| chain(&error))?;
+        Ok(told.map(|told| format!("nftables table for IPv6 of pods with IPv4 addresses: {told}")))
     }
 
     /// Removes what the Go version has left, once after the start, when what stands for it is in place. A packet's way changes

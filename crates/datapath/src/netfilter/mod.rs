@@ -122,17 +122,19 @@ pub struct Netfilter {
 
 impl Netfilter {
     /// Brings the table of the ruleset's family in line: changes what differs and nothing else, so that packets never meet a table without
-    /// what stays. Returns whether anything was changed.
+    /// what stays. Returns the steps that were made, in words; none when it was in line.
     ///
     /// # Errors
     /// When the socket fails or the kernel refuses; a table that was there is then as it was, or as wanted under another name, one
     /// that was not may lack its chains until the next call.
-    pub fn put(&mut self, ruleset: Ruleset) -> Result<bool, NetfilterError> {
+    pub fn put(&mut self, ruleset: Ruleset) -> Result<Vec<String>, NetfilterError> {
         let socket = self.socket()?;
         let transactions = plan(observe(socket, ruleset.family)?.as_ref(), &Table::from(&ruleset), &ruleset);
-        let changed = !transactions.is_empty();
-        transactions.into_iter().try_for_each(|transaction| socket.commit(transaction))?;
-        Ok(changed)
+        let mut steps = Vec::new();
+        for transaction in transactions {
+            steps.extend(socket.commit(transaction)?);
+        }
+        Ok(condensed(&steps))
     }
 
     /// What it would take to make the table what was written, each step in words; none when it is, by its chains, its
@@ -221,9 +223,29 @@ impl Netfilter {
     }
 }
 
+/// Steps of which several alike that follow each other are told as one.
+fn condensed(steps: &[String]) -> Vec<String> {
+    let runs = steps.chunk_by(|one, next| one == next);
+    let told = |run: &[String]| match run {
+        [] => None,
+        [step] => Some(step.clone()),
+        [step, ..] => Some(format!("{step} ({} times)", run.len())),
+    };
+    runs.filter_map(told).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn steps_alike_are_told_once_with_their_number() {
+        let steps = ["add chain a", "add a rule", "add a rule", "add chain b", "add a rule"];
+
+        let told = condensed(&steps.map(str::to_owned));
+
+        assert_eq!(told, ["add chain a", "add a rule (2 times)", "add chain b", "add a rule"]);
+    }
 
     pub(super) fn spec() -> NatSpec {
         NatSpec {

@@ -48,8 +48,8 @@ impl Socket {
         crate::watch::port(&mut self.socket)
     }
 
-    /// Runs a transaction: all of it or nothing.
-    pub(super) fn commit(&mut self, batch: Batch) -> Result<(), NetfilterError> {
+    /// Runs a transaction: all of it or nothing. Its steps in words.
+    pub(super) fn commit(&mut self, batch: Batch) -> Result<Vec<String>, NetfilterError> {
         let (bytes, steps) = batch.finish();
         self.send(&bytes)?;
         let mut acknowledged = false;
@@ -64,7 +64,7 @@ impl Socket {
         }
         match (refused, acknowledged) {
             (Some(refusal), _) => Err(refusal),
-            (None, true) => Ok(()),
+            (None, true) => Ok(steps),
             (None, false) => Err(NetfilterError::Silent),
         }
     }
