@@ -15,7 +15,7 @@ pub enum Outcome {
     Replaced,
     /// The same was there; it was not touched.
     Same,
-    /// One that is no older is there; it was not touched.
+    /// A newer one is there; it was not touched.
     Newer,
 }
 
@@ -25,7 +25,7 @@ impl fmt::Display for Outcome {
             Self::Put => "put in place",
             Self::Replaced => "replaced",
             Self::Same => "is there already",
-            Self::Newer => "one that is no older is there and stays",
+            Self::Newer => "a newer one is there and stays",
         })
     }
 }
@@ -35,16 +35,20 @@ pub(super) fn replace(from: &Path, to: &Path) -> io::Result<Outcome> {
     put(to, &fs::read(from)?, 0o755)
 }
 
-/// Puts an executable where there is none or an older one; its date goes with it, so that the next one can be compared.
+/// Puts an executable where there is none, an older one, or another of the same date; its date goes with it, so that the next one can be
+/// compared. Files of a reproducible image all have the same date, which says nothing of which is newer: the one that comes goes before.
 pub(super) fn put_unless_newer(from: &Path, to: &Path) -> io::Result<Outcome> {
     let dated = fs::metadata(from)?.modified()?;
     match fs::metadata(to) {
-        Ok(there) if there.modified()? >= dated => return Ok(Outcome::Newer),
+        Ok(there) if there.modified()? > dated => return Ok(Outcome::Newer),
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(_) | Err(_) => {}
     }
     let outcome = replace(from, to)?;
-    File::options().append(true).open(to)?.set_modified(dated)?;
+    if outcome != Outcome::Same {
+        // Opened to read: a runtime may be executing it already, and nobody can write to what is executed.
+        File::open(to)?.set_modified(dated)?;
+    }
     Ok(outcome)
 }
 
@@ -154,19 +158,34 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
+    fn date(path: &Path, days: u64) {
+        File::open(path).unwrap().set_modified(UNIX_EPOCH + Duration::from_secs(days * 86_400)).unwrap();
+    }
+
     #[test]
-    fn a_neighbour_gives_way_to_a_newer_one_only() {
+    fn of_two_images_whose_files_have_no_date_the_later_ones_neighbour_is_put() {
         let dir = tempfile::tempdir().unwrap();
         let (from, to) = (dir.path().join("from"), dir.path().join("to"));
-        let date = |path: &Path, days: u64| {
-            let file = File::options().append(true).open(path).unwrap();
-            file.set_modified(UNIX_EPOCH + Duration::from_secs(days * 86_400)).unwrap();
-        };
+        for (text, outcome) in [("one", Outcome::Put), ("another", Outcome::Replaced)] {
+            fs::write(&from, text).unwrap();
+            date(&from, 0);
+
+            assert_eq!(put_unless_newer(&from, &to).unwrap(), outcome);
+            assert_eq!(put_unless_newer(&from, &to).unwrap(), Outcome::Same);
+            assert_eq!(fs::read_to_string(&to).unwrap(), text);
+            assert_eq!(fs::metadata(&to).unwrap().modified().unwrap(), UNIX_EPOCH);
+        }
+    }
+
+    #[test]
+    fn a_neighbour_that_is_newer_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
         fs::write(&from, "ours").unwrap();
         date(&from, 10);
 
         assert_eq!(put_unless_newer(&from, &to).unwrap(), Outcome::Put);
-        assert_eq!(put_unless_newer(&from, &to).unwrap(), Outcome::Newer);
+        assert_eq!(put_unless_newer(&from, &to).unwrap(), Outcome::Same);
         fs::write(&to, "theirs").unwrap();
         date(&to, 11);
         assert_eq!(put_unless_newer(&from, &to).unwrap(), Outcome::Newer);
