@@ -54,7 +54,7 @@ impl Helper {
     /// # Errors
     /// Everything that keeps the helper from starting.
     pub fn parse(environment: &Environment, switches: Switches) -> Result<Self, Vec<SettingError>> {
-        let config = Config::parse(environment)?;
+        let config = Config::parse_beside(environment, table::HELPER_SETTINGS)?;
         let mut reader = Reader::new(environment);
         let switches = Switches {
             cloudwatch: switch(&mut reader, &table::USE_CLOUDWATCH, switches.cloudwatch),
@@ -149,6 +149,19 @@ mod tests {
 
         let helper = parse(&[("USE_CLOUDWATCH", "no"), ("USE_PROMETHEUS", "yes")], AS_THE_GO_VERSION);
         assert_eq!(helper.unwrap().switches, Switches { cloudwatch: false, prometheus: true });
+    }
+
+    #[test]
+    fn a_name_that_is_almost_one_of_the_helpers_is_warned_of_and_its_own_are_not() {
+        let own = [("AWS_REGION", "eu-west-1"), ("AWS_CLUSTER_ID", "green"), ("USE_CLOUDWATCH", "yes")];
+        assert_eq!(parse(&own, AS_THE_GO_VERSION).unwrap().config.warnings, [""; 0]);
+
+        for (name, meant) in
+            [("USE_PROMETEUS", "USE_PROMETHEUS"), ("METRIC_UPDATE_INTERVALL", "METRIC_UPDATE_INTERVAL")]
+        {
+            let warnings = parse(&[(name, "1")], AS_THE_GO_VERSION).unwrap().config.warnings;
+            assert_eq!(warnings, [format!("{name} is no setting; is {meant} meant?")]);
+        }
     }
 
     #[test]

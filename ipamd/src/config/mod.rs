@@ -256,6 +256,17 @@ impl Config {
     /// # Errors
     /// Everything that keeps the daemon from starting.
     pub fn parse(environment: &Environment) -> Result<Self, Vec<SettingError>> {
+        let mut config = Self::parse_beside(environment, &[])?;
+        let mut reader = Reader::new(environment);
+        if config.cluster.is_none() && api_server(&mut reader).is_some() {
+            let name = table::NODE_NAME.name;
+            config.warnings.push(format!("{name} is not set: the node object is not asked for"));
+        }
+        Ok(config)
+    }
+
+    /// Reads the settings for a program that has these of its own beside them, and is of no node.
+    fn parse_beside(environment: &Environment, own: &[Setting]) -> Result<Self, Vec<SettingError>> {
         let mut reader = Reader::new(environment);
         let mut config = Self::read(&mut reader);
         if config.multi_nic && config.families != (Families::V4 { egress: false }) {
@@ -264,7 +275,7 @@ impl Config {
         if config.pod_eni {
             config.check_pod_eni(&mut reader);
         }
-        reader.check_the_rest();
+        reader.check_the_rest(own);
         if !reader.errors.is_empty() {
             return Err(reader.errors);
         }
@@ -386,13 +397,7 @@ fn api_server(reader: &mut Reader<'_>) -> Option<Cluster> {
 }
 
 fn cluster(reader: &mut Reader<'_>) -> Option<Cluster> {
-    let cluster = api_server(reader)?;
-    if !reader.has(&table::NODE_NAME) {
-        let name = table::NODE_NAME.name;
-        reader.warnings.push(format!("{name} is not set: the node object is not asked for"));
-        return None;
-    }
-    Some(cluster)
+    api_server(reader).filter(|_cluster| reader.has(&table::NODE_NAME))
 }
 
 fn enforcing(mode: &str) -> Enforcing {

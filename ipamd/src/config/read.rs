@@ -136,8 +136,8 @@ impl<'a> Reader<'a> {
         tags
     }
 
-    /// Complains of settings that this version ignores or refuses and of names that are almost right.
-    pub(super) fn check_the_rest(&mut self) {
+    /// Complains of settings that this version ignores or refuses and of names that are almost right, of ours or of these.
+    pub(super) fn check_the_rest(&mut self, own: &[Setting]) {
         for setting in SETTINGS {
             let Some(text) = self.set(setting) else { continue };
             let differs = match (setting.kind, parse_flag(&text)) {
@@ -155,7 +155,7 @@ impl<'a> Reader<'a> {
                 Support::Ignored | Support::Lenient | Support::Strict | Support::Elsewhere => {}
             }
         }
-        let known: BTreeSet<&str> = SETTINGS.iter().map(|setting| setting.name).collect();
+        let known: BTreeSet<&str> = SETTINGS.iter().chain(own).map(|setting| setting.name).collect();
         for name in self.environment.keys().filter_map(|name| name.to_str()) {
             if known.contains(name) || OF_OTHERS.contains(&name) || is_of_a_service(name) {
                 continue;

@@ -50,6 +50,9 @@ pub fn run(settings: Helper) -> Result<(), RunError> {
 }
 
 async fn work(settings: Helper) {
+    for warning in &settings.config.warnings {
+        tracing::warn!("{warning}");
+    }
     let Switches { cloudwatch, prometheus } = settings.switches;
     let interval = settings.interval;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), ?interval, cloudwatch, prometheus, "helping");
