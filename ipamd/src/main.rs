@@ -208,8 +208,8 @@ fn status(run_dir: &Path, json: bool) -> ExitCode {
 
 /// The liveness probe: over the socket, which no setting takes away, and not over HTTP.
 fn live(run_dir: &Path) -> ExitCode {
-    let answered = ipamd::status::fetch(&wire::socket_in(run_dir));
-    answered.map_or_else(|failure| unanswered(&failure), |_| ExitCode::SUCCESS)
+    let answered = ipamd::status::alive(&wire::socket_in(run_dir));
+    answered.map_or_else(|failure| unanswered(&failure), |()| ExitCode::SUCCESS)
 }
 
 fn unanswered(failure: &wire::Failure) -> ExitCode {

@@ -33,6 +33,18 @@ pub fn fetch(socket: &Path) -> Result<Report, Failure> {
     }
 }
 
+/// Asks whether the daemon is alive, for the liveness probe. One that has no place left for another request is: a restart would mend
+/// nothing, and would cut off all who wait for an address.
+///
+/// # Errors
+/// As `fetch`.
+pub fn alive(socket: &Path) -> Result<(), Failure> {
+    match fetch(socket) {
+        Err(failure) if failure.reason != Reason::Busy => Err(failure),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
 fn exchange(socket: &Path) -> io::Result<Reply> {
     let patience_ms = u32::try_from(PATIENCE.as_millis()).unwrap_or(u32::MAX);
     let request = Request { version: PROTOCOL, patience_ms, started_ns: 0, trace: None, verb: Verb::Report };
@@ -212,9 +224,39 @@ pub fn json(report: &Report) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use types::Moment;
 
     use super::*;
+
+    /// What is thought of a daemon that says this.
+    fn life_of(reply: Reply) -> Result<(), Failure> {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
+        let listener = UnixListener::bind(&socket).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                stream.write_all(&wire::encode(&reply).unwrap()).unwrap();
+                // As the daemon does with a request, so that the end is none before it is read.
+                drop(stream.read(&mut [0; 4096]));
+            });
+            alive(&socket)
+        })
+    }
+
+    #[test]
+    fn a_daemon_that_is_only_busy_is_alive_and_one_that_stops_or_is_not_there_is_not() {
+        let failed = |reason| Reply::Failed(Failure::new(reason, "x"));
+
+        assert_eq!(life_of(Reply::Report(Box::new(blank(Moment(0))))), Ok(()));
+        assert_eq!(life_of(failed(Reason::Busy)), Ok(()));
+        for reason in [Reason::DaemonUnreachable, Reason::Internal] {
+            assert_eq!(life_of(failed(reason)).unwrap_err().reason, reason);
+        }
+        assert!(alive(Path::new("/nonexistent/socket")).is_err());
+    }
 
     #[test]
     fn the_bar_has_one_character_per_address_and_a_bound() {
