@@ -154,7 +154,7 @@ impl Owner {
                 Some(event) = events.recv() => event,
                 Some(call) = calls.recv() => self.take_in(call),
                 Some(reader) = readers.recv() => {
-                    self.show(reader, now);
+                    self.show(reader);
                     continue;
                 }
                 () = tokio::time::sleep(pause) => Event::Tick,
@@ -175,8 +175,9 @@ impl Owner {
         self.node
     }
 
-    /// A reader that has gone wants nothing any more.
-    fn show(&self, reader: Reader, now: Moment) {
+    /// A reader that has gone wants nothing any more. It is shown the state as of now: on a quiet node the wait for it was long.
+    fn show(&self, reader: Reader) {
+        let now = self.clock.now();
         match reader {
             Reader::Report(reply) => drop(reply.send(self.node.report(now))),
             Reader::Pool(reply) => drop(reply.send((self.node.pool().snapshot(), self.node.report(now)))),
