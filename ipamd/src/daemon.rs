@@ -38,7 +38,7 @@ use crate::web::{Introspection, serve_introspection, serve_metrics};
 use crate::workers;
 
 /// How often EC2 is asked for the ENIs although nothing happened; instance metadata is glanced at in between.
-const AUDIT_EVERY: Duration = Duration::from_secs(6 * 3600);
+pub(crate) const AUDIT_EVERY: Duration = Duration::from_secs(6 * 3600);
 /// Requests that may wait for the owner.
 const CALLS_MAX: usize = 256;
 /// Mode of the gRPC socket: the Go version's.

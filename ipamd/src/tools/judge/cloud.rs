@@ -9,9 +9,16 @@ use types::Mac;
 use super::super::evidence::{CloudEni, Evidence};
 use super::super::finding::{Code, Finding, Verdict};
 use super::super::words::delete_pod;
+use crate::daemon::AUDIT_EVERY;
+use crate::node::GLANCE_EVERY;
 
 /// When what differs will be seen to.
-const NEXT_LOOK: &str = "the daemon looks at EC2 once an hour, and when it starts";
+fn next_look() -> String {
+    let (look, glance) = (AUDIT_EVERY.as_secs() / 3600, GLANCE_EVERY.as_secs() / 60);
+    format!(
+        "the daemon looks at EC2 when it starts, every {look} hours, and once instance metadata, which it glances at every {glance} minutes, tells something new"
+    )
+}
 
 pub(super) fn judge(evidence: &Evidence, verdict: &mut Verdict) {
     let Some(enis) = super::seen(verdict, "EC2", &evidence.live.cloud) else { return };
@@ -21,7 +28,7 @@ pub(super) fn judge(evidence: &Evidence, verdict: &mut Verdict) {
     for eni in enis.iter().filter(|eni| eni.ours && !record.wish.ids.contains_key(&eni.mac)) {
         let what = format!("{} is attached and has our tag, and the daemon does not use it", eni.id);
         let finding = Finding::new(Code::EniUnknown, what).seen(format!("EC2: MAC address {}", eni.mac));
-        verdict.findings.push(finding.seen(NEXT_LOOK));
+        verdict.findings.push(finding.seen(next_look()));
     }
     for spec in &record.wish.node.enis {
         match by_mac.get(&spec.mac) {
@@ -59,6 +66,6 @@ fn addresses(evidence: &Evidence, spec: &EniSpec, eni: &CloudEni, verdict: &mut 
         let what =
             format!("{id} has lost {lost} free addresses or prefixes that the daemon believes to have");
         let finding = Finding::new(Code::FreeNotInEc2, what).seen(format!("EC2 lacks {}", free.join(" ")));
-        verdict.findings.push(finding.seen(NEXT_LOOK));
+        verdict.findings.push(finding.seen(next_look()));
     }
 }
