@@ -31,6 +31,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use datapath::PodSpec;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
@@ -128,6 +129,8 @@ struct Caller {
     descriptors: Vec<OwnedFd>,
     asked: Asked,
     since: Moment,
+    /// Its pod is being wired to a branch ENI.
+    branch: bool,
     /// In what is logged of the request: the trace that it belongs to, if it does.
     span: Span,
 }
@@ -193,7 +196,7 @@ impl Owner {
                 // Of the highest level, so that it is there with whatever is logged.
                 let span = |trace: TraceParent| tracing::error_span!("request", trace_id = %trace.id());
                 let span = request.trace.map_or_else(Span::none, span);
-                self.callers.insert(id, Caller { reply, descriptors, asked, since, span });
+                self.callers.insert(id, Caller { reply, descriptors, asked, since, branch: false, span });
                 Event::Call { id, request, descriptors: both }
             }
             FromSocket::Gone(id) => Event::Gone(id),
@@ -211,23 +214,12 @@ impl Owner {
     /// Hands an effect to the part that does it. A part that is gone is noticed by its callers' deadlines.
     fn start(&mut self, effect: Effect) {
         match effect {
-            Effect::Reply(id, reply) => {
-                if let Some(caller) = self.callers.remove(&id) {
-                    let failure = reply.failure().map(|failure| failure.reason);
-                    let took = self.clock.now().since(caller.since);
-                    self.metrics.answered(caller.asked, failure, took);
-                    tell_trace(&caller, failure, took);
-                    drop(caller.reply.send(reply));
-                }
-            }
+            Effect::Reply(id, reply) => self.reply(id, reply),
             Effect::Waited(reason, time) => self.metrics.waited(reason, time),
             Effect::Tell(note) => self.parts.cluster.notes.tell(note),
             Effect::Annotate(change) => self.parts.cluster.annotations.write(change),
             Effect::Features(features) => drop(self.parts.cluster.features.send_replace(features)),
-            Effect::Wire(id, pods) => {
-                let job = self.descriptors(id).map(|fds| Wiring::Add(id, pods, fds));
-                self.wire_or_fail(job, |result| Event::Wired { id, result });
-            }
+            Effect::Wire(id, pods) => self.wire(id, pods),
             Effect::Enforce { id, pod, interfaces, patience } => match &mut self.parts.agent {
                 Some(agent) => agent.enforce(id, pod, interfaces, patience),
                 // Not asked for without one.
@@ -280,6 +272,27 @@ impl Owner {
                 }
             }
         }
+    }
+
+    /// Answers a request and counts it.
+    fn reply(&mut self, id: CallId, reply: Reply) {
+        let Some(caller) = self.callers.remove(&id) else { return };
+        let failure = reply.failure().map(|failure| failure.reason);
+        let took = self.clock.now().since(caller.since);
+        self.metrics.answered(caller.asked, failure, took);
+        if let (Asked::Add, Some(reason)) = (caller.asked, failure) {
+            self.metrics.failed_of_branch(reason, caller.branch);
+        }
+        tell_trace(&caller, failure, took);
+        drop(caller.reply.send(reply));
+    }
+
+    fn wire(&mut self, id: CallId, pods: Vec<PodSpec>) {
+        if let Some(caller) = self.callers.get_mut(&id) {
+            caller.branch = pods.iter().any(|pod| pod.branch.is_some());
+        }
+        let job = self.descriptors(id).map(|fds| Wiring::Add(id, pods, fds));
+        self.wire_or_fail(job, |result| Event::Wired { id, result });
     }
 
     fn wire_or_fail(&mut self, job: Option<Wiring>, event: impl FnOnce(Result<(), Failure>) -> Event) {

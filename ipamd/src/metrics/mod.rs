@@ -245,6 +245,13 @@ impl Metrics {
         }
     }
 
+    /// An ADD has failed; `wired`: it was at work with a branch ENI. One that was not is of such a pod where it waited for what that takes.
+    pub(crate) fn failed_of_branch(&self, failure: Reason, wired: bool) {
+        if wired || matches!(failure, Reason::NoBranchEni | Reason::NoTrunk) {
+            self.original.branch_failed();
+        }
+    }
+
     /// An ADD has waited for an address and got one, or has given up.
     pub fn waited(&self, reason: Reason, time: Duration) {
         self.waits.get_or_create(&ReasonLabel { reason: reason.word() }).observe(time.as_secs_f64());

@@ -21,6 +21,8 @@ use crate::cloud::CloudError;
 const OK_STATUS: &str = "200";
 /// Name of every question to instance metadata.
 const METADATA: &str = "GetMetadata";
+/// What fails of a pod with a branch ENI. The Go version counts its tries to have a trunk, which is the controller's work and no call here.
+const ADD_OF_BRANCH: FnLabel = FnLabel { r#fn: "AddNetwork" };
 
 /// Work on the node's addresses, by the Go version's words for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,6 +176,7 @@ pub(super) struct Original {
     adds: Unsuffixed,
     dels: Family<ReasonLabel, Unsuffixed>,
     without_address: Unsuffixed,
+    branch_errors: Family<FnLabel, Unsuffixed>,
     calls: Family<FnLabel, Unsuffixed>,
     call_errors: Family<FnLabel, Unsuffixed>,
     api_errors: Family<ApiErrorLabels, Unsuffixed>,
@@ -195,10 +198,13 @@ impl Default for Original {
         for result in ["success", "error"] {
             drop(connmark_runs.get_or_create(&ResultLabel { result }));
         }
+        let branch_errors = Family::<FnLabel, Unsuffixed>::default();
+        drop(branch_errors.get_or_create(&ADD_OF_BRANCH));
         Self {
             adds: Unsuffixed::default(),
             dels: Family::default(),
             without_address: Unsuffixed::default(),
+            branch_errors,
             calls: Family::default(),
             call_errors: Family::default(),
             api_errors: Family::default(),
@@ -223,6 +229,11 @@ impl Original {
             "awscni_no_available_ip_addresses",
             "ADDs that ended without an address",
             self.without_address.clone(),
+        );
+        all.register(
+            "awscni_pod_eni_error_count",
+            "ADDs of pods with security groups of their own that failed",
+            self.branch_errors.clone(),
         );
         all.register("awscni_ec2api_req_count", "Calls to EC2", self.calls.clone());
         all.register("awscni_ec2api_error_count", "Calls to EC2 that failed", self.call_errors.clone());
@@ -276,6 +287,10 @@ impl Original {
         if failure.is_some_and(Reason::is_shortage) {
             self.without_address.0.inc();
         }
+    }
+
+    pub(super) fn branch_failed(&self) {
+        self.branch_errors.get_or_create(&ADD_OF_BRANCH).0.inc();
     }
 
     pub(super) fn deleted(&self) {

@@ -68,6 +68,20 @@ fn names_of_the_go_version_carry_no_suffix() {
 }
 
 #[test]
+fn a_failed_add_of_a_pod_with_a_branch_eni_is_an_error_of_pod_enis_and_another_is_none() {
+    let metrics = Metrics::default();
+    has(&text(&metrics), &["awscni_pod_eni_error_count{fn=\"AddNetwork\"} 0"]);
+
+    metrics.failed_of_branch(Reason::NoBranchEni, false);
+    metrics.failed_of_branch(Reason::NoTrunk, false);
+    metrics.failed_of_branch(Reason::KernelRefused, true);
+    metrics.failed_of_branch(Reason::KernelRefused, false);
+    metrics.failed_of_branch(Reason::PoolEmpty, false);
+
+    has(&text(&metrics), &["awscni_pod_eni_error_count{fn=\"AddNetwork\"} 3"]);
+}
+
+#[test]
 fn a_state_is_what_the_report_says() {
     let addresses = AddressCount { free: 5, reserved: 1, assigned: 7, cooling: 2 };
     let report = Report { addresses, capacity: 27, ..blank(Moment(0)) };
