@@ -29,6 +29,15 @@ const RETRY: Duration = Duration::from_millis(100);
 /// How long the agent may take to forget a pod.
 const FORGETTING: Duration = Duration::from_secs(5);
 
+/// How long something that is to be said may take.
+#[derive(Debug, Clone, Copy)]
+enum Patience {
+    /// The wait for its turn included: somebody waits for the answer.
+    Together(Duration),
+    /// Once it is its turn, which is worth the wait.
+    Answer(Duration),
+}
+
 /// The network policy agent of this node.
 #[derive(Debug)]
 pub(crate) struct PolicyAgent {
@@ -63,7 +72,7 @@ impl PolicyAgent {
             interfaces: i32::try_from(interfaces).unwrap_or(i32::MAX),
         };
         let events = self.events.clone();
-        self.say(pod, method::ENFORCE, request, patience, move |result| async move {
+        self.say(pod, method::ENFORCE, request, Patience::Together(patience), move |result| async move {
             drop(events.send(Event::Enforced { id, result }).await);
         });
     }
@@ -72,7 +81,7 @@ impl PolicyAgent {
     pub(crate) fn forget(&mut self, pod: PodName) {
         let request = DeletePodRequest { pod_name: pod.name.clone(), pod_namespace: pod.namespace.clone() };
         let told = pod.clone();
-        self.say(pod, method::DELETE_POD, request, FORGETTING, move |result| async move {
+        self.say(pod, method::DELETE_POD, request, Patience::Answer(FORGETTING), move |result| async move {
             if let Err(failure) = result {
                 let Failure { reason, message, details, .. } = failure;
                 tracing::warn!(%reason, details, pod = %told, "the policies of a pod that is gone stay: {message}");
@@ -86,7 +95,7 @@ impl PolicyAgent {
         pod: PodName,
         method: &'static str,
         request: Q,
-        patience: Duration,
+        patience: Patience,
         then: impl FnOnce(Result<(), Failure>) -> F + Send + 'static,
     ) where
         Q: prost::Message + Clone + Send + Sync + 'static,
@@ -94,30 +103,56 @@ impl PolicyAgent {
     {
         self.last.retain(|_, said| said.try_recv() == Err(oneshot::error::TryRecvError::Empty));
         let (done, said) = oneshot::channel::<()>();
-        let before = self.last.insert(pod, said);
+        let mut before = self.last.insert(pod, said);
         let (channel, metrics, at) = (self.channel.clone(), self.metrics.clone(), self.socket.clone());
         tokio::spawn(async move {
+            let result = match turn(&mut before, patience).await {
+                Ok(left) => {
+                    let began = Instant::now();
+                    let answer = timeout(left, ask(channel, method, request)).await;
+                    let result = answer.unwrap_or_else(|_elapsed| Err(silent("", left)));
+                    let failure = result.as_ref().err().map(|failure| failure.reason);
+                    metrics.told_agent(method, failure, began.elapsed());
+                    result
+                }
+                Err(failure) => Err(failure),
+            };
+            then(result.map_err(|failure| failure.with_details(format!("socket {}", at.display())))).await;
+            // What had no turn has said nothing: whoever comes after it still comes after what was before.
             if let Some(before) = before {
-                // Closed is what it is waited for; that has an end of its own.
                 drop(before.await);
             }
-            let began = Instant::now();
-            let answer = timeout(patience, ask(channel, method, request));
-            let result = match answer.await {
-                Ok(result) => {
-                    result.map_err(|failure| failure.with_details(format!("socket {}", at.display())))
-                }
-                Err(_elapsed) => {
-                    let message = format!("the network policy agent has not answered for {patience:?}");
-                    Err(Failure::new(Reason::PolicyAgentUnreachable, message))
-                }
-            };
-            let failure = result.as_ref().err().map(|failure| failure.reason);
-            metrics.told_agent(method, failure, began.elapsed());
-            then(result).await;
             drop(done);
         });
     }
+}
+
+/// Waits for what was said before, which is then none any more; returns how long the answer may take.
+async fn turn(before: &mut Option<oneshot::Receiver<()>>, patience: Patience) -> Result<Duration, Failure> {
+    let since = Instant::now();
+    // Closed is what it is waited for; that has an end of its own.
+    if let Some(earlier) = before.as_mut() {
+        match patience {
+            Patience::Together(all) => {
+                drop(
+                    timeout(all, earlier)
+                        .await
+                        .map_err(|_elapsed| silent(" to what was said before", all))?,
+                );
+            }
+            Patience::Answer(_) => drop(earlier.await),
+        }
+    }
+    *before = None;
+    Ok(match patience {
+        Patience::Together(all) => all.saturating_sub(since.elapsed()),
+        Patience::Answer(answer) => answer,
+    })
+}
+
+fn silent(to: &str, patience: Duration) -> Failure {
+    let message = format!("the network policy agent has not answered{to} for {patience:?}");
+    Failure::new(Reason::PolicyAgentUnreachable, message)
 }
 
 /// Asks until there is an answer, or until it is clear that nobody is there.
@@ -156,4 +191,41 @@ where
     let path = PathAndQuery::from_static(method);
     let reply = client.unary(tonic::Request::new(request), path, ProstCodec::default()).await?;
     Ok(reply.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// Which call has failed next, and in what words.
+    async fn failed(events: &mut mpsc::Receiver<Event>) -> (CallId, String) {
+        match events.recv().await {
+            Some(Event::Enforced { id, result: Err(failure) }) => (id, failure.message),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_add_does_not_wait_beyond_its_time_for_what_was_said_of_its_pod_before_and_does_not_overtake_it()
+     {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("agent");
+        // It lets connect, and never answers.
+        let _hanging = UnixListener::bind(&socket).unwrap();
+        let (sender, mut events) = mpsc::channel(4);
+        let mut agent = PolicyAgent::new(socket, "strict".to_owned(), Metrics::default(), sender);
+        let pod = PodName { namespace: "default".to_owned(), name: "web".to_owned() };
+
+        agent.enforce(CallId(1), pod.clone(), 1, Duration::from_secs(600));
+        for id in [CallId(2), CallId(3)] {
+            agent.enforce(id, pod.clone(), 1, Duration::from_millis(20));
+
+            let (failed, message) = failed(&mut events).await;
+
+            assert_eq!(failed, id);
+            assert!(message.contains("to what was said before"), "{message}");
+        }
+    }
 }
