@@ -149,14 +149,16 @@ pub struct Finding {
     pub evidence: Vec<String>,
     /// The command that mends it, where there is one.
     pub repair: Option<String>,
+    /// What to do, where no command does it all.
+    pub advice: Option<String>,
 }
 
 impl Finding {
-    /// Without evidence and repair.
+    /// Without evidence, repair and advice.
     #[must_use]
     pub fn new(code: Code, what: impl Into<String>) -> Self {
         let (what, severity) = (what.into(), code.severity());
-        Self { code, severity, what, evidence: Vec::new(), repair: None }
+        Self { code, severity, what, evidence: Vec::new(), repair: None, advice: None }
     }
 
     /// With one more line of evidence.
@@ -170,6 +172,13 @@ impl Finding {
     #[must_use]
     pub fn repair(mut self, command: impl Into<String>) -> Self {
         self.repair = Some(command.into());
+        self
+    }
+
+    /// With what to do.
+    #[must_use]
+    pub fn advice(mut self, what: impl Into<String>) -> Self {
+        self.advice = Some(what.into());
         self
     }
 }
@@ -210,11 +219,12 @@ impl Verdict {
     #[must_use]
     pub fn render(&self) -> String {
         let mut out = String::new();
-        for Finding { code, severity, what, evidence, repair } in &self.findings {
+        for Finding { code, severity, what, evidence, repair, advice } in &self.findings {
             let mark = if *severity == Severity::Broken { "BROKEN " } else { "warning" };
             say(&mut out, &format!("{mark}  {code}: {what}"));
             evidence.iter().for_each(|line| say(&mut out, &format!("           {line}")));
             repair.iter().for_each(|command| say(&mut out, &format!("         $ {command}")));
+            advice.iter().for_each(|what| say(&mut out, &format!("         > {what}")));
         }
         if !self.findings.is_empty() {
             out.push('\n');
@@ -281,10 +291,10 @@ mod tests {
 
     #[test]
     fn words_of_others_do_not_move_the_cursor() {
-        let finding = Finding::new(Code::PodWaits, "pod \u{1b}[2J").seen("line\nline");
+        let finding = Finding::new(Code::PodWaits, "pod \u{1b}[2J").seen("line\nline").advice("do\nit");
         let text = Verdict { findings: vec![finding], ..Verdict::default() }.render();
 
         assert!(!text.contains('\u{1b}'), "{text}");
-        assert!(text.contains("line line"), "{text}");
+        assert!(text.contains("line line") && text.contains("> do it"), "{text}");
     }
 }

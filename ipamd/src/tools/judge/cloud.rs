@@ -9,6 +9,7 @@ use types::Mac;
 use super::super::evidence::{CloudEni, Evidence};
 use super::super::finding::{Code, Finding, Verdict};
 use super::super::words::delete_pod;
+use super::daemon::RESTART;
 use crate::daemon::AUDIT_EVERY;
 use crate::node::GLANCE_EVERY;
 
@@ -28,7 +29,7 @@ pub(super) fn judge(evidence: &Evidence, verdict: &mut Verdict) {
     for eni in enis.iter().filter(|eni| eni.ours && !record.wish.ids.contains_key(&eni.mac)) {
         let what = format!("{} is attached and has our tag, and the daemon does not use it", eni.id);
         let finding = Finding::new(Code::EniUnknown, what).seen(format!("EC2: MAC address {}", eni.mac));
-        verdict.findings.push(finding.seen(next_look()));
+        verdict.findings.push(finding.seen(next_look()).repair(RESTART));
     }
     for spec in &record.wish.node.enis {
         match by_mac.get(&spec.mac) {
@@ -40,7 +41,9 @@ pub(super) fn judge(evidence: &Evidence, verdict: &mut Verdict) {
                 let what =
                     format!("{id} with {own}, which the daemon uses, is not attached to this instance");
                 let seen = format!("EC2: no attached ENI has the MAC address {}", spec.mac);
-                verdict.findings.push(Finding::new(Code::EniNotInEc2, what).seen(seen));
+                let finding = Finding::new(Code::EniNotInEc2, what).seen(seen).seen(next_look());
+                let pods = "pods that have addresses of it reach nothing and are to be made anew";
+                verdict.findings.push(finding.repair(RESTART).advice(pods));
             }
         }
     }
@@ -66,6 +69,6 @@ fn addresses(evidence: &Evidence, spec: &EniSpec, eni: &CloudEni, verdict: &mut 
         let what =
             format!("{id} has lost {lost} free addresses or prefixes that the daemon believes to have");
         let finding = Finding::new(Code::FreeNotInEc2, what).seen(format!("EC2 lacks {}", free.join(" ")));
-        verdict.findings.push(finding.seen(next_look()));
+        verdict.findings.push(finding.seen(next_look()).repair(RESTART));
     }
 }

@@ -9,6 +9,8 @@ use super::super::evidence::{Evidence, Look};
 use super::super::finding::{Code, Finding, Verdict};
 use super::super::words::word;
 
+/// Says what to do about each reason.
+const GUIDE: &str = "manifests/guides/troubleshooting.md";
 /// The daemon's clock counts on from its start, so it drifts a little from the node's, which is disciplined.
 const CLOCK_SLACK: Duration = Duration::from_secs(60);
 /// Bits that let others in.
@@ -16,7 +18,7 @@ const OTHERS_MAY: u32 = 0o077;
 /// Bits that let others write: a directory may be listed by all.
 const OTHERS_WRITE: u32 = 0o022;
 /// Starts the daemon of this node anew, in a cluster.
-const RESTART: &str = "kubectl -n kube-system delete pod -l k8s-app=aws-node --field-selector spec.nodeName=${MY_NODE_NAME:-$(hostname)}";
+pub(super) const RESTART: &str = "kubectl -n kube-system delete pod -l k8s-app=aws-node --field-selector spec.nodeName=${MY_NODE_NAME:-$(hostname)}";
 
 pub(super) fn judge(evidence: &Evidence, verdict: &mut Verdict) {
     match &evidence.live.daemon {
@@ -45,10 +47,14 @@ fn says(evidence: &Evidence, report: &Report, verdict: &mut Verdict) {
     for missing in &report.not_ready {
         let what = format!("the daemon serves no pods: it waits for {missing}");
         let status = format!("`ipamd status{}` shows the rest", evidence.run_dir_option());
-        verdict.findings.push(Finding::new(Code::DaemonNotReady, what).seen(status));
+        let advice = format!(
+            "it goes on trying and needs no restart: its log and that status say who does not answer, and {GUIDE} what to do about it"
+        );
+        verdict.findings.push(Finding::new(Code::DaemonNotReady, what).seen(status).advice(advice));
     }
     for trouble in &report.cloud {
-        verdict.findings.push(Finding::new(Code::DaemonTrouble, trouble.clone()));
+        let advice = format!("it goes on trying; {GUIDE} says what to do about each reason");
+        verdict.findings.push(Finding::new(Code::DaemonTrouble, trouble.clone()).advice(advice));
     }
     for waiting in &report.waiting {
         let what = format!("{} waits for an address: {}", waiting.pod, waiting.reason);
@@ -59,7 +65,8 @@ fn says(evidence: &Evidence, report: &Report, verdict: &mut Verdict) {
                 .seen(format!(
                     "{} addresses free, {} cooling, {} assigned, of {} possible",
                     counts.free, counts.cooling, counts.assigned, report.capacity
-                )),
+                ))
+                .advice(format!("{GUIDE}#{} says what to do", waiting.reason)),
         );
     }
     let apart = report.now.since(evidence.live.taken).max(evidence.live.taken.since(report.now));
@@ -79,7 +86,9 @@ fn state(evidence: &Evidence, verdict: &mut Verdict) {
         verdict.compared.push(format!("{path}, with {} sandboxes", saved.owners.len()));
     } else if saved.troubles.is_empty() {
         let what = "there is no state file: no daemon has run here, or somebody has removed it";
-        verdict.findings.push(Finding::new(Code::StateMissing, what).seen(path.clone()));
+        let finding = Finding::new(Code::StateMissing, what).seen(path.clone());
+        let elsewhere = "a daemon that starts writes one, with the pods that the kernel knows; where the daemon has another directory, --run-dir says so";
+        verdict.findings.push(finding.repair(RESTART).advice(elsewhere));
     }
     if let Some(damage) = &saved.damage {
         let what = "lines of the state file do not check; the next start sets it aside and asks the kernel";
@@ -95,6 +104,8 @@ fn state(evidence: &Evidence, verdict: &mut Verdict) {
         // Without a sound state it may be all that is left.
         if saved.knows_owners() {
             finding = finding.repair(format!("rm {}", word(&file)));
+        } else {
+            finding = finding.advice("keep it until the state is sound again");
         }
         verdict.findings.push(finding);
     }
@@ -103,7 +114,9 @@ fn state(evidence: &Evidence, verdict: &mut Verdict) {
         let ahead = latest.since(evidence.live.taken).as_secs();
         let what = "the node's clock was set back: pods hold addresses since a time that is to come";
         verdict.findings.push(
-            Finding::new(Code::ClockJumped, what).seen(format!("{path}: the latest is {ahead} s ahead")),
+            Finding::new(Code::ClockJumped, what)
+                .seen(format!("{path}: the latest is {ahead} s ahead"))
+                .advice("see that the clock is right now (timedatectl); if it is, nothing is to be done"),
         );
     }
     let serves = evidence.live.daemon.seen().is_some_and(|report| report.not_ready.is_empty());

@@ -224,7 +224,10 @@ fn eni_links(record: &HostRecord, host: &HostSeen, verdict: &mut Verdict) {
         let id = record.wish.ids.get(&eni.mac).map(ToString::to_string).unwrap_or_default();
         let what = format!("ENI {id} at card {}, device {} has no link", eni.card, eni.device);
         let finding = Finding::new(Code::EniLinkMissing, what);
-        verdict.findings.push(finding.seen(format!("no link has its MAC address {}", eni.mac)));
+        let finding = finding.seen(format!("no link has its MAC address {}", eni.mac));
+        verdict.findings.push(finding.advice(
+            "it comes within seconds of being attached; if not, see whether EC2 still has it attached (ipamd doctor --cloud) and whether somebody has moved the link into another network namespace; `echo 1 >/sys/bus/pci/rescan` has the kernel look again",
+        ));
     }
 }
 
@@ -342,8 +345,10 @@ fn go_chains(nftables: &Nftables, verdict: &mut Verdict) {
         if chain.starts_with("AWS-SNAT-CHAIN") || chain.starts_with("AWS-CONNMARK-CHAIN") {
             let what =
                 format!("a chain of the Go version: {chain}; its translation and marks come beside ours");
-            let finding = Finding::new(Code::GoLeftover, what);
-            verdict.findings.push(finding.seen(format!("nft list chain ip {} {}", word(table), word(chain))));
+            let finding = Finding::new(Code::GoLeftover, what)
+                .seen(format!("nft list chain ip {} {}", word(table), word(chain)))
+                .repair(without_rules("iptables-nft", &word(table)));
+            verdict.findings.push(finding);
         }
     }
     if nftables.chains.iter().any(|(table, _)| table == "aws-cni") {
@@ -354,8 +359,7 @@ fn go_chains(nftables: &Nftables, verdict: &mut Verdict) {
     }
 }
 
-/// Rules of the Go version in a table that only `iptables-legacy` changes. They are taken out one by one under its lock, so that what
-/// kube-proxy has there, and writes meanwhile, stays.
+/// Rules of the Go version in a table that only `iptables-legacy` changes.
 fn legacy(table: &str) -> Finding {
     let (what, table) = (
         format!(
@@ -363,9 +367,16 @@ fn legacy(table: &str) -> Finding {
         ),
         word(table),
     );
+    Finding::new(Code::GoLeftover, what)
+        .seen(format!("iptables-legacy-save -t {table}"))
+        .repair(without_rules("iptables-legacy", &table))
+}
+
+/// The command that takes the Go version's rules and chains out of a table. It takes them one by one under the table's lock, so that what
+/// kube-proxy has there, and writes meanwhile, stays.
+fn without_rules(program: &str, table: &str) -> String {
     let rules = r#"sed -n -e '/^:AWS-[A-Z]*-CHAIN-[0-9]/{s/^:\([^ ]*\).*/-X \1/;H;}' -e '/"AWS,\|AWS-[A-Z]*-CHAIN-[0-9]/s/^-A /-D /p' -e '${g;p;}'"#;
-    let command = format!(
-        "{{ echo '*'{table}; iptables-legacy-save -t {table} | {rules}; echo COMMIT; }} | iptables-legacy-restore -w --noflush"
-    );
-    Finding::new(Code::GoLeftover, what).seen(format!("iptables-legacy-save -t {table}")).repair(command)
+    format!(
+        "{{ echo '*'{table}; {program}-save -t {table} | {rules}; echo COMMIT; }} | {program}-restore -w --noflush"
+    )
 }

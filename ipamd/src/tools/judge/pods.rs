@@ -29,7 +29,12 @@ pub(super) fn judge(evidence: &Evidence, verdict: &mut Verdict) {
             let what =
                 format!("{address} is held for whoever is behind {}: the state was lost", owner.host_if);
             let finding = Finding::new(Code::Placeholder, what);
-            verdict.findings.push(finding.seen("it is given back when that pod ends"));
+            // Where pods have an IPv6 address alone, it is the one that Kubernetes knows.
+            let told = owner.ipv6.filter(|_| of_ipv6_node).map_or(IpAddr::V4(*address), IpAddr::V6);
+            let advice = format!(
+                "nothing is broken; the pod is known again once it is made anew: kubectl get pods -A --field-selector status.podIP={told} names it"
+            );
+            verdict.findings.push(finding.seen("it is given back when that pod ends").advice(advice));
         }
         unplaced(evidence, owner, *address, verdict);
     }

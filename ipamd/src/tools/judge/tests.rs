@@ -187,16 +187,19 @@ fn found(change: impl FnOnce(&mut Evidence)) -> Vec<Finding> {
     change(&mut evidence);
     let verdict = judge(&evidence);
     assert_eq!(verdict.failed, [""; 0]);
+    for Finding { what, repair, advice, .. } in &verdict.findings {
+        assert!(repair.is_some() || advice.is_some(), "nobody says what to do: {what}");
+    }
     verdict.findings
 }
 
-/// The one finding, and the command that mends it.
+/// The one finding, and the command that mends it, or what to do.
 fn one(change: impl FnOnce(&mut Evidence)) -> (Code, String) {
     let found = found(change);
     assert_eq!(found.len(), 1, "{found:#?}");
-    let Finding { code, what, evidence, repair, .. } = found.into_iter().next().unwrap();
+    let Finding { code, what, evidence, repair, advice, .. } = found.into_iter().next().unwrap();
     assert!(!evidence.is_empty(), "{what} has no evidence");
-    (code, repair.unwrap_or_default())
+    (code, repair.or(advice).unwrap_or_default())
 }
 
 fn is(change: impl FnOnce(&mut Evidence), code: Code, repair: &str) {
@@ -249,10 +252,14 @@ fn what_the_daemon_says_of_itself_is_found() {
     is(
         |e| set(&mut e.live.daemon, |report| report.not_ready.push("the first look".to_owned())),
         Code::DaemonNotReady,
-        "",
+        "it goes on trying",
     );
     let waits = Waiting { pod: owner("late").pod, since: NOW, reason: Reason::ALL[0], card: NetworkCard(0) };
-    is(|e| set(&mut e.live.daemon, |report| report.waiting.push(waits)), Code::PodWaits, "");
+    is(
+        |e| set(&mut e.live.daemon, |report| report.waiting.push(waits)),
+        Code::PodWaits,
+        "troubleshooting.md#bad-environment",
+    );
     is(
         |e| set(&mut e.live.daemon, |report| report.now = Moment(NOW.0 + 90_000)),
         Code::ClockJumped,
@@ -260,6 +267,16 @@ fn what_the_daemon_says_of_itself_is_found() {
     );
     let found = found(|e| set(&mut e.live.daemon, |report| report.cloud.push("EC2 throttles".to_owned())));
     assert_eq!(found[0].code, Code::DaemonTrouble);
+}
+
+fn queued_del() -> QueuedDel {
+    let detachment = Detachment {
+        sandbox: owner("web").sandbox,
+        pod: owner("web").pod,
+        veth_prefix: VethPrefix::default(),
+        addresses: Vec::new(),
+    };
+    QueuedDel { detachment, started_ns: 0 }
 }
 
 #[test]
@@ -278,17 +295,8 @@ fn files_that_are_damaged_or_open_or_waiting_are_found() {
     is(|e| e.live.files[1].mode = 0o644, Code::OpenPermissions, "chmod 0600 /var/run/aws-node/state");
     is(|e| e.live.files[0].mode = 0o777, Code::OpenPermissions, "chmod 0755 /var/run/aws-node");
     is(|e| e.live.files[0].uid = 7, Code::OpenPermissions, "chown 0 /var/run/aws-node");
-    is(|e| e.saved.owners[0].0.since = Moment(NOW.0 + 100_000), Code::ClockJumped, "");
-    let del = QueuedDel {
-        detachment: Detachment {
-            sandbox: owner("web").sandbox,
-            pod: owner("web").pod,
-            veth_prefix: VethPrefix::default(),
-            addresses: Vec::new(),
-        },
-        started_ns: 0,
-    };
-    is(|e| e.saved.queue.push(del), Code::DelsQueued, "kubectl");
+    is(|e| e.saved.owners[0].0.since = Moment(NOW.0 + 100_000), Code::ClockJumped, "timedatectl");
+    is(|e| e.saved.queue.push(queued_del()), Code::DelsQueued, "kubectl");
     let codes = |change: fn(&mut Evidence)| found(change).iter().map(|f| f.code).collect::<Vec<_>>();
     assert!(codes(|e| e.saved.record = None).contains(&Code::RecordMissing));
     assert!(codes(|e| e.saved.has_state = false).contains(&Code::StateMissing));
@@ -421,7 +429,7 @@ fn nftables_and_settings_that_differ_are_found() {
     let chain = |e: &mut Evidence, table: &str, chain: &str| {
         set(&mut e.live.nftables, |nft| nft.chains.extend([(table.to_owned(), chain.to_owned())]));
     };
-    is(|e| chain(e, "nat", "AWS-SNAT-CHAIN-0"), Code::GoLeftover, "");
+    is(|e| chain(e, "nat", "AWS-SNAT-CHAIN-0"), Code::GoLeftover, "iptables-nft-save -t nat | sed");
     is(|e| chain(e, "aws-cni", "nat-prerouting"), Code::GoLeftover, "nft delete table ip aws-cni");
     let in_legacy = |e: &mut Evidence| e.live.legacy = Look::Seen(["mangle".to_owned()].into());
     is(in_legacy, Code::GoLeftover, "iptables-legacy-save -t mangle | sed");
@@ -498,10 +506,11 @@ fn addresses_of_no_eni_and_of_nobody_are_found() {
         }
     });
     assert_eq!(found[0].code, Code::AddressUnplaced);
-    let mut evidence = well();
-    evidence.saved.owners[0].0.sandbox = SandboxKey::new("rebuilt-from-kernel", "x", "eth0").unwrap();
-    let codes: Vec<Code> = judge(&evidence).findings.iter().map(|finding| finding.code).collect();
-    assert_eq!(codes, [Code::Placeholder]);
+    is(
+        |e| e.saved.owners[0].0.sandbox = SandboxKey::new("rebuilt-from-kernel", "x", "eth0").unwrap(),
+        Code::Placeholder,
+        "--field-selector status.podIP=10.0.0.20",
+    );
 }
 
 #[test]
@@ -511,7 +520,7 @@ fn what_ec2_has_otherwise_is_found() {
         Code::AddressNotInEc2,
         "kubectl -n default delete pod db",
     );
-    is(|e| set(&mut e.live.cloud, |enis| drop(enis.remove(1))), Code::EniNotInEc2, "");
+    is(|e| set(&mut e.live.cloud, |enis| drop(enis.remove(1))), Code::EniNotInEc2, "kubectl");
     let stranger = |ours| CloudEni {
         id: id(2),
         mac: mac(2),
@@ -519,7 +528,7 @@ fn what_ec2_has_otherwise_is_found() {
         sources: BTreeSet::new(),
         ours,
     };
-    is(|e| set(&mut e.live.cloud, |enis| enis.push(stranger(true))), Code::EniUnknown, "");
+    is(|e| set(&mut e.live.cloud, |enis| enis.push(stranger(true))), Code::EniUnknown, "kubectl");
     assert_eq!(found(|e| set(&mut e.live.cloud, |enis| enis.push(stranger(false)))), []);
     is(
         |e| {
@@ -528,8 +537,87 @@ fn what_ec2_has_otherwise_is_found() {
             }
         },
         Code::FreeNotInEc2,
-        "",
+        "kubectl",
     );
+}
+
+/// Something of the kernel's is not what it should be: one harm for each code about that.
+const HARMS_OF_KERNEL: &[fn(&mut Evidence)] = &[
+    |e| set_host(e, |host| host.links[2].up = false),
+    |e| set_host(e, |host| host.links[1].mac = None),
+    |e| set_host(e, |host| host.links[1].up = false),
+    |e| set_host(e, |host| host.addresses.clear()),
+    |e| {
+        set_host(e, |host| {
+            let address = "10.0.0.99/24".parse().unwrap();
+            host.addresses.push(datapath::Address { link: IfIndex(3), address });
+        })
+    },
+    |e| set_host(e, |host| host.links.truncate(2)),
+    |e| set_host(e, |host| host.links.push(link(20, "eni0123456789a", None, 9001, Some(2)))),
+    |e| without_route(e, |_| true),
+    |e| with_route(e, Maker::Kernel, 254, "10.0.0.0/24", 3),
+    |e| with_route(e, Maker::We, 51_200, "10.0.0.77/32", 10),
+    |e| with_route(e, Maker::Other, 51_200, "10.0.0.78/32", 3),
+    |e| with_route(e, Maker::Other, 254, "10.0.0.9/32", 10),
+    |e| set_host(e, |host| drop(host.rules.remove(0))),
+    |e| set_host(e, |host| host.rules.extend_from_within(..)),
+    |e| with_rule(e, 1024, "from all iif ens5 lookup 7"),
+    |e| set(&mut e.live.nftables, |nft| nft.differences = Some(vec!["add".to_owned()])),
+    |e| set(&mut e.live.nftables, |nft| (nft.table, nft.differences) = (None, Some(vec![String::new()]))),
+    |e| e.live.sysctls.extend(["net/ipv4/ip_forward"].map(|path| (path.to_owned(), "0".to_owned()))),
+    |e| e.live.sysctls.values_mut().for_each(|value| *value = "1".to_owned()),
+    |e| {
+        e.saved.record.iter_mut().for_each(|record| record.wish.node.ipv6 = true);
+        let node = &e.saved.record.as_ref().unwrap().wish.node;
+        let wanted = desired::sysctls(node, &e.live.host.seen().unwrap().by_mac());
+        e.live.sysctls.extend(wanted.into_iter().map(|sysctl| (sysctl.path, "7".to_owned())));
+    },
+];
+
+/// The same of everything else.
+const HARMS_ELSEWHERE: &[fn(&mut Evidence)] = &[
+    |e| e.live.daemon = Look::Failed("no such file".to_owned()),
+    |e| set(&mut e.live.daemon, |report| report.not_ready.push("the first look".to_owned())),
+    |e| set(&mut e.live.daemon, |report| report.cloud.push("EC2 throttles".to_owned())),
+    |e| {
+        let (pod, reason) = (owner("late").pod, Reason::NoTrunk);
+        let waits = Waiting { pod, since: NOW, reason, card: NetworkCard(0) };
+        set(&mut e.live.daemon, |report| report.waiting.push(waits));
+    },
+    |e| set(&mut e.live.daemon, |report| report.now = Moment(0)),
+    |e| e.saved.owners[0].0.since = Moment(NOW.0 + 100_000),
+    |e| e.saved.damage = Some("3 of 9 lines".to_owned()),
+    |e| e.saved.set_aside.push("state.damaged-7".to_owned()),
+    |e| (e.saved.has_state, e.saved.set_aside) = (false, vec!["state.damaged-7".to_owned()]),
+    |e| e.saved.record = None,
+    |e| e.live.files[1].mode = 0o644,
+    |e| e.live.files[1].uid = 7,
+    |e| e.saved.queue.push(queued_del()),
+    |e| e.saved.queue_foreign.push("x".to_owned()),
+    |e| e.saved.record.iter_mut().for_each(|record| record.wish.node.enis[0].sources.clear()),
+    |e| e.saved.owners[0].0.sandbox = SandboxKey::new("rebuilt-from-kernel", "x", "eth0").unwrap(),
+    |e| set(&mut e.live.runtime, |known| drop(known.remove(0))),
+    |e| set(&mut e.live.runtime, |known| known[0].sandbox = owner("other").sandbox),
+    |e| set(&mut e.live.runtime, |known| known[0].addresses = vec!["10.0.0.50".parse().unwrap()]),
+    |e| set(&mut e.live.cloud, |enis| enis[1].sources.clear()),
+    |e| set(&mut e.live.cloud, |enis| drop(enis.remove(1))),
+    |e| set(&mut e.live.cloud, |enis| enis[1].mac = mac(9)),
+    |e| {
+        let free = [ipnetwork::Ipv4Network::from(Ipv4Addr::new(10, 0, 0, 70))];
+        e.saved.record.iter_mut().for_each(|record| record.wish.node.enis[0].sources.extend(free));
+    },
+];
+
+#[test]
+fn of_every_finding_it_is_said_what_to_do() {
+    let harms = HARMS_OF_KERNEL.iter().chain(HARMS_ELSEWHERE);
+
+    // Each is looked at there.
+    let codes: BTreeSet<Code> = harms.flat_map(found).map(|finding| finding.code).collect();
+
+    let never: Vec<_> = Code::ALL.iter().filter(|code| !codes.contains(code)).collect();
+    assert!(never.is_empty(), "no harm has these: {never:?}");
 }
 
 #[test]
