@@ -24,7 +24,8 @@ struct Arguments {
 enum Command {
     /// Run the daemon; settings come from the environment, `ipamd settings` lists them.
     Run,
-    /// Show the pool, ENIs, pods and readiness of the daemon running on this node; fails while it cannot serve pods.
+    /// Show the pool, ENIs, pods and readiness of the daemon running on this node; fails while it cannot serve pods. Of a saved state it
+    /// shows what that tells.
     Status {
         /// The daemon's directory.
         #[arg(long, env = "IPAMD_RUN_DIR", default_value = DEFAULT_RUN_DIR)]
@@ -35,6 +36,9 @@ enum Command {
         /// Say nothing, and fail only where the owner of the state does not answer, which is what a restart can mend.
         #[arg(long, conflicts_with = "json")]
         live: bool,
+        /// Show what a copy of the daemon's directory tells, or a bundle that was unpacked (`tar -xzf`), instead of asking a daemon.
+        #[arg(long, value_name = "DIR", conflicts_with = "live")]
+        state: Option<PathBuf>,
     },
     /// Hold back releases, or every change in EC2, on this node: at once, and until `ipamd hold nothing`.
     Hold {
@@ -98,6 +102,7 @@ enum Command {
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run => run(),
+        Command::Status { state: Some(state), json, .. } => tools::saved_status(&state, json),
         Command::Status { run_dir, live: true, .. } => live(&run_dir),
         Command::Status { run_dir, json, .. } => status(&run_dir, json),
         Command::Hold { hold, run_dir } => put_hold(&run_dir, hold.into()),

@@ -40,6 +40,13 @@ pub(crate) struct Written {
     remembered: Remembered,
 }
 
+impl Written {
+    /// What is in it, wherever it was written.
+    pub(crate) fn of(self) -> (Families, Remembered) {
+        (self.origin.families, self.remembered)
+    }
+}
+
 /// Where the file is.
 pub(crate) fn file(run_dir: &Path) -> PathBuf {
     run_dir.join("instance.json")

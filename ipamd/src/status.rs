@@ -87,14 +87,19 @@ fn head(out: &mut String, report: &Report) -> std::fmt::Result {
     if let Some(prefix) = report.ipv6_prefix {
         writeln!(out, "IPv6 of pods in {prefix}")?;
     }
-    let AddressCount { free, reserved, assigned, cooling } = report.addresses;
     writeln!(out, "\naddresses {} of {} possible", report.addresses.total(), report.capacity)?;
-    writeln!(out, "  {}", bar(report.addresses))?;
-    writeln!(out, "  # {assigned} assigned  + {reserved} reserved  ~ {cooling} cooling  . {free} free")?;
+    addresses(out, report.addresses)?;
     match report.reused_early {
         0 => Ok(()),
         n => writeln!(out, "  {n} were given out before they had cooled, for want of others"),
     }
+}
+
+/// How many are in which state, drawn and in numbers.
+pub(crate) fn addresses(out: &mut String, count: AddressCount) -> std::fmt::Result {
+    let AddressCount { free, reserved, assigned, cooling } = count;
+    writeln!(out, "  {}", bar(count))?;
+    writeln!(out, "  # {assigned} assigned  + {reserved} reserved  ~ {cooling} cooling  . {free} free")
 }
 
 /// One character per address, at most 100.
@@ -121,7 +126,7 @@ fn cards(out: &mut String, report: &Report) -> std::fmt::Result {
     table(out, ["network card", "ENIs", "addresses", ""], rows.collect())
 }
 
-fn enis(out: &mut String, report: &Report) -> std::fmt::Result {
+pub(crate) fn enis(out: &mut String, report: &Report) -> std::fmt::Result {
     let rows = report.enis.iter().map(|eni| {
         let place = format!("{}/{}", eni.card, eni.device);
         let prefixes = (eni.prefixes > 0).then(|| format!("{} prefixes", eni.prefixes));
@@ -142,7 +147,7 @@ fn enis(out: &mut String, report: &Report) -> std::fmt::Result {
     table(out, ["ENI", "card/device", "table", "address", "subnet", "slots", ""], rows.collect())
 }
 
-fn pods(out: &mut String, report: &Report) -> std::fmt::Result {
+pub(crate) fn pods(out: &mut String, report: &Report) -> std::fmt::Result {
     let rows = report.pods.iter().map(|pod| {
         let held = report.now.since(pod.since).as_secs();
         let id: String = pod.sandbox.container_id().chars().take(12).collect();

@@ -14,7 +14,7 @@ use super::evidence::Evidence;
 use super::explain::Unexplained;
 use super::finding::Verdict;
 use super::look::{self, CNI_CACHE, Whom};
-use super::{bundle, explain, judge, redact, saved};
+use super::{bundle, explain, judge, redact, saved, status};
 use crate::config::{DEFAULT_RUN_DIR, Environment};
 
 /// Nothing could be told.
@@ -165,6 +165,13 @@ pub fn run(tool: &Tool, mut command: clap::Command) -> ExitCode {
         }
     };
     done.unwrap_or_else(|why| complain(&why))
+}
+
+/// Shows what a saved directory tells of its node, as `ipamd status` does of this one.
+#[must_use]
+pub fn saved_status(named: &Path, json: bool) -> ExitCode {
+    let told = saved::directory(named).map(|dir| status::told(look::directory(&dir)));
+    told.map_or_else(|why| complain(&why), |told| print(&if json { told.json() } else { told.text() }))
 }
 
 /// Puts an archive where it is wanted.

@@ -9,6 +9,7 @@
 //! | `judge/` | from what is known to what is wrong; pure |
 //! | `finding.rs` | what is wrong, how that is seen, and the command that mends it |
 //! | `explain.rs` | one pod's address and the way of its packets; pure |
+//! | `status.rs` | what `ipamd status` shows of a saved directory |
 //! | `bundle.rs`, `dump.rs`, `redact.rs` | the support archive, and what does not get into it |
 //!
 //! No tool changes anything: what mends is printed, for whoever runs it.
@@ -24,6 +25,7 @@ pub mod saved;
 mod cli;
 mod dump;
 mod redact;
+mod status;
 mod words;
 
-pub use cli::{Tool, run};
+pub use cli::{Tool, run, saved_status};
