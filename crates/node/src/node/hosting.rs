@@ -243,6 +243,8 @@ impl Node {
                 }
             }
         }
+        // On disk before any pod's address is that is served from now on: after a start its packets leave where they do now.
+        self.remember();
         self.look_for_late(now);
     }
 

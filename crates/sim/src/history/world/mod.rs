@@ -421,8 +421,7 @@ impl World {
             Effect::Tell(_) | Effect::Annotate(_) | Effect::Features(_) => {}
             Effect::AskRange(..) => {}
             Effect::Remember(remembered) => {
-                // After what is being written.
-                let at = self.writing_free.since(self.now) + self.script.setup.disk / 2;
+                let at = self.writing_done();
                 self.at(at, Due::Remembering(self.epoch, remembered));
             }
             Effect::Enforce { id, patience, .. } => self.enforcing(id, patience),
