@@ -146,6 +146,19 @@ fn whose_an_eni_is_stays_known_when_only_instance_metadata_answers() {
     assert_eq!(roles, [Role::Primary, Role::Secondary]);
 }
 
+/// An ENI of which nobody has told whose it is, with this address.
+fn unknown_eni(world: &World, address: Ipv4Addr) -> EniSeen {
+    EniSeen {
+        id: "eni-5".parse().unwrap(),
+        mac: Mac([2, 0, 0, 0, 0, 5]),
+        device: DeviceIndex(1),
+        primary_address: Ipv4Addr::new(10, 0, 0, 50),
+        addresses: [address].into(),
+        role: Role::Unmanaged,
+        ..world.node.pool.enis()[0].clone()
+    }
+}
+
 /// The roles of a node's ENIs when instance metadata, which tells no tags, shows an unknown ENI with the address that a pod has had
 /// since before the start; the first descriptions had it on the primary ENI, or on none.
 fn roles_with_an_unknown_eni_of_a_pod(on_the_primary: bool) -> Vec<Role> {
@@ -160,15 +173,7 @@ fn roles_with_an_unknown_eni_of_a_pod(on_the_primary: bool) -> Vec<Role> {
     restarted.node.pool = Pool::restore(snapshot, Duration::from_secs(30), restarted.now);
     let mut restarted = restarted.made_ready(if on_the_primary { 2 } else { 0 });
     assert_eq!(restarted.node.pool.owners().next().unwrap().1.place.is_some(), on_the_primary);
-    let eni = EniSeen {
-        id: "eni-5".parse().unwrap(),
-        mac: Mac([2, 0, 0, 0, 0, 5]),
-        device: DeviceIndex(1),
-        primary_address: Ipv4Addr::new(10, 0, 0, 50),
-        addresses: [held].into(),
-        role: Role::Unmanaged,
-        ..restarted.node.pool.enis()[0].clone()
-    };
+    let eni = unknown_eni(&restarted, held);
     restarted.now = restarted.now.plus(Duration::from_secs(60));
     look(&mut restarted, |picture| {
         picture.from_metadata = true;
@@ -199,15 +204,7 @@ fn an_address_that_was_taken_from_a_pod_makes_no_eni_ours() {
     look(&mut world, lacking);
     assert!(world.node.pool.owners().next().unwrap().1.place.is_none());
     world.now = world.now.plus(Duration::from_secs(60));
-    let other = EniSeen {
-        id: "eni-5".parse().unwrap(),
-        mac: Mac([2, 0, 0, 0, 0, 5]),
-        device: DeviceIndex(1),
-        primary_address: Ipv4Addr::new(10, 0, 0, 50),
-        addresses: [held].into(),
-        role: Role::Unmanaged,
-        ..world.node.pool.enis()[0].clone()
-    };
+    let other = unknown_eni(&world, held);
     look(&mut world, |picture| {
         lacking(picture);
         picture.enis.push(other);
