@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 use clap::{Parser, Subcommand};
 use sim::{UnknownType, fleet, history};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// How often a search that takes long says so.
 const PROGRESS: Duration = Duration::from_secs(15);
 

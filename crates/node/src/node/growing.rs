@@ -265,7 +265,10 @@ impl Node {
                 let scarce = outcome == Outcome::Scarce;
                 match outcome == Outcome::Failed && gives_back {
                     true => self.taken_back(id, now),
-                    false => self.pool.finish(id, outcome, now),
+                    false => {
+                        self.pool.finish(id, outcome, now);
+                        self.picture_differs();
+                    }
                 }
                 match (gives_back, scarce) {
                     (true, _) => self.cloud.keeps(&error, now),

@@ -212,6 +212,15 @@ impl Node {
         self.host.dirty = true;
     }
 
+    /// A call that has ended is in the way of a picture no more: what the picture that waits would bring now the last wish may have
+    /// left out, so it waits for another one.
+    pub(super) fn picture_differs(&mut self) {
+        for settling in self.host.settling.iter_mut().filter(|s| matches!(s.gain, Gain::Picture(_))) {
+            settling.generation = None;
+            self.host.dirty = true;
+        }
+    }
+
     pub(super) fn converged(&mut self, generation: u64, result: Result<HostMade, String>, now: Moment) {
         self.host.under_way = false;
         let made = match result {

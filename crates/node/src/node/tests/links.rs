@@ -305,3 +305,26 @@ fn what_ec2_does_not_take_back_is_for_pods_again_once_the_kernel_leads_there() {
 
     assert!(wires(&world.converge(&effects)));
 }
+
+#[test]
+fn a_picture_that_a_call_was_in_the_way_of_waits_for_a_wish_with_its_eni() {
+    let mut world = World::ready(0);
+    let (card, device) = (NetworkCard(0), DeviceIndex(1));
+    let subnet = secondary(0).subnet;
+    let making = Action::CreateEni { card, device, subnet, wanted: Wanted::Addresses(1) };
+    let id = world.node.pool.begin(&making);
+    let address = Ipv4Addr::new(10, 0, 0, 51);
+    let mut picture = Picture { as_of: world.now, enis: world.node.pool.enis(), ..Picture::default() };
+    picture.enis.push(secondary(1));
+    let first = world.handle(Event::Looked(Ok(picture)));
+    assert_eq!(led_by(&first, address), None, "that may be the ENI that is being made");
+
+    let refused = CloudError::new(CloudErrorKind::Other, "AttachNetworkInterface", "no");
+    world.handle(Event::Acted { id, result: Err(refused) });
+    let second = world.converge(&first);
+    let (_, waits) = world.add("a");
+    assert!(!wires(&waits), "the kernel does not lead there yet: {waits:?}");
+
+    assert_eq!(led_by(&second, address), Some(MAC));
+    assert!(wires(&world.converge(&second)));
+}
