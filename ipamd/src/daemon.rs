@@ -28,7 +28,7 @@ use crate::host::{HostKeeper, NatSettings, Recording};
 use crate::install::Publisher;
 use crate::lock::{self, DaemonLock};
 use crate::metrics::Metrics;
-use crate::node::{Event, GLANCE_EVERY, REPAIR_EVERY, Remembered, Settings};
+use crate::node::{AUDIT_EVERY, Event, GLANCE_EVERY, REPAIR_EVERY, Remembered, Settings};
 use crate::queue::LockedQueue;
 use crate::readers::{Readers, readers};
 use crate::server::{self, FromSocket, chain};
@@ -37,8 +37,6 @@ use crate::stop::{Stop, until_stopped};
 use crate::web::{Introspection, serve_introspection, serve_metrics};
 use crate::workers;
 
-/// How often EC2 is asked for the ENIs although nothing happened; instance metadata is glanced at in between.
-pub(crate) const AUDIT_EVERY: Duration = Duration::from_secs(6 * 3600);
 /// Requests that may wait for the owner.
 const CALLS_MAX: usize = 256;
 /// Mode of the gRPC socket: the Go version's.

@@ -103,6 +103,15 @@ impl Families {
         ipv4.into_iter().chain(ipv6).map(IpNetwork::from).collect()
     }
 
+    /// The addresses that a pod has, as the runtime hears of them.
+    #[must_use]
+    pub fn addresses_of(self, owner: &Owner, address: Ipv4Addr) -> Vec<IpAddr> {
+        match &owner.branch {
+            Some(branch) => branch.eni.addresses(),
+            None => self.told(address, owner.ipv6).iter().map(IpNetwork::ip).collect(),
+        }
+    }
+
     /// What the kernel should hold for a pod.
     #[must_use]
     pub fn pod_spec(self, owner: &Owner, address: Ipv4Addr, mtu: u32) -> PodSpec {

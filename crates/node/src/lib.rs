@@ -28,7 +28,7 @@ pub mod store;
 
 pub use chain::chain;
 pub use node::{
-    BatchId, CallId, Chore, Effect, Event, Facts, GLANCE_EVERY, HostMade, HostWish, Node, Picture,
-    PodInKernel, RELEASED_KEPT, REPAIR_EVERY, Remembered, Replayed, Restored, Settings, Stray, Subnets,
-    is_placeholder, pods_among, replay, restore,
+    AUDIT_EVERY, BatchId, CallId, Chore, Effect, Event, Facts, GLANCE_EVERY, HostMade, HostWish, Node,
+    Picture, PodInKernel, RELEASED_KEPT, REPAIR_EVERY, Remembered, Replayed, Restored, Settings, Stray,
+    Subnets, is_placeholder, pods_among, replay, restore,
 };

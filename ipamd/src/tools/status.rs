@@ -2,14 +2,13 @@
 //! without it.
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ipnetwork::IpNetwork;
-use pool::{Counts, EniSeen, Grant, Owner, Pool, Role};
-use types::{Ipv6Prefix, Moment, TableId};
-use wire::{AddressCount, EniReport, PodReport, Report};
+use node::status::{count, tell_facts};
+use pool::Pool;
+use types::Moment;
+use wire::Report;
 
 use super::evidence::{Evidence, Look};
 use super::saved;
@@ -84,71 +83,15 @@ fn report(pool: &Pool, families: Families, remembered: Option<Remembered>, at: M
         version: String::new(),
         not_ready: vec![NO_DAEMON.to_owned()],
         addresses: count(pool.counts(at)),
-        pods: pool.owners().map(|(owner, grant)| pod(pool, families, owner, grant)).collect(),
+        pods: node::status::pods(pool, families),
         ..blank(at)
     };
     if let Some(Remembered { facts, ipv6_prefixes, .. }) = remembered {
-        report.instance_id = facts.instance.to_string();
-        report.instance_type = facts.limits.instance_type;
-        report.primary_address = Some(facts.primary_address);
-        report.vpc_cidrs = facts.vpc_cidrs.into_iter().map(IpNetwork::V4).collect();
+        tell_facts(&mut report, &facts);
         report.ipv6_prefix = ipv6_prefixes.first().copied().filter(|_| families.needs_prefix());
     }
-    report.enis = pool.enis().into_iter().map(|eni| eni_report(pool, eni, report.ipv6_prefix, at)).collect();
-    report.enis.sort_by_key(|eni| (eni.card, eni.device));
+    report.enis = node::status::enis(pool, report.ipv6_prefix, at);
     report
-}
-
-fn eni_report(pool: &Pool, eni: EniSeen, ipv6: Option<Ipv6Prefix>, at: Moment) -> EniReport {
-    let ipv6 = ipv6.filter(|_| eni.role == Role::Primary);
-    let of = |prefix: Ipv6Prefix| {
-        pool.owners().filter_map(|(owner, _)| owner.ipv6).filter(move |a| Ipv6Prefix::of(*a) == prefix)
-    };
-    let excluded = match eni.role {
-        Role::Primary | Role::Secondary | Role::Efa => pool.exclusion(&eni).map(|why| why.to_string()),
-        Role::Trunk | Role::Unmanaged => Some(eni.role.to_string()),
-    };
-    EniReport {
-        addresses: count(pool.counts_of(&eni.id, at)),
-        table: TableId::of_eni(eni.card, eni.device),
-        foreign: !eni.role.is_for_pods(),
-        excluded,
-        ipv6_prefixes: u32::from(ipv6.is_some()),
-        ipv6_assigned: ipv6.map_or(0, |prefix| u32::try_from(of(prefix).count()).unwrap_or(u32::MAX)),
-        id: eni.id,
-        mac: eni.mac,
-        card: eni.card,
-        device: eni.device,
-        subnet: eni.subnet,
-        primary_address: eni.primary_address,
-        prefixes: u32::try_from(eni.prefixes.len()).unwrap_or(u32::MAX),
-        delegated: eni.prefixes,
-    }
-}
-
-fn pod(pool: &Pool, families: Families, owner: &Owner, grant: Grant) -> PodReport {
-    let branch = owner.branch.as_ref();
-    let told: Vec<IpAddr> = match branch {
-        Some(branch) => branch.eni.addresses(),
-        None => families.told(grant.address, owner.ipv6).iter().map(IpNetwork::ip).collect(),
-    };
-    let mut told = told.into_iter();
-    PodReport {
-        pod: owner.pod.clone(),
-        sandbox: owner.sandbox.clone(),
-        eni: branch.map_or_else(|| grant.place.map(|place| place.eni), |branch| branch.eni.id.clone()),
-        vlan: branch.map(|branch| branch.eni.vlan),
-        address: told.next().unwrap_or(IpAddr::V4(grant.address)),
-        other: told.next(),
-        host_if: owner.host_if.as_str().to_owned(),
-        since: owner.since,
-        reserved: pool.is_reserved(&owner.sandbox),
-    }
-}
-
-const fn count(counts: Counts) -> AddressCount {
-    let Counts { free, reserved, assigned, cooling } = counts;
-    AddressCount { free, reserved, assigned, cooling }
 }
 
 impl Told {
@@ -192,8 +135,9 @@ impl Told {
 mod tests {
     use std::collections::BTreeMap;
 
-    use pool::Snapshot;
+    use pool::{EniSeen, Role, Snapshot};
     use types::{DeviceIndex, NetworkCard};
+    use wire::AddressCount;
 
     use super::*;
     use crate::store::{Ipv6Books, Store};

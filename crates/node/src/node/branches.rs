@@ -6,7 +6,7 @@
 //!
 //! In the pool such a pod is the owner of an address that no ENI of the pool has.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use datapath::TrunkSpec;
 use pool::{Owner, Role, Want};
@@ -209,16 +209,5 @@ impl Node {
     /// Whether an ADD waits for something else than an address of the pool.
     pub(super) const fn waits_for_branch(add: &Add) -> bool {
         matches!(add.reason().0, Reason::NoBranchEni | Reason::NoTrunk)
-    }
-
-    /// The addresses that a pod has, as the runtime hears of them.
-    pub(super) fn told_addresses(&self, owner: &Owner, address: Ipv4Addr) -> Vec<IpAddr> {
-        match &owner.branch {
-            Some(branch) => branch.eni.addresses(),
-            None => {
-                let told = self.settings.families.told(address, owner.ipv6);
-                told.into_iter().map(|network| network.ip()).collect()
-            }
-        }
     }
 }

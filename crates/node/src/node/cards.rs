@@ -13,7 +13,7 @@ use wire::CardReport;
 use super::Node;
 use super::adding::{Add, Pending};
 use super::event::CallId;
-use super::report::count;
+use crate::status::count;
 
 impl Node {
     /// Says of which cards pods get addresses: card 0 always; the others with `ENABLE_MULTI_NIC`, but for those where an

@@ -82,5 +82,7 @@ impl Node {
     }
 }
 
+/// How often EC2 is asked for the ENIs although nothing happened; instance metadata is glanced at in between.
+pub const AUDIT_EVERY: Duration = Duration::from_secs(6 * 3600);
 /// How often instance metadata is glanced at.
 pub const GLANCE_EVERY: Duration = Duration::from_secs(900);

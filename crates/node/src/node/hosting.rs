@@ -421,8 +421,8 @@ impl Node {
 
         let mut enis: Vec<EniSeen> =
             settling().filter_map(brought).chain(settling().filter_map(left)).collect();
-        let as_of = pictures().map(|picture| picture.as_of).chain([self.pool.pictured()]).max();
-        if self.trusts_what_was(as_of.unwrap_or_default()) {
+        let as_of = pictures().map(|picture| picture.as_of).fold(self.pool.pictured(), Moment::max);
+        if self.trusts_what_was(as_of) {
             enis.extend(led.clone());
         }
         for picture in pictures() {

@@ -16,6 +16,7 @@ use super::Node;
 use super::event::{BatchId, Effect, Facts};
 use crate::cloud::{CloudError, CloudErrorKind};
 use crate::families::{is_local, local_addresses};
+use crate::status::pods_in;
 use crate::store::{Ipv6Books, Record};
 
 /// Pause before EC2 is told again to take the prefix back.
@@ -104,12 +105,6 @@ impl Node {
         ))
     }
 
-    /// How many pods have an address of the prefix.
-    pub(super) fn in_ipv6_prefix(&self, prefix: Ipv6Prefix) -> usize {
-        let of_it = self.pool.owners().filter_map(|(owner, _)| owner.ipv6);
-        of_it.filter(|ipv6| Ipv6Prefix::of(*ipv6) == prefix).count()
-    }
-
     /// The node has another IPv6 address, or has one now.
     pub(super) fn node_ipv6(&mut self, address: Ipv6Addr) {
         if let Some(facts) = &mut self.facts
@@ -138,7 +133,7 @@ impl Node {
         self.ipv6.prefix = seen.first().copied();
         match (had, self.ipv6.prefix) {
             (Some(lost), _) => {
-                let pods = self.in_ipv6_prefix(lost);
+                let pods = pods_in(&self.pool, lost);
                 tracing::warn!(prefix = %lost, pods, "the primary ENI has lost its IPv6 prefix, and pods their IPv6 addresses");
                 self.ipv6.kept = None;
                 if self.ipv6.books.ours == Some(lost) {
@@ -196,7 +191,7 @@ impl Node {
     /// The prefix that may go back: it is ours, it is there, and no pod has or gets an address of it.
     fn idle_ipv6(&self) -> Option<Ipv6Prefix> {
         let ours = self.ipv6.books.ours.filter(|_| !self.settings.families.needs_prefix())?;
-        let is_idle = self.ipv6.prefix == Some(ours) && self.in_ipv6_prefix(ours) == 0;
+        let is_idle = self.ipv6.prefix == Some(ours) && pods_in(&self.pool, ours) == 0;
         is_idle.then_some(ours)
     }
 

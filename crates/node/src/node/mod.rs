@@ -56,7 +56,7 @@ use types::{Enforcing, EniId, Moment, NetworkCard, SandboxKey, SubnetId, VethPre
 use wire::Observed;
 
 pub use event::{BatchId, CallId, Chore, Effect, Event, Facts, HostMade, HostWish, Picture, Stray, Subnets};
-pub use glancing::GLANCE_EVERY;
+pub use glancing::{AUDIT_EVERY, GLANCE_EVERY};
 pub use hosting::REPAIR_EVERY;
 pub use releasing::RELEASED_KEPT;
 pub use remembering::Remembered;
@@ -161,7 +161,7 @@ impl Settings {
             manage_cordoned: false,
             provisioning: true,
             policies: false,
-            audit_every: Duration::from_secs(6 * 3600),
+            audit_every: AUDIT_EVERY,
             glance_every: Some(GLANCE_EVERY),
             repair_every: REPAIR_EVERY,
         }

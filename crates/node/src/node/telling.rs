@@ -92,7 +92,7 @@ impl Node {
 
     fn annotation(&self, owner: &Owner, address: Ipv4Addr) -> Option<PodIp> {
         let pod = PodRef::of(&owner.pod, "").filter(|_| self.settings.annotate_pod_ip)?;
-        let address = self.told_addresses(owner, address).first().copied()?;
+        let address = self.settings.families.addresses_of(owner, address).first().copied()?;
         Some(PodIp { pod, address, has: true })
     }
 

@@ -10,8 +10,7 @@ use super::super::evidence::{CloudEni, Evidence};
 use super::super::finding::{Code, Finding, Verdict};
 use super::super::words::delete_pod;
 use super::daemon::RESTART;
-use crate::daemon::AUDIT_EVERY;
-use crate::node::GLANCE_EVERY;
+use crate::node::{AUDIT_EVERY, GLANCE_EVERY};
 
 /// When what differs will be seen to.
 fn next_look() -> String {

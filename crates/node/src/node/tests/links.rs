@@ -21,14 +21,6 @@ fn secondary(addresses: u8) -> EniSeen {
     }
 }
 
-/// The number of the wish that is among the effects.
-fn wished(effects: &[Effect]) -> Option<u64> {
-    effects.iter().find_map(|effect| match effect {
-        Effect::Converge { generation, .. } => Some(*generation),
-        _ => None,
-    })
-}
-
 /// Answers the wish that is among the effects, and those that follow from that; the link of the ENI is there, or not.
 fn answer(world: &mut World, effects: &[Effect], there: bool) -> Vec<Effect> {
     let Some(generation) = wished(effects) else { return Vec::new() };
@@ -272,13 +264,10 @@ fn a_setting_that_the_kernel_does_not_take_keeps_no_pod_from_an_eni_and_is_told(
     let mut picture = Picture { as_of: world.now, enis: world.node.pool.enis(), ..Picture::default() };
     picture.enis.push(secondary(3));
     let effects = world.handle(Event::Looked(Ok(picture)));
-    let generation = effects.iter().find_map(|effect| match effect {
-        Effect::Converge { generation, .. } => Some(*generation),
-        _ => None,
-    });
+    let generation = wished(&effects).expect("a wish");
     let unset = vec!["sysctl -w net/ipv4/conf/ens6/rp_filter=2: Read-only file system".to_owned()];
     let made = HostMade { unset: unset.clone(), ..HostMade::default() };
-    world.handle(Event::Converged { generation: generation.expect("a wish"), result: Ok(made) });
+    world.handle(Event::Converged { generation, result: Ok(made) });
 
     let (_, effects) = world.add("a");
 

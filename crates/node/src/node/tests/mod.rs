@@ -123,14 +123,8 @@ impl World {
 
     /// Grants the wish for the host's kernel that is among the effects.
     fn converge(&mut self, effects: &[Effect]) -> Vec<Effect> {
-        let generation = effects.iter().find_map(|effect| match effect {
-            Effect::Converge { generation, .. } => Some(*generation),
-            _ => None,
-        });
-        self.handle(Event::Converged {
-            generation: generation.expect("a wish"),
-            result: Ok(HostMade::default()),
-        })
+        let generation = wished(effects).expect("a wish");
+        self.handle(Event::Converged { generation, result: Ok(HostMade::default()) })
     }
 
     fn ask(&mut self, verb: Verb, started_ns: u64) -> (CallId, Vec<Effect>) {
@@ -276,6 +270,14 @@ fn batch(effects: &[Effect]) -> Option<BatchId> {
     effects.iter().find_map(|effect| match effect {
         // What is remembered of the IPv6 prefix has nothing to do with pods.
         Effect::Append(batch, records) if !matches!(records[..], [Record::Ipv6(_)]) => Some(*batch),
+        _ => None,
+    })
+}
+
+/// The number of the wish that is among the effects.
+fn wished(effects: &[Effect]) -> Option<u64> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Converge { generation, .. } => Some(*generation),
         _ => None,
     })
 }

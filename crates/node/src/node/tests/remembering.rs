@@ -229,11 +229,7 @@ fn packets_of_pods_go_on_leaving_by_an_eni_that_the_first_descriptions_lack() {
     let again = world.node.cloud.look_at;
     assert!(again <= world.now.plus(Duration::from_secs(10)), "EC2 is not looked at again before {again:?}");
     // A start from what is written now knows it too.
-    let written = effects.iter().find_map(|effect| match effect {
-        Effect::Remember(remembered) => Some(remembered),
-        _ => None,
-    });
-    let stranded = &written.expect("nothing is written").stranded;
+    let stranded = &written(&effects).expect("nothing is written").stranded;
     assert_eq!((stranded[0].mac, &stranded[0].addresses), (remembered().enis[1].mac, &[address].into()));
 
     // Whatever is said later: an address that is on no other ENI goes nowhere better.
