@@ -7,10 +7,11 @@ use std::io;
 use std::path::Path;
 
 use crate::config::reference;
+use node::cluster::{ENI_CONFIG_FIELDS, Field};
 
 /// Lines between which a part of a file is written.
-const BEGIN: &str = "# Settings, by `cargo xtask gen`.";
-const END: &str = "# End of settings.";
+const SETTINGS: (&str, &str) = ("# Settings, by `cargo xtask gen`.", "# End of settings.");
+const SPEC: (&str, &str) = ("# Fields, by `cargo xtask gen`.", "# End of fields.");
 
 /// A file, and what it should say, given what it says.
 type File = (&'static str, fn(&str) -> Option<String>);
@@ -18,8 +19,9 @@ type File = (&'static str, fn(&str) -> Option<String>);
 /// The files.
 const FILES: &[File] = &[
     ("CONFIGURATION.md", |_| Some(reference::markdown())),
-    ("manifests/daemonset.yaml", |text| between(text, reference::manifest_env)),
-    ("manifests/chart/values.yaml", |text| between(text, reference::chart_env)),
+    ("manifests/crd-eniconfig.yaml", |text| between(text, SPEC, spec)),
+    ("manifests/daemonset.yaml", |text| between(text, SETTINGS, reference::manifest_env)),
+    ("manifests/chart/values.yaml", |text| between(text, SETTINGS, reference::chart_env)),
     ("manifests/chart/values.schema.json", |_| Some(reference::chart_schema())),
 ];
 
@@ -42,7 +44,7 @@ pub enum GenerateError {
         source: io::Error,
     },
     /// A file lacks the lines between which to write.
-    #[error("{0} has no line `{BEGIN}` with a line `{END}` after it")]
+    #[error("{0} has not the two lines that say where to write")]
     NoPlace(&'static str),
     /// Files differ from what they should say.
     #[error("not what another place says, `cargo xtask gen` rewrites them: {0}")]
@@ -60,7 +62,9 @@ pub fn run(root: &Path, check: bool) -> Result<Vec<&'static str>, GenerateError>
         files.push((*path, wanted(&there).ok_or(GenerateError::NoPlace(path))?, there));
     }
     for (from, to) in COPIES {
-        files.push((*to, read(root, from)?, read(root, to)?));
+        let made = files.iter().find(|(path, ..)| path == from).map(|(_, made, _)| made.clone());
+        let made = made.map_or_else(|| read(root, from), Ok)?;
+        files.push((*to, made, read(root, to)?));
     }
     let mut differ = Vec::new();
     for (path, wanted, _) in files.into_iter().filter(|(_, wanted, there)| wanted != there) {
@@ -83,12 +87,23 @@ fn read(root: &Path, path: &'static str) -> Result<String, GenerateError> {
     }
 }
 
+/// The fields of an ENIConfig's `spec`, as OpenAPI has them: what is null is not set.
+fn spec(indent: &str) -> String {
+    let field = |field: &Field| {
+        let Field { name, is_list, doc } = field;
+        let kind = if *is_list { "type: array, items: { type: string }" } else { "type: string" };
+        format!("{indent}{name}: {{ {kind}, nullable: true, description: \"{doc}\" }}\n")
+    };
+    ENI_CONFIG_FIELDS.iter().map(field).collect()
+}
+
 /// A text with other lines between the two that say where; they are as far to the right as those.
-fn between(text: &str, lines: fn(&str) -> String) -> Option<String> {
-    let begin = text.find(BEGIN)?;
+fn between(text: &str, (begin, end): (&str, &str), lines: fn(&str) -> String) -> Option<String> {
+    let head = begin.len();
+    let begin = text.find(begin)?;
     let indent = text.get(..begin)?.rsplit('\n').next()?;
-    let head = begin + BEGIN.len();
-    let end = head + text.get(head..)?.find(END)?;
+    let head = begin + head;
+    let end = head + text.get(head..)?.find(end)?;
     Some(format!("{}\n{}{indent}{}", text.get(..head)?, lines(indent), text.get(end..)?))
 }
 
@@ -105,12 +120,13 @@ mod tests {
 
     #[test]
     fn only_what_stands_between_the_two_lines_changes() {
-        let text = format!("a:\n  {BEGIN}\n  old\n  {END}\nb:\n");
+        let (begin, end) = SETTINGS;
+        let text = format!("a:\n  {begin}\n  old\n  {end}\nb:\n");
 
-        let new = between(&text, |indent| format!("{indent}new\n")).unwrap();
+        let new = between(&text, SETTINGS, |indent| format!("{indent}new\n")).unwrap();
 
-        assert_eq!(new, format!("a:\n  {BEGIN}\n  new\n  {END}\nb:\n"));
-        assert_eq!(between("a:\n", |_| String::new()), None);
-        assert_eq!(between(&format!("{END} {BEGIN}"), |_| String::new()), None);
+        assert_eq!(new, format!("a:\n  {begin}\n  new\n  {end}\nb:\n"));
+        assert_eq!(between("a:\n", SETTINGS, |_| String::new()), None);
+        assert_eq!(between(&format!("{end} {begin}"), SETTINGS, |_| String::new()), None);
     }
 }

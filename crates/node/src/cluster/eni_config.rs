@@ -13,6 +13,29 @@ const EXTERNAL_LABEL: &str = "vpc.amazonaws.com/externalEniConfig";
 /// The ENIConfig of nodes that name none.
 const DEFAULT: &str = "default";
 
+/// What `spec` says of ENIs for pods: what is read of an object, and what the resource's definition tells the API server and people.
+pub const ENI_CONFIG_FIELDS: [Field; 2] = [
+    Field { name: SUBNET, is_list: false, doc: "The subnet of ENIs for pods: subnet-..." },
+    Field {
+        name: GROUPS,
+        is_list: true,
+        doc: "Their security groups, sg-... each; without any they have those of the primary ENI.",
+    },
+];
+const SUBNET: &str = "subnet";
+const GROUPS: &str = "securityGroups";
+
+/// A field of `spec`.
+#[derive(Debug, Clone, Copy)]
+pub struct Field {
+    /// Its name.
+    pub name: &'static str,
+    /// A list of texts; else one text.
+    pub is_list: bool,
+    /// What it means.
+    pub doc: &'static str,
+}
+
 /// Keys of the node object that may name its ENIConfig.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NameKeys {
@@ -106,12 +129,12 @@ impl EniConfigNews {
 }
 
 fn read(spec: &Value) -> Result<EniConfig, String> {
-    let subnet = &spec["subnet"];
+    let subnet = &spec[SUBNET];
     if subnet.is_null() {
         return Err("it has no spec.subnet".to_owned());
     }
     let subnet = id(subnet).map_err(|wrong| format!("its spec.subnet: {wrong}"))?;
-    let groups = match &spec["securityGroups"] {
+    let groups = match &spec[GROUPS] {
         Value::Null => Vec::new(),
         Value::Array(groups) => groups
             .iter()

@@ -13,7 +13,7 @@ use pool::Targets;
 use types::PodName;
 
 pub use annotations::PodIp;
-pub use eni_config::{EniConfig, EniConfigName, EniConfigNews, NameKeys};
+pub use eni_config::{ENI_CONFIG_FIELDS, EniConfig, EniConfigName, EniConfigNews, Field, NameKeys};
 pub use features::{CUSTOM_NETWORKING, Features, POD_SECURITY_GROUPS};
 pub use notes::{About, Ledger, Myself, Note, PodRef, Writing, Written};
 pub use pod_eni::{ANNOTATION as POD_ENI_ANNOTATION, BranchWish, PodObject};
