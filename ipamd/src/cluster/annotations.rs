@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use types::{Moment, PodName};
 
 use super::PodIp;
-use super::api::{Ask, Door, Method, Refusal};
+use super::api::{Ask, Door, MIRROR, Method, Refusal};
 use crate::clock::Clock;
 use crate::metrics::{ClusterWrite, Metrics};
 
@@ -25,6 +25,18 @@ const PODS_MAX: usize = 1024;
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 /// How often a write is tried that others get in the way of.
 const CONFLICTS_MAX: u32 = 4;
+/// What HTTP says of a change that others were in the way of, or of an object that has another UID.
+const CONFLICT: u16 = 409;
+
+/// What is to be written of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Want {
+    change: PodIp,
+    /// First come first.
+    arrived: u64,
+    /// How often others were faster since it was last tried without that.
+    conflicts: u32,
+}
 
 /// The request; `node` is the name of ours.
 fn ask(change: &PodIp, node: &str) -> Ask {
@@ -52,7 +64,7 @@ fn ask(change: &PodIp, node: &str) -> Ask {
 /// What is to be written, one thing for each pod.
 #[derive(Debug, Default)]
 struct Book {
-    wants: BTreeMap<PodName, (u64, PodIp)>,
+    wants: BTreeMap<PodName, Want>,
     arrived: u64,
     failures: u32,
     not_before: Moment,
@@ -65,6 +77,8 @@ enum Written {
     Settled,
     /// It is to be repeated.
     Later,
+    /// Likewise, as somebody else was faster.
+    Conflict,
 }
 
 impl Book {
@@ -72,41 +86,44 @@ impl Book {
     fn want(&mut self, change: PodIp) -> bool {
         let name = change.pod.name.clone();
         let change = match self.wants.remove(&name) {
-            Some((_, earlier)) => earlier.then(change),
+            Some(earlier) => earlier.change.then(change),
             None if self.wants.len() >= PODS_MAX => return false,
             None => change,
         };
-        self.arrived += 1;
-        self.wants.insert(name, (self.arrived, change));
+        self.insert(change, 0);
         true
     }
 
+    fn insert(&mut self, change: PodIp, conflicts: u32) {
+        self.arrived += 1;
+        let (name, arrived) = (change.pod.name.clone(), self.arrived);
+        self.wants.insert(name, Want { change, arrived, conflicts });
+    }
+
     /// Takes out what is to be written now, first come first.
-    fn due(&mut self, now: Moment) -> Option<PodIp> {
+    fn due(&mut self, now: Moment) -> Option<Want> {
         if self.not_before > now {
             return None;
         }
-        let first = self.wants.iter().min_by_key(|(_, (arrived, _))| *arrived);
-        let name = first.map(|(name, _)| name.clone())?;
-        self.wants.remove(&name).map(|(_, change)| change)
+        let first = self.wants.values().min_by_key(|want| want.arrived);
+        let name = first.map(|want| want.change.pod.name.clone())?;
+        self.wants.remove(&name)
     }
 
     /// Takes in how it went.
-    fn written(&mut self, change: PodIp, how: Written, now: Moment) {
-        match how {
-            Written::Settled => (self.failures, self.not_before) = (0, now),
-            Written::Later => {
-                self.not_before = now.plus(doubled(PAUSE, self.failures));
-                self.failures = self.failures.saturating_add(1);
-                let name = change.pod.name.clone();
-                let change = match self.wants.remove(&name) {
-                    Some((_, later)) => change.then(later),
-                    None => change,
-                };
-                self.arrived += 1;
-                self.wants.insert(name, (self.arrived, change));
-            }
-        }
+    fn written(&mut self, Want { change, conflicts, .. }: Want, how: Written, now: Moment) {
+        let conflicts = match how {
+            Written::Settled => return (self.failures, self.not_before) = (0, now),
+            Written::Later => 0,
+            Written::Conflict => conflicts.saturating_add(1),
+        };
+        self.not_before = now.plus(doubled(PAUSE, self.failures));
+        self.failures = self.failures.saturating_add(1);
+        let change = match self.wants.remove(&change.pod.name) {
+            Some(later) => change.then(later.change),
+            None => change,
+        };
+        self.insert(change, conflicts);
     }
 
     fn next(&self) -> Option<Moment> {
@@ -160,21 +177,42 @@ async fn annotate(
                 None => return,
             },
             () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {
-                let Some(change) = book.due(clock.now()) else { continue };
-                let (how, counted) = outcome(&change, book.failures, door.ask(ask(&change, &node)).await);
+                let Some(mut want) = book.due(clock.now()) else { continue };
+                let (how, counted) = outcome(&want, door.ask(ask(&want.change, &node)).await);
                 metrics.wrote_to_cluster("annotation", counted);
-                book.written(change, how, clock.now());
+                if how == Written::Conflict && let Some(uid) = mirror(&door, &want.change).await {
+                    want.change.pod.uid = uid;
+                }
+                book.written(want, how, clock.now());
             }
         }
     }
 }
 
+/// The UID of the object that stands for a static pod, if that is what has the pod's name: the runtime tells the pod's own. By a list of
+/// one, as to list pods is a right that we have.
+async fn mirror(door: &Door, change: &PodIp) -> Option<String> {
+    let PodName { namespace, name } = &change.pod.name;
+    let path = format!("/api/v1/namespaces/{namespace}/pods?fieldSelector=metadata.name%3D{name}");
+    let listed = door.ask(Ask { method: Method::Get, path, body: Value::Null }).await.ok()?;
+    stands_for(&listed["items"][0], &change.pod.uid)
+}
+
+fn stands_for(object: &Value, uid: &str) -> Option<String> {
+    let metadata = &object["metadata"];
+    (!uid.is_empty() && metadata["annotations"][MIRROR] == uid).then_some(())?;
+    metadata["uid"].as_str().map(str::to_owned)
+}
+
 /// What an answer means. That we may not do it may be mended; others may be faster some times, but not for ever.
-fn outcome(change: &PodIp, failures: u32, answer: Result<Value, Refusal>) -> (Written, ClusterWrite) {
+fn outcome(want: &Want, answer: Result<Value, Refusal>) -> (Written, ClusterWrite) {
     let Err(refusal) = answer else { return (Written::Settled, ClusterWrite::Done) };
-    let pod = &change.pod.name;
-    let may_pass = refusal.code == 403 || (refusal.code == 409 && failures < CONFLICTS_MAX);
-    if refusal.is_final() && !may_pass {
+    let pod = &want.change.pod.name;
+    if refusal.code == CONFLICT && want.conflicts < CONFLICTS_MAX {
+        tracing::debug!(%pod, "a pod's annotation is written again: {refusal}");
+        return (Written::Conflict, ClusterWrite::Refused);
+    }
+    if refusal.is_final() && refusal.code != 403 {
         // The pod is gone or another one, or the annotation says something else: nothing is missing.
         tracing::debug!(%pod, "an annotation is not needed: {refusal}");
         return (Written::Settled, ClusterWrite::Refused);
@@ -197,7 +235,7 @@ mod tests {
     }
 
     fn all(book: &mut Book) -> Vec<PodIp> {
-        std::iter::from_fn(|| book.due(NOW)).collect()
+        std::iter::from_fn(|| book.due(NOW)).map(|want| want.change).collect()
     }
 
     #[test]
@@ -215,18 +253,19 @@ mod tests {
     fn what_could_not_be_written_comes_again_after_ever_longer_pauses_unless_it_no_longer_holds() {
         let mut book = Book::default();
         book.want(said("a", 1, true));
-        let change = book.due(NOW).unwrap();
+        let want = book.due(NOW).unwrap();
         book.want(said("a", 9, false));
-        book.written(change, Written::Later, NOW);
+        book.written(want, Written::Later, NOW);
         assert_eq!((book.due(NOW), book.next()), (None, Some(NOW.plus(PAUSE.0))));
         let later = NOW.plus(PAUSE.0);
-        let change = book.due(later).unwrap();
-        assert_eq!(change, said("a", 1, true), "what was said of another address changes nothing");
+        let want = book.due(later).unwrap();
+        assert_eq!(want.change, said("a", 1, true), "what was said of another address changes nothing");
 
         book.want(said("a", 1, false));
-        book.written(change, Written::Later, later);
+        book.written(want, Written::Later, later);
         assert_eq!(book.next(), Some(later.plus(PAUSE.0 * 2)));
-        assert_eq!(book.due(later.plus(PAUSE.0 * 2)), Some(said("a", 1, false)));
+        let want = book.due(later.plus(PAUSE.0 * 2)).unwrap();
+        assert_eq!(want.change, said("a", 1, false));
         assert_eq!(book.next(), None);
     }
 
@@ -254,5 +293,36 @@ mod tests {
         let removal = ask(&said("a", 1, false), "node1");
         assert_eq!((removal.method, &removal.body[0]["value"]), (Method::JsonPatch, &json!("10.0.0.1")));
         assert_eq!(removal.body[0]["path"], "/metadata/annotations/vpc.amazonaws.com~1pod-ips");
+    }
+    #[test]
+    fn an_outage_uses_up_none_of_the_tries_that_a_conflict_has() {
+        let refused = |code: u16| Err(Refusal::with(code));
+        let mut book = Book::default();
+        book.want(said("a", 1, true));
+        let mut now = NOW;
+        let mut answered = |book: &mut Book, code| {
+            now = book.next().unwrap().max(now);
+            let want = book.due(now).unwrap();
+            let (how, _) = outcome(&want, refused(code));
+            book.written(want, how, now);
+            how
+        };
+        for _ in 0..20 {
+            assert_eq!(answered(&mut book, 0), Written::Later);
+        }
+        for _ in 0..CONFLICTS_MAX {
+            assert_eq!(answered(&mut book, CONFLICT), Written::Conflict);
+        }
+        assert_eq!(answered(&mut book, CONFLICT), Written::Settled);
+        assert_eq!(book.next(), None);
+    }
+
+    #[test]
+    fn the_object_that_stands_for_a_static_pod_is_written_to() {
+        let object = json!({"metadata": {"uid": "of the object", "annotations": {MIRROR: "u"}}});
+        assert_eq!(stands_for(&object, "u").as_deref(), Some("of the object"));
+        assert_eq!(stands_for(&object, "another"), None);
+        assert_eq!(stands_for(&json!({"metadata": {"uid": "x"}}), "u"), None);
+        assert_eq!(stands_for(&object, ""), None);
     }
 }

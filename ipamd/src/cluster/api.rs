@@ -41,7 +41,7 @@ const CORDONED: &str = "node.kubernetes.io/unschedulable";
 /// Pause before the client is made again: what it needs (a token, a certificate) may not be there yet.
 const CLIENT_AGAIN: Duration = Duration::from_secs(10);
 /// The annotation by which an object stands for a static pod, with that one's UID.
-const MIRROR: &str = "kubernetes.io/config.mirror";
+pub(super) const MIRROR: &str = "kubernetes.io/config.mirror";
 /// What HTTP says of a place in the history that is gone.
 const GONE: u16 = 410;
 /// What it says where a right is missing.
@@ -110,6 +110,11 @@ impl Refusal {
     /// lets us in may change.
     pub(crate) const fn is_final(&self) -> bool {
         matches!(self.code, 400..=499) && !matches!(self.code, 401 | 408 | 429)
+    }
+
+    #[cfg(test)]
+    pub(super) fn with(code: u16) -> Self {
+        Self { code, text: "no".to_owned() }
     }
 
     fn of(error: &kube::Error) -> Self {
@@ -494,7 +499,8 @@ async fn client(cluster: &Cluster) -> Result<Client, BoxError> {
     config.connect_timeout = Some(CONNECT);
     // One place that tries again is enough: the client's own attempts would come on top, and nobody would hear of them.
     config.default_retry = false;
-    Ok(Client::try_from(config)?)
+    // A kubeconfig may name a program that gives the credentials, and the client waits for it here: nobody else is to.
+    Ok(tokio::task::spawn_blocking(|| Client::try_from(config)).await??)
 }
 
 fn object(node: &Node, keys: Option<&NameKeys>) -> NodeObject {
