@@ -15,7 +15,7 @@
 //! | `pool.rs` | the state, and how pods get and give back addresses |
 //! | `cloud.rs` | what EC2 says: pictures of the ENIs, and calls that begin and end |
 //! | `aim.rs` | how many addresses there should be: the targets as one rule |
-//! | `plan.rs` | what to ask EC2 for next, and why |
+//! | `plan.rs` | what to ask EC2 for next or to give back to it, and why |
 //! | `books.rs` | what must always be true |
 //! | `surplus.rs` | what has been to spare for a while |
 //! | `scarcity.rs` | what subnets could not give, and when to ask again |

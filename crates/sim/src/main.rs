@@ -149,7 +149,8 @@ fn simulate(first: u64, seeds: u64, json: Option<&Path>) -> Result<bool, SimErro
         println!("   {number} after {} s", started.elapsed().as_secs());
     });
     let history::Tally { events, adds, changes, met } = told.tally;
-    let seconds = started.elapsed().as_secs_f64();
+    let took = started.elapsed();
+    let seconds = took.as_secs_f64();
     println!("   {events} events, {adds} ADDs, {changes} changes in EC2 in {seconds:.1} s");
     println!("   how often they met what the world may do to them, of which few histories do not meet all:");
     for manner in history::Manner::ALL {
@@ -162,19 +163,22 @@ fn simulate(first: u64, seeds: u64, json: Option<&Path>) -> Result<bool, SimErro
         );
     }
     println!("── bugs planted on purpose, each looked for until it is found, however few the histories were");
-    let plants = with_patience(|| history::find_plants(first));
-    for (plant, found) in &plants {
-        let found = found.map_or_else(|| "not found".to_owned(), |seeds| format!("found by seed {seeds}"));
-        println!("   {:<28} {found}", plant.name());
-    }
+    let plants = with_patience(|| {
+        history::find_plants(first, &|plant, found| {
+            let found = found.map_or_else(|| "not found".to_owned(), |seeds| format!("by history {seeds}"));
+            println!("   {:<28} {found}", plant.name());
+        })
+    });
     if let Some(file) = file {
-        serde_json::to_writer_pretty(file, &history::as_json(&told, &plants, started))?;
+        serde_json::to_writer_pretty(file, &history::as_json(&told, &plants, took))?;
     }
+    let found = plants.iter().filter(|(_, found)| found.is_some()).count();
     println!(
-        "── {} histories, {} of them wrong, in {} s",
+        "── {} histories, {} of them wrong, in {} s; {found} of {} planted bugs found",
         told.seeds,
         told.findings.len(),
-        started.elapsed().as_secs()
+        took.as_secs(),
+        plants.len()
     );
     println!(
         "── EC2 calls of one node: idle, for its first 16 addresses, and for each pod that comes and goes"

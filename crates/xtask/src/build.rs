@@ -45,7 +45,10 @@ pub(crate) fn all(profile: Profile) -> Result<Built, Failure> {
     };
     let arguments =
         ["build", "--locked", "--package", "ipamd", "--package", "lab", "--bins", "--profile", profile];
-    step("build daemon and lab (from nothing: about five minutes)", cargo(&arguments))?;
+    step(
+        "build daemon and lab (from nothing: five to ten minutes, some three of them the AWS SDK)",
+        cargo(&arguments),
+    )?;
     let programs = target.join(directory);
     Ok(Built { plugin, daemon: programs.join("ipamd"), lab: programs.join("vpc-lab") })
 }
@@ -53,7 +56,10 @@ pub(crate) fn all(profile: Profile) -> Result<Built, Failure> {
 /// Builds the simulator, which needs neither daemon nor SDK.
 pub(crate) fn simulator() -> Result<PathBuf, Failure> {
     let arguments = ["build", "--locked", "--package", "sim", "--bins", "--profile", "sim"];
-    step("build the simulator (from nothing: about four minutes)", cargo(&arguments))?;
+    step(
+        "build the simulator (from nothing: four minutes or more, as it is optimised as a whole)",
+        cargo(&arguments),
+    )?;
     Ok(target_directory()?.join("sim/sim"))
 }
 

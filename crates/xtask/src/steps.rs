@@ -40,11 +40,12 @@ pub(crate) fn enter_workspace() -> Result<(), Failure> {
     std::env::set_current_dir(root).map_err(|error| Failure::Why(format!("cannot go to {root}: {error}")))
 }
 
-/// Runs a step: says what it does, and how long it took.
+/// Runs a step: says what it does, and how long it took. What stands in brackets in the name is said before it only.
 pub(crate) fn step(name: &str, mut command: Command) -> Result<(), Failure> {
     println!("── {name}");
     let started = Instant::now();
     pass_on(&mut command)?;
+    let name = name.split(" (").next().unwrap_or(name);
     println!("   {name}: {:.0} s", started.elapsed().as_secs_f32());
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use crate::build::Built;
 use crate::moto::Moto;
-use crate::steps::{Failure, cargo};
+use crate::steps::{Failure, cargo, step};
 
 /// Tests that are told when none has the name that was given.
 const NEAREST: usize = 5;
@@ -27,11 +27,14 @@ struct Count {
 /// # Errors
 /// When there is none: a slip of the pen must not look like tests that pass.
 pub(crate) fn named(built: &Built, name: &str) -> Result<Vec<String>, Failure> {
-    println!("── tests whose names contain {name}");
+    let mut build = cargo(&["test", "--workspace", "--locked", "--no-run"]);
+    build.envs(built.environment());
+    step("build the tests, to know their names (from nothing: some ten minutes)", build)?;
     let mut command = cargo(&["test", "--workspace", "--locked", "--", "--list"]);
-    let output = command.envs(built.environment()).stderr(Stdio::inherit()).output();
+    let output = command.envs(built.environment()).output();
     let output = output.map_err(|error| Failure::Why(format!("cannot run cargo: {error}")))?;
     if !output.status.success() {
+        eprint!("{}", String::from_utf8_lossy(&output.stderr));
         return Err(Failure::Said(1));
     }
     let listed = String::from_utf8_lossy(&output.stdout);
@@ -46,8 +49,9 @@ fn chosen(listed: &str, name: &str) -> Result<Vec<String>, String> {
     if !chosen.is_empty() {
         return Ok(chosen);
     }
-    let words =
-        |test: &str| name.split(['_', ':', ' ']).filter(|word| word.len() > 2 && test.contains(word)).count();
+    let words = |test: &str| {
+        name.split(['_', '-', ':', ' ']).filter(|word| word.len() > 2 && test.contains(word)).count()
+    };
     let mut near: Vec<&str> = all.into_iter().filter(|test| words(test) > 0).collect();
     near.sort_by_key(|test| std::cmp::Reverse(words(test)));
     near.truncate(NEAREST);
@@ -143,6 +147,7 @@ fn a_name_that_no_test_has_is_an_error_with_those_that_come_near() {
         why.ends_with("words of it:\n   a::a_pod_is_wired\n   [no namespaces] moto_has_the_pod"),
         "{why}"
     );
+    assert!(chosen(listed, "wired-pods").unwrap_err().ends_with("words of it:\n   a::a_pod_is_wired"));
     assert_eq!(chosen(listed, "nosuchtest").unwrap_err(), "no test has \"nosuchtest\" in its name");
 }
 

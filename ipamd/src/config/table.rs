@@ -57,13 +57,13 @@ settings! {
     /// The daemon's.
     SETTINGS:
     // The pool.
-    WARM_ENI_TARGET = "WARM_ENI_TARGET": Number(0, u32::MAX), "1", Lenient, "ENIs kept free for pods to come. With no warm or minimum target set, the number of free addresses follows the pods that start.";
+    WARM_ENI_TARGET = "WARM_ENI_TARGET": Number(0, u32::MAX), "1", Lenient, "ENIs kept free for pods to come. The default counts where another warm or minimum target is set; with none set, the number of free addresses follows the pods that start.";
     WARM_IP_TARGET = "WARM_IP_TARGET": Number(0, u32::MAX), "0", Lenient, "Free addresses kept for pods to come; 0: WARM_ENI_TARGET rules.";
     MINIMUM_IP_TARGET = "MINIMUM_IP_TARGET": Number(0, u32::MAX), "0", Lenient, "Addresses held at least, used or free; 0: no such floor.";
     MAX_ENI = "MAX_ENI": Number(1, u32::MAX), "", Lenient, "Most ENIs to have on each network card; unset: as many as the instance type allows.";
     MAX_PODS = "IPAMD_MAX_PODS": Number(1, 65535), "", Strict, "Pods that the kubelet admits (its maxPods): no more addresses are held than for so many. Unset: what the node object says, and as many as the instance can hold while that is not known.";
     IP_COOLDOWN_PERIOD = "IP_COOLDOWN_PERIOD": Number(0, u32::MAX), "30", Strict, "Seconds before a released address is given out again.";
-    WARM_PREFIX_TARGET = "WARM_PREFIX_TARGET": Number(0, u32::MAX), "1", Lenient, "Free prefixes kept, with prefix delegation; WARM_IP_TARGET and MINIMUM_IP_TARGET go before it.";
+    WARM_PREFIX_TARGET = "WARM_PREFIX_TARGET": Number(0, u32::MAX), "1", Lenient, "Free prefixes kept, with prefix delegation; WARM_IP_TARGET and MINIMUM_IP_TARGET go before it. The default counts where another target is set.";
     // The kernel.
     ENI_MTU = "AWS_VPC_ENI_MTU": Number(576, 9001), "9001", Strict, "MTU of ENIs, in bytes. At least 1280 with IPv6.";
     POD_MTU = "POD_MTU": Number(576, 9001), "", Strict, "MTU inside pods, in bytes; unset: AWS_VPC_ENI_MTU. At least 1280 with IPv6.";
