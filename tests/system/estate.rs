@@ -281,12 +281,12 @@ fn repair_of_eni() -> Outcome {
 }
 
 /// Waits for the warm address of the last pod: until it has come, the daemon itself changes the host.
-fn grown(setting: &Setting) -> Outcome {
+pub(crate) fn grown(setting: &Setting) -> Outcome {
     setting.node.wait_for("the warm address", |report| report.addresses.free == 1).map(drop)
 }
 
 /// What the daemon keeps on a host, line by line.
-fn host_state(netns: &Netns) -> Result<Vec<String>, LabError> {
+pub(crate) fn host_state(netns: &Netns) -> Result<Vec<String>, LabError> {
     // Chains are listed in the order in which they were made.
     let asked = [
         "ip rule show",

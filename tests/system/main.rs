@@ -33,6 +33,7 @@ mod page;
 mod policy;
 mod prefixes;
 mod privilege;
+mod repair;
 mod routing;
 mod storms;
 mod support;
@@ -51,6 +52,7 @@ fn main() -> std::process::ExitCode {
         prefixes::TESTS,
         multi_nic::TESTS,
         estate::TESTS,
+        repair::TESTS,
         storms::TESTS,
         bad_input::TESTS,
         causes::TESTS,

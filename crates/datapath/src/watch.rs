@@ -11,9 +11,9 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
 use types::{HostVeth, VethPrefix};
 
-/// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV4_RULE`, `RTMGRP_IPV6_IFADDR`, `RTMGRP_IPV6_ROUTE` and the bit of
-/// `RTNLGRP_IPV6_RULE`, of `linux/rtnetlink.h`.
-const ROUTE_GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x4_0000;
+/// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV4_RULE`, `RTMGRP_IPV6_IFADDR`, `RTMGRP_IPV6_ROUTE` and the bits of
+/// `RTNLGRP_IPV6_RULE`, `RTNLGRP_IPV4_NETCONF` and `RTNLGRP_IPV6_NETCONF`, of `linux/rtnetlink.h`.
+const ROUTE_GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x4_0000 | 0x80_0000 | 0x100_0000;
 /// `NFNLGRP_NFTABLES`, the seventh group, of `linux/netfilter/nfnetlink.h`.
 const NETFILTER_GROUPS: u32 = 1 << 6;
 /// Longer than any notice.
@@ -58,7 +58,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Of links, addresses, routes and rules.
+    /// Of links, addresses, routes, rules, and the kernel settings of which it tells.
     ///
     /// # Errors
     /// When the kernel gives no socket.

@@ -1,9 +1,9 @@
-//! Notices of links, addresses, routes and rules: which of them are about something of ours.
+//! Notices of links, addresses, routes, rules and kernel settings: which of them are about something of ours.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use netlink_packet_core::NetlinkPayload;
+use netlink_packet_core::{NetlinkBuffer, NetlinkPayload, NlasIterator};
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::RouteMessage;
@@ -17,6 +17,19 @@ use super::socket::{Socket, messages};
 use crate::model::{IfIndex, LinkSeen};
 use crate::seen::Maker;
 use crate::watch::Ours;
+
+/// `RTM_NEWNETCONF`, which no crate reads.
+const NEW_SETTINGS: u16 = 80;
+/// Length of `struct netconfmsg`, with what fills it up.
+const SETTINGS_HEADER_BYTES: usize = 4;
+/// `NETCONFA_IFINDEX`; `NETCONFA_IFINDEX_ALL` is for the whole host.
+const SETTINGS_LINK: u16 = 1;
+const WHOLE_HOST: i32 = -1;
+/// `NETCONFA_FORWARDING`.
+const FORWARDING: u16 = 2;
+/// `NETCONFA_RP_FILTER`, and the value that ENIs have: any link may lead back to the source.
+const SOURCE_CHECK: u16 = 3;
+const LOOSE: i32 = 2;
 
 /// Tells notices of what others change of ours from all the rest.
 #[derive(Debug)]
@@ -67,6 +80,9 @@ impl RouteJudge {
     /// Whether a datagram tells a change of something of ours by a socket that is not ours. What cannot be read is left to the
     /// next round: links of kinds that nobody here knows may change all the time.
     pub(crate) fn touches_ours(&mut self, datagram: &[u8]) -> bool {
+        if let Some(settings) = settings(datagram) {
+            return self.are_wrong(settings);
+        }
         let told = messages(datagram).map_while(Result::ok).filter(|message| {
             let NetlinkPayload::InnerMessage(inner) = &message.payload else { return false };
             let port = message.header.port_number;
@@ -109,6 +125,23 @@ impl RouteJudge {
             }
             _ => false,
         }
+    }
+
+    /// Whether it says that packets are forwarded no more, or that sources on an ENI are checked by the way back. Who asked for it the kernel does
+    /// not say.
+    fn are_wrong(&self, settings: &[u8]) -> bool {
+        let value = |kind| {
+            let mut told = NlasIterator::new(settings).filter_map(Result::ok);
+            let of_kind = told.find(|told| told.kind() == kind)?;
+            of_kind.value().first_chunk().map(|bytes| i32::from_ne_bytes(*bytes))
+        };
+        let Some(link) = value(SETTINGS_LINK) else { return false };
+        let is_eni = u32::try_from(link).is_ok_and(|link| {
+            let role = self.links.get(&IfIndex(link)).map(|known| known.role);
+            role == Some(Role::Device) || self.enis.contains_key(&IfIndex(link))
+        });
+        link == WHOLE_HOST && value(FORWARDING) == Some(0)
+            || is_eni && value(SOURCE_CHECK).is_some_and(|value| value != LOOSE)
     }
 
     /// Whether it is a host end of ours with a MAC address that its name does not give.
@@ -170,6 +203,13 @@ impl RouteJudge {
             _ => Role::Other,
         }
     }
+}
+
+/// What a notice says of kernel settings, if it is of those.
+fn settings(datagram: &[u8]) -> Option<&[u8]> {
+    let message = NetlinkBuffer::new_checked(datagram).ok()?;
+    let is_of_settings = message.message_type() == NEW_SETTINGS;
+    is_of_settings.then(|| message.payload().get(SETTINGS_HEADER_BYTES..)).flatten()
 }
 
 /// The kernel removes a link's routes with it, and says nothing of them.
@@ -333,6 +373,31 @@ mod tests {
         assert!(told(eni, 1500, other, 0), "an ENI's MTU");
         assert!(told(other_device, 1500, other, 0), "a new device");
         assert!(!told(other_device, 1500, right, 0), "MAC addresses of others may change");
+    }
+
+    #[test]
+    fn packets_that_are_forwarded_no_more_are_told_and_sources_checked_strictly_on_an_eni() {
+        let mut judge = RouteJudge::new(ours());
+        let mut eni = LinkMessage::default();
+        eni.header.index = 6;
+        judge.touches_ours(&notice(RouteNetlinkMessage::NewLink(eni), OURS));
+        let mut told = |link: i32, kind: u16, value: i32| {
+            let mut bytes = 36_u32.to_ne_bytes().to_vec();
+            bytes.extend(NEW_SETTINGS.to_ne_bytes());
+            bytes.extend([0; 10]);
+            bytes.extend([2, 0, 0, 0]);
+            for (kind, value) in [(SETTINGS_LINK, link), (kind, value)] {
+                bytes.extend(8_u16.to_ne_bytes());
+                bytes.extend(kind.to_ne_bytes());
+                bytes.extend(value.to_ne_bytes());
+            }
+            judge.touches_ours(&bytes)
+        };
+
+        assert!(told(WHOLE_HOST, FORWARDING, 0));
+        assert!(!told(WHOLE_HOST, FORWARDING, 1) && !told(9, FORWARDING, 0));
+        assert!(told(6, SOURCE_CHECK, 1) && told(6, SOURCE_CHECK, 0));
+        assert!(!told(6, SOURCE_CHECK, LOOSE) && !told(9, SOURCE_CHECK, 1));
     }
 
     #[test]

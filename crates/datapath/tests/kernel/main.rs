@@ -419,8 +419,13 @@ fn notices() -> Outcome {
         "link set ens1 down".to_owned(),
     ];
     damages.extend(ipv6().then(|| format!("-6 addr flush dev {}", again.name())));
+    damages.extend(["net/ipv4/ip_forward=0", "net/ipv4/conf/ens1/rp_filter=1"].map(str::to_owned));
+    damages.extend(ipv6().then(|| "net/ipv6/conf/all/forwarding=0".to_owned()));
     for damage in damages {
-        ip(&damage)?;
+        match damage.split_once('=') {
+            Some((setting, value)) => std::fs::write(format!("/proc/sys/{setting}"), value)?,
+            None => ip(&damage).map(drop)?,
+        }
         heard.recv_timeout(10 * second).map_err(|error| format!("{damage}: {error}"))?;
         while heard.recv_timeout(second / 5).is_ok() {}
         let mended = wirer.mend(std::slice::from_ref(&again.spec))?.len();

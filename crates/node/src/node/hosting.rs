@@ -29,6 +29,8 @@ pub const REPAIR_EVERY: Duration = Duration::from_secs(30);
 /// what was changed together. Doubles with each such look that follows one which had to put something back, up to
 /// [`REPAIR_EVERY`]: with somebody who keeps undoing what we do there is no race.
 const NOTICE_AFTER: Duration = Duration::from_millis(100);
+/// What is changed that long after the last look, or longer, is no answer to it, and is put back without a pause.
+const PEACE: Duration = Duration::from_secs(2);
 /// The longest such pause while there is nothing to put back: others may be busy with what only looks like ours.
 const IN_VAIN: Duration = Duration::from_millis(500);
 /// With such a pause the race is told.
@@ -79,8 +81,13 @@ impl HostState {
 
     /// Somebody else has changed something of ours, or may have.
     pub(super) fn touched(&mut self, now: Moment) {
-        self.touched = true;
-        let soon = now.plus(NOTICE_AFTER).max(self.repaired_at.plus(self.pause));
+        // Who has answered the last look is told by the first notice after it.
+        if std::mem::replace(&mut self.touched, true) {
+            return;
+        }
+        let is_answer = now.since(self.repaired_at) < PEACE;
+        let pause = if is_answer { self.pause } else { Duration::ZERO };
+        let soon = now.plus(NOTICE_AFTER).max(self.repaired_at.plus(pause));
         self.repair_at = self.repair_at.min(soon);
     }
 
@@ -133,7 +140,10 @@ impl HostState {
     /// That somebody keeps undoing what we do, in words.
     pub(super) fn fight(&self) -> Option<String> {
         let what = "others keep changing routes, rules, links or nftables of ours";
-        (self.pause >= FIGHT).then(|| format!("{what}; seen to every {} s at most", self.pause.as_secs()))
+        let told = |pause: Duration| {
+            format!("{what}; what is undone at once is put back after {} s", pause.as_secs())
+        };
+        (self.pause >= FIGHT).then(|| told(self.pause))
     }
 }
 

@@ -73,6 +73,36 @@ fn notices_of_what_is_not_ours_are_no_fight() {
 }
 
 #[test]
+fn what_is_changed_again_and_again_but_not_at_once_is_put_back_each_time_within_a_second() {
+    let mut world = World::ready(4);
+    world.added("a");
+
+    for round in 0..20 {
+        world.now = world.now.plus(Duration::from_secs(3));
+        let after = notice(&mut world, true);
+        assert!(after < Duration::from_secs(1), "{after:?} in round {round}");
+    }
+
+    assert!(told(&world), "that others keep changing things");
+}
+
+#[test]
+fn a_pause_is_not_cut_short_by_further_notices() {
+    let mut world = World::ready(4);
+    world.added("a");
+    for _ in 0..8 {
+        notice(&mut world, true);
+    }
+    let since = world.now;
+    world.handle(Event::Touched);
+    world.now = world.now.plus(Duration::from_secs(5));
+
+    notice(&mut world, true);
+
+    assert!(world.now.since(since) > Duration::from_secs(10), "{:?}", world.now.since(since));
+}
+
+#[test]
 fn what_pods_lost_counts_as_a_fight_too() {
     let mut world = World::ready(4);
     world.added("a");
