@@ -154,11 +154,15 @@ fn addresses(report: &Report) -> BTreeSet<Ipv4Addr> {
 }
 
 /// Flows from all pods to the VPC, from some to the internet, from the VPC to some, and among pods.
-fn talk(place: &Place, pods: &[GoPod]) -> Result<(Flows, Vec<Mirror>), LabError> {
+fn talk<'a, I: IntoIterator<Item = &'a Pod>>(
+    place: &Place,
+    pods: I,
+) -> Result<(Flows, Vec<Mirror>), LabError> {
     let (vpc, internet) = (place.fabric.second(), place.fabric.internet());
     let mut mirrors = vec![Mirror::start(vpc)?, Mirror::start(internet)?];
     let mut flows = Vec::new();
-    for (number, GoPod { pod, address, .. }) in pods.iter().enumerate() {
+    let pods: Vec<(&Pod, Ipv4Addr)> = pods.into_iter().filter_map(|pod| Some((pod, pod.address?))).collect();
+    for (number, (pod, address)) in pods.iter().enumerate() {
         flows.push(Flow::new(&format!("{address} to the VPC"), &pod.netns, SECOND_CIDR_HOST.into())?);
         if number % 4 == 0 {
             flows.push(Flow::new(&format!("{address} to the internet"), &pod.netns, INTERNET_HOST.into())?);
@@ -167,11 +171,17 @@ fn talk(place: &Place, pods: &[GoPod]) -> Result<(Flows, Vec<Mirror>), LabError>
         if number < 4 {
             mirrors.push(Mirror::start(&pod.netns)?);
             flows.push(Flow::new(&format!("the VPC to {address}"), vpc, (*address).into())?);
-            let other = pods.last().map_or(&pod.netns, |last| &last.pod.netns);
+            let other = pods.last().map_or(&pod.netns, |(last, _)| &last.netns);
             flows.push(Flow::new(&format!("the last pod to {address}"), other, (*address).into())?);
         }
     }
     Ok((Flows::start(flows), mirrors))
+}
+
+/// The last two before the others: they are on another ENI than the first.
+fn last_first(pods: &[Pod]) -> impl Iterator<Item = &Pod> {
+    let (others, last) = pods.split_at(pods.len().saturating_sub(2));
+    last.iter().chain(others)
 }
 
 pub(crate) fn never_silent(tallies: &[Tally]) -> Outcome {
@@ -181,6 +191,8 @@ pub(crate) fn never_silent(tallies: &[Tally]) -> Outcome {
         ensure!(*sent > 20, "{name}: only {sent} datagrams were sent");
     }
     ensure!(!tallies.is_empty(), "no flow was counted");
+    let longest = tallies.iter().map(|tally| tally.gap).max().unwrap_or_default();
+    eprintln!("   {} flows, the longest silence {} ms", tallies.len(), (PACE * longest).as_millis());
     Ok(())
 }
 
@@ -200,7 +212,7 @@ fn talked_over(
     let mut go = place.pods_of(version, count)?;
     ensure!(place.leftovers()?.len() > 2 * count, "there is nothing to take over");
     place.foreign()?;
-    let (flows, _mirrors) = talk(&place, &go.pods)?;
+    let (flows, _mirrors) = talk(&place, go.pods.iter().map(|pod| &pod.pod))?;
     std::thread::sleep(PACE * 20);
 
     let report = place.take_over_with(settings)?;
@@ -271,7 +283,7 @@ fn other_prefix() -> Outcome {
     };
     named(&new, "azv")?;
     // The same on a node of ours: a third prefix beside the two.
-    let (flows, _mirrors) = talk(&place, &old)?;
+    let (flows, _mirrors) = talk(&place, old.iter().map(|pod| &pod.pod))?;
     place.node.stop_daemon()?;
     place.node.start_daemon(&[(PREFIX, "pods")])?;
     place.node.wait_ready()?;
@@ -475,6 +487,8 @@ fn unknown_address() -> Outcome {
     Ok(())
 }
 
+/// The whole way there and back, nobody is silent for a second: while nobody runs, while the Go version sets itself up beside ours, while ours is
+/// removed, and while we take over again.
 fn there_and_back() -> Outcome {
     let place = Place::new()?;
     place.node.start_daemon(&[("MAX_ENI", "2"), ("MINIMUM_IP_TARGET", "40")])?;
@@ -486,7 +500,11 @@ fn there_and_back() -> Outcome {
         Ok(pod)
     };
     let mut pods = (0..34).map(add).collect::<Result<Vec<_>, _>>()?;
+    let (flows, mirrors) = talk(&place, last_first(&pods))?;
+    std::thread::sleep(PACE * 20);
     place.node.stop_daemon()?;
+    // Nobody is there who could mend anything.
+    std::thread::sleep(PACE * 20);
     place.reach(&pods.iter().collect::<Vec<_>>())?;
 
     let (mut go, known) = GoNode::start(&place.node, &place.fabric, GoVersion::V23)?;
@@ -498,8 +516,11 @@ fn there_and_back() -> Outcome {
     // What MIGRATION.md says to remove once it runs; pods do without.
     for line in ["nft delete table ip aws-vpc-cni", "ip rule flush protocol 86 pref 1536"] {
         place.node.netns().read(line)?;
+        std::thread::sleep(PACE * 20);
     }
     place.reach(&pods.iter().collect::<Vec<_>>())?;
+    never_silent(&flows.stop())?;
+    drop(mirrors);
     // It goes on as it does: deletes pods of ours, adds its own, one at an address that was one of ours.
     let gone = [pods.remove(0), pods.remove(20)];
     for pod in &gone {
@@ -512,9 +533,13 @@ fn there_and_back() -> Outcome {
     });
     drop(gone);
     go.add("of-go", u8::from(!on_first), freed)?;
+    let (flows, _mirrors) = talk(&place, last_first(&pods).chain(go.pods.iter().map(|pod| &pod.pod)))?;
+    std::thread::sleep(PACE * 20);
 
     place.take_over()?;
 
+    std::thread::sleep(PACE * 20);
+    never_silent(&flows.stop())?;
     // The links of pods that were deleted just before go when the kernel comes to it.
     let lives = pods.len() + go.pods.len();
     place.node.wait_for("those that were deleted are released", |report| report.pods.len() == lives)?;

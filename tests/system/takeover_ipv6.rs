@@ -84,6 +84,29 @@ fn talks(node: &Node, fabric: &Fabric, go: &[GoIpv6Pod]) -> Outcome {
     Ok(())
 }
 
+/// Pods of both makers.
+fn all<'a>(go: &'a [GoIpv6Pod], ours: &'a [(Pod, Ipv6Addr)]) -> Vec<(&'a Pod, Ipv6Addr)> {
+    let of_go = go.iter().map(|pod| (&pod.pod, pod.address));
+    of_go.chain(ours.iter().map(|(pod, address)| (pod, *address))).collect()
+}
+
+/// Flows from all pods by both families, from the VPC to some, and among pods.
+fn talk(fabric: &Fabric, pods: &[(&Pod, Ipv6Addr)]) -> Result<(Flows, Vec<Mirror>), LabError> {
+    let mut mirrors = vec![Mirror::start(fabric.second())?, Mirror::start(fabric.internet())?];
+    let mut flows = Vec::new();
+    for (number, (pod, address)) in pods.iter().enumerate() {
+        flows.push(Flow::new(&format!("{address} to the VPC"), &pod.netns, SECOND_CIDR_HOST6.into())?);
+        flows.push(Flow::new(&format!("{address} by IPv4"), &pod.netns, INTERNET_HOST.into())?);
+        if number < 3 {
+            mirrors.push(Mirror::start(&pod.netns)?);
+            flows.push(Flow::new(&format!("the VPC to {address}"), fabric.second(), (*address).into())?);
+            let last = pods.last().map_or(&pod.netns, |(last, _)| &last.netns);
+            flows.push(Flow::new(&format!("the last pod to {address}"), last, (*address).into())?);
+        }
+    }
+    Ok((Flows::start(flows), mirrors))
+}
+
 fn place() -> Result<(Node, Fabric), LabError> {
     let fabric = Fabric::create(Config::default())?;
     let _gone = std::fs::remove_dir_all("/run/lab/node1");
@@ -102,19 +125,7 @@ fn while_they_talk() -> Outcome {
     let mut go = with_pods(&node, &fabric, 20)?;
     ensure!(leftovers(&node)?.len() > 2 * go.len(), "there is nothing to take over: {:?}", leftovers(&node)?);
     talks(&node, &fabric, &go)?;
-    let mut mirrors = vec![Mirror::start(fabric.second())?, Mirror::start(fabric.internet())?];
-    let mut flows = Vec::new();
-    for (number, pod) in go.iter().enumerate() {
-        let (netns, address) = (&pod.pod.netns, pod.address);
-        flows.push(Flow::new(&format!("{address} to the VPC"), netns, SECOND_CIDR_HOST6.into())?);
-        flows.push(Flow::new(&format!("{address} by IPv4"), netns, INTERNET_HOST.into())?);
-        if number < 3 {
-            mirrors.push(Mirror::start(netns)?);
-            flows.push(Flow::new(&format!("the VPC to {address}"), fabric.second(), address.into())?);
-            flows.push(Flow::new(&format!("the last pod to {address}"), &go[19].pod.netns, address.into())?);
-        }
-    }
-    let flows = Flows::start(flows);
+    let (flows, mirrors) = talk(&fabric, &all(&go, &[]))?;
     std::thread::sleep(PACE * 20);
 
     take_over(&node)?;
@@ -185,12 +196,18 @@ fn without_checkpoint() -> Outcome {
     holds(&node, &go, &[])
 }
 
+/// The whole way there and back, nobody is silent for a second.
 fn there_and_back() -> Outcome {
     let (node, fabric) = place()?;
     let mut go = with_pods(&node, &fabric, 3)?;
     take_over(&node)?;
     let mut new = (0..3).map(|number| add(&node, &format!("new-{number}"))).collect::<Result<Vec<_>, _>>()?;
+    talks(&node, &fabric, &go)?;
+    let (flows, mirrors) = talk(&fabric, &all(&go, &new))?;
+    std::thread::sleep(PACE * 20);
     node.stop_daemon()?;
+    // Nobody is there who could mend anything.
+    std::thread::sleep(PACE * 20);
 
     let known: BTreeSet<Ipv6Addr> = go_ipv6::start(&node)?.into_iter().collect();
 
@@ -203,6 +220,8 @@ fn there_and_back() -> Outcome {
         new.iter().try_for_each(|(pod, address)| reaches(&node, pod, *address))
     };
     all_reach(&go, &new)?;
+    never_silent(&flows.stop())?;
+    drop(mirrors);
     // It goes on as it does: deletes a pod of ours and one of its own, and adds one.
     let (pod, address) = new.remove(0);
     go_ipv6::del(&node, &pod, address)?;
@@ -215,9 +234,14 @@ fn there_and_back() -> Outcome {
     let prefix = prefix.ok_or_else(|| LabError::Otherwise("no prefix".to_owned()))?;
     go.push(go_ipv6::add(&node, prefix, 9)?);
     all_reach(&go, &new)?;
+    let (flows, mirrors) = talk(&fabric, &all(&go, &new))?;
+    std::thread::sleep(PACE * 20);
 
     take_over(&node)?;
 
+    std::thread::sleep(PACE * 20);
+    never_silent(&flows.stop())?;
+    drop(mirrors);
     holds(&node, &go, &new.iter().map(|(_, address)| *address).collect::<Vec<_>>())?;
     all_reach(&go, &new)?;
     go[0].pod.del(&node)?;
