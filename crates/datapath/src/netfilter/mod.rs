@@ -44,7 +44,7 @@ pub(crate) use notice::touches_ours;
 pub use ruleset::{Ruleset, ruleset};
 
 use crate::model::Family;
-use observe::{Table, observe};
+use observe::{Expressions, Table, observe};
 use socket::Socket;
 use transaction::plan;
 
@@ -118,33 +118,56 @@ pub enum NetfilterError {
 #[derive(Debug, Default)]
 pub struct Netfilter {
     socket: Option<Socket>,
+    /// What the rules that we have written say, as the kernel told it right after.
+    written: BTreeMap<Family, Expressions>,
 }
 
 impl Netfilter {
     /// Brings the table of the ruleset's family in line: changes what differs and nothing else, so that packets never meet a table without
     /// what stays. Returns the steps that were made, in words; none when it was in line.
     ///
+    /// Rules that we have not written ourselves are written anew, once: their comments say what they were meant to be, and nobody knows
+    /// what happened to them since.
+    ///
     /// # Errors
     /// When the socket fails or the kernel refuses; a table that was there is then as it was, or as wanted under another name, one
     /// that was not may lack its chains until the next call.
     pub fn put(&mut self, ruleset: Ruleset) -> Result<Vec<String>, NetfilterError> {
-        let socket = self.socket()?;
-        let transactions = plan(observe(socket, ruleset.family)?.as_ref(), &Table::from(&ruleset), &ruleset);
+        let (family, wanted) = (ruleset.family, Table::from(&ruleset));
+        let seen = self.seen(family, true)?;
+        let transactions = plan(seen.as_ref(), &wanted, &ruleset);
+        if transactions.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut steps = Vec::new();
         for transaction in transactions {
-            steps.extend(socket.commit(transaction)?);
+            steps.extend(self.socket()?.commit(transaction)?);
+        }
+        let told = observe(self.socket()?, family)?.map(|(_, expressions)| expressions);
+        let stays = |chain: &String| seen.as_ref().is_some_and(|seen| seen.keeps(chain, &wanted));
+        let written = self.written.entry(family).or_default();
+        written.retain(|chain, _| stays(chain));
+        for (chain, rules) in told.unwrap_or_default() {
+            written.entry(chain).or_insert(rules);
         }
         Ok(condensed(&steps))
     }
 
+    /// The table of a family in the kernel; `strangers` as in [`Table::doubt`].
+    fn seen(&mut self, family: Family, strangers: bool) -> Result<Option<Table>, NetfilterError> {
+        let Some((mut table, told)) = observe(self.socket()?, family)? else { return Ok(None) };
+        let nothing = Expressions::new();
+        table.doubt(&told, self.written.get(&family).unwrap_or(&nothing), strangers);
+        Ok(Some(table))
+    }
+
     /// What it would take to make the table what was written, each step in words; none when it is, by its chains, its
-    /// elements, and its rules' comments. Changes nothing.
+    /// elements, and its rules' comments, and what those rules say that this process has written. Changes nothing.
     ///
     /// # Errors
     /// When the socket fails or the kernel refuses to tell.
     pub fn differences(&mut self, ruleset: &Ruleset) -> Result<Vec<String>, NetfilterError> {
-        let transactions =
-            plan(observe(self.socket()?, ruleset.family)?.as_ref(), &Table::from(ruleset), ruleset);
+        let transactions = plan(self.seen(ruleset.family, false)?.as_ref(), &Table::from(ruleset), ruleset);
         Ok(transactions.into_iter().flat_map(|transaction| transaction.finish().1).collect())
     }
 
@@ -153,7 +176,7 @@ impl Netfilter {
     /// # Errors
     /// When the socket fails or the kernel refuses to tell.
     pub fn told(&mut self) -> Result<Option<String>, NetfilterError> {
-        Ok(observe(self.socket()?, Family::V4)?.map(|table| table.to_string()))
+        Ok(observe(self.socket()?, Family::V4)?.map(|(table, _)| table.to_string()))
     }
 
     /// The chains of all IPv4 tables, others' too: table and name.
@@ -164,7 +187,7 @@ impl Netfilter {
         observe::all_chains(self.socket()?)
     }
 
-    /// Whether the table is there as it was written: its chains, its elements, and its rules by their comments.
+    /// Whether the table is there as it was written, by what [`Netfilter::differences`] looks at.
     ///
     /// # Errors
     /// When the socket fails or the kernel refuses to tell.

@@ -20,11 +20,27 @@ pub(super) const ENI_OF_RANGE: &str = "eni_of_range";
 
 /// The family whose table has sets and maps.
 pub(super) const WITH_SETS: Family = Family::V4;
-/// How many.
-pub(super) const SETS: u32 = 3;
+/// They, in the order in which they are made.
+pub(super) const SETS: [Set; 3] = [
+    Set { name: NO_SNAT, is_of_ranges: true, leads_to_chains: false, elements_max: None },
+    Set { name: ENI_OF, is_of_ranges: false, leads_to_chains: true, elements_max: Some(SINGLES_MAX) },
+    Set { name: ENI_OF_RANGE, is_of_ranges: true, leads_to_chains: true, elements_max: None },
+];
 
 /// Most elements of [`ENI_OF`]: with a bound the kernel takes a hash of fixed size, the fastest it has. Far more than any instance holds.
 pub(super) const SINGLES_MAX: u32 = 16_384;
+
+/// A set of IPv4 addresses, or a map from them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Set {
+    pub(super) name: &'static str,
+    /// Its elements are ranges, not single addresses.
+    pub(super) is_of_ranges: bool,
+    /// It is a map to chains.
+    pub(super) leads_to_chains: bool,
+    /// With a bound the kernel chooses another kind of set.
+    pub(super) elements_max: Option<u32>,
+}
 
 /// Our table with all it holds. Prints as text for `nft -f`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::TABLE;
 use super::constants::{
-    NF_ACCEPT, NFT_DATA_VERDICT, NFT_JUMP, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELSETELEM,
+    IPV4_BYTES, NF_ACCEPT, NFT_DATA_VERDICT, NFT_JUMP, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELSETELEM,
     NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM,
     NFT_MSG_NEWTABLE, NFT_SET_ELEM_INTERVAL_END, NFT_SET_INTERVAL, NFT_SET_MAP, NFTA_CHAIN_HOOK,
     NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE, NFTA_CHAIN_TYPE, NFTA_DATA_VALUE,
@@ -20,7 +20,7 @@ use super::expression::expressions;
 use super::intervals::Interval;
 use super::observe::Table;
 use super::ruleset::{
-    Chain, ENI_OF, ENI_OF_RANGE, Hook, NO_SNAT, Ruleset, SINGLES_MAX, WITH_SETS, comment, steering_chain_name,
+    Chain, ENI_OF, ENI_OF_RANGE, Hook, NO_SNAT, Ruleset, SETS, Set, WITH_SETS, comment, steering_chain_name,
 };
 use crate::model::Family;
 
@@ -130,28 +130,29 @@ pub(super) fn user_data(comment: &str) -> Vec<u8> {
     data
 }
 
+/// The kernel's flags of a set.
+pub(super) const fn set_flags(set: Set) -> u32 {
+    let ranges = if set.is_of_ranges { NFT_SET_INTERVAL } else { 0 };
+    ranges | if set.leads_to_chains { NFT_SET_MAP } else { 0 }
+}
+
 fn add_sets(batch: &mut Batch) {
-    let table = batch.table;
-    let set = |name, id, flags| {
-        Attributes::default()
-            .text(NFTA_SET_TABLE, table)
-            .text(NFTA_SET_NAME, name)
-            .number(NFTA_SET_FLAGS, flags)
+    for (set, id) in SETS.into_iter().zip(1..) {
+        let mut attributes = Attributes::default()
+            .text(NFTA_SET_TABLE, batch.table)
+            .text(NFTA_SET_NAME, set.name)
+            .number(NFTA_SET_FLAGS, set_flags(set))
             .number(NFTA_SET_KEY_TYPE, TYPE_IPADDR)
-            .number(NFTA_SET_KEY_LEN, 4)
-            .number(NFTA_SET_ID, id)
-    };
-    let no_snat = set(NO_SNAT, 1, NFT_SET_INTERVAL);
-    let map = |name, id, flags| {
-        set(name, id, flags | NFT_SET_MAP)
-            .number(NFTA_SET_DATA_TYPE, NFT_DATA_VERDICT)
-            .number(NFTA_SET_DATA_LEN, 0)
-    };
-    let size = Attributes::default().number(NFTA_SET_DESC_SIZE, SINGLES_MAX);
-    let eni_of = map(ENI_OF, 2, 0).nest(NFTA_SET_DESC, &size);
-    let eni_of_range = map(ENI_OF_RANGE, 3, NFT_SET_INTERVAL);
-    for (name, attributes) in [(NO_SNAT, no_snat), (ENI_OF, eni_of), (ENI_OF_RANGE, eni_of_range)] {
-        batch.step(format!("add set {name}"), NFT_MSG_NEWSET, NLM_F_CREATE, &attributes);
+            .number(NFTA_SET_KEY_LEN, IPV4_BYTES)
+            .number(NFTA_SET_ID, id);
+        if set.leads_to_chains {
+            attributes = attributes.number(NFTA_SET_DATA_TYPE, NFT_DATA_VERDICT).number(NFTA_SET_DATA_LEN, 0);
+        }
+        if let Some(most) = set.elements_max {
+            let size = Attributes::default().number(NFTA_SET_DESC_SIZE, most);
+            attributes = attributes.nest(NFTA_SET_DESC, &size);
+        }
+        batch.step(format!("add set {}", set.name), NFT_MSG_NEWSET, NLM_F_CREATE, &attributes);
     }
 }
 
@@ -205,7 +206,9 @@ fn plain(intervals: &BTreeSet<Interval>) -> Vec<Element> {
 
 /// Single addresses and ranges are in a map each.
 fn change_steering(batch: &mut Batch, change: Change, sources: &BTreeMap<Interval, u32>) {
-    let jump = |(interval, mark): (&Interval, &u32)| (*interval, Some(steering_chain_name(*mark)));
+    // What goes is told by its key alone: somebody may have let it lead elsewhere.
+    let chain = |mark: &u32| matches!(change, Change::Add).then(|| steering_chain_name(*mark));
+    let jump = |(interval, mark): (&Interval, &u32)| (*interval, chain(mark));
     let (singles, ranges): (Vec<Element>, Vec<Element>) =
         sources.iter().map(jump).partition(|(interval, _)| interval.is_single());
     change_elements(batch, change, ENI_OF, &singles);

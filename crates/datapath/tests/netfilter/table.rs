@@ -13,9 +13,12 @@ use crate::lab::Space;
 use crate::values::{crowded, egress, networks, sourced, spec, wanted};
 use crate::{Outcome, Test, check};
 
-pub(crate) const TESTS: [Test; 8] = [
+pub(crate) const TESTS: [Test; 11] = [
     ("the_kernel_holds_what_the_text_says", same_as_text),
     ("what_was_put_matches_until_somebody_changes_it", drift),
+    ("a_set_of_another_kind_under_our_name_is_exchanged", other_sets),
+    ("a_rule_that_was_changed_under_its_old_comment_is_put_back", same_comment),
+    ("what_another_process_wrote_is_written_anew_once_and_changes_nothing", another_process),
     ("the_ipv6_table_is_put_mended_and_removed_apart_from_the_other", ipv6_table),
     ("new_sources_change_only_elements", sources),
     ("touching_and_nested_sources_are_accepted", awkward_sources),
@@ -60,6 +63,9 @@ fn drift() -> Outcome {
         "add element ip aws-vpc-cni no_snat { 8.8.8.8 }",
         "delete element ip aws-vpc-cni eni_of { 10.0.1.20 }",
         "add element ip aws-vpc-cni eni_of { 10.0.1.21 : jump mark_200 }",
+        "add element ip aws-vpc-cni eni_of { * : jump mark_200 }",
+        "delete element ip aws-vpc-cni eni_of { 10.0.1.20 }\nadd element ip aws-vpc-cni eni_of { 10.0.1.20 : goto mark_200 }",
+        "delete element ip aws-vpc-cni eni_of { 10.0.1.20 }\nadd element ip aws-vpc-cni eni_of { 10.0.1.20 : drop }",
         "flush chain ip aws-vpc-cni mark_200",
         "add chain ip aws-vpc-cni other { type filter hook input priority 0; policy drop; }",
         "add table ip aws-vpc-cni { flags dormant; }",
@@ -73,6 +79,105 @@ fn drift() -> Outcome {
     check(netfilter.remove(Family::V4)?, "there was no table")?;
     check(!netfilter.remove(Family::V4)?, "it is removed twice")?;
     check(!netfilter.matches(&wanted())? && listing().is_err(), "the table is still there")
+}
+
+/// Our table as text, with a part of it replaced, in the place of the one that is there: rules keep their comments.
+fn rewritten(part: &str, by: &str) -> Outcome {
+    let text = wanted().to_string();
+    check(text.matches(part).count() == 1, format!("{part} is not once in {text}"))?;
+    nft(&format!("delete table ip {TABLE}\n{}", text.replace(part, by)))
+}
+
+fn other_sets() -> Outcome {
+    let mut netfilter = Netfilter::default();
+    netfilter.put(wanted())?;
+    let whole = listing()?;
+    let mends = |netfilter: &mut Netfilter, what: &str| {
+        check(!netfilter.matches(&wanted())?, format!("not noticed: {what}"))?;
+        netfilter.put(wanted())?;
+        check(netfilter.matches(&wanted())? && listing()? == whole, format!("badly mended: {what}"))
+    };
+    let map = "type ipv4_addr : verdict;";
+    for (part, by) in [
+        ("type ipv4_addr\n    flags interval", "type ipv4_addr\n    flags interval, timeout"),
+        ("type ipv4_addr\n    flags interval", "type ipv4_addr\n    flags interval\n    policy memory"),
+        ("    size 16384\n", "    size 1024\n"),
+        ("    size 16384\n", "    flags interval\n"),
+    ] {
+        rewritten(part, by)?;
+        mends(&mut netfilter, by)?;
+    }
+    let without_rules = format!("flush chain ip {TABLE} from_pods\nflush chain ip {TABLE} source_nat\n");
+    for (set, kind) in [
+        ("set ip aws-vpc-cni no_snat", "type ipv6_addr; flags interval;"),
+        ("set ip aws-vpc-cni no_snat", "type inet_service;"),
+        ("map ip aws-vpc-cni eni_of", "type ipv4_addr : mark;"),
+        ("map ip aws-vpc-cni eni_of_range", map),
+    ] {
+        nft(&format!("{without_rules}delete {set}\nadd {set} {{ {kind} }}\n"))?;
+        mends(&mut netfilter, kind)?;
+    }
+    // One more, and one under another name.
+    nft("add set ip aws-vpc-cni other { type ipv4_addr; }")?;
+    mends(&mut netfilter, "one more")?;
+    nft(&format!(
+        "{without_rules}delete set ip {TABLE} no_snat\nadd set ip {TABLE} other {{ type ipv4_addr; }}"
+    ))?;
+    mends(&mut netfilter, "another name")
+}
+
+fn same_comment() -> Outcome {
+    let mut netfilter = Netfilter::default();
+    netfilter.put(wanted())?;
+    let whole = listing()?;
+    for (part, by) in [
+        ("fully-random", "random"),
+        (" fully-random", ""),
+        ("snat to 10.0.0.10", "snat to 10.0.0.11"),
+        ("iifname \"ens5\"", "iifname \"ens6\""),
+        (
+            "meta mark set meta mark and 0xffffc0ff or 0x200",
+            "meta mark set meta mark and 0xffffc0ff or 0x300",
+        ),
+        ("ip saddr vmap @eni_of ", "ip daddr vmap @eni_of "),
+        ("iifname != \"eni*\" return", "iifname != \"en*\" return"),
+    ] {
+        rewritten(part, by)?;
+        // Who only reads goes by the comments.
+        check(Netfilter::default().matches(&wanted())?, format!("its comment has changed: {by}"))?;
+        check(!netfilter.matches(&wanted())?, format!("not noticed: {by}"))?;
+        check(!netfilter.put(wanted())?.is_empty(), format!("not mended: {by}"))?;
+        check(netfilter.matches(&wanted())? && listing()? == whole, format!("badly mended: {by}"))?;
+        check(netfilter.put(wanted())?.is_empty(), format!("mended twice: {by}"))?;
+    }
+    // Nothing is known of who wrote it: by a process that has just started it is written anew.
+    rewritten("fully-random", "random")?;
+    Netfilter::default().put(wanted())?;
+    check(listing()? == whole, "a process that starts believes what it finds")
+}
+
+fn another_process() -> Outcome {
+    Netfilter::default().put(wanted())?;
+    let (whole, chains) = (listing()?, handles("chain")?);
+    let mut netfilter = Netfilter::default();
+
+    let steps = netfilter.put(wanted())?;
+
+    check(
+        steps.iter().all(|step| step.contains("chain") && !step.starts_with("add chain")),
+        format!("{steps:?}"),
+    )?;
+    check(listing()? == whole && handles("chain")? == chains, "the table is not as it was")?;
+    check(netfilter.put(wanted())?.is_empty(), "it is written anew twice")
+}
+
+/// The kernel's numbers of all of a kind in our table: they stay as long as the object does.
+fn handles(kind: &str) -> Result<BTreeSet<String>, Failed> {
+    Ok(raw_listing()?
+        .iter()
+        .filter(|object| !object[kind].is_null())
+        .map(|o| o[kind]["handle"].to_string())
+        .collect())
 }
 
 fn ipv6_table() -> Outcome {
