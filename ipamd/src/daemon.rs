@@ -115,8 +115,8 @@ async fn daemon(config: Config, alone: Alone, stop: &mut Stop) -> Result<(), Run
     let witnesses = (metrics.clone(), cluster.notes.clone());
     let record = Recording::new(&dir, config.families);
     let keeper = HostKeeper::new(host, netfilter, nat, metrics.clone(), record, former);
-    tokio::spawn(keeper.run(wished, sender.clone()));
     let failed = RunError::local::<io::Error>;
+    keeper.start(wished, sender.clone()).map_err(failed("start the host's thread"))?;
     let parts = Parts {
         wiring: workers::wiring(wirer, metrics.clone(), sender.clone())
             .map_err(failed("start the wiring thread"))?,

@@ -1,4 +1,4 @@
-//! The host's kernel: brings it in line with what the node wishes, one wish at a time.
+//! The host's kernel: brings it in line with what the node wishes, one wish at a time, on a thread of its own: the kernel is asked with sockets that block.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -109,17 +109,23 @@ impl HostKeeper {
         Self { host, netfilter, settings, metrics, made: None, record, former: Some(former) }
     }
 
-    /// Serves wishes until nobody wishes any more.
-    pub(crate) async fn run(
-        mut self,
-        mut wishes: mpsc::Receiver<(u64, Box<HostWish>)>,
+    /// Starts the thread.
+    pub(crate) fn start(
+        self,
+        wishes: mpsc::Receiver<(u64, Box<HostWish>)>,
         events: mpsc::Sender<Event>,
-    ) {
-        while let Some((generation, wish)) = wishes.recv().await {
+    ) -> io::Result<()> {
+        let serve = move || self.run(wishes, &events);
+        std::thread::Builder::new().name("host".to_owned()).spawn(serve).map(drop)
+    }
+
+    /// Serves wishes until nobody wishes any more.
+    fn run(mut self, mut wishes: mpsc::Receiver<(u64, Box<HostWish>)>, events: &mpsc::Sender<Event>) {
+        while let Some((generation, wish)) = wishes.blocking_recv() {
             self.write_down(&wish);
-            let result = self.fulfil(&wish).await;
+            let result = self.fulfil(&wish);
             self.made = result.as_ref().ok().map(|made| (*wish, made.missing.clone()));
-            if events.send(Event::Converged { generation, result }).await.is_err() {
+            if events.blocking_send(Event::Converged { generation, result }).is_err() {
                 return;
             }
         }
@@ -143,13 +149,13 @@ impl HostKeeper {
 
     /// Links, addresses, tables and rules first, then netfilter, then what no longer serves: a mark is set only once its rule is there, and
     /// its rule goes once nothing sets it. Whatever of it fails, the rest is done; the rules for marks that may still be set stay.
-    async fn fulfil(&mut self, wish: &HostWish) -> Result<HostMade, String> {
+    fn fulfil(&mut self, wish: &HostWish) -> Result<HostMade, String> {
         let (node, pods) = (&wish.node, wish.pods.as_deref());
-        let half = self.host.add(node, pods).await.map_err(|error| chain(&error))?;
+        let half = self.host.add(node, pods).map_err(|error| chain(&error))?;
         let nat = self.nat(wish, half.links());
         let marked = nat.is_ok();
         let netfilter = [nat, self.egress(wish)];
-        let done = self.host.finish(node, pods, half, marked).await;
+        let done = self.host.finish(node, pods, half, marked);
         if done.is_err() {
             netfilter.iter().flatten().flatten().for_each(|change| self.tell(false, change));
         }
@@ -182,7 +188,7 @@ impl HostKeeper {
         if !trouble.is_empty() {
             return Err(trouble.join("; "));
         }
-        self.take_over(wish, &made).await;
+        self.take_over(wish, &made);
         Ok(made)
     }
 
@@ -227,12 +233,12 @@ impl HostKeeper {
     /// ours for that ENI is not whole.
     ///
     /// What cannot be removed is superfluous and does no harm: the next look, half a minute later at most, tries again.
-    async fn take_over(&mut self, wish: &HostWish, made: &HostMade) {
+    fn take_over(&mut self, wish: &HostWish, made: &HostMade) {
         let Some(former) = self.former.take() else { return };
         let mut ready = wish.node.clone();
         ready.enis.retain(|eni| made.is_ready(&eni.mac));
         let whole = ready.enis.len() == wish.node.enis.len();
-        let removed = self.remove_leftovers(wish, &ready, &former).await;
+        let removed = self.remove_leftovers(wish, &ready, &former);
         self.former = (removed.is_err() || !whole).then_some(former);
         match removed {
             Ok((netfilter, routes)) => {
@@ -251,16 +257,16 @@ impl HostKeeper {
         }
     }
 
-    async fn remove_leftovers(
+    fn remove_leftovers(
         &mut self,
         wish: &HostWish,
         ready: &NodeSpec,
         former: &Former,
     ) -> Result<(Vec<String>, Vec<String>), String> {
-        let seen = self.host.look().await.map_err(|error| chain(&error))?;
+        let seen = self.host.look().map_err(|error| chain(&error))?;
         let guarded = guarded(&seen, wish.local);
         let netfilter = self.netfilter.take_over(&guarded).map_err(|error| chain(&error))?;
-        let routes = self.host.take_over(&wish.node, ready, former).await.map_err(|error| chain(&error))?;
+        let routes = self.host.take_over(&wish.node, ready, former).map_err(|error| chain(&error))?;
         Ok((netfilter, routes))
     }
 

@@ -6,7 +6,7 @@ use lab::ec2::Action;
 use types::Prefix;
 use wire::Report;
 
-use crate::support::{Outcome, Setting, Test, ensure, reach};
+use crate::support::{Outcome, Setting, Test, ensure, eventually, reach};
 
 pub(crate) const TESTS: &[Test] = &[
     ("pods_of_prefixes_on_both_enis_reach_everything_with_the_right_source", packets),
@@ -76,8 +76,9 @@ fn change() -> Outcome {
     let moved = |report: &Report| prefixes(report) == 1 && report.addresses.total() == 3 + 16;
     let report = node.wait_for("single addresses for pods only", moved)?;
     let eni = report.enis[0].id.clone();
-    let in_ec2 = ec2.eni(&eni).map(|eni| (eni.secondary.len(), eni.prefixes.len()));
-    ensure!(in_ec2 == Some((3, 1)), "EC2 has {in_ec2:?} addresses and prefixes");
+    // What is being given back counts no more, and the call may be under way.
+    let in_ec2 = || ec2.eni(&eni).map(|eni| (eni.secondary.len(), eni.prefixes.len()));
+    eventually("EC2 has the addresses of pods and one prefix", || in_ec2() == Some((3, 1)))?;
     pods.extend(setting.pods(3..6)?);
     setting.accounts_for(&pods)?;
     reach(&setting, &pods)?;

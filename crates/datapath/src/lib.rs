@@ -8,11 +8,11 @@
 //! `model`, `desired`, `branch`, `diff`, `seen`, `leftovers` and `mark` are pure; `kernel` and `netfilter` talk to the kernel, `watch` hears what
 //! others change. Teardown is the difference against nothing, repair the difference after a change.
 //!
-//! Three clients talk netlink, each for what the others cannot do:
+//! Two clients talk netlink, both our own and blocking, each on threads of its own. They read a dump to its last message, which says whether it is
+//! whole, and wait for an answer no longer than a few seconds:
 //!
-//! - `kernel::socket`, our own, blocking: pods. An ADD is a batch of requests in one system call, in a namespace of others too, over a
-//!   socket that somebody else opened; it runs on a thread of its own.
-//! - the `rtnetlink` crate, on tokio: the host (`kernel::host`), one request after the other, never on the path of an ADD.
+//! - `kernel::socket`: pods and the host. An ADD is a batch of requests in one system call, in a namespace of others too, over a
+//!   socket that somebody else opened; what is the host's (`kernel::host`) is one request after the other, never on the path of an ADD.
 //! - `netfilter::socket`, our own: nf_tables, of which all must be one transaction, in messages that no crate has.
 //!
 //! | priority | rule | looks up | how many |

@@ -96,7 +96,7 @@ pub fn node(whom: &Whom) -> Evidence {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let (host, cloud) = match &runtime {
-        Ok(runtime) => runtime.block_on(async { (host().await, cloud(whom.cloud).await) }),
+        Ok(runtime) => runtime.block_on(async { (host(), cloud(whom.cloud).await) }),
         Err(error) => (Look::Failed(error.to_string()), Look::Failed(error.to_string())),
     };
     let record = saved.record.as_ref();
@@ -116,11 +116,8 @@ pub fn node(whom: &Whom) -> Evidence {
     Evidence { dir: whom.run_dir.clone(), saved, live }
 }
 
-async fn host() -> Look<HostSeen> {
-    let looked = match Host::open() {
-        Ok(mut host) => host.look().await,
-        Err(error) => Err(error),
-    };
+fn host() -> Look<HostSeen> {
+    let looked = Host::open().and_then(|mut host| host.look());
     looked.map_or_else(|error| Look::Failed(chain(&error)), Look::Seen)
 }
 

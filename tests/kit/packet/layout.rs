@@ -72,9 +72,7 @@ pub(super) fn settle(node: &Node, added: &[Pod]) -> Result<(), LabError> {
 fn ours(node: &Node) -> Result<(), LabError> {
     let spec = node_spec(node)?;
     let made = node.host().run(|| -> Result<(), LabError> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(LabError::doing("make a runtime"))?;
-        let converged = runtime.block_on(async { Host::open()?.converge(&spec, None).await });
+        let converged = Host::open().and_then(|mut host| host.converge(&spec, None));
         let links = converged.map_err(refused)?.links;
         let nat = NatSpec {
             pod_if_prefixes: ["eni".to_owned()].into(),

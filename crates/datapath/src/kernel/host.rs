@@ -1,21 +1,16 @@
-//! The host part: links, addresses, routes and rules, over rtnetlink. Never on the path of an ADD or DEL.
+//! The host part: links, addresses, routes and rules. Blocking, and never on the path of an ADD or DEL.
 
 use std::collections::BTreeMap;
 
-use futures_util::StreamExt;
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::route::{RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::AsyncSocket;
-use rtnetlink::Handle;
 use rustix::io::Errno;
 use types::{Mac, TableId};
 
-use super::answer::{Answer, be_strict};
+use super::answer::Answer;
 use super::message::number_of;
+use super::socket::{Socket, SocketError};
 use super::{KernelError, Refusal, leftovers, message, sysctl};
 use crate::desired;
 use crate::diff::{Op, diff, halves};
@@ -23,8 +18,6 @@ use crate::leftovers::{Former, Leftovers, removable};
 use crate::model::{Address, EniSpec, Family, IfIndex, LinkSeen, NodeSpec, PodSpec};
 use crate::seen::{HostSeen, Maker, RouteSeen, RuleSeen};
 
-/// How often a dump is tried that others' changes interrupt.
-const DUMP_TRIES: u32 = 5;
 /// How often the state is compared and changed. One change may undo another (removing an address also removes
 /// those that were added to its subnet after it), and the second round mends that.
 const ROUNDS_MAX: u32 = 4;
@@ -65,22 +58,19 @@ impl Half {
 /// The host's kernel. One owner: `&mut self` keeps one dump in flight, as the kernel wants it.
 #[derive(Debug)]
 pub struct Host {
-    handle: Handle,
+    socket: Socket,
     port: u32,
-    _connection: tokio::task::JoinHandle<()>,
 }
 
 impl Host {
-    /// Opens a connection in the network namespace of the calling thread; needs a tokio runtime.
+    /// Opens a socket in the network namespace of the calling thread.
     ///
     /// # Errors
     /// When the kernel gives no socket.
     pub fn open() -> Result<Self, KernelError> {
-        let (mut connection, handle, _unsolicited) =
-            rtnetlink::new_connection().map_err(KernelError::Socket)?;
-        be_strict(connection.socket_mut().socket_ref()).map_err(KernelError::Socket)?;
-        let port = crate::watch::port(connection.socket_mut().socket_mut()).map_err(KernelError::Socket)?;
-        Ok(Self { handle, port, _connection: tokio::spawn(connection) })
+        let mut socket = Socket::open().map_err(KernelError::Socket)?;
+        let port = socket.port().map_err(KernelError::Socket)?;
+        Ok(Self { socket, port })
     }
 
     /// The port of its socket: notices of our own changes carry it.
@@ -95,13 +85,9 @@ impl Host {
     ///
     /// # Errors
     /// When the kernel cannot be read, or an ENI has no mark.
-    pub async fn converge(
-        &mut self,
-        spec: &NodeSpec,
-        pods: Option<&[PodSpec]>,
-    ) -> Result<Converged, KernelError> {
-        let half = self.add(spec, pods).await?;
-        self.finish(spec, pods, half, true).await
+    pub fn converge(&mut self, spec: &NodeSpec, pods: Option<&[PodSpec]>) -> Result<Converged, KernelError> {
+        let half = self.add(spec, pods)?;
+        self.finish(spec, pods, half, true)
     }
 
     /// The first half of [`Self::converge`]: adds what is missing, and removes nothing. After that packets can be given the marks that
@@ -109,9 +95,9 @@ impl Host {
     ///
     /// # Errors
     /// As for [`Self::converge`].
-    pub async fn add(&mut self, spec: &NodeSpec, pods: Option<&[PodSpec]>) -> Result<Half, KernelError> {
+    pub fn add(&mut self, spec: &NodeSpec, pods: Option<&[PodSpec]>) -> Result<Half, KernelError> {
         let mut done = Converged::default();
-        let (rest, seen) = self.add_missing(spec, pods, &mut done).await?;
+        let (rest, seen) = self.add_missing(spec, pods, &mut done)?;
         Ok(Half { done, rest, seen })
     }
 
@@ -120,7 +106,7 @@ impl Host {
     ///
     /// # Errors
     /// As for [`Self::converge`].
-    pub async fn finish(
+    pub fn finish(
         &mut self,
         spec: &NodeSpec,
         pods: Option<&[PodSpec]>,
@@ -130,7 +116,7 @@ impl Host {
         let Half { mut done, mut rest, mut seen } = half;
         for round in 1.. {
             rest.retain(|op| marked || !op.is_by_mark());
-            let made = self.make(&rest, spec, &seen, &mut done.refused).await?;
+            let made = self.make(&rest, spec, &seen, &mut done.refused)?;
             done.changes.extend(made.iter().cloned());
             done.undone.extend(made);
             if done.undone.is_empty() {
@@ -143,7 +129,7 @@ impl Host {
             if round == ROUNDS_MAX {
                 break;
             }
-            (rest, seen) = self.add_missing(spec, pods, &mut done).await?;
+            (rest, seen) = self.add_missing(spec, pods, &mut done)?;
         }
         let macs = spec.enis.iter().map(|eni| eni.mac);
         done.missing = macs.filter(|mac| !done.links.contains_key(mac)).collect();
@@ -151,17 +137,17 @@ impl Host {
     }
 
     /// The first half of a round; returns the second, and what the kernel held before.
-    async fn add_missing(
+    fn add_missing(
         &mut self,
         spec: &NodeSpec,
         pods: Option<&[PodSpec]>,
         done: &mut Converged,
     ) -> Result<(Vec<Op>, HostSeen), KernelError> {
-        let seen = self.look().await?;
+        let seen = self.look()?;
         done.links = seen.by_mac();
         let want = desired::host(spec, pods.unwrap_or_default(), &seen)?;
         let (additions, rest) = halves(diff(&want, &seen.ours(spec, pods.is_some())));
-        done.undone = self.make(&additions, spec, &seen, &mut done.refused).await?;
+        done.undone = self.make(&additions, spec, &seen, &mut done.refused)?;
         done.changes.extend(done.undone.iter().cloned());
         set_all(spec, done);
         Ok((rest, seen))
@@ -172,7 +158,7 @@ impl Host {
     ///
     /// # Errors
     /// When the kernel cannot be read or refused something.
-    pub async fn take_over(
+    pub fn take_over(
         &mut self,
         spec: &NodeSpec,
         ready: &NodeSpec,
@@ -180,13 +166,13 @@ impl Host {
     ) -> Result<Vec<String>, KernelError> {
         let mut removed = Vec::new();
         for _ in 0..ROUNDS_MAX {
-            let removals = removable(&self.leftovers().await?, ready, former);
+            let removals = removable(&self.leftovers()?, ready, former);
             if removals.is_empty() {
                 break;
             }
             for removal in removals {
                 let (request, flags) = leftovers::of_removal(&removal);
-                match self.ask(request, flags).await? {
+                match self.ask(request, flags)? {
                     None => removed.push(removal.command()),
                     // Gone already, or there already.
                     Some(answer)
@@ -201,22 +187,22 @@ impl Host {
                 }
             }
             // Of two rules that differ by their maker alone the kernel has removed the first, which may have been ours.
-            self.converge(spec, None).await?;
+            self.converge(spec, None)?;
         }
         Ok(removed)
     }
 
-    async fn leftovers(&mut self) -> Result<Leftovers, KernelError> {
+    fn leftovers(&mut self) -> Result<Leftovers, KernelError> {
         let mut seen = Leftovers::default();
         for family in Family::ALL {
-            for message in self.dump_of(family, "rules", leftovers::list_rules(family)).await? {
+            for message in self.dump_of(family, "rules", &leftovers::list_rules(family))? {
                 if let RouteNetlinkMessage::NewRule(message) = message {
                     leftovers::see_rule(&mut seen, &message);
                 }
             }
             let mut ask = RouteMessage::default();
             ask.header.address_family = number_of(family);
-            for message in self.dump_of(family, "routes", RouteNetlinkMessage::GetRoute(ask)).await? {
+            for message in self.dump_of(family, "routes", &RouteNetlinkMessage::GetRoute(ask))? {
                 let RouteNetlinkMessage::NewRoute(message) = message else { continue };
                 seen.routes.extend(leftovers::to_pod_route(&message));
                 let ours = message::to_route(&message)
@@ -228,7 +214,7 @@ impl Host {
     }
 
     /// Makes changes; returns the commands of those that changed something.
-    async fn make(
+    fn make(
         &mut self,
         ops: &[Op],
         spec: &NodeSpec,
@@ -238,7 +224,7 @@ impl Host {
         let (names, links) = (seen.names(), seen.by_mac());
         let mut made = Vec::new();
         for op in ops {
-            match self.apply(op).await? {
+            match self.apply(op)? {
                 None => made.push(op.command(&names)),
                 Some(answer) if already_so(op, answer.errno()) => {}
                 Some(answer) => {
@@ -257,24 +243,24 @@ impl Host {
     ///
     /// # Errors
     /// When the kernel cannot be read.
-    pub async fn look(&mut self) -> Result<HostSeen, KernelError> {
-        let dump = self.dump("links", RouteNetlinkMessage::GetLink(message::any_link())).await?;
+    pub fn look(&mut self) -> Result<HostSeen, KernelError> {
+        let dump = self.told("links", &RouteNetlinkMessage::GetLink(message::any_link()))?;
         let links = dump.iter().filter_map(|message| match message {
             RouteNetlinkMessage::NewLink(message) => Some(message::to_link(message)),
             _ => None,
         });
         Ok(HostSeen {
             links: links.collect(),
-            rules: self.rules().await?,
-            routes: self.routes().await?,
-            addresses: self.addresses().await?,
+            rules: self.rules()?,
+            routes: self.routes()?,
+            addresses: self.addresses()?,
         })
     }
 
-    async fn rules(&mut self) -> Result<Vec<RuleSeen>, KernelError> {
+    fn rules(&mut self) -> Result<Vec<RuleSeen>, KernelError> {
         let mut rules = Vec::new();
         for family in Family::ALL {
-            let dump = self.dump_of(family, "rules", leftovers::list_rules(family)).await?;
+            let dump = self.dump_of(family, "rules", &leftovers::list_rules(family))?;
             rules.extend(dump.iter().filter_map(|message| match message {
                 RouteNetlinkMessage::NewRule(message) => message::any_rule(message),
                 _ => None,
@@ -283,12 +269,12 @@ impl Host {
         Ok(rules)
     }
 
-    async fn routes(&mut self) -> Result<Vec<RouteSeen>, KernelError> {
+    fn routes(&mut self) -> Result<Vec<RouteSeen>, KernelError> {
         let mut routes = Vec::new();
         for family in Family::ALL {
             let mut ask = RouteMessage::default();
             ask.header.address_family = number_of(family);
-            let dump = self.dump_of(family, "routes", RouteNetlinkMessage::GetRoute(ask)).await?;
+            let dump = self.dump_of(family, "routes", &RouteNetlinkMessage::GetRoute(ask))?;
             routes.extend(dump.iter().filter_map(|message| match message {
                 RouteNetlinkMessage::NewRoute(message) if message.header.kind == RouteType::Unicast => {
                     message::to_route(message).map(|(maker, route)| RouteSeen { maker, route })
@@ -299,10 +285,10 @@ impl Host {
         Ok(routes)
     }
 
-    async fn addresses(&mut self) -> Result<Vec<Address>, KernelError> {
+    fn addresses(&mut self) -> Result<Vec<Address>, KernelError> {
         let mut inet = AddressMessage::default();
         inet.header.family = AddressFamily::Inet;
-        let dump = self.dump("addresses", RouteNetlinkMessage::GetAddress(inet)).await?;
+        let dump = self.told("addresses", &RouteNetlinkMessage::GetAddress(inet))?;
         let addresses = dump.iter().filter_map(|message| match message {
             RouteNetlinkMessage::NewAddress(message) => message::to_address(message),
             _ => None,
@@ -310,70 +296,47 @@ impl Host {
         Ok(addresses.collect())
     }
 
+    /// All objects of a kind.
+    fn told(
+        &mut self,
+        what: &'static str,
+        ask: &RouteNetlinkMessage,
+    ) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
+        self.socket.dump(ask).map_err(|error| unread(what, error))
+    }
+
     /// All objects of a kind and a family; none of IPv6 where the kernel lacks that.
-    async fn dump_of(
+    fn dump_of(
         &mut self,
         family: Family,
         what: &'static str,
-        ask: RouteNetlinkMessage,
+        ask: &RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
-        match self.dump(what, ask).await {
-            Err(KernelError::Read { source: rtnetlink::Error::NetlinkError(error), .. })
-                if family == Family::V6 && error.raw_code() == -Errno::AFNOSUPPORT.raw_os_error() =>
-            {
-                Ok(Vec::new())
-            }
-            answer => answer,
+        match self.socket.dump(ask) {
+            Err(error) if family == Family::V6 && error.errno() == Some(Errno::AFNOSUPPORT) => Ok(Vec::new()),
+            told => told.map_err(|error| unread(what, error)),
         }
-    }
-
-    /// All objects of a kind; repeated when changes interrupt the dump.
-    async fn dump(
-        &mut self,
-        what: &'static str,
-        ask: RouteNetlinkMessage,
-    ) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
-        let failed = |source| KernelError::Read { what, source };
-        for _ in 0..DUMP_TRIES {
-            let mut message = NetlinkMessage::from(ask.clone());
-            message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-            let mut answers = self.handle.request(message).map_err(failed)?;
-            let (mut all, mut interrupted) = (Vec::new(), false);
-            while let Some(answer) = answers.next().await {
-                interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
-                match answer.payload {
-                    NetlinkPayload::InnerMessage(message) => all.push(message),
-                    NetlinkPayload::Error(error) => {
-                        return Err(failed(rtnetlink::Error::NetlinkError(error)));
-                    }
-                    _ => {}
-                }
-            }
-            if !interrupted {
-                return Ok(all);
-            }
-        }
-        Err(KernelError::Interrupted(what))
     }
 
     /// Makes one change; the kernel's refusal, if there is one.
-    async fn apply(&mut self, op: &Op) -> Result<Option<Answer>, KernelError> {
+    fn apply(&mut self, op: &Op) -> Result<Option<Answer>, KernelError> {
         let (message, flags) = message::of_op(op);
-        self.ask(message, flags).await
+        self.ask(message, flags)
     }
 
-    async fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<Option<Answer>, KernelError> {
-        let mut message = NetlinkMessage::from(message);
-        message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
-        let failed = |source| KernelError::Read { what: "answers", source };
-        let mut answers = self.handle.request(message).map_err(failed)?;
-        let mut refusal = None;
-        while let Some(answer) = answers.next().await {
-            if let NetlinkPayload::Error(error) = answer.payload {
-                refusal = refusal.or(Answer::refusal(&error, answer.header.flags));
-            }
+    fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<Option<Answer>, KernelError> {
+        match self.socket.batch(vec![(message, flags)]) {
+            Ok(_) => Ok(None),
+            Err(SocketError::Refused { answer, .. }) => Ok(Some(answer)),
+            Err(error) => Err(unread("answers", error)),
         }
-        Ok(refusal)
+    }
+}
+
+fn unread(what: &'static str, error: SocketError) -> KernelError {
+    match error {
+        SocketError::Interrupted => KernelError::Interrupted(what),
+        error => KernelError::Read { what, source: Box::new(error) },
     }
 }
 

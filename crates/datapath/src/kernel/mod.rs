@@ -45,7 +45,7 @@ pub enum KernelError {
         what: &'static str,
         /// The kernel's answer.
         #[source]
-        source: rtnetlink::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// What is wanted cannot be expressed.
     #[error(transparent)]

@@ -27,6 +27,8 @@ const REPLY_BYTES: usize = 64 * 1024;
 const HEADER_BYTES: usize = 16;
 /// How often a dump is tried that others' changes interrupt.
 const DUMP_TRIES: u32 = 5;
+/// Pause after the first that was interrupted; doubles with each.
+const DUMP_PAUSE: Duration = Duration::from_millis(1);
 
 /// One request: a message and its flags beyond `REQUEST` and `ACK`.
 pub(super) type Ask = (RouteNetlinkMessage, u16);
@@ -45,6 +47,9 @@ pub(super) enum SocketError {
     /// The socket itself failed.
     #[error("the netlink socket fails")]
     Io(#[source] io::Error),
+    /// No answer, or not all of it, within the time that it may take.
+    #[error("the kernel does not answer a netlink request within {} s", TIMEOUT.as_secs())]
+    Silent,
     /// The kernel refused the request with this number in the batch.
     #[error("the kernel refuses request {index}")]
     Refused {
@@ -67,7 +72,7 @@ impl SocketError {
     pub(super) fn errno(&self) -> Option<Errno> {
         match self {
             Self::Refused { answer, .. } => answer.errno(),
-            Self::Io(_) | Self::Nonsense | Self::Interrupted => None,
+            Self::Io(_) | Self::Silent | Self::Nonsense | Self::Interrupted => None,
         }
     }
 }
@@ -79,7 +84,7 @@ struct Replies {
     messages: Vec<RouteNetlinkMessage>,
     /// The first refusal.
     refusal: Option<SocketError>,
-    /// Whether a dump was interrupted.
+    /// Whether a dump was interrupted, or some of it is lost.
     interrupted: bool,
     /// Requests without their last answer.
     left: usize,
@@ -134,16 +139,7 @@ impl Socket {
         &mut self,
         ask: &RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, SocketError> {
-        for _ in 0..DUMP_TRIES {
-            let replies = self.run(vec![(ask.clone(), NLM_F_DUMP)], 0)?;
-            if let Some(refusal) = replies.refusal {
-                return Err(refusal);
-            }
-            if !replies.interrupted {
-                return Ok(replies.messages);
-            }
-        }
-        Err(SocketError::Interrupted)
+        whole(|| self.run(vec![(ask.clone(), NLM_F_DUMP)], 0))
     }
 
     fn run(&mut self, asks: Vec<Ask>, common: u16) -> Result<Replies, SocketError> {
@@ -166,12 +162,19 @@ impl Socket {
             return Err(SocketError::Io(io::ErrorKind::WriteZero.into()));
         }
         let mut replies = Replies { left: count, ..Replies::default() };
+        self.collect(&mut replies, first, count)?;
+        Ok(replies)
+    }
+
+    /// Reads until every request has its last answer.
+    fn collect(&mut self, replies: &mut Replies, first: u32, count: usize) -> Result<(), SocketError> {
         while replies.left > 0 {
-            let got = uninterrupted(|| self.socket.recv(&mut &mut self.buffer[..], 0));
-            let got = got.map_err(SocketError::Io)?;
+            // The length is the datagram's, also where the buffer is too short for it.
+            let got = uninterrupted(|| self.socket.recv(&mut &mut self.buffer[..], libc::MSG_TRUNC));
+            let got = got.map_err(unread)?;
             replies.read(self.buffer.get(..got).ok_or(SocketError::Nonsense)?, first, count)?;
         }
-        Ok(replies)
+        Ok(())
     }
 }
 
@@ -211,8 +214,34 @@ impl Replies {
                 self.refusal = self.refusal.take().or(refusal);
             }
             NetlinkPayload::InnerMessage(reply) => self.messages.push(reply),
+            NetlinkPayload::Overrun(_) => self.interrupted = true,
             _ => {}
         }
+    }
+}
+
+/// What a dump tells that nothing has interrupted, of a few.
+fn whole(
+    mut dump: impl FnMut() -> Result<Replies, SocketError>,
+) -> Result<Vec<RouteNetlinkMessage>, SocketError> {
+    for number in 0..DUMP_TRIES {
+        let replies = dump()?;
+        if let Some(refusal) = replies.refusal {
+            return Err(refusal);
+        }
+        if !replies.interrupted {
+            return Ok(replies.messages);
+        }
+        std::thread::sleep(DUMP_PAUSE * 2_u32.pow(number));
+    }
+    Err(SocketError::Interrupted)
+}
+
+/// Why nothing could be read: with a timeout set, the kernel says that it would have to wait.
+fn unread(error: io::Error) -> SocketError {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => SocketError::Silent,
+        _ => SocketError::Io(error),
     }
 }
 
@@ -240,5 +269,120 @@ fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             result => return result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::{DoneMessage, NLM_F_MULTIPART};
+    use netlink_packet_route::link::LinkMessage;
+
+    use super::*;
+
+    /// The number of the first request.
+    const FIRST: u32 = 7;
+
+    fn message(number: u32, flags: u16, payload: NetlinkPayload<RouteNetlinkMessage>) -> Vec<u8> {
+        let mut header = NetlinkHeader::default();
+        header.flags = flags;
+        header.sequence_number = number;
+        let mut message = NetlinkMessage::new(header, payload);
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len().next_multiple_of(4)];
+        message.serialize(&mut bytes);
+        bytes
+    }
+
+    fn link(number: u32, flags: u16) -> Vec<u8> {
+        let link = RouteNetlinkMessage::NewLink(LinkMessage::default());
+        message(number, NLM_F_MULTIPART | flags, NetlinkPayload::InnerMessage(link))
+    }
+
+    fn done(flags: u16, code: i32) -> Vec<u8> {
+        let mut done = DoneMessage::default();
+        done.code = code;
+        message(FIRST, NLM_F_MULTIPART | flags, NetlinkPayload::Done(done))
+    }
+
+    /// What one request has got after these datagrams.
+    fn replies(datagrams: &[Vec<u8>]) -> Result<Replies, SocketError> {
+        let mut replies = Replies { left: 1, ..Replies::default() };
+        datagrams.iter().try_for_each(|datagram| replies.read(datagram, FIRST, 1))?;
+        Ok(replies)
+    }
+
+    #[test]
+    fn a_dump_is_over_with_its_last_message_and_not_before() {
+        let begun = replies(&[link(FIRST, 0), [link(FIRST, 0), link(FIRST, 0)].concat()]).unwrap();
+        assert_eq!((begun.messages.len(), begun.left), (3, 1));
+
+        let whole = replies(&[link(FIRST, 0), done(0, 0)]).unwrap();
+        assert_eq!((whole.messages.len(), whole.left, whole.interrupted), (1, 0, false));
+    }
+
+    #[test]
+    fn a_change_between_the_last_object_and_the_end_interrupts_a_dump_too() {
+        for datagrams in
+            [[link(FIRST, NLM_F_DUMP_INTR), done(0, 0)], [link(FIRST, 0), done(NLM_F_DUMP_INTR, 0)]]
+        {
+            assert!(replies(&datagrams).unwrap().interrupted);
+        }
+    }
+
+    #[test]
+    fn an_error_with_which_a_dump_ends_is_a_refusal() {
+        let replies = replies(&[link(FIRST, 0), done(0, -Errno::NOBUFS.raw_os_error())]).unwrap();
+
+        assert_eq!(replies.refusal.and_then(|refusal| refusal.errno()), Some(Errno::NOBUFS));
+    }
+
+    #[test]
+    fn answers_to_requests_that_were_given_up_are_passed_over() {
+        let replies = replies(&[link(FIRST - 1, 0), link(FIRST, 0), done(0, 0)]).unwrap();
+
+        assert_eq!(replies.messages.len(), 1);
+    }
+
+    #[test]
+    fn a_datagram_that_is_cut_is_nonsense() {
+        let cut = |bytes: Vec<u8>, length: usize| bytes[..length].to_vec();
+        for datagram in [cut(link(FIRST, 0), 20), cut(link(FIRST, 0), 3), Vec::new()] {
+            assert!(matches!(replies(&[datagram]), Err(SocketError::Nonsense)));
+        }
+    }
+
+    #[test]
+    fn an_interrupted_dump_is_repeated_and_given_up_after_some() {
+        let after = |interrupted: u32| {
+            let mut tries = 0;
+            let told = whole(|| {
+                tries += 1;
+                let last = if tries > interrupted { 0 } else { NLM_F_DUMP_INTR };
+                replies(&[vec![link(FIRST, 0); usize::try_from(tries).unwrap()].concat(), done(last, 0)])
+            });
+            (tries, told.map(|messages| messages.len()))
+        };
+
+        assert!(matches!(after(0), (1, Ok(1))));
+        assert!(matches!(after(2), (3, Ok(3))), "what interrupted ones told counts");
+        assert!(matches!(after(DUMP_TRIES), (DUMP_TRIES, Err(SocketError::Interrupted))));
+    }
+
+    #[test]
+    fn a_kernel_that_says_nothing_is_no_other_failure() {
+        assert!(matches!(unread(Errno::AGAIN.into()), SocketError::Silent));
+        assert!(matches!(unread(Errno::NOBUFS.into()), SocketError::Io(_)));
+    }
+
+    #[test]
+    fn a_socket_without_an_answer_is_not_waited_for_without_end() {
+        let mut socket = Socket::open().unwrap();
+        set_socket_timeout(&socket.socket, Timeout::Recv, Some(Duration::from_millis(10))).unwrap();
+
+        // Nobody acknowledges what nobody was asked.
+        let mut replies = Replies { left: 1, ..Replies::default() };
+        let waited = socket.collect(&mut replies, FIRST, 1);
+
+        assert!(matches!(waited, Err(SocketError::Silent)), "{waited:?}");
     }
 }

@@ -106,9 +106,12 @@ pub enum NetfilterError {
         #[source]
         errno: io::Error,
     },
-    /// The kernel neither acknowledged nor refused.
+    /// The kernel neither acknowledged nor refused, or did not tell all that was asked for.
     #[error("the kernel does not answer an nf_tables request")]
     Silent,
+    /// An answer was longer than any is.
+    #[error("the kernel's answer to an nf_tables request is cut")]
+    Cut,
     /// The nftables of this host changed during every attempt to read them.
     #[error("nftables change faster than they can be read")]
     Restless,

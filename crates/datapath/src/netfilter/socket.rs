@@ -12,7 +12,8 @@ use rustix::net::sockopt::set_socket_send_buffer_size;
 
 use super::NetfilterError;
 use super::constants::{
-    NFNL_SUBSYS_NFTABLES, NLM_F_ACK_TLVS, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NLMSGERR_ATTR_MSG,
+    NFNL_SUBSYS_NFTABLES, NLM_F_ACK_TLVS, NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR,
+    NLMSGERR_ATTR_MSG,
 };
 use super::decode::{Message, attribute, messages, native_u32, text};
 use super::encode::{Attributes, Batch, request};
@@ -79,35 +80,19 @@ impl Socket {
     ) -> Result<Vec<Vec<u8>>, NetfilterError> {
         for _ in 0..DUMP_TRIES {
             self.send(&request(family, kind, flags, 1, attributes))?;
-            if let Some(answers) = self.answers()? {
-                return Ok(answers);
+            let mut told = Told::default();
+            while let Some(length) = self.receive()? {
+                told.read(&self.buffer[..length])?;
+            }
+            match told {
+                Told { is_interrupted: true, .. } => {}
+                Told { is_ended: false, .. } if flags & NLM_F_DUMP != 0 => {
+                    return Err(NetfilterError::Silent);
+                }
+                Told { answers, .. } => return Ok(answers),
             }
         }
         Err(NetfilterError::Restless)
-    }
-
-    /// `None` when the table changed while it was told.
-    fn answers(&mut self) -> Result<Option<Vec<Vec<u8>>>, NetfilterError> {
-        let mut answers = Vec::new();
-        let mut whole = true;
-        while let Some(length) = self.receive()? {
-            for message in messages(&self.buffer[..length]) {
-                whole &= message.flags & NLM_F_DUMP_INTR == 0;
-                match (message.kind, message.kind >> 8) {
-                    (NLMSG_ERROR, _) => match errno(&message) {
-                        0 => {}
-                        errno if errno == Errno::NOENT.raw_os_error() => {}
-                        errno => return Err(refusal(&message, errno, &["tell its table".to_owned()])),
-                    },
-                    (NLMSG_DONE, _) => {}
-                    (_, NFNL_SUBSYS_NFTABLES) => {
-                        answers.push(message.body.get(4..).unwrap_or_default().to_vec())
-                    }
-                    (_, _) => {}
-                }
-            }
-        }
-        Ok(whole.then_some(answers))
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<(), NetfilterError> {
@@ -121,18 +106,53 @@ impl Socket {
 
     /// Length of the next datagram, or `None` when there is none.
     fn receive(&mut self) -> Result<Option<usize>, NetfilterError> {
-        match self.socket.recv(&mut &mut self.buffer[..], 0) {
-            Ok(length) => Ok(Some(length.min(self.buffer.len()))),
+        // The length is the datagram's, also where the buffer is too short for it.
+        match self.socket.recv(&mut &mut self.buffer[..], libc::MSG_TRUNC) {
+            Ok(length) if length > self.buffer.len() => Err(NetfilterError::Cut),
+            Ok(length) => Ok(Some(length)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(NetfilterError::Socket(error)),
         }
     }
 }
 
+/// What has come as an answer to one question.
+#[derive(Debug, Default)]
+struct Told {
+    answers: Vec<Vec<u8>>,
+    /// The tables changed while they were told.
+    is_interrupted: bool,
+    /// Nothing more is to come.
+    is_ended: bool,
+}
+
+impl Told {
+    /// Takes in one datagram.
+    fn read(&mut self, datagram: &[u8]) -> Result<(), NetfilterError> {
+        for message in messages(datagram) {
+            self.is_interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
+            match (message.kind, message.kind >> 8) {
+                (NLMSG_ERROR | NLMSG_DONE, _) => {
+                    self.is_ended = true;
+                    let errno = errno(&message);
+                    if errno != 0 && errno != Errno::NOENT.raw_os_error() {
+                        return Err(refusal(&message, errno, &["tell its table".to_owned()]));
+                    }
+                }
+                (_, NFNL_SUBSYS_NFTABLES) => {
+                    self.answers.push(message.body.get(4..).unwrap_or_default().to_vec());
+                }
+                (_, _) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
 /// `struct nlmsgerr` without the refused message's body: errno and that message's header.
 const ERROR_BYTES: usize = 20;
 
-/// What `struct nlmsgerr` says, as a positive number.
+/// What `struct nlmsgerr` or the end of a dump says, as a positive number.
 fn errno(message: &Message<'_>) -> i32 {
     native_u32(message.body).map_or(0, |errno| errno.cast_signed().saturating_neg())
 }
@@ -145,4 +165,58 @@ fn refusal(message: &Message<'_>, errno: i32, steps: &[String]) -> NetfilterErro
     let step = index.and_then(|i| steps.get(i)).map_or("run the transaction", String::as_str);
     let detail = detail.map(|d| format!(" ({d})")).unwrap_or_default();
     NetfilterError::Refused { step: format!("{step}{detail}"), errno: io::Error::from_raw_os_error(errno) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A message with the number of the only question.
+    fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+        let mut bytes = u32::try_from(16 + body.len()).unwrap().to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(flags.to_ne_bytes());
+        bytes.extend(1_u32.to_ne_bytes());
+        bytes.extend(0_u32.to_ne_bytes());
+        bytes.extend(body);
+        bytes
+    }
+
+    fn object(flags: u16) -> Vec<u8> {
+        message(NFNL_SUBSYS_NFTABLES << 8, flags, &[2, 0, 0, 0])
+    }
+
+    fn done(flags: u16, code: i32) -> Vec<u8> {
+        message(NLMSG_DONE, flags, &code.to_ne_bytes())
+    }
+
+    fn told(datagrams: &[Vec<u8>]) -> Result<Told, NetfilterError> {
+        let mut told = Told::default();
+        datagrams.iter().try_for_each(|datagram| told.read(datagram))?;
+        Ok(told)
+    }
+
+    #[test]
+    fn a_dump_is_whole_with_its_last_message_alone() {
+        let begun = told(&[[object(0), object(0)].concat()]).unwrap();
+        assert_eq!((begun.answers.len(), begun.is_ended), (2, false));
+
+        let whole = told(&[object(0), done(0, 0)]).unwrap();
+        assert_eq!((whole.answers.len(), whole.is_ended, whole.is_interrupted), (1, true, false));
+    }
+
+    #[test]
+    fn a_change_is_told_by_any_message_of_a_dump_and_by_its_last() {
+        for datagrams in [[object(NLM_F_DUMP_INTR), done(0, 0)], [object(0), done(NLM_F_DUMP_INTR, 0)]] {
+            assert!(told(&datagrams).unwrap().is_interrupted);
+        }
+    }
+
+    #[test]
+    fn an_error_with_which_a_dump_ends_is_a_refusal_unless_there_is_nothing() {
+        let ends = |errno: Errno| told(&[object(0), done(0, -errno.raw_os_error())]);
+
+        assert!(matches!(ends(Errno::NOMEM), Err(NetfilterError::Refused { .. })));
+        assert!(ends(Errno::NOENT).unwrap().is_ended);
+    }
 }

@@ -157,10 +157,6 @@ fn json(arguments: &str) -> Result<Vec<serde_json::Value>, Failed> {
     Ok(if text.trim().is_empty() { Vec::new() } else { serde_json::from_str(&text)? })
 }
 
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()
-}
-
 /// A node with a primary and one secondary ENI (veths stand in for them).
 fn node() -> Result<NodeSpec, Failed> {
     let eni = |device: u8, primary: [u8; 4]| EniSpec {
@@ -194,7 +190,7 @@ fn node() -> Result<NodeSpec, Failed> {
 }
 
 fn converge(spec: &NodeSpec) -> Result<Vec<String>, Failed> {
-    let done = runtime()?.block_on(async { Host::open()?.converge(spec, None).await })?;
+    let done = Host::open()?.converge(spec, None)?;
     assert!(done.missing.is_empty(), "links not found: {:?}", done.missing);
     Ok(done.changes)
 }
@@ -268,18 +264,18 @@ fn moving_marks() -> Outcome {
     let spec = node()?;
     converge(&spec)?;
     let moved = NodeSpec { marks: Marks::with_connmark(0x100)?, ..spec };
-    let (runtime, old) = (runtime()?, ["fwmark 0x80/0x80", "fwmark 0x100/0x3f00"]);
+    let old = ["fwmark 0x80/0x80", "fwmark 0x100/0x3f00"];
     let has = |rule: &str| -> Result<bool, Failed> { Ok(ip("rule")?.contains(rule)) };
-    let mut host = runtime.block_on(async { Host::open() })?;
+    let mut host = Host::open()?;
 
-    let half = runtime.block_on(host.add(&moved, None))?;
+    let half = host.add(&moved, None)?;
 
     assert!(has("fwmark 0x1/0x3f lookup 2")? && has(old[0])? && has(old[1])?, "{}", ip("rule")?);
     assert!(
         ip("route get 192.0.2.9 mark 0x100")?.contains("dev ens1"),
         "an old mark leads elsewhere already"
     );
-    let done = runtime.block_on(host.finish(&moved, None, half, false))?;
+    let done = host.finish(&moved, None, half, false)?;
     assert!(has(old[0])? && has(old[1])?, "the old marks are still set: {done:?}");
     assert!(ip("route get 192.0.2.9 mark 0x100")?.contains("dev ens1"));
     converge(&moved)?;
@@ -376,8 +372,8 @@ fn ipv6() -> bool {
 /// Notices wait in the socket, so nothing is missed.
 fn notices() -> Outcome {
     let spec = NodeSpec { ipv6: ipv6(), ..node()? };
-    let (runtime, mut wirer) = (runtime()?, Wirer::open()?);
-    let mut host = runtime.block_on(async { Host::open() })?;
+    let mut wirer = Wirer::open()?;
+    let mut host = Host::open()?;
     let ports = [wirer.port()?, host.port()].into();
     let mut watch = Watch::routes(Ours {
         ports,
@@ -399,7 +395,7 @@ fn notices() -> Outcome {
     ] {
         ip(of_others)?;
     }
-    let done = runtime.block_on(host.converge(&spec, None))?;
+    let done = host.converge(&spec, None)?;
     assert!(done.refused.is_empty() && done.unset.is_empty() && !done.changes.is_empty(), "{done:?}");
     let (told, heard) = std::sync::mpsc::channel();
     std::thread::spawn(move || while watch.wait().is_ok() && told.send(()).is_ok() {});
@@ -429,7 +425,7 @@ fn notices() -> Outcome {
         heard.recv_timeout(10 * second).map_err(|error| format!("{damage}: {error}"))?;
         while heard.recv_timeout(second / 5).is_ok() {}
         let mended = wirer.mend(std::slice::from_ref(&again.spec))?.len();
-        let done = runtime.block_on(host.converge(&spec, None))?;
+        let done = host.converge(&spec, None)?;
         assert!(mended + done.changes.len() > 0, "{damage} needs nothing");
         assert!(heard.recv_timeout(second / 2).is_err(), "what puts {damage} right is told");
     }

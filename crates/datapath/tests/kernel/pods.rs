@@ -11,7 +11,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 use types::{HostVeth, PodName, VethPrefix};
 
-use crate::{Outcome, converge, ip, ipv6, json, node, runtime, unshare};
+use crate::{Outcome, converge, ip, ipv6, json, node, unshare};
 
 /// A pod's namespace: its descriptor, and what the plugin would pass.
 pub(crate) struct Pod {
@@ -113,8 +113,7 @@ pub(crate) fn pod_life() -> Outcome {
     ip("route flush table 51200")?;
     let found = wirer.check(&pod.spec, pod.socket()?)?;
     assert_eq!(found, [format!("10.0.4.7 is not routed to {}", pod.spec.host_if)]);
-    let mended = runtime()?
-        .block_on(async { Host::open()?.converge(&spec, Some(std::slice::from_ref(&pod.spec))).await })?;
+    let mended = Host::open()?.converge(&spec, Some(std::slice::from_ref(&pod.spec)))?;
     assert_eq!(mended.changes.len(), 1, "{:?}", mended.changes);
     assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new());
 
