@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVlan, LinkAttribute, LinkInfo, LinkMessage};
-use netlink_packet_route::route::RouteProtocol;
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType};
 use netlink_packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
 use rustix::io::Errno;
 use types::{Branch, BranchEni, BranchIpv4, Enforcing, Mac, TableId, VlanId};
@@ -21,6 +21,9 @@ use crate::PROTOCOL;
 use crate::branch::{BranchRule, BranchSelector, PRIORITY, rules, ways_out};
 use crate::model::{Family, IfIndex, LinkSeen, PodSpec, Route, RulePriority};
 
+/// Metric of the routes that refuse what nothing else in a branch ENI's table leads out: the last of all, as the kernel's documentation of
+/// VRFs has it.
+const LAST_METRIC: u32 = 4_278_198_272;
 /// How often a rule of one table is removed: more copies than anybody makes.
 const COPIES_MAX: u32 = 64;
 
@@ -76,6 +79,45 @@ fn of_rule(rule: &BranchRule) -> RuleMessage {
     message
 }
 
+/// The route by which a branch ENI's table has an answer to all packets. Without one they would go on to the next rules and leave by the main
+/// table, past the pod's security groups, while the routes by the VLAN's link are not there. It is on no link, and goes with none.
+fn refuse(family: Family, table: TableId) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = number_of(family);
+    message.header.table = u8::try_from(table.0).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+    message.header.protocol = RouteProtocol::from(PROTOCOL);
+    message.header.kind = RouteType::Unreachable;
+    message.attributes = vec![RouteAttribute::Table(table.0), RouteAttribute::Priority(LAST_METRIC)];
+    message
+}
+
+/// Whether the kernel told that route.
+fn is_refusal(message: &RouteMessage) -> bool {
+    message.header.kind == RouteType::Unreachable
+        && message.header.destination_prefix_length == 0
+        && message.attributes.contains(&RouteAttribute::Priority(LAST_METRIC))
+}
+
+/// The routes of a table to somewhere, and whether it refuses what they do not lead to.
+fn table_of(host: &mut Socket, family: Family, table: TableId) -> Result<(Vec<Route>, bool), WireError> {
+    let told = routes_of(host, family, table)?;
+    let ways = told.iter().filter(|message| message.header.kind == RouteType::Unicast);
+    Ok((ways.filter_map(to_route).map(|(_, route)| route).collect(), told.iter().any(is_refusal)))
+}
+
+/// Packets of a family, in words after those.
+const fn of(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "",
+        Family::V6 => " of IPv6",
+    }
+}
+
+/// The families of a pod.
+fn families_of(pod: &PodSpec) -> BTreeSet<Family> {
+    pod.addresses.iter().map(|address| Family::of(*address)).collect()
+}
+
 /// A rule that the kernel told, if it may lead to or from a branch ENI, and whether we made it.
 fn to_rule(message: &RuleMessage) -> Option<(BranchRule, bool)> {
     let mut plain = message.clone();
@@ -121,6 +163,9 @@ pub(super) fn make(
     if branch.is_strict() && seen.is_none() {
         forget(pod, host)?;
     }
+    let refusals = families_of(pod).into_iter().map(|family| refuse(family, branch.eni.vlan.table()));
+    let refusals = refusals.map(|route| (RouteNetlinkMessage::NewRoute(route), PUT)).collect();
+    host.batch(refusals).map_err(step("close the branch ENI's table"))?;
     for rule in rules(pod, branch) {
         match host.batch(vec![(RouteNetlinkMessage::NewRule(of_rule(&rule)), ADD)]) {
             Err(error) if error.errno() != Some(Errno::EXIST) => {
@@ -217,7 +262,7 @@ fn lead(pod: &PodSpec, branch: &Branch, vlan: IfIndex, host: &mut Socket) -> Res
     host.batch(asks).map(drop).map_err(step("add the branch ENI's routes"))
 }
 
-/// Takes it all away: the link, and its routes with it, and every rule for its table, whoever made them. A link of that name with another MAC
+/// Takes it all away: the link, and its routes with it, every rule for its table, whoever made them, and what closes it. A link of that name with another MAC
 /// address is of the next pod that has the VLAN, and so are the rules then.
 pub(super) fn remove(pod: &PodSpec, branch: &Branch, host: &mut Socket) -> Result<(), WireError> {
     match link_of(&branch.eni, host)? {
@@ -227,11 +272,13 @@ pub(super) fn remove(pod: &PodSpec, branch: &Branch, host: &mut Socket) -> Resul
         }
         None => {}
     }
-    let families: BTreeSet<Family> = pod.addresses.iter().map(|address| Family::of(*address)).collect();
-    for family in families {
+    let table = branch.eni.vlan.table();
+    for family in families_of(pod) {
         for priority in [PRIORITY, RulePriority::Steering.number()] {
-            remove_all(&plain_rule(family, priority, branch.eni.vlan.table()), host)?;
+            remove_all(&plain_rule(family, priority, table), host)?;
         }
+        let open = (RouteNetlinkMessage::DelRoute(refuse(family, table)), 0);
+        settle(host, open, "open the branch ENI's table")?;
     }
     Ok(())
 }
@@ -288,11 +335,14 @@ pub(super) fn differences(
     if !vlan.up {
         found.push(format!("{name} was down"));
     }
-    let mut routes = Vec::new();
+    let (table, mut routes) = (branch.eni.vlan.table(), BTreeSet::new());
     for family in Family::ALL {
-        routes.extend(routes_of(host, family, branch.eni.vlan.table())?.iter().filter_map(to_route));
+        let (ways, refuses) = table_of(host, family, table)?;
+        routes.extend(ways);
+        if !refuses && families_of(pod).contains(&family) {
+            found.push(format!("table {table} let packets{} go on to the main table", of(family)));
+        }
     }
-    let routes: BTreeSet<Route> = routes.into_iter().map(|(_, route)| route).collect();
     let own = crate::desired::pod_routes(pod, outer).filter(|_| branch.is_strict());
     let missing = ways_out(branch, vlan.index).into_iter().chain(own).filter(|it| !routes.contains(it));
     found.extend(missing.map(|route| format!("table {} had no route to {}", route.table, route.destination)));
@@ -325,13 +375,12 @@ pub(super) fn find(host: &mut Socket, main: &[Route]) -> Result<Vec<BranchSeen>,
         let trunk = links.iter().find(|it| Some(it.index) == link.peer).and_then(|it| it.mac);
         let mut routes = Vec::new();
         for family in Family::ALL {
-            routes.extend(routes_of(host, family, vlan.table())?.iter().filter_map(to_route));
+            routes.extend(table_of(host, family, vlan.table())?.0);
         }
         let (Some(mac), Some(trunk)) = (link.mac, trunk) else { continue };
         let of_vlan = |rule: &&(BranchRule, bool)| rule.0.table == vlan.table();
         let by_us = rules.iter().filter(of_vlan).any(|(_, ours)| *ours);
         let rules = rules.iter().filter(of_vlan).map(|(rule, _)| rule);
-        let routes: Vec<Route> = routes.into_iter().map(|(_, route)| route).collect();
         found.extend(
             seen(link, (mac, trunk, vlan), &routes, rules, main).map(|seen| BranchSeen { by_us, ..seen }),
         );

@@ -194,6 +194,7 @@ fn strict_on(stage: &Stage) -> Outcome {
     assert_eq!(converge(&stage.spec)?, Vec::<String>::new());
 
     mended(stage, &mut wirer, &pod)?;
+    never_by_main(&mut wirer, &pod)?;
     mended_with_trunk(stage, &mut wirer, &pod)?;
     mended_in_part(stage, &mut wirer, &pod)?;
     found_again(stage, &mut wirer, &pod)?;
@@ -229,6 +230,33 @@ fn mended(stage: &Stage, wirer: &mut Wirer, pod: &Pod) -> Outcome {
         assert!(stage.reaches(pod, ROUTER)?, "{take}");
     }
     Ok(())
+}
+
+/// While its table lacks its way out, or the VLAN's link is down, a strict pod's packets are refused: the main table would lead them past
+/// its security groups. That the table is closed is compared and put back as the rest is.
+fn never_by_main(wirer: &mut Wirer, pod: &Pod) -> Outcome {
+    // The main table knows a way to it.
+    let aside = ["link add aside0 type veth peer name aside1", "link set aside0 up", "link set aside1 up"];
+    aside.iter().try_for_each(|line| ip(line).map(drop))?;
+    ip("route replace 198.51.100.7 dev aside0")?;
+    let way = |pod: &Pod| ip(&format!("route get 198.51.100.7 from 10.0.20.7 iif {}", pod.name()));
+    assert!(way(pod)?.contains("dev vlan.eth.7"), "{}", way(pod)?);
+    for take in ["route del default table 107 metric 0", "link set vlan.eth.7 down"] {
+        ip(take)?;
+        let refused = way(pod).err().map(|error| format!("{error:?}")).unwrap_or_default();
+        assert!(refused.contains("No route to host"), "{take}: {refused}, {:?}", way(pod));
+        assert_eq!(wirer.mend(std::slice::from_ref(&pod.spec))?.len(), 1, "{take}");
+        assert!(way(pod)?.contains("dev vlan.eth.7"), "{take}");
+    }
+    let mut opens = vec!["route del unreachable default table 107 metric 4278198272"];
+    opens.extend(ipv6().then_some("-6 route del unreachable default table 107 metric 4278198272"));
+    for open in opens {
+        ip(open)?;
+        let [mended] = &wirer.mend(std::slice::from_ref(&pod.spec))?[..] else { return Err(open.into()) };
+        assert!(mended.what[0].contains("go on to the main table"), "{:?}", mended.what);
+        assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new(), "{open}");
+    }
+    ip("link del aside0").map(drop)
 }
 
 /// A trunk that others took down comes up with the VLAN, which the kernel would refuse before.
