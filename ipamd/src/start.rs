@@ -1,6 +1,6 @@
 //! The state at the start, from files and kernel, and what is left behind at the end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
@@ -123,15 +123,15 @@ fn lead_to_adopted(node: &Node, kernel: &[PodInKernel], wirer: &mut Wirer) {
 /// Leaves behind what the Go version needs to go on: a rule for each pod on a secondary ENI, needed once our nftables
 /// table is removed and with it our marks, and the checkpoint. The next start of ours removes the rules again.
 pub(crate) fn leave(node: &Node, checkpointing: JoinHandle<()>) {
-    let steered: Vec<(Ipv4Addr, TableId)> = node
-        .pool()
-        .owners()
-        .filter_map(|(_, grant)| {
-            let place = grant.place?;
-            Some((grant.address, TableId::of_eni(place.card, place.device)))
-        })
-        .filter(|(_, table)| *table != TableId::MAIN)
-        .collect();
+    let places = node.pool().owners().filter_map(|(_, grant)| {
+        let place = grant.place?;
+        Some((grant.address, TableId::of_eni(place.card, place.device)))
+    });
+    let mut tables: BTreeMap<Ipv4Addr, TableId> = places.collect();
+    // Where packets leave by now goes before what descriptions say, and is known of ENIs that none has.
+    tables.extend(node.led().map(|(address, eni)| (address, TableId::of_eni(eni.card, eni.device))));
+    tables.retain(|_, table| *table != TableId::MAIN);
+    let steered: Vec<(Ipv4Addr, TableId)> = tables.into_iter().collect();
     if let Err(error) = Wirer::open().and_then(|mut wirer| wirer.steer_each(&steered)) {
         tracing::warn!(error = chain(&error), "the Go version would not lead some pods out by their ENI");
     }

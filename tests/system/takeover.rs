@@ -38,6 +38,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_damaged_checkpoint_costs_no_pod_its_address", damaged),
     ("an_address_that_ec2_does_not_know_is_held_with_its_way_out", unknown_address),
     ("pods_live_on_when_the_node_is_given_back_and_taken_over_again", there_and_back),
+    (
+        "a_pod_whose_address_no_description_has_is_led_out_by_its_eni_after_the_node_is_given_back",
+        left_unknown,
+    ),
     ("a_killed_daemon_has_left_a_checkpoint_too", killed),
 ];
 
@@ -550,6 +554,46 @@ fn there_and_back() -> Outcome {
     pods[0].del(&place.node)?;
     go.pods[0].pod.del(&place.node)?;
     place.holds(pods.iter().skip(1).filter_map(|pod| pod.address)).map(drop)
+}
+
+/// Its ENI has lost it in EC2's picture, and then the daemon starts and is told to stop.
+fn left_unknown() -> Outcome {
+    let place = Place::new()?;
+    let settings = [("MAX_ENI", "2"), ("MINIMUM_IP_TARGET", "40")];
+    place.node.start_daemon(&settings)?;
+    place.node.wait_ready()?;
+    place.node.wait_for("two ENIs", |report| report.enis.len() == 2)?;
+    let mut pods = Vec::new();
+    for number in 0..34 {
+        let mut pod = Pod::create(&format!("ours-{number}"), &format!("ours{number}"))?;
+        pod.add(&place.node)?;
+        pods.push(pod);
+    }
+    let enis = place.fabric.ec2().enis_of(&place.node.instance().id);
+    let second = enis.iter().find(|eni| eni.attachment.as_ref().is_some_and(|at| at.device.0 == 1));
+    let on_second = second.and_then(|eni| {
+        let its =
+            pods.iter().filter_map(|pod| pod.address).find(|address| eni.secondary.contains(address))?;
+        Some((&eni.id, its))
+    });
+    let Some((eni, address)) = on_second else {
+        return Err(LabError::Otherwise("no pod is on the second ENI".to_owned()));
+    };
+    place.node.stop_daemon()?;
+    let taken = place.fabric.ec2().unassign(eni, &[address], &[]);
+    taken.map_err(|error| LabError::Otherwise(format!("unassign: {error}")))?;
+    place.node.start_daemon(&settings)?;
+    place.node.wait_ready()?;
+    let lost = |report: &Report| {
+        report.pods.iter().any(|pod| pod.address == IpAddr::V4(address) && pod.eni.is_none())
+    };
+    place.node.wait_for("no description has the address", lost)?;
+
+    place.node.stop_daemon()?;
+
+    let rules = place.node.netns().read("ip rule")?;
+    ensure!(rules.contains(&format!("from {address} lookup 2")), "{address} has no way out:\n{rules}");
+    Ok(())
 }
 
 fn killed() -> Outcome {

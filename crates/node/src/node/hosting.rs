@@ -463,6 +463,11 @@ impl Node {
         led
     }
 
+    /// By which ENI each pod's packets leave, as the kernel was told last.
+    pub fn led(&self) -> impl Iterator<Item = (Ipv4Addr, &EniSeen)> {
+        self.host.led.iter().flat_map(|eni| eni.addresses.iter().map(move |address| (*address, eni)))
+    }
+
     /// What of that no description has, or one that has it elsewhere.
     pub(super) fn stranded(&self) -> Vec<EniSeen> {
         let grants = self.pool.owners().map(|(_, grant)| (grant.address, grant.place.map(|place| place.eni)));
