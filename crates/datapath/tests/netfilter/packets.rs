@@ -15,7 +15,7 @@ use crate::table::{nft, nft_json};
 use crate::values::{FIRST, IN_VPC, NODE, OUTSIDE, PORT, SECOND, sourced, spec, wanted};
 use crate::{Outcome, Test, check};
 
-pub(crate) const TESTS: [Test; 8] = [
+pub(crate) const TESTS: [Test; 9] = [
     ("off_vpc_traffic_has_the_nodes_address_and_the_primary_eni", off_vpc),
     ("vpc_traffic_keeps_its_address_and_its_eni", in_vpc),
     ("a_node_ports_reply_leaves_by_the_primary_eni", node_port),
@@ -23,6 +23,7 @@ pub(crate) const TESTS: [Test; 8] = [
     ("external_snat_leaves_every_pod_to_its_eni", external_snat),
     ("only_our_bits_of_a_mark_change", marks),
     ("no_packet_escapes_while_the_table_changes", changed_under_load),
+    ("no_packet_escapes_while_processes_that_start_write_all_rules_anew", begun_under_load),
     ("no_packet_escapes_while_the_table_is_exchanged_for_one_of_another_shape", exchanged_under_load),
 ];
 
@@ -126,17 +127,31 @@ fn marks() -> Outcome {
 }
 
 fn changed_under_load() -> Outcome {
+    let mut netfilter = Netfilter::default();
+    under_load(|| {
+        netfilter.put(ruleset(&other()))?;
+        netfilter.put(wanted())?;
+        Ok(())
+    })
+}
+
+fn begun_under_load() -> Outcome {
+    under_load(|| {
+        let steps = Netfilter::default().put(wanted())?;
+        check(!steps.is_empty(), "what another process wrote is believed")
+    })
+}
+
+/// Does something to the node's table again and again while packets flow.
+fn under_load(mut change: impl FnMut() -> Outcome + Send) -> Outcome {
     let lab = Lab::new(&wanted())?;
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let changing = scope.spawn(|| {
             lab.node.run(|| {
-                let mut netfilter = Netfilter::default();
-                let other = other();
                 let mut rounds = 0;
                 while !done.load(Ordering::Relaxed) {
-                    netfilter.put(ruleset(&other))?;
-                    netfilter.put(wanted())?;
+                    change()?;
                     rounds += 1;
                 }
                 Ok(rounds)
