@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use types::{DeviceIndex, EniId, Moment, NetworkCard};
 
 use crate::LabError;
-use crate::ec2::{AttachState, Attachment, EniView, Instance, Tracking, VpcId};
+use crate::ec2::{AttachState, Attachment, EniKind, EniView, Instance, Tracking, VpcId};
 use crate::fabric::Fabric;
 use crate::imds::Facts;
 use crate::netns::Netns;
@@ -299,6 +299,7 @@ fn view(told: &Value) -> Result<EniView, LabError> {
     let groups = items(&told["Groups"]).iter().map(|group| parsed(&group["GroupId"]));
     let tags = items(&told["TagSet"]).iter().map(|tag| Ok((text(&tag["Key"])?, text(&tag["Value"])?)));
     Ok(EniView {
+        kind: EniKind::Interface,
         ipv6: None,
         ipv6_prefixes: Vec::new(),
         id: parsed(&told["NetworkInterfaceId"])?,

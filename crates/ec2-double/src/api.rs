@@ -90,6 +90,7 @@ fn new_eni(request: &Request<'_>) -> Result<NewEni, ApiError> {
     }
     Ok(NewEni {
         subnet: params.need_value("SubnetId")?,
+        trunk: is_trunk(params)?,
         description: params.get("Description").unwrap_or_default().to_owned(),
         groups: params.values("SecurityGroupId")?,
         tracking: tracking(params)?.unwrap_or_default(),
@@ -98,6 +99,15 @@ fn new_eni(request: &Request<'_>) -> Result<NewEni, ApiError> {
         addresses: share(wish, request.share),
         token: params.get("ClientToken").filter(|token| !token.is_empty()).map(str::to_owned),
     })
+}
+
+/// Whether a trunk is asked for. A branch is an ordinary ENI until it is associated; EFA is not known here.
+fn is_trunk(params: &Params) -> Result<bool, ApiError> {
+    match params.get("InterfaceType").unwrap_or_default() {
+        "" | "interface" => Ok(false),
+        "trunk" => Ok(true),
+        other => Err(ApiError::value(format!("Interface type '{other}' is not known here."))),
+    }
 }
 
 fn tag_specification(params: &Params) -> Result<BTreeMap<String, String>, ApiError> {

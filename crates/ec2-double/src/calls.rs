@@ -9,7 +9,7 @@ use types::{DeviceIndex, EniId, InstanceId, InstanceLimits, Moment, NetworkCard,
 
 use super::error::ApiError;
 use super::model::Model;
-use super::view::{AddressWish, AttachState, Attachment, EniView, NewEni, Tracking};
+use super::view::{AddressWish, AttachState, Attachment, EniKind, EniView, NewEni, Tracking};
 
 /// What `AssignPrivateIpAddresses` gave.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,6 +48,7 @@ impl Model {
         })?;
         let eni = EniView {
             id: self.new_id("eni"),
+            kind: if want.trunk { EniKind::Trunk } else { EniKind::Interface },
             mac: self.new_mac(),
             subnet: subnet.id,
             subnet_cidr: subnet.cidr,
@@ -104,6 +105,9 @@ impl Model {
         if eni.attachment.is_some() {
             return Err(ApiError::value(format!("Network interface '{id}' is currently in use.")));
         }
+        if matches!(eni.kind, EniKind::Branch { .. }) {
+            self.disassociate(id)?;
+        }
         let subnet = self.subnet_mut(&eni.subnet)?;
         eni.secondary.iter().chain([&eni.primary]).for_each(|a| subnet.give_back(*a));
         eni.prefixes.iter().for_each(|p| subnet.give_back_block(*p));
@@ -149,7 +153,7 @@ impl Model {
     ) -> Result<(), ApiError> {
         let eni = self.eni(id)?;
         let host = self.instance(instance)?;
-        if eni.attachment.is_some() {
+        if eni.attachment.is_some() || matches!(eni.kind, EniKind::Branch { .. }) {
             let message = format!("Interface: [{id}] in use.");
             return Err(ApiError::new("InvalidNetworkInterface.InUse", message));
         }
@@ -164,6 +168,10 @@ impl Model {
         }
         let limits =
             self.limits_table().get(&host.instance_type).ok_or_else(|| no_type(&host.instance_type))?;
+        if eni.kind == EniKind::Trunk && limits.trunk == Some(false) {
+            let message = format!("Instance type {} has no trunk interface.", limits.instance_type);
+            return Err(ApiError::new("UnsupportedOperation", message));
+        }
         check_slots(limits, eni.slots())?;
         check_prefixes(limits, !eni.prefixes.is_empty())?;
         self.check_place(limits, instance, card, device)

@@ -9,7 +9,7 @@ use super::api::{OWNER, Request};
 use super::error::ApiError;
 use super::filter::{filters, passes};
 use super::model::{Enis, Model, enis_in};
-use super::view::{Attachment, EniView, Instance, SubnetView, Tracking};
+use super::view::{Attachment, EniKind, EniView, Instance, SubnetView, Tracking};
 use super::xml::{Xml, iso8601};
 
 const ENI_FILTERS: &[&str] = &[
@@ -101,7 +101,7 @@ fn eni_field(eni: &EniView, name: &str) -> Vec<String> {
         "availability-zone" => vec![eni.zone.clone()],
         "description" => vec![eni.description.clone()],
         "group-id" => eni.groups.iter().map(ToString::to_string).collect(),
-        "interface-type" => vec!["interface".to_owned()],
+        "interface-type" => vec![eni.kind.word().to_owned()],
         "mac-address" => vec![eni.mac.to_string()],
         "network-interface-id" => vec![eni.id.to_string()],
         "private-ip-address" => vec![eni.primary.to_string()],
@@ -113,7 +113,8 @@ fn eni_field(eni: &EniView, name: &str) -> Vec<String> {
 }
 
 fn status(eni: &EniView) -> &'static str {
-    if eni.attachment.is_some() { "in-use" } else { "available" }
+    let tied = eni.attachment.is_some() || matches!(eni.kind, EniKind::Branch { .. });
+    if tied { "in-use" } else { "available" }
 }
 
 /// The members of a `NetworkInterface`.
@@ -146,7 +147,7 @@ fn interface_core(xml: &mut Xml, eni: &EniView) {
     xml.text("status", status(eni));
     xml.text("macAddress", eni.mac);
     xml.text("privateIpAddress", eni.primary);
-    xml.text("interfaceType", "interface");
+    xml.text("interfaceType", eni.kind.word());
     xml.text("sourceDestCheck", true);
     xml.list("groupSet", &eni.groups, |xml, group| {
         xml.text("groupId", group);

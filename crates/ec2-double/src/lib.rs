@@ -11,6 +11,7 @@
 //! ```
 
 mod api;
+mod branch;
 mod calls;
 mod describe;
 mod error;
@@ -34,15 +35,15 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ipnetwork::{Ipv4Network, Ipv6Network};
-use types::{DeviceIndex, EniId, InstanceId, Moment, NetworkCard, SecurityGroupId, SubnetId};
+use types::{DeviceIndex, EniId, InstanceId, Moment, NetworkCard, SecurityGroupId, SubnetId, VlanId};
 
 pub use error::ApiError;
 pub use faults::{Bucket, Call, Fault, Outcome, Weather};
 pub use query::Action;
 pub use server::{Server, serve};
 pub use view::{
-    AddressWish, AttachState, Attachment, Config, EniView, Instance, NewEni, SubnetView, Tracking, VpcId,
-    Wiring,
+    AddressWish, AttachState, Attachment, Config, EniKind, EniView, Instance, NewEni, SubnetView, Tracking,
+    VpcId, Wiring,
 };
 
 pub use api::OWNER;
@@ -166,6 +167,22 @@ impl Ec2 {
         device: DeviceIndex,
     ) -> Result<String, ApiError> {
         self.change(|model, now| model.attach(eni, instance, card, device, now))
+    }
+
+    /// As `AssociateTrunkInterface`: the association's id.
+    ///
+    /// # Errors
+    /// As the call.
+    pub fn associate(&self, trunk: &EniId, branch: &EniId, vlan: VlanId) -> Result<String, ApiError> {
+        self.change(|model, _| model.associate(trunk, branch, vlan))
+    }
+
+    /// As `DisassociateTrunkInterface`.
+    ///
+    /// # Errors
+    /// As the call.
+    pub fn disassociate(&self, branch: &EniId) -> Result<(), ApiError> {
+        self.change(|model, _| model.disassociate(branch))
     }
 
     /// As `AssignPrivateIpAddresses`: the ENI as it is after it.
@@ -402,6 +419,12 @@ impl Ec2 {
                 (Some(Event::Attached(instance, eni)), Some(wiring)) => wiring.attached(&instance, &eni),
                 (Some(Event::Detached(instance, eni)), Some(wiring)) => wiring.detached(&instance, &eni),
                 (Some(Event::Addresses(eni)), Some(wiring)) => wiring.addresses_changed(&eni),
+                (Some(Event::Associated(instance, trunk, branch)), Some(wiring)) => {
+                    wiring.associated(&instance, &trunk, &branch);
+                }
+                (Some(Event::Disassociated(instance, branch)), Some(wiring)) => {
+                    wiring.disassociated(&instance, &branch);
+                }
             }
         }
     }

@@ -32,6 +32,10 @@ pub enum Event {
     Attached(InstanceId, Arc<EniView>),
     Detached(InstanceId, Arc<EniView>),
     Addresses(Arc<EniView>),
+    /// A trunk's VLAN leads to a branch: instance, trunk, branch.
+    Associated(InstanceId, Arc<EniView>, Arc<EniView>),
+    /// It leads there no longer.
+    Disassociated(InstanceId, Arc<EniView>),
 }
 
 /// A VPC.
@@ -182,6 +186,7 @@ impl Model {
         if before.attachment.is_none() {
             return Err(ApiError::new("IncorrectState", format!("Interface '{id}' is not attached.")));
         }
+        self.end_branches(id);
         self.set_attachment(id, None)?;
         if let Some(instance) = before.inside().cloned() {
             self.events.push_back(Event::Detached(instance, before));
@@ -237,6 +242,7 @@ impl Model {
             }
             AttachState::Attached => {}
             AttachState::Detaching { .. } => {
+                self.end_branches(&eni.id);
                 if self.set_attachment(&eni.id, None).is_ok() {
                     self.events.push_back(Event::Detached(instance, Arc::clone(eni)));
                 }
@@ -268,6 +274,10 @@ impl Model {
     /// Moments, asked for since the last call, at which [`Model::advance`] has something to do.
     pub(crate) fn take_deadlines(&mut self) -> Vec<Moment> {
         std::mem::take(&mut self.deadlines)
+    }
+
+    pub(super) fn say(&mut self, event: Event) {
+        self.events.push_back(event);
     }
 
     pub(crate) fn has_events(&self) -> bool {

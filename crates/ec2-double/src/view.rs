@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use ipnetwork::{Ipv4Network, Ipv6Network};
-use types::{DeviceIndex, EniId, InstanceId, Mac, Moment, NetworkCard, SecurityGroupId, SubnetId};
+use types::{DeviceIndex, EniId, InstanceId, Mac, Moment, NetworkCard, SecurityGroupId, SubnetId, VlanId};
 
 /// How the cloud behaves; every field can be changed while it runs, see [`Ec2::tune`](super::Ec2::tune).
 #[derive(Debug, Clone)]
@@ -50,6 +50,10 @@ pub trait Wiring: Send + Sync {
     fn detached(&self, instance: &InstanceId, eni: &EniView);
     /// The addresses or prefixes of an ENI that is in an instance have changed.
     fn addresses_changed(&self, eni: &EniView);
+    /// A trunk's VLAN leads to a branch ENI from now on.
+    fn associated(&self, _instance: &InstanceId, _trunk: &EniView, _branch: &EniView) {}
+    /// It leads there no longer; the view is the last one with its VLAN.
+    fn disassociated(&self, _instance: &InstanceId, _branch: &EniView) {}
 }
 
 /// A VPC's id, `vpc-…`.
@@ -62,11 +66,44 @@ impl fmt::Display for VpcId {
     }
 }
 
+/// What an ENI is: its `InterfaceType`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum EniKind {
+    /// As most are.
+    #[default]
+    Interface,
+    /// One whose VLANs lead to branch ENIs.
+    Trunk,
+    /// One that a trunk's VLAN leads to.
+    Branch {
+        /// `trunk-assoc-…`.
+        association: String,
+        /// The trunk.
+        trunk: EniId,
+        /// The VLAN.
+        vlan: VlanId,
+    },
+}
+
+impl EniKind {
+    /// The word of the EC2 API.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Interface => "interface",
+            Self::Trunk => "trunk",
+            Self::Branch { .. } => "branch",
+        }
+    }
+}
+
 /// An ENI at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EniView {
     /// Its id.
     pub id: EniId,
+    /// What it is.
+    pub kind: EniKind,
     /// Its Ethernet address.
     pub mac: Mac,
     /// Its subnet.
@@ -295,6 +332,8 @@ impl AddressWish {
 pub struct NewEni {
     /// The subnet.
     pub subnet: SubnetId,
+    /// It is to be a trunk.
+    pub trunk: bool,
     /// A description.
     pub description: String,
     /// The security groups; none means the VPC's default group.
@@ -317,6 +356,7 @@ impl NewEni {
     pub fn plain(subnet: SubnetId) -> Self {
         Self {
             subnet,
+            trunk: false,
             description: String::new(),
             groups: Vec::new(),
             tracking: Tracking::default(),

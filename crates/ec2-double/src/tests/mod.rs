@@ -1,5 +1,6 @@
 //! The cloud from outside: its calls, its manners, its HTTP.
 
+mod branches;
 mod calls;
 mod forms;
 mod http;

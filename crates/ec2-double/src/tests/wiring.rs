@@ -25,6 +25,13 @@ impl Wiring for Ear {
     fn addresses_changed(&self, eni: &EniView) {
         self.hear("addresses", eni);
     }
+    fn associated(&self, _: &InstanceId, trunk: &EniView, branch: &EniView) {
+        let is_of = matches!(&branch.kind, EniKind::Branch { trunk: of, .. } if *of == trunk.id);
+        self.hear(&format!("associated {is_of}"), branch);
+    }
+    fn disassociated(&self, _: &InstanceId, branch: &EniView) {
+        self.hear(&format!("disassociated {}", branch.kind.word()), branch);
+    }
 }
 
 fn listening(config: Config) -> (Place, Arc<Ear>) {
@@ -47,6 +54,22 @@ fn changes_are_delivered_in_order_before_the_call_returns() {
 
     let heard = lock(&ear.heard).clone();
     assert_eq!(heard, ["attached 2 true", "addresses 4 true", "detached 4 true", "attached 1 true"]);
+}
+
+#[test]
+fn a_branch_is_told_with_its_trunk_and_goes_before_it() {
+    let (place, ear) = listening(Config::default());
+    let trunk = NewEni { trunk: true, ..NewEni::plain(place.subnet.clone()) };
+    let (trunk, branch) = (place.ec2.create_eni(&trunk).unwrap(), place.eni());
+
+    place.attach(&trunk, 1).unwrap();
+    place.ec2.associate(&trunk.id, &branch.id, VlanId::new(7).unwrap()).unwrap();
+    place.ec2.operator_detach(&trunk.id).unwrap();
+
+    let heard = lock(&ear.heard).clone();
+    let wanted =
+        ["attached 1 true", "associated true 1 true", "disassociated branch 1 true", "detached 1 true"];
+    assert_eq!(heard, wanted);
 }
 
 #[test]
