@@ -1,5 +1,8 @@
 //! Between two looks at EC2, instance metadata is glanced at: it is free, and where it tells something else than the books, EC2 is
 //! asked at once. A glance alone changes nothing.
+//!
+//! The trunk of branch ENIs comes from others, at a moment that nobody tells: while an ADD waits for a branch ENI and no trunk is known, metadata is
+//! glanced at every few seconds.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,7 +11,8 @@ use pool::{EniSeen, Given};
 use types::{EniId, Moment};
 
 use super::Node;
-use super::event::Effect;
+use super::adding::Pending;
+use super::event::{CallId, Effect};
 use super::looking::METADATA_LAG;
 use crate::cloud::CloudError;
 
@@ -22,10 +26,12 @@ pub(super) struct Glances {
     glancing: bool,
     /// When the next one is due.
     due: Moment,
+    /// When the last one began.
+    last: Moment,
     /// When a call of ours last ended: until metadata shows it, it tells less than the books.
     acted: Moment,
-    /// What metadata told when EC2 was last asked because of it: told again, it is no news.
-    known: Option<Told>,
+    /// What metadata told when EC2 was last asked because of it, and when that was: told again, it is no news.
+    known: Option<(Told, Moment)>,
 }
 
 fn told_by(enis: &[EniSeen]) -> Told {
@@ -51,9 +57,32 @@ impl Node {
         }
         // The first look was a moment ago.
         if std::mem::replace(&mut self.glances.due, now.plus(self.cloud.jitter(every))) > Moment(0) {
-            self.glances.glancing = true;
-            self.effects.push(Effect::Glance);
+            self.glance(now);
         }
+    }
+
+    /// The same while an ADD waits for a branch ENI and nobody knows of a trunk: every few seconds.
+    pub(super) fn glance_for_trunk(&mut self, now: Moment) {
+        let may = self.settings.glance_every.is_some() && self.cloud.pictured && self.is_up_to_date();
+        let idle = !self.cloud.looking && !self.glances.glancing && !self.pool.is_changing();
+        if may && idle && self.glances.last.plus(FOR_TRUNK) <= now && self.lacks_trunk() {
+            self.glance(now);
+        }
+    }
+
+    fn glance(&mut self, now: Moment) {
+        self.glances.glancing = true;
+        self.glances.last = now;
+        self.effects.push(Effect::Glance);
+    }
+
+    /// Whether an ADD waits for a branch ENI while nobody knows of a trunk.
+    fn lacks_trunk(&self) -> bool {
+        let for_branch = |id: &CallId| match self.pending.get(id) {
+            Some(Pending::Add(add)) => Self::waits_for_branch(add),
+            Some(Pending::Release { .. } | Pending::Check) | None => false,
+        };
+        self.awaits_trunk() && self.queue.iter().any(for_branch)
     }
 
     /// Instance metadata has told the ENIs; where they are as the books have them, all is well.
@@ -66,23 +95,33 @@ impl Node {
                 return;
             }
         };
-        let changing = self.pool.is_changing() || now.since(self.glances.acted) <= METADATA_LAG;
-        if changing || told == told_by(&self.pool.enis()) || self.glances.known.as_ref() == Some(&told) {
+        let books = told_by(&self.pool.enis());
+        // It may be the trunk, and no call of ours makes ENIs right now.
+        let joined = self.lacks_trunk() && told.keys().any(|eni| !books.contains_key(eni));
+        let changing = self.pool.is_changing() || !joined && now.since(self.glances.acted) <= METADATA_LAG;
+        let is_known =
+            |(known, asked): &(Told, Moment)| *known == told && !(joined && now.since(*asked) > ASK_AGAIN);
+        if changing || told == books || self.glances.known.as_ref().is_some_and(is_known) {
             return;
         }
         tracing::info!("instance metadata tells other addresses than the books have; EC2 is asked");
-        self.glances.known = Some(told);
+        self.glances.known = Some((told, now));
         self.cloud.stale = true;
     }
 
     /// When the next glance is due.
     pub(super) fn glance_wakeup(&self) -> Option<Moment> {
         let waits = self.settings.glance_every.is_some() && self.cloud.pictured && !self.glances.glancing;
-        waits.then_some(self.glances.due)
+        let for_trunk = Some(self.glances.last.plus(FOR_TRUNK)).filter(|_| self.lacks_trunk());
+        waits.then(|| for_trunk.unwrap_or(self.glances.due))
     }
 }
 
 /// How often EC2 is asked for the ENIs although nothing happened; instance metadata is glanced at in between.
 pub const AUDIT_EVERY: Duration = Duration::from_secs(6 * 3600);
+/// How often it is while somebody waits for a trunk.
+const FOR_TRUNK: Duration = Duration::from_secs(5);
+/// When EC2 is asked again for an ENI that metadata alone knows, while somebody waits for a trunk: its descriptions lag.
+const ASK_AGAIN: Duration = Duration::from_secs(20);
 /// How often instance metadata is glanced at.
 pub const GLANCE_EVERY: Duration = Duration::from_secs(900);

@@ -372,6 +372,8 @@ impl Node {
         self.glance_if_due(now);
         self.want_features();
         self.serve(now);
+        // Once it is known who waits for what.
+        self.glance_for_trunk(now);
         self.survey(now);
         self.want_ipv6(now);
         self.spare_ipv6(now);

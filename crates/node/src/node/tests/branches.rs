@@ -388,6 +388,45 @@ fn the_cninode_asks_for_a_trunk_once_and_its_place_is_kept_until_it_is_there() {
 }
 
 #[test]
+fn while_an_add_waits_for_a_branch_eni_the_trunk_is_looked_for_in_metadata_every_few_seconds() {
+    let seconds = Duration::from_secs;
+    let glances = |effects: &[Effect]| effects.iter().filter(|it| matches!(it, Effect::Glance)).count();
+    let looks = |effects: &[Effect]| effects.iter().filter(|it| matches!(it, Effect::Look)).count();
+    let mut world = node(3);
+    world.handle(told("web", BranchWish::Is(branch_eni(7))));
+    world.now = world.now.plus(seconds(60));
+    assert_eq!(glances(&world.handle(Event::Tick)), 0, "nobody waits");
+
+    let (_, effects) = world.add("web");
+
+    assert_eq!(glances(&effects), 1);
+    let books = world.node.pool.enis();
+    assert_eq!(looks(&world.handle(Event::Glanced(Ok(books.clone())))), 0);
+    assert_eq!(glances(&world.handle(Event::Tick)), 0, "one was a moment ago");
+    assert!(world.node.next_wakeup(world.now) <= world.now.plus(seconds(5)));
+    world.now = world.now.plus(seconds(5));
+    assert_eq!(glances(&world.handle(Event::Tick)), 1);
+    let mut joined = books.clone();
+    joined.push(EniSeen { id: "eni-9".parse().unwrap(), addresses: BTreeSet::new(), ..books[0].clone() });
+    assert_eq!(looks(&world.handle(Event::Glanced(Ok(joined.clone())))), 1);
+
+    // EC2 does not tell it yet, and is asked again after some time.
+    let subnets = world.node.subnets.clone();
+    world.handle(Event::Looked(Ok(Picture { as_of: world.now, enis: books, subnets, ..Picture::default() })));
+    let mut asked = Vec::new();
+    for _ in 0..5 {
+        world.now = world.now.plus(seconds(5));
+        assert_eq!(glances(&world.handle(Event::Tick)), 1);
+        asked.push(looks(&world.handle(Event::Glanced(Ok(joined.clone())))));
+    }
+    assert_eq!(asked, [0, 0, 0, 0, 1]);
+    let mut knows = with_trunk(3);
+    knows.handle(told("web", BranchWish::Coming));
+    knows.now = knows.now.plus(seconds(60));
+    assert_eq!(glances(&knows.add("web").1), 0, "the trunk is known");
+}
+
+#[test]
 fn both_features_are_named_together() {
     let mut world = World::new();
     world.node.settings.pod_eni = true;
