@@ -6,15 +6,18 @@
 //!
 //! These come and go with their pod, by the same thread: the host keeper knows nothing of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use types::{Branch, TableId};
 
-use crate::desired::everywhere;
+use crate::PROTOCOL;
+use crate::desired::{everywhere, pod_routes};
+use crate::diff::Op;
 use crate::model::{Family, IfIndex, PodSpec, Route, RulePriority};
+use crate::seen::HostSeen;
 
 /// Where rules by incoming link stand: before the node's own addresses.
 pub(crate) const PRIORITY: u32 = 10;
@@ -85,12 +88,113 @@ pub(crate) fn ways_out(branch: &Branch, vlan: IfIndex) -> Vec<Route> {
     branch.eni.gateways().into_iter().flat_map(by).collect()
 }
 
+/// What the host's kernel lacks of what leads to and from a pod's branch ENI.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BranchLack {
+    /// No link has the trunk's MAC address.
+    Trunk,
+    /// The VLAN's link is not there, nor are its routes.
+    Link,
+    /// The link of its name has another MAC address, and is another branch ENI's.
+    OtherLink,
+    /// The VLAN's link is down.
+    Down,
+    /// A route of the branch ENI's table.
+    Route(Route),
+    /// A rule, in the words of `ip rule`.
+    Rule(Family, String),
+}
+
+/// The rules that a pod with a branch ENI has, in the words of `ip rule`; none for another pod.
+#[must_use]
+pub fn branch_rules(pod: &PodSpec) -> Vec<(Family, String)> {
+    let rules = pod.branch.as_ref().map(|branch| rules(pod, branch)).unwrap_or_default();
+    rules.iter().map(|rule| (rule.family, rule.to_string())).collect()
+}
+
+/// What the kernel lacks of what a pod with a branch ENI needs beside what every pod does. Whoever made what is there.
+#[must_use]
+pub fn branch_lacks(pod: &PodSpec, host: &HostSeen) -> Vec<BranchLack> {
+    let Some(branch) = &pod.branch else { return Vec::new() };
+    let mut lacks = Vec::new();
+    if !host.by_mac().contains_key(&branch.trunk) {
+        lacks.push(BranchLack::Trunk);
+    }
+    let by_name = |name: &str| host.links.iter().find(|link| link.name == name);
+    match by_name(&branch.eni.vlan.link()) {
+        None => lacks.push(BranchLack::Link),
+        Some(link) if link.mac != Some(branch.eni.mac) => lacks.push(BranchLack::OtherLink),
+        Some(link) => {
+            lacks.extend((!link.up).then_some(BranchLack::Down));
+            let outer = by_name(pod.host_if.as_str()).map(|outer| outer.index).filter(|_| branch.is_strict());
+            let own = outer.into_iter().flat_map(|outer| pod_routes(pod, outer));
+            let wanted = ways_out(branch, link.index).into_iter().chain(own);
+            let there = |route: &Route| host.routes.iter().any(|seen| seen.route == *route);
+            lacks.extend(wanted.filter(|route| !there(route)).map(BranchLack::Route));
+        }
+    }
+    let there = |family: Family, words: &str| {
+        let same = |text: &str, priority: u32| format!("pref {priority} {text}") == words;
+        host.rules.iter().any(|seen| seen.family == family && same(&seen.text, seen.priority))
+    };
+    let missing = branch_rules(pod).into_iter().filter(|(family, words)| !there(*family, words));
+    lacks.extend(missing.map(|(family, words)| BranchLack::Rule(family, words)));
+    lacks
+}
+
+impl BranchLack {
+    /// The command that puts it there; none where nobody on the node can. `names` are those of links, as a shell takes them.
+    #[must_use]
+    pub fn command(
+        &self,
+        branch: &Branch,
+        host: &HostSeen,
+        names: &BTreeMap<IfIndex, String>,
+    ) -> Option<String> {
+        let name = branch.eni.vlan.link();
+        let trunk = host.by_mac().remove(&branch.trunk);
+        let trunk = trunk.and_then(|link| Some((link.up, names.get(&link.index)?)));
+        match self {
+            Self::Trunk => None,
+            Self::Link => Some(make_link(branch, trunk?.1)),
+            Self::OtherLink => {
+                let made = make_link(branch, trunk?.1);
+                Some(format!("ip link del {name} && {made}"))
+            }
+            // The kernel refuses a VLAN on a link that is down.
+            Self::Down => {
+                let down = trunk.filter(|(up, _)| !up);
+                let first = down.map(|(_, trunk)| format!("ip link set {trunk} up && ")).unwrap_or_default();
+                Some(format!("{first}ip link set {name} up"))
+            }
+            Self::Route(route) => Some(Op::AddRoute(*route).command(names)),
+            Self::Rule(family, words) => {
+                Some(format!("ip{} rule add {words} protocol {PROTOCOL}", family.option()))
+            }
+        }
+    }
+}
+
+/// The VLAN's link with its routes out.
+fn make_link(branch: &Branch, trunk: &str) -> String {
+    let (name, eni) = (branch.eni.vlan.link(), &branch.eni);
+    // It has no number yet.
+    let none = IfIndex(0);
+    let names = [(none, name.clone())].into();
+    let routes = ways_out(branch, none).into_iter().map(|route| Op::AddRoute(route).command(&names));
+    let link = [
+        format!("ip link add link {trunk} name {name} address {} type vlan id {}", eni.mac, eni.vlan),
+        format!("ip link set {name} up"),
+    ];
+    link.into_iter().chain(routes).collect::<Vec<_>>().join(" && ")
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use types::{BranchEni, BranchIpv4, Enforcing, HostVeth, Mac, PodName, VethPrefix, VlanId};
 
     use super::*;
-    use crate::desired::pod_routes;
+    use crate::{LinkSeen, Maker, RouteSeen, RuleSeen};
 
     pub(crate) fn pod(enforcing: Enforcing, ipv6: bool) -> PodSpec {
         let name = PodName { namespace: "default".to_owned(), name: "sample-pod".to_owned() };
@@ -147,6 +251,91 @@ pref 10 from all iif vlancc21c2d7785 lookup 107
 pref 1536 from 10.0.20.9 lookup 107
 "
         );
+    }
+
+    /// The kernel of a node where nothing of a pod is missing.
+    fn whole(pod: &PodSpec) -> HostSeen {
+        let branch = pod.branch.as_ref().unwrap();
+        let link = |index, name: &str, mac| LinkSeen {
+            index: IfIndex(index),
+            name: name.to_owned(),
+            mac: Some(mac),
+            mtu: 9001,
+            up: true,
+            group: 0,
+            peer: None,
+        };
+        let links = vec![
+            link(4, "ens7", branch.trunk),
+            link(5, pod.host_if.as_str(), pod.host_if.mac()),
+            link(6, "vlan.eth.7", branch.eni.mac),
+        ];
+        let routes = ways_out(branch, IfIndex(6)).into_iter().chain(pod_routes(pod, IfIndex(5)));
+        let routes = routes.map(|route| RouteSeen { maker: Maker::We, route }).collect();
+        let rule = |rule: &BranchRule| RuleSeen {
+            family: rule.family,
+            priority: rule.priority(),
+            text: rule.to_string().split_once(' ').unwrap().1.split_once(' ').unwrap().1.to_owned(),
+            ours: None,
+        };
+        let rules = rules(pod, branch).iter().map(rule).collect();
+        HostSeen { links, rules, routes, addresses: Vec::new() }
+    }
+
+    /// What is missing once something was taken, with the commands that put it back.
+    fn missing(pod: &PodSpec, take: impl FnOnce(&mut HostSeen)) -> Vec<(BranchLack, Option<String>)> {
+        let mut host = whole(pod);
+        take(&mut host);
+        let (branch, names) = (pod.branch.as_ref().unwrap(), host.names());
+        let command = |lack: &BranchLack| lack.command(branch, &host, &names);
+        branch_lacks(pod, &host).into_iter().map(|lack| (lack.clone(), command(&lack))).collect()
+    }
+
+    #[test]
+    fn nothing_is_missing_where_all_is_there_and_each_thing_that_is_missing_has_its_command() {
+        for (enforcing, ipv6) in
+            [(Enforcing::Strict, false), (Enforcing::Strict, true), (Enforcing::Standard, false)]
+        {
+            assert_eq!(missing(&pod(enforcing, ipv6), |_| {}), []);
+        }
+        let strict = pod(Enforcing::Strict, false);
+        let commands = |take: fn(&mut HostSeen)| -> Vec<String> {
+            missing(&strict, take).into_iter().map(|(_, command)| command.unwrap_or_default()).collect()
+        };
+        assert_eq!(
+            commands(|host| host.rules.clear()),
+            [
+                "ip rule add pref 10 from all iif vlan.eth.7 lookup 107 protocol 86",
+                "ip rule add pref 10 from all iif vlancc21c2d7785 lookup 107 protocol 86",
+            ]
+        );
+        assert_eq!(
+            commands(|host| host.routes.retain(|seen| seen.route.via.is_none())),
+            ["ip route replace 0.0.0.0/0 via 10.0.16.1 dev vlan.eth.7 table 107 proto 86"]
+        );
+        assert_eq!(
+            commands(|host| host.routes.retain(|seen| seen.route.link != IfIndex(5))),
+            ["ip route replace 10.0.20.9/32 dev vlancc21c2d7785 scope link table 107 proto 86"]
+        );
+        assert_eq!(
+            commands(|host| host.links.iter_mut().for_each(|link| link.up = false)),
+            ["ip link set ens7 up && ip link set vlan.eth.7 up"]
+        );
+        let made = "ip link add link ens7 name vlan.eth.7 address 02:00:00:00:00:07 type vlan id 7 && ip link set vlan.eth.7 up \
+                    && ip route replace 10.0.16.1/32 dev vlan.eth.7 scope link table 107 proto 86 \
+                    && ip route replace 0.0.0.0/0 via 10.0.16.1 dev vlan.eth.7 table 107 proto 86";
+        let without = |host: &mut HostSeen| host.links.retain(|link| link.name != "vlan.eth.7");
+        assert_eq!(commands(without), [made]);
+        assert_eq!(commands(|host| host.links[2].mac = None), [format!("ip link del vlan.eth.7 && {made}")]);
+    }
+
+    #[test]
+    fn a_trunk_without_a_link_is_told_and_no_command_makes_one() {
+        let lacks = missing(&pod(Enforcing::Standard, false), |host| {
+            host.links.retain(|link| link.name != "ens7" && link.name != "vlan.eth.7");
+        });
+
+        assert_eq!(lacks, [(BranchLack::Trunk, None), (BranchLack::Link, None)]);
     }
 
     #[test]

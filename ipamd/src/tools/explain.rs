@@ -4,9 +4,11 @@ use std::fmt::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr};
 
 use datapath::netfilter::{TABLE, ruleset};
-use datapath::{EniSpec, Family, HostSeen, LinkSeen, Rule, RulePriority, desired};
+use datapath::{
+    BranchLack, EniSpec, Family, HostSeen, LinkSeen, Rule, RulePriority, branch_lacks, branch_rules, desired,
+};
 use pool::Owner;
-use types::{Branch, HostVeth, PodName, TableId};
+use types::{Branch, HostVeth, PodName, Reason, TableId};
 use wire::Report;
 
 use super::evidence::Evidence;
@@ -67,8 +69,19 @@ fn waiting(out: &mut String, evidence: &Evidence, asked: &PodName) -> fmt::Resul
     let Some(report) = evidence.live.daemon.seen() else { return Ok(()) };
     for waiting in report.waiting.iter().filter(|waiting| waiting.pod == *asked) {
         let waited = report.now.since(waiting.since).as_secs();
-        writeln!(out, "{asked} waits for an address since {waited} s: {}", waiting.reason)?;
-        numbers(out, report)?;
+        let for_branch = matches!(waiting.reason, Reason::NoBranchEni | Reason::NoTrunk);
+        let unknown = waiting.reason == Reason::NoPodObject;
+        let what = match (for_branch, unknown) {
+            (true, _) => "its branch ENI",
+            (false, true) => "its object, which says whether it has a branch ENI,",
+            (false, false) => "an address",
+        };
+        writeln!(out, "{asked} waits for {what} since {waited} s: {}", waiting.reason)?;
+        if !for_branch && !unknown {
+            numbers(out, report)?;
+        } else {
+            report.cluster.iter().try_for_each(|line| writeln!(out, "  cluster    {line}"))?;
+        }
     }
     Ok(())
 }
@@ -172,18 +185,39 @@ impl<'a> Explained<'a> {
     /// How a pod with a branch ENI is reached and leaves.
     fn branch(&self, out: &mut String, branch: &Branch) -> fmt::Result {
         let (link, table, host_if) = (branch.eni.vlan.link(), branch.eni.vlan.table(), &self.owner.host_if);
-        let there = match self.host {
-            Some(host) if host.links.iter().any(|seen| seen.name == link) => "",
-            Some(_) => "  NOT IN THE KERNEL",
+        let spec = self.record.map(|record| record.families.pod_spec(self.owner, self.address, 0));
+        let seen = spec.as_ref().zip(self.host);
+        let lacks = seen.map(|(spec, host)| branch_lacks(spec, host)).unwrap_or_default();
+        let lacks_one = |of: fn(&BranchLack) -> bool| lacks.iter().any(of);
+        let there = match seen {
             None => "  (not looked at)",
+            Some(_) if lacks_one(|lack| *lack == BranchLack::Link) => "  NOT IN THE KERNEL",
+            Some(_) if lacks_one(|lack| *lack == BranchLack::OtherLink) => "  ANOTHER BRANCH ENI'S",
+            Some(_) if lacks_one(|lack| *lack == BranchLack::Down) => "  DOWN",
+            Some(_) => "",
+        };
+        let trunk = match self.host.map(|host| host.by_mac().remove(&branch.trunk)) {
+            Some(Some(link)) => format!(", which is {}", word(&link.name)),
+            Some(None) => ", WHICH HAS NO LINK".to_owned(),
+            None => String::new(),
         };
         let gateways: Vec<String> = branch.eni.gateways().iter().map(ToString::to_string).collect();
         writeln!(out, "\n  ways")?;
         writeln!(
             out,
-            "    VLAN link  {link} on the trunk {}{there}    $ ip -d link show {link}",
-            branch.trunk
+            "    VLAN link  {link}, MAC address {}, on the trunk {}{trunk}{there}    $ ip -d link show {link}",
+            branch.eni.mac, branch.trunk
         )?;
+        for (family, rule) in spec.iter().flat_map(branch_rules) {
+            let missing = lacks.contains(&BranchLack::Rule(family, rule.clone()));
+            let there = if missing { "  MISSING: its packets go past its security groups" } else { "" };
+            writeln!(out, "    rule       {rule}{there}")?;
+        }
+        for lack in &lacks {
+            if let BranchLack::Route(route) = lack {
+                writeln!(out, "    route      to {} MISSING in table {table}", route.destination)?;
+            }
+        }
         let by = gateways.join(" and ");
         match branch.is_strict() {
             true => writeln!(

@@ -72,6 +72,12 @@ codes! {
     PodLinkMissing = "pod-link-missing", Broken;
     /// A pod's host link is down.
     PodLinkDown = "pod-link-down", Broken;
+    /// The trunk ENI by which pods with a branch ENI are reached is not there.
+    TrunkMissing = "trunk-missing", Broken;
+    /// A pod's branch ENI has no link.
+    BranchLinkMissing = "branch-link-missing", Broken;
+    /// The link of a pod's branch ENI is down, or another's.
+    BranchLinkOff = "branch-link-off", Broken;
     /// An ENI has no link.
     EniLinkMissing = "eni-link-missing", Broken;
     /// An ENI's link is down or has another MTU.

@@ -4,9 +4,11 @@
 //! |---|---|
 //! | `daemon.rs` | what the daemon says of itself, and its files |
 //! | `host.rs` | what the host's kernel holds with what the daemon wants it to hold |
+//! | `branches.rs` | the branch ENIs of the state's pods with links, tables and rules of the kernel |
 //! | `pods.rs` | the state's sandboxes with links, and with what the runtime knows |
 //! | `cloud.rs` | the state with EC2 |
 
+mod branches;
 mod cloud;
 mod daemon;
 mod host;
@@ -23,6 +25,7 @@ pub fn judge(evidence: &Evidence) -> Verdict {
     let mut verdict = Verdict { failed: evidence.saved.troubles.clone(), ..Verdict::default() };
     daemon::judge(evidence, &mut verdict);
     host::judge(evidence, &mut verdict);
+    branches::judge(evidence, &mut verdict);
     pods::judge(evidence, &mut verdict);
     cloud::judge(evidence, &mut verdict);
     verdict.findings.sort_by_key(|finding| (finding.severity, finding.code));

@@ -25,6 +25,8 @@ use crate::families::Families;
 use crate::host::{HostRecord, NatSettings};
 use crate::node::HostWish;
 
+mod branches;
+
 const NOW: Moment = Moment(1_000_000_000);
 /// Pods on the primary and on the secondary ENI.
 pub(in super::super) const PODS: [(&str, Ipv4Addr); 2] =
@@ -611,7 +613,7 @@ const HARMS_ELSEWHERE: &[fn(&mut Evidence)] = &[
 
 #[test]
 fn of_every_finding_it_is_said_what_to_do() {
-    let harms = HARMS_OF_KERNEL.iter().chain(HARMS_ELSEWHERE);
+    let harms = HARMS_OF_KERNEL.iter().chain(HARMS_ELSEWHERE).chain(branches::HARMS);
 
     // Each is looked at there.
     let codes: BTreeSet<Code> = harms.flat_map(found).map(|finding| finding.code).collect();
