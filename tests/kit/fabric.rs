@@ -8,7 +8,7 @@ use ipnetwork::{Ipv4Network, Ipv6Network};
 use types::{EniId, InstanceId, SubnetId};
 
 use crate::LabError;
-use crate::ec2::{ApiError, Config, Ec2, EniView, Wiring};
+use crate::ec2::{ApiError, Config, Ec2, EniKind, EniView, Wiring};
 use crate::netns::Netns;
 
 /// An address on the internet.
@@ -55,8 +55,22 @@ struct State {
     routed: BTreeMap<EniId, Vec<Ipv4Addr>>,
     /// The same for IPv6.
     routed6: BTreeMap<EniId, Vec<Ipv6Network>>,
+    /// What stands for the VLANs of branch ENIs.
+    vlans: Vlans,
     /// What went wrong in a callback.
     troubles: Vec<String>,
+}
+
+/// How packets come from a trunk's VLAN to the VPC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Vlans {
+    /// By a VLAN of the kernel's.
+    #[default]
+    Kernel,
+    /// By a veth, whose end in the node has the name and the MAC address that the daemon gives to a VLAN's link: there all but making that link is the same.
+    StandIns,
+    /// Not at all, as on a kernel that has none.
+    None,
 }
 
 /// Packets that the fabric refused.
@@ -155,6 +169,23 @@ impl Fabric {
         &*self.plumbing
     }
 
+    /// From now on a branch ENI is reached so.
+    pub fn set_vlans(&self, vlans: Vlans) {
+        self.plumbing.state().vlans = vlans;
+    }
+
+    /// How many packets have come to the VPC by this ENI.
+    ///
+    /// # Errors
+    /// When it has no link there.
+    pub fn came_by(&self, eni: &EniView) -> Result<u64, LabError> {
+        let far = far_end(eni);
+        let text = self.plumbing.vpc.read(&format!("ip -s -j link show dev {far}"))?;
+        let told: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let packets = told[0]["stats64"]["rx"]["packets"].as_u64();
+        packets.ok_or_else(|| LabError::Otherwise(format!("no packets in {text}")))
+    }
+
     /// What went wrong behind EC2's back.
     ///
     /// # Errors
@@ -185,6 +216,20 @@ impl Drop for Fabric {
     fn drop(&mut self) {
         self.ec2.set_wiring(None);
     }
+}
+
+/// Why this kernel has no VLANs, if it has none. To be asked in the lab.
+#[must_use]
+pub fn no_vlans() -> Option<String> {
+    let probe = || {
+        let netns = Netns::create("vlan-probe")?;
+        netns.ip(
+            "link add probe0 type veth peer name probe1\nlink add link probe0 name probe.7 type vlan id 7\n",
+        )
+    };
+    probe()
+        .err()
+        .map(|error: LabError| format!("no VLANs: {}", error.to_string().lines().next().unwrap_or_default()))
 }
 
 /// Whether this kernel has IPv6.
@@ -302,13 +347,40 @@ impl Plumbing {
         self.route(eni)
     }
 
-    fn plug_in_ipv6(&self, node: &Netns, eni: &EniView, near: &str) -> Result<(), LabError> {
+    /// Gives a branch ENI its way into the VPC, where packets are routed and checked as those of any other ENI.
+    fn plug_in_branch(&self, node: &Netns, trunk: &EniView, branch: &EniView) -> Result<(), LabError> {
+        let EniKind::Branch { vlan, .. } = &branch.kind else { return Ok(()) };
+        let (far, mac) = (far_end(branch), branch.mac);
+        let made = match self.state().vlans {
+            Vlans::None => return Ok(()),
+            Vlans::Kernel => format!("link add link {} name {far} type vlan id {vlan}\n", far_end(trunk)),
+            Vlans::StandIns => {
+                let (near, node) = (vlan.link(), node.name());
+                format!(
+                    "link add {far} mtu {MTU} type veth peer name {near} netns {node} address {mac} mtu {MTU}\n"
+                )
+            }
+        };
+        self.vpc.ip(&format!(
+            "{made}ntable change name arp_cache dev {far} proxy_delay 0\nlink set {far} up\n"
+        ))?;
+        if ipv6() {
+            self.router_ipv6(branch)?;
+        }
+        self.route(branch)
+    }
+
+    fn router_ipv6(&self, eni: &EniView) -> Result<(), LabError> {
         self.vpc.ip(&format!(
             "addr add {ROUTER6}/64 dev {far} nodad\n\
              neigh replace {NEIGHBOUR6} lladdr {mac} dev {far} nud permanent\n",
             far = far_end(eni),
             mac = eni.mac,
-        ))?;
+        ))
+    }
+
+    fn plug_in_ipv6(&self, node: &Netns, eni: &EniView, near: &str) -> Result<(), LabError> {
+        self.router_ipv6(eni)?;
         let Some(own) = eni.ipv6 else { return Ok(()) };
         node.ip(&format!("addr add {own}/128 dev {near} nodad\nroute add default via {ROUTER6} dev {near}\n"))
     }
@@ -346,6 +418,21 @@ impl Plumbing {
     }
 
     fn unplug(&self, eni: &EniView) -> Result<(), LabError> {
+        self.vpc.ip(&format!("link del {}\n", far_end(eni)))?;
+        self.forget(eni)
+    }
+
+    fn unplug_branch(&self, branch: &EniView) -> Result<(), LabError> {
+        if !self.state().routed.contains_key(&branch.id) {
+            return Ok(());
+        }
+        // A stand-in has gone with its end in the node, which the daemon deletes with the pod.
+        let _may_be_gone = self.vpc.ip(&format!("link del {}\n", far_end(branch)));
+        self.forget(branch)
+    }
+
+    /// Takes the sources of an ENI that is gone out of those that are allowed.
+    fn forget(&self, eni: &EniView) -> Result<(), LabError> {
         let far = far_end(eni);
         let had = self.state().routed.remove(&eni.id).unwrap_or_default();
         let gone =
@@ -355,10 +442,9 @@ impl Plumbing {
         let gone =
             |range: &Ipv6Network| format!("delete element inet fabric allowed6 {{ \"{far}\" . {range} }}\n");
         nft.extend(had.iter().map(gone));
-        if place(eni) == (0, 0) {
+        if eni.attachment.is_some() && place(eni) == (0, 0) {
             nft.push_str(&format!("delete element inet fabric public {{ {} }}\n", eni.primary));
         }
-        self.vpc.ip(&format!("link del {far}\n"))?;
         if nft.is_empty() { Ok(()) } else { self.vpc.nft(&nft) }
     }
 }
@@ -375,6 +461,15 @@ impl Wiring for Plumbing {
 
     fn addresses_changed(&self, eni: &EniView) {
         self.note("addresses", self.route(eni));
+    }
+
+    fn associated(&self, instance: &InstanceId, trunk: &EniView, branch: &EniView) {
+        let Some(node) = self.node(instance) else { return };
+        self.note("associate", self.plug_in_branch(&node, trunk, branch));
+    }
+
+    fn disassociated(&self, _instance: &InstanceId, branch: &EniView) {
+        self.note("disassociate", self.unplug_branch(branch));
     }
 }
 

@@ -37,6 +37,13 @@ pub mod start;
 
 pub use ec2_double as ec2;
 
+/// How long to wait for what usually takes no longer than this: so many times as long as `LAB_PATIENCE` says, on a machine that is emulated.
+#[must_use]
+pub fn patience(usual: std::time::Duration) -> std::time::Duration {
+    let factor = std::env::var("LAB_PATIENCE").ok().and_then(|text| text.parse().ok());
+    usual.saturating_mul(factor.unwrap_or(1))
+}
+
 /// Why the lab cannot do what it should.
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {

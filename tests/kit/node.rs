@@ -14,12 +14,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use wire::{HEADER_BYTES, PROTOCOL, Reply, Report, Request, Verb};
 
-use crate::LabError;
 use crate::ec2::{Instance, Server, serve as serve_ec2};
 use crate::fabric::Fabric;
 use crate::imds::{Facts, Imds, serve as serve_imds, serve_facts};
 use crate::kube_api::{KubeApi, Page};
 use crate::netns::Netns;
+use crate::{LabError, patience};
 
 /// Where the node finds EC2.
 const EC2_PORT: u16 = 8500;
@@ -306,7 +306,7 @@ impl Node {
     }
 
     fn wait_until(&self, what: &str, is: impl Fn(&Result<Reply, LabError>) -> bool) -> Result<(), LabError> {
-        let until = Instant::now() + READY;
+        let until = Instant::now() + patience(READY);
         loop {
             let ready = self.ask(Verb::Status);
             if is(&ready) {
@@ -342,7 +342,7 @@ impl Node {
         if let Some(pid) = i32::try_from(daemon.id()).ok().and_then(Pid::from_raw) {
             let _told = kill_process(pid, Signal::TERM);
         }
-        let until = Instant::now() + STOP;
+        let until = Instant::now() + patience(STOP);
         while Instant::now() < until {
             if let Ok(Some(status)) = daemon.try_wait() {
                 return Ok(Some(status));
@@ -448,11 +448,11 @@ impl Node {
 
     fn wait_within(
         &self,
-        patience: Duration,
+        usual: Duration,
         what: &str,
         is: impl Fn(&Report) -> bool,
     ) -> Result<Report, LabError> {
-        let until = Instant::now() + patience;
+        let until = Instant::now() + patience(usual);
         loop {
             let report = self.report()?;
             if is(&report) {

@@ -27,7 +27,7 @@ const OF_ANNOTATIONS: &str = r#"- { apiGroups: [""], resources: [pods], verbs: [
 const ANNOTATION: &str = "vpc.amazonaws.com/pod-ips";
 
 /// The role of the manifest, with all that a setting may need.
-fn role() -> Result<Value, LabError> {
+pub(crate) fn role() -> Result<Value, LabError> {
     let manifest = include_str!("../../manifests/daemonset.yaml");
     let whole = manifest.replacen(&format!("# {OF_ANNOTATIONS}"), OF_ANNOTATIONS, 1);
     ensure!(whole != manifest, "the manifest has no rule for annotations");

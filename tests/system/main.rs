@@ -35,6 +35,7 @@ mod prefixes;
 mod privilege;
 mod repair;
 mod routing;
+mod security_groups;
 mod storms;
 mod support;
 mod takeover;
@@ -68,6 +69,7 @@ fn main() -> std::process::ExitCode {
         privilege::TESTS,
         packet::TESTS,
         routing::TESTS,
+        security_groups::TESTS,
         install::TESTS,
     ]
     .concat();
@@ -90,6 +92,10 @@ fn main() -> std::process::ExitCode {
     let without_prometheus = without_lab.clone().or_else(monitoring::missing);
     trials.extend(self::trials(monitoring::WITNESSED, without_prometheus.as_deref()));
     let no_ipv6 = || (!lab::fabric::ipv6()).then(|| "no IPv6 here".to_owned());
+    let without_vlans = without_lab.clone().or_else(lab::fabric::no_vlans);
+    trials.extend(self::trials(security_groups::WITH_VLANS, without_vlans.as_deref()));
+    let with_vlans = without_lab.clone().or_else(security_groups::has_vlans);
+    trials.extend(self::trials(security_groups::WITHOUT_VLANS, with_vlans.as_deref()));
     let without_ipv6 = without_lab.or_else(no_ipv6);
     let without_both = without_iptables.clone().or_else(no_ipv6);
     trials.extend(self::trials(ipv6::TESTS, without_ipv6.as_deref()));

@@ -5,13 +5,13 @@ use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use lab::LabError;
 use lab::ec2::Config;
 use lab::fabric::{Fabric, INTERNET_HOST, SECOND_CIDR_HOST, ipv6};
 use lab::netns::Netns;
 use lab::node::{Node, binary};
 use lab::probe::{Echo, ask};
 use lab::runtime::Pod;
+use lab::{LabError, patience};
 use libtest_mimic::Failed;
 use wire::Report;
 
@@ -40,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits for something that is not in the daemon's report.
 pub(crate) fn eventually(what: &str, is: impl Fn() -> bool) -> Outcome {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + patience(PATIENCE);
     while !is() {
         ensure!(Instant::now() < until, "{what} did not come true");
         std::thread::sleep(Duration::from_millis(5));

@@ -7,6 +7,7 @@
 //! is gone (410), in the middle of a stream as an event of type ERROR. A bookmark tells a client how far it has come although nothing of its own has changed.
 //! A list at resource version 0 is what a server remembers, and one that lags remembers an older truth.
 
+pub mod controller;
 mod objects;
 mod proxy;
 mod writes;
