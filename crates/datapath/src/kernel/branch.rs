@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVlan, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType};
 use netlink_packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
+use rtnetlink::LinkVlan;
 use rustix::io::Errno;
 use types::{Branch, BranchEni, BranchIpv4, Enforcing, Mac, TableId, VlanId};
 
@@ -53,17 +53,8 @@ impl Trunks {
 
 /// The VLAN link, as `ip link add link PARENT name NAME address MAC type vlan id ID` makes it. It is down: settings come first.
 fn create_vlan(eni: &BranchEni, parent: IfIndex) -> Ask {
-    let mut message = LinkMessage::default();
-    message.attributes = vec![
-        LinkAttribute::IfName(eni.vlan.link()),
-        LinkAttribute::Link(parent.0),
-        LinkAttribute::Address(eni.mac.0.to_vec()),
-        LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Vlan),
-            LinkInfo::Data(InfoData::Vlan(vec![InfoVlan::Id(eni.vlan.number())])),
-        ]),
-    ];
-    (RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+    let link = LinkVlan::new(&eni.vlan.link(), parent.0, eni.vlan.number()).address(eni.mac.0.to_vec());
+    (RouteNetlinkMessage::NewLink(link.build()), NLM_F_CREATE | NLM_F_EXCL)
 }
 
 fn of_rule(rule: &BranchRule) -> RuleMessage {

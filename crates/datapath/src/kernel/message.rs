@@ -13,6 +13,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
+use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 use types::{BranchEni, Mac, TableId};
 
 use super::socket::Ask;
@@ -65,12 +66,8 @@ pub(super) fn of_op(op: &Op) -> Ask {
 
 /// Brings a link up, with an MTU if one is given.
 pub(super) fn set_up(link: IfIndex, mtu: Option<u32>) -> RouteNetlinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = link.0;
-    message.header.flags = LinkFlags::Up;
-    message.header.change_mask = LinkFlags::Up;
-    message.attributes = mtu.map(LinkAttribute::Mtu).into_iter().collect();
-    RouteNetlinkMessage::SetLink(message)
+    let link = LinkUnspec::new_with_index(link.0).up();
+    RouteNetlinkMessage::SetLink(mtu.into_iter().fold(link, LinkMessageBuilder::mtu).build())
 }
 
 fn of_address(address: &Address) -> AddressMessage {

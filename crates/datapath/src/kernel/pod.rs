@@ -13,6 +13,7 @@ use netlink_packet_route::link::{
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteProtocol};
 use netlink_packet_route::rule::RuleMessage;
+use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 use types::{Mac, TableId};
 
 use super::message::{ADD, PUT, address_on, any_link, number_of, of_route, rule_from, set_up, to_link};
@@ -216,48 +217,34 @@ pub(super) fn links_in(replies: &[RouteNetlinkMessage]) -> impl Iterator<Item = 
 
 /// Brings a host end up, with this MTU and MAC address.
 pub(super) fn restore(link: IfIndex, mtu: u32, mac: Mac) -> Ask {
-    let mut message = LinkMessage::default();
-    message.header.index = link.0;
-    message.header.flags = LinkFlags::Up;
-    message.header.change_mask = LinkFlags::Up;
-    message.attributes = vec![LinkAttribute::Mtu(mtu), LinkAttribute::Address(mac.0.to_vec())];
-    (RouteNetlinkMessage::SetLink(message), 0)
+    let link = LinkUnspec::new_with_index(link.0).up().mtu(mtu).address(mac.0.to_vec());
+    (RouteNetlinkMessage::SetLink(link.build()), 0)
 }
 
 /// Deletes a link, and with it its other end.
 pub(super) fn delete_link(link: IfIndex) -> Ask {
-    let mut message = LinkMessage::default();
-    message.header.index = link.0;
-    (RouteNetlinkMessage::DelLink(message), 0)
+    (RouteNetlinkMessage::DelLink(LinkUnspec::new_with_index(link.0).build()), 0)
 }
 
 /// Puts a host end into the group that [`sweep`] deletes.
 pub(super) fn set_aside(link: IfIndex) -> Ask {
-    let mut message = LinkMessage::default();
-    message.header.index = link.0;
-    message.attributes = vec![LinkAttribute::Group(TRASH_GROUP)];
-    (RouteNetlinkMessage::SetLink(message), 0)
+    let link = LinkUnspec::new_with_index(link.0).link_group(TRASH_GROUP);
+    (RouteNetlinkMessage::SetLink(link.build()), 0)
 }
 
 /// Takes a link down, and its routes with it.
 pub(super) fn take_down(link: IfIndex) -> Ask {
-    let mut message = LinkMessage::default();
-    message.header.index = link.0;
-    message.header.change_mask = LinkFlags::Up;
-    (RouteNetlinkMessage::SetLink(message), 0)
+    (RouteNetlinkMessage::SetLink(LinkUnspec::new_with_index(link.0).down().build()), 0)
 }
 
 /// Gives a host end's name free. It must be down: before Linux 6.2 a link that is up keeps its name.
 pub(super) fn rename(link: IfIndex) -> Ask {
-    let mut message = LinkMessage::default();
-    message.header.index = link.0;
-    message.attributes = vec![LinkAttribute::IfName(format!("gone{}", link.0))];
-    (RouteNetlinkMessage::SetLink(message), 0)
+    let link = LinkUnspec::new_with_index(link.0).name(format!("gone{}", link.0));
+    (RouteNetlinkMessage::SetLink(link.build()), 0)
 }
 
 /// Deletes all links that were set aside.
 pub(super) fn sweep() -> Ask {
-    let mut message = LinkMessage::default();
-    message.attributes = vec![LinkAttribute::Group(TRASH_GROUP)];
-    (RouteNetlinkMessage::DelLink(message), 0)
+    let links = LinkMessageBuilder::<LinkUnspec>::new().link_group(TRASH_GROUP);
+    (RouteNetlinkMessage::DelLink(links.build()), 0)
 }

@@ -119,9 +119,9 @@ impl Node {
 
 /// How often EC2 is asked for the ENIs although nothing happened; instance metadata is glanced at in between.
 pub const AUDIT_EVERY: Duration = Duration::from_secs(6 * 3600);
-/// How often it is while somebody waits for a trunk.
+/// How often instance metadata is glanced at.
+pub const GLANCE_EVERY: Duration = Duration::from_secs(900);
+/// How often it is glanced at while somebody waits for a trunk.
 const FOR_TRUNK: Duration = Duration::from_secs(5);
 /// When EC2 is asked again for an ENI that metadata alone knows, while somebody waits for a trunk: its descriptions lag.
 const ASK_AGAIN: Duration = Duration::from_secs(20);
-/// How often instance metadata is glanced at.
-pub const GLANCE_EVERY: Duration = Duration::from_secs(900);
