@@ -129,7 +129,9 @@ pub(crate) fn leave(node: &Node, checkpointing: JoinHandle<()>) {
     });
     let mut tables: BTreeMap<Ipv4Addr, TableId> = places.collect();
     // Where packets leave by now goes before what descriptions say, and is known of ENIs that none has.
-    tables.extend(node.led().map(|(address, eni)| (address, TableId::of_eni(eni.card, eni.device))));
+    let held: BTreeSet<Ipv4Addr> = node.pool().owners().map(|(_, grant)| grant.address).collect();
+    let led = node.led().filter(|(address, _)| held.contains(address));
+    tables.extend(led.map(|(address, eni)| (address, TableId::of_eni(eni.card, eni.device))));
     tables.retain(|_, table| *table != TableId::MAIN);
     let steered: Vec<(Ipv4Addr, TableId)> = tables.into_iter().collect();
     if let Err(error) = Wirer::open().and_then(|mut wirer| wirer.steer_each(&steered)) {

@@ -119,14 +119,18 @@ fn mend(wirer: &mut Wirer, metrics: &Metrics, pods: &[PodSpec]) -> bool {
 pub(crate) fn watching(mut watch: Watch, events: mpsc::Sender<Event>) -> std::io::Result<()> {
     let watching = move || {
         loop {
-            if let Err(error) = watch.wait() {
+            // What was changed together is one notice: the rest of it would look like an answer to the look that follows.
+            let told = watch.wait().and_then(|()| {
+                std::thread::sleep(WATCH_PAUSE);
+                watch.read_on()
+            });
+            if let Err(error) = told {
                 tracing::warn!(%error, "what others change is seen at the next round only");
                 return;
             }
             if events.blocking_send(Event::Touched).is_err() {
                 return;
             }
-            std::thread::sleep(WATCH_PAUSE);
         }
     };
     std::thread::Builder::new().name("watching".to_owned()).spawn(watching).map(drop)

@@ -378,7 +378,8 @@ fn never_comes() -> Outcome {
 
 fn words() -> Outcome {
     let manners = Manners { no_trunk: true, no_branch: true, ..Manners::default() };
-    let scene = Scene::set(Vlans::StandIns, &[("IPAMD_ADD_TIMEOUT_SECONDS", "2")], manners)?;
+    let seconds = patience(Duration::from_secs(2)).as_secs().to_string();
+    let scene = Scene::set(Vlans::StandIns, &[("IPAMD_ADD_TIMEOUT_SECONDS", &seconds)], manners)?;
     scene.stage.hears("no trunk ENI is attached yet")?;
     let fails = |pod: &Pod, reason: &str, words: &str| -> Outcome {
         let answer = pod.call(scene.node(), "ADD")?;

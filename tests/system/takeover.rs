@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use wire::Report;
 
 use crate::doctor::{doctor, findings, mend};
-use crate::support::{Outcome, Test, ensure, while_asking};
+use crate::support::{Outcome, Test, ensure, eventually, while_asking};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_hundred_pods_of_the_go_version_are_taken_over_while_they_talk", hundred_pods),
@@ -588,6 +588,10 @@ fn left_unknown() -> Outcome {
         report.pods.iter().any(|pod| pod.address == IpAddr::V4(address) && pod.eni.is_none())
     };
     place.node.wait_for("no description has the address", lost)?;
+    // The start takes back what the stop before it has left.
+    let rule = format!("from {address} lookup");
+    let gone = || place.node.netns().read("ip rule").is_ok_and(|rules| !rules.contains(&rule));
+    eventually("the rule of the first stop is gone", gone)?;
 
     place.node.stop_daemon()?;
 

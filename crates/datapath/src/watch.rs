@@ -94,23 +94,38 @@ impl Watch {
     /// # Errors
     /// When the socket fails.
     pub fn wait(&mut self) -> io::Result<()> {
+        while !self.read(0)? {}
+        Ok(())
+    }
+
+    /// Reads what has come by now: notices of one burst are one word.
+    ///
+    /// # Errors
+    /// As for [`Self::wait`].
+    pub fn read_on(&mut self) -> io::Result<()> {
         loop {
-            match self.socket.recv(&mut &mut self.buffer[..], 0) {
-                Ok(length) => {
-                    let datagram = self.buffer.get(..length).unwrap_or_default();
-                    let touched = match &mut self.judge {
-                        Judge::Routes(judge) => judge.touches_ours(datagram),
-                        Judge::Netfilter(ports) => crate::netfilter::touches_ours(datagram, ports),
-                    };
-                    if touched {
-                        return Ok(());
-                    }
-                }
-                // Notices came faster than they were read, and some are lost.
-                Err(error) if Errno::from_io_error(&error) == Some(Errno::NOBUFS) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            match self.read(libc::MSG_DONTWAIT) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// Reads one datagram; whether it is about something of ours.
+    fn read(&mut self, flags: libc::c_int) -> io::Result<bool> {
+        match self.socket.recv(&mut &mut self.buffer[..], flags) {
+            Ok(length) => {
+                let datagram = self.buffer.get(..length).unwrap_or_default();
+                Ok(match &mut self.judge {
+                    Judge::Routes(judge) => judge.touches_ours(datagram),
+                    Judge::Netfilter(ports) => crate::netfilter::touches_ours(datagram, ports),
+                })
+            }
+            // Notices came faster than they were read, and some are lost.
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NOBUFS) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+            Err(error) => Err(error),
         }
     }
 }

@@ -79,6 +79,8 @@ enum Written {
     Later,
     /// Likewise, as somebody else was faster.
     Conflict,
+    /// Likewise and at once: it was the wrong object.
+    Again,
 }
 
 impl Book {
@@ -115,10 +117,16 @@ impl Book {
         let conflicts = match how {
             Written::Settled => return (self.failures, self.not_before) = (0, now),
             Written::Later => 0,
-            Written::Conflict => conflicts.saturating_add(1),
+            Written::Conflict | Written::Again => conflicts.saturating_add(1),
         };
-        self.not_before = now.plus(doubled(PAUSE, self.failures));
-        self.failures = self.failures.saturating_add(1);
+        match how {
+            Written::Later => {
+                self.not_before = now.plus(doubled(PAUSE, self.failures));
+                self.failures = self.failures.saturating_add(1);
+            }
+            Written::Conflict => self.not_before = now.plus(PAUSE.0),
+            Written::Again | Written::Settled => {}
+        }
         let change = match self.wants.remove(&change.pod.name) {
             Some(later) => change.then(later.change),
             None => change,
@@ -178,10 +186,11 @@ async fn annotate(
             },
             () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {
                 let Some(mut want) = book.due(clock.now()) else { continue };
-                let (how, counted) = outcome(&want, door.ask(ask(&want.change, &node)).await);
+                let (mut how, counted) = outcome(&want, door.ask(ask(&want.change, &node)).await);
                 metrics.wrote_to_cluster("annotation", counted);
                 if how == Written::Conflict && let Some(uid) = mirror(&door, &want.change).await {
                     want.change.pod.uid = uid;
+                    how = Written::Again;
                 }
                 book.written(want, how, clock.now());
             }

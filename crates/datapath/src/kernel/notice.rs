@@ -6,14 +6,14 @@ use std::net::IpAddr;
 use netlink_packet_core::{NetlinkBuffer, NetlinkPayload, NlasIterator};
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::route::{RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use types::{HostVeth, Mac, TableId};
 
 use super::branch;
 use super::message::{any_address, any_link, to_link, to_route, to_rule};
 use super::pod::TRASH_GROUP;
-use super::socket::{Socket, messages};
+use super::socket::{Socket, frames, message_in};
 use crate::model::{IfIndex, LinkSeen};
 use crate::seen::Maker;
 use crate::watch::Ours;
@@ -83,13 +83,14 @@ impl RouteJudge {
         if let Some(settings) = settings(datagram) {
             return self.are_wrong(settings);
         }
-        let told = messages(datagram).map_while(Result::ok).filter(|message| {
-            let NetlinkPayload::InnerMessage(inner) = &message.payload else { return false };
-            let port = message.header.port_number;
-            let about = !self.ours.ports.contains(&port) && self.is_about_ours(inner, port);
-            // Always, for of our own links too it is to be known what they are like.
-            self.take_in(inner) || about
-        });
+        let told =
+            frames(datagram).map_while(Result::ok).filter_map(|frame| message_in(&frame)).filter(|message| {
+                let NetlinkPayload::InnerMessage(inner) = &message.payload else { return false };
+                let port = message.header.port_number;
+                let about = !self.ours.ports.contains(&port) && self.is_about_ours(inner, port);
+                // Always, for of our own links too it is to be known what they are like.
+                self.take_in(inner) || about
+            });
         // All of them, to learn.
         told.count() > 0
     }
@@ -117,8 +118,10 @@ impl RouteJudge {
                 link.group != TRASH_GROUP && last.is_some_and(wrong)
             }
             RouteNetlinkMessage::NewRoute(message) => {
+                // What refuses packets is on no link, and IPv6 tells `lo` for it.
+                let leads = message.header.kind == RouteType::Unicast;
                 let ours = to_route(message).filter(|(maker, route)| {
-                    *maker == Maker::We && ![TableId::PODS, TableId::MAIN].contains(&route.table)
+                    leads && *maker == Maker::We && ![TableId::PODS, TableId::MAIN].contains(&route.table)
                 });
                 self.enis.extend(ours.map(|(_, route)| (route.link, route.table)));
                 false

@@ -8,7 +8,8 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::time::Duration;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_MULTIPART, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
+    NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket as NetlinkSocket, SocketAddr};
@@ -184,14 +185,18 @@ impl Replies {
         if datagram.len() < HEADER_BYTES {
             return Err(SocketError::Nonsense);
         }
-        for message in messages(datagram) {
-            let message = message?;
-            let index = usize::try_from(message.header.sequence_number.wrapping_sub(first));
+        for frame in frames(datagram) {
+            let frame = frame?;
+            let index = usize::try_from(frame.sequence_number().wrapping_sub(first));
             // A late answer to an earlier batch that was given up has a number before the first.
-            if let Ok(index) = index
-                && index < count
-            {
-                self.take(message, index);
+            let Some(index) = index.ok().filter(|index| *index < count) else { continue };
+            match message_in(&frame) {
+                Some(message) => self.take(message, index),
+                // An object of others among many, with attributes that the crate does not know: ours have none of these.
+                None if is_object(&frame) => {
+                    tracing::debug!(kind = frame.message_type(), "an object of the kernel cannot be read");
+                }
+                None => return Err(SocketError::Nonsense),
             }
         }
         Ok(())
@@ -245,21 +250,32 @@ fn unread(error: io::Error) -> SocketError {
     }
 }
 
-/// The messages of a datagram; the first that cannot be read is nonsense.
-pub(super) fn messages(
-    datagram: &[u8],
-) -> impl Iterator<Item = Result<NetlinkMessage<RouteNetlinkMessage>, SocketError>> {
+/// A message as it came.
+pub(super) type Frame<'a> = NetlinkBuffer<&'a [u8]>;
+
+/// The messages of a datagram, not yet read; one that is cut is nonsense, and the last.
+pub(super) fn frames(datagram: &[u8]) -> impl Iterator<Item = Result<Frame<'_>, SocketError>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         if rest.len() < HEADER_BYTES {
             return None;
         }
-        let message = NetlinkMessage::deserialize(rest).map_err(|_unreadable| SocketError::Nonsense);
-        let length = message.as_ref().ok().and_then(|message| usize::try_from(message.header.length).ok());
+        let frame = NetlinkBuffer::new_checked(rest).map_err(|_cut| SocketError::Nonsense);
+        let length = frame.as_ref().ok().and_then(|frame| usize::try_from(frame.length()).ok());
         let next = length.map_or(rest.len(), |length| length.next_multiple_of(4).max(HEADER_BYTES));
         rest = rest.get(next..).unwrap_or_default();
-        Some(message)
+        Some(frame)
     })
+}
+
+/// What a message says; `None` if it cannot be read.
+pub(super) fn message_in(frame: &Frame<'_>) -> Option<NetlinkMessage<RouteNetlinkMessage>> {
+    NetlinkMessage::deserialize(frame.clone().into_inner()).ok()
+}
+
+/// Whether it is one object of a dump.
+fn is_object(frame: &Frame<'_>) -> bool {
+    frame.flags() & NLM_F_MULTIPART != 0 && ![NLMSG_ERROR, NLMSG_DONE].contains(&frame.message_type())
 }
 
 /// Repeats a system call that a signal interrupts: with a timeout set, the kernel does not restart it.
@@ -274,8 +290,9 @@ fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
 
 #[cfg(test)]
 mod tests {
-    use netlink_packet_core::{DoneMessage, NLM_F_MULTIPART};
+    use netlink_packet_core::DoneMessage;
     use netlink_packet_route::link::LinkMessage;
+    use netlink_packet_route::route::RouteMessage;
 
     use super::*;
 
@@ -341,6 +358,25 @@ mod tests {
         let replies = replies(&[link(FIRST - 1, 0), link(FIRST, 0), done(0, 0)]).unwrap();
 
         assert_eq!(replies.messages.len(), 1);
+    }
+
+    #[test]
+    fn an_object_that_cannot_be_read_is_passed_over_in_a_dump_and_nonsense_elsewhere() {
+        // A route with a realm of one byte.
+        let unreadable = |number: u32, flags: u16| {
+            let route = RouteNetlinkMessage::NewRoute(RouteMessage::default());
+            let mut bytes = message(number, flags, NetlinkPayload::InnerMessage(route));
+            bytes.extend([5, 0, 11, 0, 1, 0, 0, 0]);
+            let length = u32::try_from(bytes.len()).unwrap();
+            bytes[..4].copy_from_slice(&length.to_ne_bytes());
+            bytes
+        };
+        assert!(message_in(&NetlinkBuffer::new(&unreadable(FIRST, 0)[..])).is_none());
+
+        let whole = replies(&[unreadable(FIRST, NLM_F_MULTIPART), link(FIRST, 0), done(0, 0)]).unwrap();
+        assert_eq!((whole.messages.len(), whole.left), (1, 0));
+        assert!(matches!(replies(&[unreadable(FIRST, 0)]), Err(SocketError::Nonsense)));
+        assert!(replies(&[unreadable(FIRST - 1, 0), link(FIRST, 0)]).is_ok(), "nobody asked for it now");
     }
 
     #[test]

@@ -33,8 +33,8 @@ const NOTICE_AFTER: Duration = Duration::from_millis(100);
 const PEACE: Duration = Duration::from_secs(2);
 /// The longest such pause while there is nothing to put back: others may be busy with what only looks like ours.
 const IN_VAIN: Duration = Duration::from_millis(500);
-/// With such a pause the race is told.
-const FIGHT: Duration = Duration::from_secs(5);
+/// After so many looks on end that had to put something back it is told that others keep at it.
+const FIGHT: u32 = 6;
 /// Pause before the host's kernel is tried again after a failure that concerns the whole node. Doubles with each, up to
 /// [`REPAIR_EVERY`].
 const HOST_RETRY: Duration = Duration::from_secs(1);
@@ -62,10 +62,14 @@ pub(super) struct HostState {
     repaired_at: Moment,
     /// Somebody else has changed something since then.
     touched: bool,
+    /// So soon after it that it may be an answer to it.
+    answered: bool,
     /// The last look has put something back.
     put_back: bool,
-    /// Pause between two looks that notices lead to.
+    /// Pause between two looks that notices lead to, of which the second may be to an answer to the first.
     pause: Duration,
+    /// How many looks on end notices have led to, each after one that had to put something back.
+    rounds: u32,
     /// What was wrong the last time.
     pub(super) trouble: Option<String>,
     pub(super) settling: Vec<Settling>,
@@ -85,8 +89,8 @@ impl HostState {
         if std::mem::replace(&mut self.touched, true) {
             return;
         }
-        let is_answer = now.since(self.repaired_at) < PEACE;
-        let pause = if is_answer { self.pause } else { Duration::ZERO };
+        self.answered = now.since(self.repaired_at) < PEACE;
+        let pause = if self.answered { self.pause } else { Duration::ZERO };
         let soon = now.plus(NOTICE_AFTER).max(self.repaired_at.plus(pause));
         self.repair_at = self.repair_at.min(soon);
     }
@@ -98,12 +102,13 @@ impl HostState {
 
     /// A look begins, at pods too.
     fn looks(&mut self, every: Duration, now: Moment) {
-        self.pause = match (self.touched, self.put_back) {
+        self.rounds = if self.touched && self.put_back { self.rounds.saturating_add(1) } else { 0 };
+        self.pause = match (self.touched && self.answered, self.put_back) {
             (true, true) => (self.pause * 2).clamp(NOTICE_AFTER, REPAIR_EVERY),
             (true, false) => (self.pause * 2).clamp(NOTICE_AFTER, IN_VAIN),
             (false, _) => NOTICE_AFTER,
         };
-        (self.touched, self.put_back) = (false, false);
+        (self.touched, self.answered, self.put_back) = (false, false, false);
         self.repaired_at = now;
         self.repair_at = now.plus(every);
     }
@@ -140,10 +145,9 @@ impl HostState {
     /// That somebody keeps undoing what we do, in words.
     pub(super) fn fight(&self) -> Option<String> {
         let what = "others keep changing routes, rules, links or nftables of ours";
-        let told = |pause: Duration| {
-            format!("{what}; what is undone at once is put back after {} s", pause.as_secs())
-        };
-        (self.pause >= FIGHT).then(|| told(self.pause))
+        let pause = self.pause.as_secs_f32();
+        (self.rounds >= FIGHT)
+            .then(|| format!("{what}; what is undone at once is put back after {pause:.1} s"))
     }
 }
 

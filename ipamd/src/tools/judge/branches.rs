@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use datapath::{BranchLack, HostSeen, PodSpec, branch_lacks, branch_rules};
 use pool::Owner;
-use types::{Branch, Mac, TableId, VlanId};
+use types::{Branch, HostVeth, Mac, TableId, VlanId};
 
 use super::super::evidence::Evidence;
 use super::super::finding::{Code, Finding, Verdict};
@@ -38,14 +38,22 @@ pub(super) fn judge(evidence: &Evidence, verdict: &mut Verdict) {
             without_trunk.entry(branch.trunk).or_default().push(owner.pod.to_string());
         }
         let told = lacks.iter().filter(|lack| **lack != BranchLack::Trunk);
-        verdict.findings.extend(told.map(|lack| finding(owner, branch, lack, host)));
+        let on_vlan = pods.iter().filter_map(|(owner, _)| owner.branch.as_ref());
+        let is_shared = on_vlan.filter(|other| other.eni.vlan == branch.eni.vlan).count() > 1;
+        verdict.findings.extend(told.map(|lack| finding(owner, branch, lack, (host, is_shared))));
     }
     let gone = without_trunk.iter().map(|(trunk, pods)| trunk_missing(*trunk, pods, record, host));
     verdict.findings.extend(gone);
     strays(&pods, host, verdict);
 }
 
-fn finding(owner: &Owner, branch: &Branch, lack: &BranchLack, host: &HostSeen) -> Finding {
+/// `is_shared`: another pod of the state has the VLAN too.
+fn finding(
+    owner: &Owner,
+    branch: &Branch,
+    lack: &BranchLack,
+    (host, is_shared): (&HostSeen, bool),
+) -> Finding {
     let (link, table, pod) = (branch.eni.vlan.link(), branch.eni.vlan.table(), &owner.pod);
     let shown = format!("ip -d link show {link}");
     let (code, what, seen) = match lack {
@@ -78,6 +86,11 @@ fn finding(owner: &Owner, branch: &Branch, lack: &BranchLack, host: &HostSeen) -
     let finding = Finding::new(code, what).seen(seen);
     let finding = finding.seen(format!("the state: sandbox {} holds {}", owner.sandbox, branch.eni));
     let names = host.names().into_iter().map(|(index, name)| (index, word(&name))).collect();
+    if is_shared && *lack == BranchLack::OtherLink {
+        // The link may be the other's, which lives.
+        return finding
+            .advice("another pod of the state has this VLAN: the DEL of this one's sandbox has never come");
+    }
     match lack.command(branch, host, &names) {
         Some(command) => finding.repair(command),
         None => finding.advice("the daemon makes it once the trunk ENI's link is there"),
@@ -109,6 +122,21 @@ fn by(pods: &[String]) -> String {
     }
 }
 
+/// Whether a rule leads what comes by a branch ENI's link, or by a strict pod's, to such an ENI's table. Others stand at that priority too, with
+/// tables of the same numbers.
+fn is_by_link(rule: &str) -> bool {
+    let Some((link, table)) = rule.strip_prefix("from all iif ").and_then(|it| it.split_once(" lookup "))
+    else {
+        return false;
+    };
+    // Of a link that is gone it says so after the name.
+    let link = link.split(' ').next().unwrap_or(link);
+    let table = table.parse().ok().map(TableId);
+    let of_vlan = VlanId::of_link(link).is_some_and(|vlan| table == Some(vlan.table()));
+    let of_pod = HostVeth::found(link).is_some_and(|name| name.is_of_branch());
+    of_vlan || of_pod && table.is_some_and(TableId::is_of_branch)
+}
+
 /// What is in the kernel for branch ENIs that no pod has.
 fn strays(pods: &[(&Owner, PodSpec)], host: &HostSeen, verdict: &mut Verdict) {
     let held: BTreeSet<VlanId> =
@@ -124,9 +152,7 @@ fn strays(pods: &[(&Owner, PodSpec)], host: &HostSeen, verdict: &mut Verdict) {
     let wanted: BTreeSet<_> = pods.iter().flat_map(|(_, pod)| branch_rules(pod)).collect();
     for seen in host.rules.iter().filter(|seen| seen.priority == BY_LINK) {
         let words = format!("pref {BY_LINK} {}", seen.text);
-        let table = seen.text.rsplit_once(" lookup ").and_then(|(_, table)| table.parse().ok()).map(TableId);
-        let of_branch = table.is_some_and(TableId::is_of_branch);
-        if of_branch && !wanted.contains(&(seen.family, words.clone())) {
+        if is_by_link(&seen.text) && !wanted.contains(&(seen.family, words.clone())) {
             let ip = format!("ip{} rule", seen.family.option());
             let what = format!("the rule `{words}` leads to a branch ENI's table for no pod of the state");
             let finding = Finding::new(Code::RuleExtra, what).seen(format!("{ip} show pref {BY_LINK}"));

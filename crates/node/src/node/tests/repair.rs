@@ -84,6 +84,9 @@ fn what_is_changed_again_and_again_but_not_at_once_is_put_back_each_time_within_
     }
 
     assert!(told(&world), "that others keep changing things");
+    // Nobody has answered yet: what is done in two steps is back soon too.
+    let after = notice(&mut world, true);
+    assert!(after < Duration::from_secs(1), "{after:?} after many that were no answer");
 }
 
 #[test]

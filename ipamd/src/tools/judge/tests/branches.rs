@@ -167,9 +167,15 @@ fn what_is_there_for_a_branch_eni_that_no_pod_has_is_found() {
         host.links.push(link(6, "vlan.eth.9", Some(mac(7)), 9001, Some(4)));
         let text = "from all iif vlan.eth.9 lookup 109".to_owned();
         host.rules.push(RuleSeen { family: Family::V4, priority: 10, text, ours: None });
-        // Somebody else's, and none of ours.
-        let text = "from all iif ens5 lookup 7".to_owned();
-        host.rules.push(RuleSeen { family: Family::V4, priority: 10, text, ours: None });
+        // Of other people, among them one of a proxy whose tables have such numbers too.
+        for text in [
+            "from all iif ens5 lookup 7",
+            "from all fwmark 0xa00/0xf00 lookup 2005",
+            "from all iif ens6 lookup 120",
+        ] {
+            let text = text.to_owned();
+            host.rules.push(RuleSeen { family: Family::V4, priority: 10, text, ours: None });
+        }
     });
 
     let found = judge(&evidence).findings;
@@ -236,4 +242,18 @@ fn the_words_of_a_rule_are_those_by_which_the_kernels_rules_are_told() {
     let pod = evidence.saved.record.as_ref().unwrap().families.pod_spec(owner, *address, 0);
 
     assert_eq!(branch_rules(&pod), [(Family::V4, "pref 1536 from 10.0.20.9 lookup 107".to_owned())]);
+}
+
+#[test]
+fn a_link_that_another_pod_of_the_state_may_have_is_not_to_be_taken_away() {
+    let mut evidence = with_branch(Enforcing::Strict);
+    let (mut before, _) = evidence.saved.owners.last().unwrap().clone();
+    before.sandbox = SandboxKey::new("aws-cni", "before", "eth0").unwrap();
+    before.branch.as_mut().unwrap().eni.mac = mac(8);
+    evidence.saved.owners.push((before, Ipv4Addr::new(10, 0, 20, 8)));
+
+    let verdict = judge(&evidence);
+
+    let off: Vec<_> = verdict.findings.iter().filter(|it| it.code == Code::BranchLinkOff).collect();
+    assert!(!off.is_empty() && off.iter().all(|it| it.repair.is_none()), "{off:?}");
 }
