@@ -20,7 +20,7 @@ use crate::model::{Family, IfIndex, PodSpec, Route, RulePriority};
 use crate::seen::HostSeen;
 
 /// Where rules by incoming link stand: before the node's own addresses.
-pub(crate) const PRIORITY: u32 = 10;
+pub const PRIORITY: u32 = 10;
 
 /// A rule for the packets of one pod.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -134,8 +134,7 @@ pub fn branch_lacks(pod: &PodSpec, host: &HostSeen) -> Vec<BranchLack> {
         }
     }
     let there = |family: Family, words: &str| {
-        let same = |text: &str, priority: u32| format!("pref {priority} {text}") == words;
-        host.rules.iter().any(|seen| seen.family == family && same(&seen.text, seen.priority))
+        host.rules.iter().any(|seen| seen.family == family && seen.to_string() == words)
     };
     let missing = branch_rules(pod).into_iter().filter(|(family, words)| !there(*family, words));
     lacks.extend(missing.map(|(family, words)| BranchLack::Rule(family, words)));

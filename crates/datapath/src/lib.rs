@@ -42,7 +42,7 @@ pub mod netfilter;
 mod seen;
 mod watch;
 
-pub use branch::{BranchLack, branch_lacks, branch_rules};
+pub use branch::{BranchLack, PRIORITY as BRANCH_PRIORITY, branch_lacks, branch_rules};
 pub use diff::{Op, diff};
 pub use kernel::{
     Converged, Half, Host, KernelError, MendError, Mended, PodSeen, Refusal, TRASH_GROUP, WireError, Wirer,

@@ -1,6 +1,7 @@
 //! What the host's kernel holds, as values: what is ours, and what others have put beside it. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use types::{Mac, TableId};
@@ -40,6 +41,12 @@ pub struct RuleSeen {
     pub text: String,
     /// The same in ours, if it is one of ours.
     pub ours: Option<Rule>,
+}
+
+impl fmt::Display for RuleSeen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pref {} {}", self.priority, self.text)
+    }
 }
 
 /// Links, rules, routes and addresses of the host.

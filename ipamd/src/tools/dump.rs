@@ -1,6 +1,6 @@
 //! What the kernel told, as people read it: the words of `ip`. Pure.
 
-use datapath::{HostSeen, LinkSeen, Maker, RouteSeen, RuleSeen};
+use datapath::{HostSeen, LinkSeen, Maker, RouteSeen};
 
 /// Links, addresses, rules and routes.
 #[must_use]
@@ -21,9 +21,9 @@ pub(super) fn text(host: &HostSeen) -> String {
         say(&mut out, &format!("{} dev {}", address.address, name(address.link)));
     }
     out.push_str("\n# rules\n");
-    for RuleSeen { family, priority, text, ours } in &host.rules {
-        let ours = if ours.is_some() { "  (ours)" } else { "" };
-        say(&mut out, &format!("ip{} rule pref {priority} {text}{ours}", family.option()));
+    for rule in &host.rules {
+        let ours = if rule.ours.is_some() { "  (ours)" } else { "" };
+        say(&mut out, &format!("ip{} rule {rule}{ours}", rule.family.option()));
     }
     out.push_str("\n# routes\n");
     for RouteSeen { maker, route } in &host.routes {

@@ -5,14 +5,14 @@ use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use netlink_packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
 use rtnetlink::LinkVlan;
 use rustix::io::Errno;
 use types::{Branch, BranchEni, BranchIpv4, Enforcing, Mac, TableId, VlanId};
 
 use super::leftovers::plain_rule;
-use super::message::{ADD, PUT, number_of, of_route, rule_parts, set_up, to_route};
+use super::message::{ADD, PUT, in_header, number_of, of_route, rule_parts, set_up, to_route};
 use super::pod;
 use super::socket::{Ask, Socket};
 use super::sysctl;
@@ -75,7 +75,7 @@ fn of_rule(rule: &BranchRule) -> RuleMessage {
 fn refuse(family: Family, table: TableId) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = number_of(family);
-    message.header.table = u8::try_from(table.0).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+    message.header.table = in_header(table);
     message.header.protocol = RouteProtocol::from(PROTOCOL);
     message.header.kind = RouteType::Unreachable;
     message.attributes = vec![RouteAttribute::Table(table.0), RouteAttribute::Priority(LAST_METRIC)];
@@ -201,7 +201,7 @@ fn raise_trunk(trunk: Mac, trunks: &mut Trunks, host: &mut Socket) -> Result<(),
 
 /// Removes all rules by the link of a pod that is just being wired. Which there are is not asked: no dump is on the path of an ADD.
 fn forget(pod: &PodSpec, host: &mut Socket) -> Result<(), WireError> {
-    for family in pod.addresses.iter().map(|address| Family::of(*address)) {
+    for family in families_of(pod) {
         let mut by_link = plain_rule(family, PRIORITY, TableId(0));
         by_link.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Table(_)));
         by_link.attributes.push(RuleAttribute::Iifname(pod.host_if.to_string()));

@@ -44,6 +44,11 @@ fn family_of(number: AddressFamily) -> Option<Family> {
     Family::ALL.into_iter().find(|family| number_of(*family) == number)
 }
 
+/// A table as a header has it: numbers above 255 go into the attribute alone.
+pub(super) fn in_header(table: TableId) -> u8 {
+    u8::try_from(table.0).unwrap_or(RouteHeader::RT_TABLE_UNSPEC)
+}
+
 /// The request that makes a change.
 pub(super) fn of_op(op: &Op) -> Ask {
     match op {
@@ -99,8 +104,7 @@ pub(super) fn of_route(route: &Route) -> RouteMessage {
     message.header = RouteHeader {
         address_family: number_of(route.family()),
         destination_prefix_length: route.destination.prefix(),
-        // Numbers above 255 go into the attribute alone.
-        table: u8::try_from(route.table.0).unwrap_or(RouteHeader::RT_TABLE_UNSPEC),
+        table: in_header(route.table),
         protocol: if route.table == TableId::MAIN { RouteProtocol::Kernel } else { PROTOCOL.into() },
         scope: match (route.via, route.family()) {
             (None, Family::V4) => RouteScope::Link,
@@ -159,7 +163,7 @@ pub(super) fn of_rule(rule: &Rule) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = number_of(rule.family);
     message.header.action = RuleAction::ToTable;
-    message.header.table = u8::try_from(rule.table.0).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+    message.header.table = in_header(rule.table);
     message.attributes.push(RuleAttribute::Priority(rule.priority.number()));
     message.attributes.push(RuleAttribute::Table(rule.table.0));
     message.attributes.push(RuleAttribute::Protocol(match is_kernels_first(rule) {
@@ -198,7 +202,7 @@ pub(super) fn rule_from(address: IpAddr, priority: u32, table: TableId) -> RuleM
     let mut message = RuleMessage::default();
     message.header.family = number_of(Family::of(address));
     message.header.action = RuleAction::ToTable;
-    message.header.table = u8::try_from(table.0).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+    message.header.table = in_header(table);
     message.header.src_len = IpNetwork::from(address).prefix();
     message.attributes = vec![
         RuleAttribute::Priority(priority),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use datapath::{BranchLack, HostSeen, PodSpec, branch_lacks, branch_rules};
+use datapath::{BRANCH_PRIORITY, BranchLack, HostSeen, PodSpec, branch_lacks, branch_rules};
 use pool::Owner;
 use types::{Branch, HostVeth, Mac, TableId, VlanId};
 
@@ -10,9 +10,6 @@ use super::super::evidence::Evidence;
 use super::super::finding::{Code, Finding, Verdict};
 use super::super::words::word;
 use crate::host::HostRecord;
-
-/// Where rules by the links of branch ENIs stand.
-const BY_LINK: u32 = 10;
 
 pub(super) fn judge(evidence: &Evidence, verdict: &mut Verdict) {
     let (Some(host), Some(record)) = (evidence.live.host.seen(), &evidence.saved.record) else { return };
@@ -150,12 +147,13 @@ fn strays(pods: &[(&Owner, PodSpec)], host: &HostSeen, verdict: &mut Verdict) {
         }
     }
     let wanted: BTreeSet<_> = pods.iter().flat_map(|(_, pod)| branch_rules(pod)).collect();
-    for seen in host.rules.iter().filter(|seen| seen.priority == BY_LINK) {
-        let words = format!("pref {BY_LINK} {}", seen.text);
+    for seen in host.rules.iter().filter(|seen| seen.priority == BRANCH_PRIORITY) {
+        let words = seen.to_string();
         if is_by_link(&seen.text) && !wanted.contains(&(seen.family, words.clone())) {
             let ip = format!("ip{} rule", seen.family.option());
             let what = format!("the rule `{words}` leads to a branch ENI's table for no pod of the state");
-            let finding = Finding::new(Code::RuleExtra, what).seen(format!("{ip} show pref {BY_LINK}"));
+            let finding =
+                Finding::new(Code::RuleExtra, what).seen(format!("{ip} show pref {BRANCH_PRIORITY}"));
             verdict.findings.push(finding.repair(format!("{ip} del {words}")));
         }
     }

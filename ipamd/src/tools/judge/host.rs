@@ -291,19 +291,19 @@ fn others(evidence: &Evidence, host: &HostSeen, verdict: &mut Verdict) {
     let branches = evidence.saved.owners.iter().filter_map(|(owner, _)| owner.branch.as_ref());
     let branches: Vec<String> =
         branches.map(|branch| format!(" lookup {}", branch.eni.vlan.table())).collect();
-    for RuleSeen { family, priority, text, ours } in &host.rules {
+    for rule @ RuleSeen { family, priority, text, ours } in &host.rules {
         let of_branch = branches.iter().any(|lookup| text.ends_with(lookup));
         if ours.is_some() || of_branch || !OUR_PRIORITIES.contains(priority) {
             continue;
         }
         let (code, what) = if is_go_rule(*priority, text) {
-            (Code::GoLeftover, format!("a rule of the Go version: `pref {priority} {text}`"))
+            (Code::GoLeftover, format!("a rule of the Go version: `{rule}`"))
         } else {
-            (Code::RuleForeign, format!("somebody's rule stands among ours: `pref {priority} {text}`"))
+            (Code::RuleForeign, format!("somebody's rule stands among ours: `{rule}`"))
         };
         let ip = format!("ip{} rule", family.option());
         let finding = Finding::new(code, what).seen(format!("{ip} show pref {priority}"));
-        verdict.findings.push(finding.repair(format!("{ip} del pref {priority} {text}")));
+        verdict.findings.push(finding.repair(format!("{ip} del {rule}")));
     }
     let pod_links: BTreeMap<IfIndex, &str> = host
         .links
