@@ -129,7 +129,7 @@ pub(crate) fn leave(node: &Node, checkpointing: JoinHandle<()>) {
     });
     let mut tables: BTreeMap<Ipv4Addr, TableId> = places.collect();
     // Where packets leave by now goes before what descriptions say, and is known of ENIs that none has.
-    let held: BTreeSet<Ipv4Addr> = node.pool().owners().map(|(_, grant)| grant.address).collect();
+    let held: BTreeSet<Ipv4Addr> = node.pool().holders().map(|(_, address)| address).collect();
     let led = node.led().filter(|(address, _)| held.contains(address));
     tables.extend(led.map(|(address, eni)| (address, TableId::of_eni(eni.card, eni.device))));
     tables.retain(|_, table| *table != TableId::MAIN);

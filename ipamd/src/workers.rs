@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use datapath::{MendError, Mended, PodSpec, Watch, WireError, Wirer};
+use datapath::{MendError, Mended, Mending, PodSpec, Watch, WireError, Wirer};
 use pool::Snapshot;
 use tokio::sync::mpsc;
 use types::{HostVeth, Reason, SandboxKey};
@@ -82,10 +82,11 @@ fn wire_pods(wirer: &mut Wirer, metrics: &Metrics, inbox: &Receiver<Wiring>, eve
                 Event::Dead(holders.into_iter().map(|(sandbox, _)| sandbox).collect())
             }
             Wiring::Mend(pods) => {
-                if !mend(wirer, metrics, &pods) {
+                let (put_back, lost) = mend(wirer, metrics, &pods);
+                if !put_back && lost.is_empty() {
                     continue;
                 }
-                Event::PutBack
+                Event::Mended { put_back, lost }
             }
             Wiring::Remove(pod) => {
                 removed = true;
@@ -101,18 +102,20 @@ fn wire_pods(wirer: &mut Wirer, metrics: &Metrics, inbox: &Receiver<Wiring>, eve
     }
 }
 
-/// Whether anything was put back: what was is counted and told, also when the kernel refused something of another pod.
-fn mend(wirer: &mut Wirer, metrics: &Metrics, pods: &[PodSpec]) -> bool {
-    let mended = wirer.mend(pods).unwrap_or_else(|MendError { mended, source }| {
+/// Whether anything was put back: what was is counted and told, also when the kernel refused something of another pod. And the host
+/// ends of pods that are gone.
+fn mend(wirer: &mut Wirer, metrics: &Metrics, pods: &[PodSpec]) -> (bool, Vec<HostVeth>) {
+    let found = wirer.mend(pods).unwrap_or_else(|MendError { found, source }| {
         tracing::warn!(error = chain(&source), "cannot put back what others took of pods");
-        mended
+        found
     });
+    let Mending { mended, lost } = found;
     for Mended { pod, what } in &mended {
         metrics.repaired("pod");
         let what = what.join(", ");
         tracing::warn!(link = %pod.host_if, addresses = ?pod.addresses, what, "somebody else has changed a pod's wiring; put back");
     }
-    !mended.is_empty()
+    (!mended.is_empty(), lost.into_iter().map(|pod| pod.host_if.clone()).collect())
 }
 
 /// Starts a thread that tells what others change of ours. It ends with the process.

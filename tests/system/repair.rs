@@ -11,8 +11,10 @@ use lab::runtime::Pod;
 use crate::estate::{grown, host_state};
 use crate::support::{Outcome, Setting, Test, ensure, eventually, reach};
 
-pub(crate) const TESTS: &[Test] =
-    &[("each_thing_that_others_take_is_back_at_once_counted_and_told_once", each_at_once)];
+pub(crate) const TESTS: &[Test] = &[
+    ("each_thing_that_others_take_is_back_at_once_counted_and_told_once", each_at_once),
+    ("a_pod_whose_link_is_gone_gives_its_address_back_before_its_del", without_a_link),
+];
 
 /// Within this only the kernel's notice brings something back. The look that nothing calls for comes every 30 s; a notice is answered after a
 /// tenth of a second, which is measured and printed, not asserted: machines are busy.
@@ -45,6 +47,26 @@ fn each_at_once() -> Outcome {
         std::thread::sleep(BETWEEN);
         is_undone(&setting.node, &damage)?;
     }
+    reach(&setting, &pods)
+}
+
+/// Its namespace is gone, and nobody has said so: where the runtime has lost track of it nobody ever will.
+fn without_a_link() -> Outcome {
+    let setting = Setting::start(&[])?;
+    let mut pods = setting.pods(0..3)?;
+    let mut gone = pods.remove(1);
+    let link = gone.host_if().unwrap_or_default();
+
+    setting.node.netns().ip(&format!("link del {link}\n"))?;
+
+    let cools = |report: &wire::Report| report.pods.len() == 2 && report.addresses.cooling == 1;
+    setting.node.wait_for_soon("its address cools", cools)?;
+    let told = setting.node.told()?;
+    ensure!(told.contains("sandboxes without a link are released"), "nothing is told:\n{told}");
+    gone.del(&setting.node)?;
+    gone.add(&setting.node)?;
+    pods.push(gone);
+    setting.accounts_for(&pods)?;
     reach(&setting, &pods)
 }
 

@@ -45,8 +45,8 @@ mod watch;
 pub use branch::{BranchLack, PRIORITY as BRANCH_PRIORITY, branch_lacks, branch_rules};
 pub use diff::{Op, diff};
 pub use kernel::{
-    Converged, Half, Host, KernelError, MendError, Mended, PodSeen, Refusal, TRASH_GROUP, WireError, Wirer,
-    put_sysctl_below, read_sysctl,
+    Converged, Half, Host, KernelError, MendError, Mended, Mending, PodSeen, Refusal, TRASH_GROUP, WireError,
+    Wirer, put_sysctl_below, read_sysctl,
 };
 pub use leftovers::{Former, GoRule, Leftovers, Removal, removable};
 pub use mark::{MarkError, Marks};

@@ -97,7 +97,7 @@ fn why_excluded(pool: &Pool, eni: &EniSeen) -> Option<String> {
 /// How many pods have an address of an IPv6 prefix.
 #[must_use]
 pub fn pods_in(pool: &Pool, prefix: Ipv6Prefix) -> usize {
-    let of_it = pool.owners().filter_map(|(owner, _)| owner.ipv6);
+    let of_it = pool.holders().filter_map(|(owner, _)| owner.ipv6);
     of_it.filter(|ipv6| Ipv6Prefix::of(*ipv6) == prefix).count()
 }
 

@@ -18,7 +18,6 @@ pub const VERSION: u32 = 1;
 /// One line of the file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "record", rename_all = "lowercase")]
-#[expect(clippy::large_enum_variant, reason = "a handful at a time, and each for as long as a write takes")]
 pub enum Record {
     /// Everything, at the head of a file.
     Snapshot {

@@ -296,14 +296,18 @@ impl Pool {
         fit
     }
 
-    /// EC2 has just given these to an ENI, so whatever else we thought had them has lost them: somebody took them away.
+    /// EC2 has just given these to an ENI, so whatever else we thought had them has lost them: somebody took them away. A prefix goes as a
+    /// whole.
     fn leave_others(&mut self, id: &EniId, given: &Given) {
+        let taken: BTreeSet<Prefix> = given.all().map(Prefix::of).collect();
         let others: Vec<EniId> = self.enis.keys().filter(|other| *other != id).cloned().collect();
         for other in others {
             let Some(eni) = self.enis.get_mut(&other) else { continue };
-            eni.prefixes.retain(|prefix| !given.prefixes.contains(prefix));
-            let lost: Vec<Ipv4Addr> =
-                eni.addresses.keys().filter(|address| given.covers(**address)).copied().collect();
+            let gone: BTreeSet<Prefix> =
+                eni.prefixes.extract_if(.., |prefix| taken.contains(prefix)).collect();
+            let is_lost =
+                |address: &&Ipv4Addr| given.covers(**address) || gone.contains(&Prefix::of(**address));
+            let lost: Vec<Ipv4Addr> = eni.addresses.keys().filter(is_lost).copied().collect();
             for address in lost {
                 self.drop_address(&other, address, &mut Vec::new());
             }
@@ -414,9 +418,10 @@ impl Pool {
 
     fn finish_created(&mut self, id: ActionId, seen: &EniSeen, now: Moment) {
         if let Some(Action::CreateEni { subnet, wanted, .. }) = self.end(id) {
-            self.clear_primary(seen.primary_address, &mut Vec::new());
             self.join(seen, now);
-            self.leave_others(&seen.id, &seen.given());
+            let mut taken = seen.given();
+            taken.addresses.insert(seen.primary_address);
+            self.leave_others(&seen.id, &taken);
             self.add_addresses(&seen.id, &seen.given(), now);
             self.came(&seen.id, &seen.given(), true, now);
             self.believe_later(&seen.id, now);

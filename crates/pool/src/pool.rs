@@ -455,9 +455,14 @@ impl Pool {
         Some(grant)
     }
 
-    /// Who holds what, by sandbox.
+    /// Who holds what, by sandbox, and where it is.
     pub fn owners(&self) -> impl Iterator<Item = (&Owner, Grant)> {
         self.held.values().map(|held| (&held.owner, self.grant(held)))
+    }
+
+    /// Who holds which address, by sandbox.
+    pub fn holders(&self) -> impl Iterator<Item = (&Owner, Ipv4Addr)> {
+        self.held.values().map(|held| (&held.owner, held.address))
     }
 
     /// Whether what this sandbox holds is only promised to an ADD in progress.

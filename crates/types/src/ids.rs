@@ -1,7 +1,8 @@
-//! Identifiers given by EC2, and MAC addresses.
+//! Identifiers given by EC2, and MAC addresses. Those that are texts are shared: what is known of ENIs and pods is full of them, and copied at every turn.
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +27,7 @@ macro_rules! ec2_id {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// The identifier as EC2 writes it.
@@ -45,7 +46,7 @@ macro_rules! ec2_id {
                 if tail.is_empty() || !known {
                     return Err(IdError::new(concat!("an id that starts with ", $prefix), text));
                 }
-                Ok(Self(text.to_owned()))
+                Ok(Self(text.into()))
             }
         }
 
@@ -59,7 +60,7 @@ macro_rules! ec2_id {
 
         impl From<$name> for String {
             fn from(id: $name) -> Self {
-                id.0
+                id.0.as_ref().to_owned()
             }
         }
 

@@ -1,6 +1,7 @@
 //! Sandboxes and the pods they belong to.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,9 +20,13 @@ const FURTHER_IF: &str = "mNicIf";
 /// Its parts satisfy the CNI specification's rules, so it can be part of a path, a log line or a map key.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "RawKey", into = "RawKey")]
-pub struct SandboxKey {
-    network_name: String,
+pub struct SandboxKey(Arc<Parts>);
+
+/// In the order in which keys differ: the network is the same for all, as a rule.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Parts {
     container_id: String,
+    network_name: String,
     if_name: String,
 }
 
@@ -68,42 +73,39 @@ impl SandboxKey {
         if !is_cni_word(network_name, NETWORK_NAME_BYTES_MAX) {
             return Err(SandboxKeyError::NetworkName(cut(network_name)));
         }
-        Ok(Self {
-            network_name: network_name.to_owned(),
-            container_id: container_id.to_owned(),
-            if_name: if_name.to_owned(),
-        })
+        let (container_id, network_name) = (container_id.to_owned(), network_name.to_owned());
+        Ok(Self(Arc::new(Parts { container_id, network_name, if_name: if_name.to_owned() })))
     }
 
     /// The attachment of the same sandbox's interface number `index`, which a pod has beside this one: its name inside the pod
     /// is the Go version's.
     #[must_use]
     pub fn further(&self, index: u8) -> Self {
-        Self { if_name: format!("{FURTHER_IF}{index}"), ..self.clone() }
+        Self(Arc::new(Parts { if_name: format!("{FURTHER_IF}{index}"), ..Parts::clone(&self.0) }))
     }
 
     /// Whether another attachment is of the same network and container.
     #[must_use]
     pub fn is_beside(&self, other: &Self) -> bool {
-        (&self.network_name, &self.container_id) == (&other.network_name, &other.container_id)
+        (self.container_id(), self.network_name()) == (other.container_id(), other.network_name())
     }
 
     /// The network's name, `aws-cni` in the installed conflist.
     #[must_use]
     pub fn network_name(&self) -> &str {
-        &self.network_name
+        &self.0.network_name
     }
 
     /// The runtime's id of the sandbox.
     #[must_use]
     pub fn container_id(&self) -> &str {
-        &self.container_id
+        &self.0.container_id
     }
 
     /// The interface inside the sandbox, normally `eth0`.
     #[must_use]
     pub fn if_name(&self) -> &str {
-        &self.if_name
+        &self.0.if_name
     }
 }
 
@@ -128,13 +130,14 @@ impl TryFrom<RawKey> for SandboxKey {
 
 impl From<SandboxKey> for RawKey {
     fn from(key: SandboxKey) -> Self {
-        Self { network_name: key.network_name, container_id: key.container_id, if_name: key.if_name }
+        let Parts { container_id, network_name, if_name } = Arc::unwrap_or_clone(key.0);
+        Self { network_name, container_id, if_name }
     }
 }
 
 impl fmt::Display for SandboxKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.container_id, self.if_name)
+        write!(f, "{}/{}", self.container_id(), self.if_name())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Names of host interfaces.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
@@ -67,19 +68,20 @@ impl From<VethPrefix> for String {
 /// Prefix and the first 11 hexadecimal digits of SHA-1 over `namespace.name` (`namespace.name.N` for the
 /// Nth additional interface), as the Go version and Calico compute it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct HostVeth(String);
+#[serde(from = "String", into = "String")]
+pub struct HostVeth(Arc<str>);
 
 impl HostVeth {
     /// The name for a pod's interface number `index` (0 is `eth0`).
     #[must_use]
     pub fn of_pod(prefix: &VethPrefix, pod: &PodName, index: u8) -> Self {
-        Self(format!("{}{}", prefix.as_str(), hash(&pod_text(pod, index))))
+        Self(format!("{}{}", prefix.as_str(), hash(&pod_text(pod, index))).into())
     }
 
     /// The name for a pod whose traffic goes by its branch ENI alone: no rule for other pods' names is for it.
     #[must_use]
     pub fn of_branch(pod: &PodName) -> Self {
-        Self(format!("{BRANCH_PREFIX}{}", hash(&pod_text(pod, 0))))
+        Self(format!("{BRANCH_PREFIX}{}", hash(&pod_text(pod, 0))).into())
     }
 
     /// Whether it is such a name.
@@ -91,20 +93,20 @@ impl HostVeth {
     /// The name for a sandbox that Kubernetes did not ask for, so that it has no pod name to hash.
     #[must_use]
     pub fn of_sandbox(prefix: &VethPrefix, sandbox: &SandboxKey) -> Self {
-        Self(format!("{}{}", prefix.as_str(), hash(&format!("{sandbox}"))))
+        Self(format!("{}{}", prefix.as_str(), hash(&format!("{sandbox}"))).into())
     }
 
     /// The interface of the CNI result that exists only there, and carries what DEL needs (the shape of the Go version's result).
     #[must_use]
     pub fn dummy(pod: &PodName) -> Self {
-        Self(format!("dummy{}", hash(&pod_text(pod, 0))))
+        Self(format!("dummy{}", hash(&pod_text(pod, 0))).into())
     }
 
     /// A name found in the kernel; `None` for one that cannot be a host veth's.
     #[must_use]
     pub fn found(name: &str) -> Option<Self> {
         let plain = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-        (plain && (12..=15).contains(&name.len())).then(|| Self(name.to_owned()))
+        (plain && (12..=15).contains(&name.len())).then(|| Self(name.into()))
     }
 
     /// What the name starts with; `None` where the rest is no hash, so that it is not named as a pod's host end is.
@@ -124,13 +126,13 @@ impl HostVeth {
     /// The name that the same pod's host end has under another prefix.
     #[must_use]
     pub fn under(&self, prefix: &VethPrefix) -> Self {
-        Self(format!("{}{}", prefix.as_str(), self.hash()))
+        Self(format!("{}{}", prefix.as_str(), self.hash()).into())
     }
 
     /// The MAC address of the link of this name: the same each time, so that what it should be is known without being remembered.
     #[must_use]
     pub fn mac(&self) -> Mac {
-        let digest = Sha1::digest(&self.0);
+        let digest = Sha1::digest(self.as_str());
         Mac::local(std::array::from_fn(|n| digest[n]))
     }
 
@@ -145,6 +147,18 @@ impl HostVeth {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl From<String> for HostVeth {
+    fn from(name: String) -> Self {
+        Self(name.into())
+    }
+}
+
+impl From<HostVeth> for String {
+    fn from(name: HostVeth) -> Self {
+        name.0.as_ref().to_owned()
     }
 }
 

@@ -118,7 +118,7 @@ pub(super) fn loaded(dir: &Path) -> io::Result<Option<Loaded>> {
 fn owners(loaded: &Loaded, now: Moment) -> Vec<(Owner, Ipv4Addr)> {
     // Who holds what does not depend on the cooldown.
     let pool = replay(loaded.records.clone(), Duration::ZERO, now).pool;
-    pool.owners().map(|(owner, grant)| (owner.clone(), grant.address)).collect()
+    pool.holders().map(|(owner, address)| (owner.clone(), address)).collect()
 }
 
 fn queue(dir: &Path, saved: &mut Saved) {

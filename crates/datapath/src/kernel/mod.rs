@@ -27,7 +27,7 @@ pub use host::{Converged, Half, Host};
 pub(crate) use notice::RouteJudge;
 pub use pod::TRASH_GROUP;
 pub use sysctl::{put_below as put_sysctl_below, read as read_sysctl};
-pub use wirer::{MendError, Mended, PodSeen, WireError, Wirer};
+pub use wirer::{MendError, Mended, Mending, PodSeen, WireError, Wirer};
 
 /// Why the kernel could not be read or changed.
 #[derive(Debug, thiserror::Error)]

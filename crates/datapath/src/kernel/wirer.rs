@@ -86,19 +86,28 @@ pub struct Mended<'a> {
     pub what: Vec<String>,
 }
 
-/// Why not all pods could be mended: the first refusal, and the pods that were mended nevertheless.
+/// What a look at pods that are wired has found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Mending<'a> {
+    /// Pods for which something was put back.
+    pub mended: Vec<Mended<'a>>,
+    /// Pods of which the host has neither the link nor a route: their namespace is gone.
+    pub lost: Vec<&'a PodSpec>,
+}
+
+/// Why not all pods could be mended: the first refusal, and what was found and mended nevertheless.
 #[derive(Debug, thiserror::Error)]
 #[error("not all pods could be mended")]
 pub struct MendError<'a> {
-    /// What was mended.
-    pub mended: Vec<Mended<'a>>,
-    /// Why the rest was not.
+    /// What was found.
+    pub found: Mending<'a>,
+    /// Why not all was mended.
     pub source: WireError,
 }
 
 impl From<WireError> for MendError<'_> {
     fn from(source: WireError) -> Self {
-        Self { mended: Vec::new(), source }
+        Self { found: Mending::default(), source }
     }
 }
 
@@ -118,6 +127,13 @@ struct Reached {
     routes: BTreeSet<(IpAddr, IfIndex)>,
     /// The IPv6 addresses of its links.
     own: BTreeSet<(IpAddr, IfIndex)>,
+}
+
+impl Reached {
+    /// Whether our table leads an address of a pod anywhere: then somebody may have renamed its link, and it lives.
+    fn leads_to(&self, pod: &PodSpec) -> bool {
+        self.routes.iter().any(|(address, _)| pod.addresses.contains(address))
+    }
 }
 
 /// Wires pods, on a thread of its own.
@@ -346,11 +362,11 @@ impl Wirer {
     }
 
     /// Puts back what others have taken of pods that are wired: host ends that are down or have another MAC address or MTU, or lack
-    /// the address that IPv6 needs; routes that are gone or lead elsewhere. Returns the pods for which something was wrong; one without a link is left alone.
+    /// the address that IPv6 needs; routes that are gone or lead elsewhere. Returns the pods for which something was wrong, and those that are gone.
     ///
     /// # Errors
     /// When links or routes cannot be read, or what the kernel refused first; the other pods are seen to nevertheless, and told in the error.
-    pub fn mend<'a>(&mut self, pods: &'a [PodSpec]) -> Result<Vec<Mended<'a>>, MendError<'a>> {
+    pub fn mend<'a>(&mut self, pods: &'a [PodSpec]) -> Result<Mending<'a>, MendError<'a>> {
         let there = Reached {
             routes: self.pod_routes()?.iter().map(|route| (route.destination.ip(), route.link)).collect(),
             own: match pods.iter().any(|pod| pod::own_address(pod).is_some()) {
@@ -364,9 +380,14 @@ impl Wirer {
         };
         let veths = self.veths()?;
         self.counted_on.retain(|link, _| veths.values().any(|veth| veth.index == *link));
-        let (mut mended, mut refused) = (Vec::new(), None);
+        let (mut found, mut refused) = (Mending::default(), None);
         for pod in pods {
-            let Some(veth) = veths.get(pod.host_if.as_str()) else { continue };
+            let Some(veth) = veths.get(pod.host_if.as_str()) else {
+                if !there.leads_to(pod) && !self.has_link(pod.host_if.as_str())? {
+                    found.lost.push(pod);
+                }
+                continue;
+            };
             let Some(counted_on) = self.counted_on(&pod.host_if, veth) else { continue };
             let mut what = wrong(pod, veth, counted_on, &there);
             match self.mend_branch(pod, veth.index, &rules) {
@@ -378,13 +399,13 @@ impl Wirer {
             }
             let set = pod::restore(veth.index, counted_on.mtu, counted_on.mac);
             match self.host.batch(std::iter::once(set).chain(pod::reach(pod, veth.index)).collect()) {
-                Ok(_) => mended.push(Mended { pod, what }),
+                Ok(_) => found.mended.push(Mended { pod, what }),
                 Err(error) => refused = refused.or(Some(step("put back what others took of a pod")(error))),
             }
         }
         match refused {
-            None => Ok(mended),
-            Some(source) => Err(MendError { mended, source }),
+            None => Ok(found),
+            Some(source) => Err(MendError { found, source }),
         }
     }
 

@@ -224,8 +224,8 @@ fn mended(stage: &Stage, wirer: &mut Wirer, pod: &Pod) -> Outcome {
         ip(take)?;
         assert_ne!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new(), "{take}");
         let pods = [pod.spec.clone()];
-        assert_eq!(wirer.mend(&pods)?.len(), 1, "{take}");
-        assert_eq!(wirer.mend(&pods)?.len(), 0, "{take}");
+        assert_eq!(wirer.mend(&pods)?.mended.len(), 1, "{take}");
+        assert_eq!(wirer.mend(&pods)?.mended.len(), 0, "{take}");
         assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new(), "{take}");
         assert!(stage.reaches(pod, ROUTER)?, "{take}");
     }
@@ -245,14 +245,16 @@ fn never_by_main(wirer: &mut Wirer, pod: &Pod) -> Outcome {
         ip(take)?;
         let refused = way(pod).err().map(|error| format!("{error:?}")).unwrap_or_default();
         assert!(refused.contains("No route to host"), "{take}: {refused}, {:?}", way(pod));
-        assert_eq!(wirer.mend(std::slice::from_ref(&pod.spec))?.len(), 1, "{take}");
+        assert_eq!(wirer.mend(std::slice::from_ref(&pod.spec))?.mended.len(), 1, "{take}");
         assert!(way(pod)?.contains("dev vlan.eth.7"), "{take}");
     }
     let mut opens = vec!["route del unreachable default table 107 metric 4278198272"];
     opens.extend(ipv6().then_some("-6 route del unreachable default table 107 metric 4278198272"));
     for open in opens {
         ip(open)?;
-        let [mended] = &wirer.mend(std::slice::from_ref(&pod.spec))?[..] else { return Err(open.into()) };
+        let [mended] = &wirer.mend(std::slice::from_ref(&pod.spec))?.mended[..] else {
+            return Err(open.into());
+        };
         assert!(mended.what[0].contains("go on to the main table"), "{:?}", mended.what);
         assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new(), "{open}");
     }
@@ -266,7 +268,7 @@ fn mended_with_trunk(stage: &Stage, wirer: &mut Wirer, pod: &Pod) -> Outcome {
         ip("link set vlan.eth.7 down")?;
     }
 
-    assert_eq!(wirer.mend(std::slice::from_ref(&pod.spec))?.len(), 1);
+    assert_eq!(wirer.mend(std::slice::from_ref(&pod.spec))?.mended.len(), 1);
 
     assert!(ip("link show dev trunk0")?.contains(",UP"));
     assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new());
@@ -294,7 +296,7 @@ fn mended_in_part(stage: &Stage, wirer: &mut Wirer, pod: &Pod) -> Outcome {
     let Err(refused) = wirer.mend(&pods) else { return Err("IPv6 routes were taken".into()) };
 
     assert_eq!(refused.source.to_string(), "cannot add the branch ENI's routes");
-    let mended: Vec<_> = refused.mended.iter().map(|mended| mended.pod).collect();
+    let mended: Vec<_> = refused.found.mended.iter().map(|mended| mended.pod).collect();
     assert_eq!(mended, [&other.spec], "one pod's refusal is nothing to another");
     let sorted = |mut rules: Vec<(u64, String)>| {
         rules.sort();
@@ -304,7 +306,7 @@ fn mended_in_part(stage: &Stage, wirer: &mut Wirer, pod: &Pod) -> Outcome {
     assert!(!ip("rule")?.contains("lookup 105"));
     assert!(stage.reaches(pod, ROUTER)?);
     no_ipv6("0")?;
-    assert_eq!(wirer.mend(&pods)?.len(), 1);
+    assert_eq!(wirer.mend(&pods)?.mended.len(), 1);
     assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new());
     wirer.remove(&other.spec)?;
     wirer.sweep()?;

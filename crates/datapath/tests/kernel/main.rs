@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use datapath::{EniSpec, Host, Marks, NodeSpec, Ours, PodSpec, Watch, Wirer};
+use datapath::{EniSpec, Host, Marks, Mending, NodeSpec, Ours, PodSpec, Watch, Wirer};
 use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use types::{DeviceIndex, Mac, NetworkCard, VethPrefix};
@@ -31,7 +31,7 @@ type Test = fn() -> Outcome;
 
 fn main() -> std::process::ExitCode {
     let entered = enter();
-    let tests: [(&str, Test); 28] = [
+    let tests: [(&str, Test); 29] = [
         ("a_node_with_two_enis_has_its_tables_and_rules", node_with_two_enis),
         ("a_second_convergence_changes_nothing", idempotent),
         ("what_is_removed_or_added_behind_our_back_is_mended", drift),
@@ -41,6 +41,7 @@ fn main() -> std::process::ExitCode {
         ("a_pod_with_three_interfaces_is_wired_whole_or_not_at_all", pods::several_interfaces),
         ("a_pod_of_both_families_is_reached_by_both_at_once", pods::dual_stack),
         ("what_others_take_of_a_pod_is_put_back", pods::pod_mended),
+        ("a_pod_without_link_and_route_is_told_as_gone", pods::lost_pods_are_told),
         ("what_a_pod_counts_on_is_known_after_a_restart", pods::mended_after_restart),
         ("changes_of_others_are_told_and_ours_are_not", notices),
         ("packets_flow_between_pods_and_host", packets),
@@ -424,7 +425,7 @@ fn notices() -> Outcome {
         }
         heard.recv_timeout(10 * second).map_err(|error| format!("{damage}: {error}"))?;
         while heard.recv_timeout(second / 5).is_ok() {}
-        let mended = wirer.mend(std::slice::from_ref(&again.spec))?.len();
+        let mended = wirer.mend(std::slice::from_ref(&again.spec))?.mended.len();
         let done = host.converge(&spec, None)?;
         assert!(mended + done.changes.len() > 0, "{damage} needs nothing");
         assert!(heard.recv_timeout(second / 2).is_err(), "what puts {damage} right is told");
@@ -616,7 +617,7 @@ fn rules_constant() -> Outcome {
     assert_eq!(wirer.pods()?.len(), MANY);
     let specs: Vec<PodSpec> = pods.iter().map(|pod| pod.spec.clone()).collect();
     let started = Instant::now();
-    assert_eq!(wirer.mend(&specs)?, Vec::new());
+    assert_eq!(wirer.mend(&specs)?, Mending::default());
     let look = started.elapsed();
 
     for pod in &pods {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use datapath::{Host, NodeSpec, PodSpec, Wirer};
+use datapath::{Host, Mending, NodeSpec, PROTOCOL, PodSpec, Wirer};
 use libtest_mimic::Failed;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
@@ -222,7 +222,7 @@ pub(crate) fn dual_stack() -> Outcome {
     ip(&format!("-6 addr flush dev {name}"))?;
     ip(&format!("-6 neigh flush dev {name}"))?;
     assert_eq!(wirer.check(&two.spec, two.socket()?)?, [format!("{name} has no address fe80::1")]);
-    let lost = wirer.mend(std::slice::from_ref(&two.spec))?;
+    let lost = wirer.mend(std::slice::from_ref(&two.spec))?.mended;
     assert_eq!(lost.iter().map(|it| it.what.join(", ")).collect::<Vec<_>>(), ["it had no address fe80::1"]);
     assert_eq!(wirer.check(&two.spec, two.socket()?)?, Vec::<String>::new());
     assert_eq!(mended(&mut wirer, std::slice::from_ref(&two.spec))?, Vec::<String>::new());
@@ -244,10 +244,10 @@ pub(crate) fn dual_stack() -> Outcome {
 pub(crate) fn pod_mended() -> Outcome {
     converge(&node()?)?;
     let mut wirer = Wirer::open()?;
-    let (pod, unwired) = (Pod::new(7)?, Pod::new(8)?);
+    let pod = Pod::new(7)?;
     pod.add(&mut wirer)?;
-    let specs = [pod.spec.clone(), unwired.spec];
-    assert_eq!(wirer.mend(&specs)?, Vec::new());
+    let specs = [pod.spec.clone()];
+    assert_eq!(wirer.mend(&specs)?, Mending::default());
     let link = pod.name();
     let like_before = || ip(&format!("-o link show {link}"));
     let before = like_before()?;
@@ -260,14 +260,34 @@ pub(crate) fn pod_mended() -> Outcome {
         (format!("link set {link} address 02:00:00:00:00:77"), "its MAC address was 02:00:00:00:00:77, not"),
     ] {
         ip(&damage)?;
-        let mended = wirer.mend(&specs)?;
+        let mended = wirer.mend(&specs)?.mended;
         assert_eq!(mended.len(), 1, "{damage}");
         assert_eq!(mended[0].pod, &pod.spec, "{damage}");
         assert!(mended[0].what[0].starts_with(what), "{damage}: {:?}", mended[0].what);
         assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new(), "{damage}");
         assert_eq!(like_before()?, before, "{damage}");
-        assert_eq!(wirer.mend(&specs)?, Vec::new(), "{damage}");
+        assert_eq!(wirer.mend(&specs)?, Mending::default(), "{damage}");
     }
+    Ok(())
+}
+
+/// A pod is gone when neither its link nor a route to it is there: one whose link somebody has renamed lives.
+pub(crate) fn lost_pods_are_told() -> Outcome {
+    converge(&node()?)?;
+    let mut wirer = Wirer::open()?;
+    let (lives, renamed, gone) = (Pod::new(7)?, Pod::new(8)?, Pod::new(9)?);
+    [&lives, &renamed, &gone].into_iter().try_for_each(|pod| pod.add(&mut wirer))?;
+    let specs = [lives.spec, renamed.spec.clone(), gone.spec.clone()];
+    assert_eq!(wirer.mend(&specs)?, Mending::default());
+
+    ip(&format!("link set {} down", renamed.name()))?;
+    ip(&format!("link set {} name elsewhere", renamed.name()))?;
+    ip("link set elsewhere up")?;
+    let route = format!("{}/32 dev elsewhere table 51200 proto {PROTOCOL}", renamed.spec.addresses[0]);
+    ip(&format!("route replace {route}"))?;
+    ip(&format!("link del {}", gone.name()))?;
+    let found = wirer.mend(&specs)?;
+    assert_eq!((found.mended, found.lost), (Vec::new(), vec![&gone.spec]));
     Ok(())
 }
 
@@ -301,5 +321,5 @@ pub(crate) fn mended_after_restart() -> Outcome {
 
 /// The links of the pods that a wirer mends.
 pub(crate) fn mended(wirer: &mut Wirer, pods: &[PodSpec]) -> Result<Vec<String>, Failed> {
-    Ok(wirer.mend(pods)?.iter().map(|mended| mended.pod.host_if.to_string()).collect())
+    Ok(wirer.mend(pods)?.mended.iter().map(|mended| mended.pod.host_if.to_string()).collect())
 }

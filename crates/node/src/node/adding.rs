@@ -254,8 +254,10 @@ impl Node {
             Err(Shortage { card, .. }) => {
                 let lacking = wants.iter().find(|want| want.cards.first() == Some(&card));
                 let cards = lacking.map(|want| want.cards.as_slice()).unwrap_or_default();
-                short.extend(cards.iter().map(|card| (*card, self.why_short(*card, now))));
-                Some((self.why_short(card, now), card))
+                let why = self.why_short(card, now);
+                let of = |other: &NetworkCard| if *other == card { why } else { self.why_short(*other, now) };
+                short.extend(cards.iter().map(|card| (*card, of(card))));
+                Some((why, card))
             }
         }
     }

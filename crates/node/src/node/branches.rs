@@ -105,7 +105,7 @@ impl Node {
 
     /// What the host is to have of the trunk: where branch ENIs are used, or still are.
     pub(super) fn trunk_spec(&self) -> Option<TrunkSpec> {
-        let used = self.settings.pod_eni || self.pool.owners().any(|(owner, _)| owner.branch.is_some());
+        let used = self.settings.pod_eni || self.pool.holders().any(|(owner, _)| owner.branch.is_some());
         self.trunk().filter(|_| used).map(|mac| TrunkSpec { mac, mtu: self.settings.eni_mtu })
     }
 
@@ -113,7 +113,7 @@ impl Node {
     pub(super) fn has_strict_branches(&self) -> bool {
         let strict = |owner: &Owner| owner.branch.as_ref().is_some_and(Branch::is_strict);
         let may_be = self.settings.pod_eni && self.settings.enforcing == Enforcing::Strict;
-        may_be || self.pool.owners().any(|(owner, _)| strict(owner))
+        may_be || self.pool.holders().any(|(owner, _)| strict(owner))
     }
 
     /// Whether one place for an ENI is kept for the trunk, which the controller attaches.
@@ -200,7 +200,7 @@ impl Node {
             Enforcing::Strict => "strict",
             Enforcing::Standard => "standard",
         };
-        let with = self.pool.owners().filter(|(owner, _)| owner.branch.is_some()).count();
+        let with = self.pool.holders().filter(|(owner, _)| owner.branch.is_some()).count();
         let told =
             format!("security groups for pods ({mode}): {trunk}; {with} pods have a branch ENI; {pods}");
         std::iter::once(told).chain(self.pods.trouble.clone()).collect()

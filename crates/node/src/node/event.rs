@@ -233,8 +233,13 @@ pub enum Event {
         /// What came of it; or the trouble that the whole node has.
         result: Result<HostMade, String>,
     },
-    /// Others had changed the wiring of pods, and it was put back.
-    PutBack,
+    /// The wiring of pods was compared with what it should be, and something was not.
+    Mended {
+        /// Others had changed it, and it was put back.
+        put_back: bool,
+        /// Host ends of pods of which nothing is there any more: nobody may ever ask to take them away.
+        lost: Vec<HostVeth>,
+    },
     /// Somebody else has changed routes, rules, addresses, links or nftables of ours, or may have.
     Touched,
     /// Time has passed.

@@ -451,8 +451,8 @@ impl Node {
 
     /// By which ENIs, of those to be, pods' packets are to leave: those that have their addresses now, or had them last (I16).
     fn leads(&self, enis: &[EniSeen]) -> Vec<EniSeen> {
-        let owners = self.pool.owners().filter(|(owner, _)| owner.branch.is_none());
-        let mut held: BTreeSet<Ipv4Addr> = owners.map(|(_, grant)| grant.address).collect();
+        let owners = self.pool.holders().filter(|(owner, _)| owner.branch.is_none());
+        let mut held: BTreeSet<Ipv4Addr> = owners.map(|(_, address)| address).collect();
         let mut led = Vec::new();
         for eni in enis {
             let given = eni.given();
@@ -490,7 +490,7 @@ impl Node {
         if eni.role.is_for_pods() {
             return given;
         }
-        let held = self.pool.owners().map(|(_, grant)| grant.address);
+        let held = self.pool.holders().map(|(_, address)| address);
         Given::addresses(held.filter(|address| given.covers(*address)).collect())
     }
 
@@ -527,7 +527,7 @@ impl Node {
         // An address of the node alone is translated wherever it goes.
         let no_snat = no_snat.filter(|_| families.has_ipv4_of_vpc()).collect();
         let ipv6_egress = self.ipv6_egress(facts);
-        let has_ipv6 = || self.pool.owners().any(|(owner, _)| owner.ipv6.is_some());
+        let has_ipv6 = || self.pool.holders().any(|(owner, _)| owner.ipv6.is_some());
         let ipv6 = families.needs_prefix() || ipv6_egress.is_some() || has_ipv6();
         // Later, the wiring thread owns the pods' table: a wish made before a DEL must not bring its route back.
         let pods = (!self.cloud.pictured).then(|| self.wired_pods());
@@ -544,7 +544,7 @@ impl Node {
     /// What the names of pods' host ends start with: the setting, and what it was when those that live were named.
     #[must_use]
     pub fn veth_prefixes(&self) -> BTreeSet<VethPrefix> {
-        let of_owners = self.pool.owners().filter_map(|(owner, _)| owner.host_if.prefix());
+        let of_owners = self.pool.holders().filter_map(|(owner, _)| owner.host_if.prefix());
         of_owners.chain([self.settings.veth_prefix.clone()]).collect()
     }
 
@@ -553,6 +553,6 @@ impl Node {
     pub fn wired_pods(&self) -> Vec<PodSpec> {
         let mtu = self.settings.pod_mtu;
         let families = self.settings.families;
-        self.pool.owners().map(|(owner, grant)| families.pod_spec(owner, grant.address, mtu)).collect()
+        self.pool.holders().map(|(owner, address)| families.pod_spec(owner, address, mtu)).collect()
     }
 }

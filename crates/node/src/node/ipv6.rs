@@ -72,7 +72,7 @@ impl Node {
 
     /// The address by which pods with IPv4 addresses of the VPC reach IPv6, where that is wanted or a pod was wired for it.
     pub(super) fn ipv6_egress(&self, facts: &Facts) -> Option<Ipv6Addr> {
-        let wired = || self.pool.owners().any(|(owner, _)| owner.ipv6.is_some_and(is_local));
+        let wired = || self.pool.holders().any(|(owner, _)| owner.ipv6.is_some_and(is_local));
         facts.ipv6.filter(|_| self.settings.families.has_ipv6_egress() || wired())
     }
 
@@ -95,7 +95,7 @@ impl Node {
     /// Pods with addresses of a prefix that the primary ENI has lost: they keep them, as pods do whose IPv4 address EC2 does not show.
     fn lost_addresses(&self) -> Option<String> {
         let lost = |ipv6: Ipv6Addr| !is_local(ipv6) && Some(Ipv6Prefix::of(ipv6)) != self.ipv6.prefix;
-        let of_lost = self.pool.owners().filter(|(owner, _)| owner.ipv6.is_some_and(lost));
+        let of_lost = self.pool.holders().filter(|(owner, _)| owner.ipv6.is_some_and(lost));
         let pods: Vec<String> = of_lost.map(|(owner, _)| owner.pod.to_string()).collect();
         let (first, rest) = pods.split_first().filter(|_| self.cloud.pictured)?;
         let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };

@@ -97,7 +97,7 @@ impl Node {
     fn tell_roles(&self, enis: &mut [EniSeen]) {
         let had = |eni: &EniSeen, address: Ipv4Addr| eni.given().covers(address);
         let was_told =
-            |address| self.told_before().chain(&self.host.led).any(|eni: &EniSeen| had(eni, address));
+            |address| self.led_before().chain(&self.host.led).any(|eni: &EniSeen| had(eni, address));
         let grants = self.pool.owners().map(|(_, grant)| grant).filter(|grant| grant.place.is_none());
         let placeless: Vec<Ipv4Addr> =
             grants.map(|grant| grant.address).filter(|address| !was_told(*address)).collect();

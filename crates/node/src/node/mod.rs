@@ -288,7 +288,7 @@ impl Node {
             Event::Gone(id) => self.gone(id, now),
             Event::Wired { id, result } => self.wired(id, result, now),
             Event::Enforced { id, result } => self.enforced(id, result, now),
-            Event::Dead(sandboxes) => self.dead(&sandboxes, now),
+            Event::Dead(sandboxes) => self.surveyed(&sandboxes, now),
             Event::Checked { id, result } => self.checked(id, result),
             Event::Written { batch, result } => self.written(batch, result, now),
             Event::FileLong => {
@@ -314,7 +314,7 @@ impl Node {
             Event::Stopping => self.stop(now),
             Event::Converged { generation, result } => self.converged(generation, result, now),
             Event::Touched => self.host.touched(now),
-            Event::PutBack => self.host.put_back(),
+            Event::Mended { put_back, lost } => self.mended(put_back, &lost, now),
             Event::Tick => {}
         }
         self.advance(now);

@@ -105,7 +105,7 @@ impl Node {
         if !self.lacks_cpu() && !was() {
             return None;
         }
-        let have: BTreeSet<&PodName> = self.pool.owners().map(|(owner, _)| &owner.pod).collect();
+        let have: BTreeSet<&PodName> = self.pool.holders().map(|(owner, _)| &owner.pod).collect();
         let comes = |(name, told): &(&PodName, &Told)| {
             told.gets_address && told.branch == BranchWish::No && !have.contains(name)
         };

@@ -56,13 +56,29 @@ impl Node {
                 || self.doubted.contains(&owner.sandbox)
                 || (wanted.contains(&owner.host_if) && !self.adding.contains_key(owner.main()))
         };
-        let owners = self.pool.owners().map(|(owner, _)| owner).filter(|owner| doubtful(owner));
+        let owners = self.pool.holders().map(|(owner, _)| owner).filter(|owner| doubtful(owner));
         owners.map(|owner| (owner.sandbox.clone(), owner.host_if.clone())).collect()
     }
 
-    /// These have no link any more. One that is being added again meanwhile gets a new one.
-    pub(super) fn dead(&mut self, sandboxes: &[SandboxKey], now: Moment) {
+    /// The kernel was asked for sandboxes, and these have no link any more.
+    pub(super) fn surveyed(&mut self, dead: &[SandboxKey], now: Moment) {
         self.surveying = false;
+        self.dead(dead, now);
+    }
+
+    /// Pods were compared with what they should be. Of some nothing is there any more: the daemon before may have answered their DEL,
+    /// and neither the disk has taken it down nor the kernel carried it out.
+    pub(super) fn mended(&mut self, put_back: bool, lost: &[HostVeth], now: Moment) {
+        if put_back {
+            self.host.put_back();
+        }
+        let dead: Vec<SandboxKey> =
+            lost.iter().filter_map(|host_if| self.pool.holder_of(host_if)).cloned().collect();
+        self.dead(&dead, now);
+    }
+
+    /// These have no link any more. One that is being added again meanwhile gets a new one.
+    fn dead(&mut self, sandboxes: &[SandboxKey], now: Moment) {
         let main = |sandbox| self.pool.owner(sandbox).map_or(sandbox, |(owner, _)| owner.main());
         let dead = sandboxes.iter().filter(|sandbox| !self.adding.contains_key(main(sandbox)));
         let dead: Vec<SandboxKey> = dead.cloned().collect();
@@ -98,7 +114,7 @@ impl Node {
         let Detachment { sandbox, pod, veth_prefix, .. } = detachment;
         let names = (0..INTERFACES_MAX).map(|index| host_if_of(sandbox, pod, veth_prefix, index));
         let names: Vec<HostVeth> = names.collect();
-        let owners = self.pool.owners().map(|(owner, _)| owner);
+        let owners = self.pool.holders().map(|(owner, _)| owner);
         let its = owners.filter(|owner| {
             let same = |name: &HostVeth| name.hash() == owner.host_if.hash();
             restore::is_placeholder(&owner.sandbox) && names.iter().any(same)

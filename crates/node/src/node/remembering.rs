@@ -104,9 +104,13 @@ impl Node {
     /// The ENIs of before, while nothing is known anew, for the pods that had their addresses: the first descriptions may lack what was
     /// made a moment ago, or have an address elsewhere. How pods were led out goes before what was told.
     pub(super) fn known_before(&self) -> impl Iterator<Item = EniSeen> {
-        let before = self.of_before().filter(|_| !self.cloud.pictured);
-        let enis = before.into_iter().flat_map(|before| before.stranded.iter().chain(&before.enis));
+        let enis = self.led_before().filter(|_| !self.cloud.pictured);
         enis.map(|eni| EniSeen { role: Role::Unmanaged, ..eni.clone() })
+    }
+
+    /// The ENIs by which pods' packets left before: those that had lost their addresses, and then those that the daemon was told of.
+    pub(super) fn led_before(&self) -> impl Iterator<Item = &EniSeen> {
+        self.of_before().into_iter().flat_map(|before| before.stranded.iter().chain(&before.enis))
     }
 
     /// The ENIs that the daemon before was told of.

@@ -83,9 +83,11 @@ impl Node {
 
     /// Has written what the daemon before this one may not have written to the objects of pods that are still here.
     pub(super) fn annotate_fresh(&mut self, now: Moment) {
-        let fresh =
-            self.pool.owners().filter(|(owner, _)| owner.further.is_none() && now.since(owner.since) < FRESH);
-        let changes = fresh.filter_map(|(owner, grant)| self.annotation(owner, grant.address));
+        let fresh = self
+            .pool
+            .holders()
+            .filter(|(owner, _)| owner.further.is_none() && now.since(owner.since) < FRESH);
+        let changes = fresh.filter_map(|(owner, address)| self.annotation(owner, address));
         let changes: Vec<PodIp> = changes.collect();
         self.effects.extend(changes.into_iter().map(Effect::Annotate));
     }

@@ -48,6 +48,32 @@ fn a_prefix_that_another_eni_was_given_does_not_come_back_to_the_one_that_lost_i
 }
 
 #[test]
+fn a_prefix_of_which_an_address_is_given_elsewhere_is_gone_as_a_whole() {
+    for primary in [false, true] {
+        let mut pool = pool(&with_a_prefix());
+        let grant = pool.reserve(owner(1), at(5)).unwrap();
+        assert_eq!(Prefix::of(grant.address), prefix());
+        let of_it = prefix().addresses().nth(7).unwrap();
+
+        if primary {
+            let id = pool.begin(&create(DeviceIndex(3), 0));
+            let made = EniSeen { primary_address: of_it, ..eni(3, Role::Secondary, 0) };
+            pool.finish(id, Outcome::Created(Box::new(made)), at(10));
+        } else {
+            assigned(&mut pool, 1, Wanted::Addresses(1), Given::addresses([of_it].into()), 10);
+        }
+
+        assert_eq!(pool.check(), Ok(()));
+        let with: Vec<_> = pool.enis().into_iter().filter(|eni| !eni.prefixes.is_empty()).collect();
+        assert_eq!(with, []);
+        assert_eq!(pool.counts(at(10)).free, u32::from(!primary), "the rest of it is gone too");
+        // Who has an address of it keeps it, for as long as it lives.
+        let held: Vec<_> = pool.owners().map(|(_, held)| (held.address, held.place)).collect();
+        assert_eq!(held, [(grant.address, None)]);
+    }
+}
+
+#[test]
 fn an_address_that_was_lost_and_given_again_to_the_same_eni_is_there() {
     let seen = eni(0, Role::Primary, 2);
     let mut pool = pool(std::slice::from_ref(&seen));

@@ -47,8 +47,6 @@ pub(crate) struct Cloud {
     pub(crate) taken: Vec<Ipv4Addr>,
     /// ENIs of other instances that are attached to nothing.
     pub(crate) strays: BTreeMap<EniId, Forsaken>,
-    /// What the node has done to one of them that it must not.
-    pub(crate) foul: Option<String>,
     /// Calls that change something, performed or not.
     pub(crate) changes: u64,
     /// ENIs of others on the instance.
@@ -182,7 +180,6 @@ impl Cloud {
             blind_until: Moment(0),
             taken: Vec::new(),
             strays: BTreeMap::new(),
-            foul: None,
             changes: 0,
             latency: setup.latency,
             tokens: 0,
@@ -231,17 +228,23 @@ impl Cloud {
         told.collect()
     }
 
-    /// What deleting one of them meets: its owner has taken it up again. Too early, it is foul.
-    fn refuses(&mut self, eni: &EniId, now: Moment) -> Option<ApiError> {
-        let stray = self.strays.get(eni)?;
-        if stray.claimed_at.is_some_and(|at| at <= now) {
-            return Some(ApiError::new("InvalidNetworkInterface.InUse", format!("{eni} is in use.")));
-        }
-        let young = now.since(stray.made) < STRAY;
-        if young || stray.told_at.is_none_or(|told| now.since(told) + LOOK < STRAY) {
-            self.foul = Some(format!("{eni} of another instance is deleted too early: {stray:?}"));
-        }
-        None
+    /// What deleting one of them meets: its owner has taken it up again.
+    fn refuses(&self, eni: &EniId, now: Moment) -> Option<ApiError> {
+        let claimed = self.strays.get(eni)?.claimed_at.is_some_and(|at| at <= now);
+        claimed.then(|| ApiError::new("InvalidNetworkInterface.InUse", format!("{eni} is in use.")))
+    }
+
+    /// The one of them that is to be deleted although it is young, or the daemon was told of it a short while ago.
+    pub(super) fn too_early(&self, chores: &[Chore], now: Moment) -> Option<(&EniId, &Forsaken)> {
+        let deleted = chores.iter().filter_map(|chore| match chore {
+            Chore::Delete(eni) => self.strays.get_key_value(eni),
+            Chore::Tie { .. } | Chore::Guard { .. } | Chore::Track { .. } | Chore::Tag { .. } => None,
+        });
+        let mut unclaimed = deleted.filter(|(_, stray)| stray.claimed_at.is_none_or(|at| now < at));
+        unclaimed.find(|(_, stray)| {
+            let told_long = stray.told_at.is_some_and(|told| now.since(told) + LOOK >= STRAY);
+            now.since(stray.made) < STRAY || !told_long
+        })
     }
 
     /// How far descriptions look into the past now.

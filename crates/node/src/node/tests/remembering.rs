@@ -381,3 +381,28 @@ fn a_pod_that_is_led_out_on_its_own_takes_no_prefix_along() {
     let second = Some(remembered().enis[1].mac);
     assert_eq!((led_by(&effects, address), led_by(&effects, Ipv4Addr::new(10, 0, 1, 33))), (second, second));
 }
+
+#[test]
+fn an_eni_that_has_what_a_pod_had_lost_before_the_start_is_not_ours() {
+    let lost = Ipv4Addr::new(10, 0, 1, 10);
+    for known in [true, false] {
+        let mut world = restarted_with(lost, 1);
+        let Remembered { mut enis, subnets, .. } = remembered();
+        let gone = enis.remove(1);
+        let stranded = vec![EniSeen { addresses: [lost].into(), ..gone.clone() }];
+        let stranded = if known { stranded } else { Vec::new() };
+        let before = Remembered { enis: enis.clone(), stranded, ..remembered() };
+        world.handle(Event::Remembered(Box::new(before)));
+
+        // Somebody else has it now, and only instance metadata tells so.
+        let (id, mac, role) = ("eni-7".parse().unwrap(), mac(7), Role::Unmanaged);
+        enis.push(EniSeen { id, mac, role, ..gone });
+        let picture = Picture { as_of: world.now, enis, subnets, from_metadata: true, ..Picture::default() };
+        let effects = world.handle(Event::Looked(Ok(picture)));
+        world.converge(&effects);
+
+        let theirs = world.node.pool.enis().into_iter().find(|eni| eni.id.as_str() == "eni-7");
+        let role = if known { Role::Unmanaged } else { Role::Secondary };
+        assert_eq!(theirs.map(|eni| eni.role), Some(role), "known: {known}");
+    }
+}

@@ -112,10 +112,32 @@ fn what_pods_lost_counts_as_a_fight_too() {
 
     for _ in 0..12 {
         notice(&mut world, false);
-        world.handle(Event::PutBack);
+        world.handle(Event::Mended { put_back: true, lost: Vec::new() });
     }
 
     assert!(told(&world));
+}
+
+#[test]
+fn a_pod_of_which_nothing_is_there_any_more_gives_its_address_back() {
+    let mut world = World::ready(4);
+    ["gone", "lives"].into_iter().for_each(|pod| world.added(pod));
+    let (_, effects) = world.add("comes");
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Wire(..))), "{effects:?}");
+    let lost = |pod: &str| host_if_of(&attachment(pod, pod));
+
+    let effects = world.handle(Event::Mended { put_back: false, lost: vec![lost("gone"), lost("comes")] });
+
+    assert!(batch(&effects).is_some(), "{effects:?}");
+    let pods = world.node.report(world.now).pods;
+    let names: Vec<&str> = pods.iter().map(|pod| pod.pod.name.as_str()).collect();
+    assert_eq!(names, ["comes", "lives"]);
+    assert_eq!(world.node.report(world.now).addresses.cooling, 1);
+    assert!(!told(&world), "nothing was put back");
+}
+
+fn host_if_of(of: &Attachment) -> HostVeth {
+    HostVeth::of_pod(&of.veth_prefix, &of.pod, 0)
 }
 
 #[test]

@@ -134,7 +134,7 @@ impl World {
         self.told = Told::default();
         self.telling = self.now;
         self.early = 0;
-        self.say(|| format!("the daemon starts; it holds {} addresses", pool.owners().count()));
+        self.say(|| format!("the daemon starts; it holds {} addresses", pool.holders().count()));
         for pod in leftovers {
             self.wire(Job::Remove(pod))?;
         }
@@ -159,7 +159,13 @@ impl World {
 
     /// DELs that came while the daemon was down.
     fn replay(&mut self) -> Held {
-        for QueuedDel { detachment, started_ns } in std::mem::take(&mut self.queue) {
+        for queued in std::mem::take(&mut self.queue) {
+            // It has died among the effects of the one before.
+            if self.node.is_none() {
+                self.queue.push(queued);
+                continue;
+            }
+            let QueuedDel { detachment, started_ns } = queued;
             self.last_call += 1;
             let call = CallId(self.last_call);
             let request = Request {
@@ -183,7 +189,6 @@ impl World {
             let here = self.cloud.model.enis_of(&self.cloud.instance.id);
             let links: BTreeSet<_> = here.filter(|eni| eni.inside().is_some()).map(|eni| eni.mac).collect();
             remembered.enis.retain(|eni| links.contains(&eni.mac));
-            remembered.stranded.retain(|eni| links.contains(&eni.mac));
             self.hear(Event::Remembered(remembered))?;
         }
         let dark = self.cloud.dark_until.since(self.now);

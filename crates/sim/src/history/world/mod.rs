@@ -106,6 +106,7 @@ enum Job {
     Remove(PodSpec),
     Check(CallId),
     Survey(Vec<(SandboxKey, HostVeth)>),
+    Mend(Vec<PodSpec>),
 }
 
 /// A pod as the runtime sees it.
@@ -415,11 +416,10 @@ impl World {
             Effect::Reply(call, reply) => return self.answered(call, reply),
             Effect::Wire(call, pods) => self.wiring(Job::Add(call, pods)),
             Effect::Check(call, _) => self.wiring(Job::Check(call)),
-            // Nobody takes a pod's route here.
-            Effect::Mend(_) | Effect::Waited(..) | Effect::Forget(_) => {}
+            Effect::Mend(pods) => self.wiring(Job::Mend(pods)),
             // Nobody reads them here.
+            Effect::Waited(..) | Effect::Forget(_) | Effect::AskRange(..) => {}
             Effect::Tell(_) | Effect::Annotate(_) | Effect::Features(_) => {}
-            Effect::AskRange(..) => {}
             Effect::Remember(remembered) => {
                 let at = self.writing_done();
                 self.at(at, Due::Remembering(self.epoch, remembered));
@@ -451,6 +451,7 @@ impl World {
             }
             Effect::Tidy(chores) => {
                 self.check_hold(None)?;
+                self.check_strays(&chores)?;
                 self.ask(Task::Tidy(chores.into()));
             }
             Effect::Act { id, action, .. } if self.is_planted_refusal(&action) => {
@@ -581,6 +582,12 @@ impl World {
                 let dead = holders.into_iter().filter(|(_, host_if)| !self.links.contains_key(host_if));
                 let dead = dead.map(|(sandbox, _)| sandbox).collect();
                 self.hear(Event::Dead(dead))
+            }
+            Job::Mend(pods) => {
+                // Nobody takes a pod's route here.
+                let gone = pods.into_iter().map(|pod| pod.host_if);
+                let lost: Vec<_> = gone.filter(|host_if| !self.links.contains_key(host_if)).collect();
+                if lost.is_empty() { Ok(()) } else { self.hear(Event::Mended { put_back: false, lost }) }
             }
             Job::Check(call) => self.hear(Event::Checked { id: call, result: Ok(()) }),
             Job::Remove(pod) => {

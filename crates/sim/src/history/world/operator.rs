@@ -36,7 +36,7 @@ impl World {
     /// A node that no further pod fits asks for no more than for those that are on it or wait, and a few.
     pub(super) fn check_fullness(&self, action: &Action) -> Held {
         let (Some(told), Some(node)) = (self.told.full(), &self.node) else { return Ok(()) };
-        let have: BTreeSet<_> = node.pool().owners().map(|(owner, _)| &owner.pod).collect();
+        let have: BTreeSet<_> = node.pool().holders().map(|(owner, _)| &owner.pod).collect();
         let is_add = |verb: &Verb| matches!(verb, Verb::Add(_));
         let adds = self.calls.values().filter(|pending| pending.arrived && is_add(&pending.request.verb));
         let (coming, waiting) = (told.iter().filter(|pod| !have.contains(pod)).count(), adds.count());
