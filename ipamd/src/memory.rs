@@ -92,8 +92,7 @@ impl MemoryFile {
     }
 }
 
-/// What a file's bytes say. ENIs without a link here are left out, but for those that had pods' addresses and are known to have lost
-/// them; without the primary one it is another instance's.
+/// What a file's bytes say. ENIs without a link here are left out; without the primary one it is another instance's.
 fn parse(bytes: &[u8], origin: &Origin, links: &BTreeSet<Mac>) -> Result<Remembered, String> {
     let written: Written = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     if written.version != VERSION {
@@ -107,6 +106,7 @@ fn parse(bytes: &[u8], origin: &Origin, links: &BTreeSet<Mac>) -> Result<Remembe
     }
     let mut remembered = written.remembered;
     remembered.enis.retain(|eni| links.contains(&eni.mac));
+    remembered.stranded.retain(|eni| links.contains(&eni.mac));
     if remembered.enis.iter().all(|eni| eni.role != Role::Primary) {
         return Err("no link here has the MAC address of its primary ENI".to_owned());
     }
@@ -155,6 +155,7 @@ mod tests {
         Remembered {
             enis: vec![eni(0, Role::Primary), eni(1, Role::Secondary)],
             stranded: Vec::new(),
+            lost: BTreeSet::new(),
             subnets: [("subnet-1".parse().unwrap(), "10.0.0.0/20".parse().unwrap())].into(),
             excluded: BTreeSet::new(),
             occupied: BTreeSet::new(),
@@ -200,15 +201,9 @@ mod tests {
     }
 
     #[test]
-    fn an_eni_that_was_taken_away_meanwhile_is_left_out_unless_pods_are_known_to_have_lost_it() {
-        let mut written: Written = serde_json::from_slice(&written()).unwrap();
-        written.remembered.stranded.push(eni(2, Role::Unmanaged));
-        let bytes = serde_json::to_vec(&written).unwrap();
-
-        let found = parse(&bytes, &here(), &links(&[0])).unwrap();
-
+    fn an_eni_that_was_taken_away_meanwhile_is_left_out() {
+        let found = parse(&written(), &here(), &links(&[0])).unwrap();
         assert_eq!(found.enis, [eni(0, Role::Primary)]);
-        assert_eq!(found.stranded, [eni(2, Role::Unmanaged)]);
     }
 
     #[test]

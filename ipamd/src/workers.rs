@@ -86,7 +86,7 @@ fn wire_pods(wirer: &mut Wirer, metrics: &Metrics, inbox: &Receiver<Wiring>, eve
                 if !put_back && lost.is_empty() {
                     continue;
                 }
-                Event::Mended { put_back, lost }
+                Event::PodsCompared { put_back, lost }
             }
             Wiring::Remove(pod) => {
                 removed = true;

@@ -95,6 +95,11 @@ pub(crate) enum Aim {
 }
 
 impl Pool {
+    /// Whether nobody is short of addresses, as far as is known.
+    pub(crate) fn is_plenty(&self, targets: &Targets, now: Moment) -> bool {
+        targets.patient && self.scarcity.next_change(now).is_none()
+    }
+
     /// The rule that the targets make. `WARM_IP_TARGET` and `MINIMUM_IP_TARGET` go before all others; 0 is as good as not set.
     pub(crate) fn aim(&self, targets: &Targets, stock: Stock, now: Moment) -> Aim {
         let (warm, minimum) = (targets.warm_ip.unwrap_or(0), targets.minimum_ip.unwrap_or(0));

@@ -65,7 +65,9 @@ impl Pool {
                 return Err(Violation::Books(held.address));
             }
         }
-        Ok(())
+        // Who has a host end is found by its name.
+        let unnamed = self.held.values().find(|held| self.holder_of(&held.owner.host_if).is_none());
+        unnamed.map_or(Ok(()), |held| Err(Violation::Books(held.address)))
     }
 
     fn check_addresses(&self, owned: &[Ipv4Addr]) -> Result<(), Violation> {

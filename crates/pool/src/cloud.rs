@@ -62,7 +62,8 @@ impl Pool {
             self.lose(picture, &mut notes);
         }
         for picture in &news {
-            let joined = self.add_addresses(&picture.id, &picture.given(), now);
+            let doubted = self.doubted_on(&picture.id);
+            let joined = self.add_addresses(&picture.id, &picture.given(), &doubted, now);
             if !known.contains(&picture.id) {
                 notes.push(Note::EniJoined(picture.id.clone(), joined.len()));
             } else if !joined.is_empty() {
@@ -128,16 +129,24 @@ impl Pool {
     /// An ENI as a picture shows it, without what has left since as far as we know.
     fn without_what_is_gone(&self, eni: &EniSeen) -> EniSeen {
         let mut eni = eni.clone();
-        for given in self
-            .gone
-            .iter()
-            .filter(|gone| gone.what.eni == eni.id)
-            .filter_map(|gone| gone.what.given.as_ref())
-        {
+        for gone in self.gone.iter().filter(|gone| gone.what.eni == eni.id) {
+            let Some(given) = &gone.what.given else { continue };
             eni.addresses.retain(|address| !given.addresses.contains(address));
-            eni.prefixes.retain(|prefix| !given.prefixes.contains(prefix));
+            let is_back = |prefix: &Prefix| gone.back.iter().any(|address| Prefix::of(*address) == *prefix);
+            eni.prefixes.retain(|prefix| !given.prefixes.contains(prefix) || is_back(prefix));
         }
         eni
+    }
+
+    /// What of an ENI's prefixes may be gone, although pods have some of their addresses.
+    fn doubted_on(&self, eni: &EniId) -> BTreeSet<Ipv4Addr> {
+        let gone = self.gone.iter().filter(|gone| gone.what.eni == *eni && !gone.back.is_empty());
+        let doubted = gone.filter_map(|gone| Some((gone.what.given.as_ref()?, &gone.back)));
+        let doubted = doubted.flat_map(|(given, back)| {
+            let addresses = given.prefixes.iter().flat_map(|prefix| prefix.addresses());
+            addresses.filter(|address| !back.contains(address))
+        });
+        doubted.collect()
     }
 
     fn is_deleted(&self, eni: &EniId) -> bool {
@@ -188,7 +197,11 @@ impl Pool {
                 self.enis.remove(&leaving.eni);
             }
         }
-        self.gone.push(Gone { what: leaving, place, telling, until, sure: false });
+        let of_prefix = |address: &Ipv4Addr| {
+            leaving.given.as_ref().is_some_and(|given| given.prefixes.contains(&Prefix::of(*address)))
+        };
+        let back = held.into_iter().filter(of_prefix).collect();
+        self.gone.push(Gone { what: leaving, back, place, telling, until, sure: false });
     }
 
     /// Says that what calls took away shortly before is not known any more: what pictures asked for before `until` show as idle
@@ -209,7 +222,8 @@ impl Pool {
         given.prefixes.retain(|prefix| prefix.addresses().all(|address| !held.contains(&address)));
         if !given.is_empty() {
             let what = Leaving { eni: eni.id.clone(), given: Some(given) };
-            self.gone.push(Gone { what, place: None, telling: until, until, sure: false });
+            let back = BTreeSet::new();
+            self.gone.push(Gone { what, back, place: None, telling: until, until, sure: false });
         }
     }
 
@@ -269,11 +283,18 @@ impl Pool {
         });
     }
 
-    /// Adds addresses to an ENI, except primary ones and those that are known elsewhere. Returns those that are new.
-    fn add_addresses(&mut self, id: &EniId, given: &Given, now: Moment) -> BTreeSet<Ipv4Addr> {
+    /// Adds addresses to an ENI, except primary ones, those that are known elsewhere and those that are doubted. Returns those that are
+    /// new.
+    fn add_addresses(
+        &mut self,
+        id: &EniId,
+        given: &Given,
+        doubted: &BTreeSet<Ipv4Addr>,
+        now: Moment,
+    ) -> BTreeSet<Ipv4Addr> {
         let unfit = |address: &Ipv4Addr| {
             let has = |eni: &Eni| eni.seen.primary_address == *address || eni.addresses.contains_key(address);
-            self.enis.values().any(has)
+            doubted.contains(address) || self.enis.values().any(has)
         };
         let fit: BTreeSet<Ipv4Addr> = given.all().filter(|address| !unfit(address)).collect();
         for address in &fit {
@@ -297,8 +318,8 @@ impl Pool {
     }
 
     /// EC2 has just given these to an ENI, so whatever else we thought had them has lost them: somebody took them away. A prefix goes as a
-    /// whole.
-    fn leave_others(&mut self, id: &EniId, given: &Given) {
+    /// whole, and no older picture brings it back.
+    fn leave_others(&mut self, id: &EniId, given: &Given, now: Moment) {
         let taken: BTreeSet<Prefix> = given.all().map(Prefix::of).collect();
         let others: Vec<EniId> = self.enis.keys().filter(|other| *other != id).cloned().collect();
         for other in others {
@@ -310,6 +331,9 @@ impl Pool {
             let lost: Vec<Ipv4Addr> = eni.addresses.keys().filter(is_lost).copied().collect();
             for address in lost {
                 self.drop_address(&other, address, &mut Vec::new());
+            }
+            if !gone.is_empty() {
+                self.went(Leaving { eni: other, given: Some(Given::prefixes(gone)) }, now);
             }
         }
     }
@@ -388,8 +412,8 @@ impl Pool {
     fn finish_assigned(&mut self, id: ActionId, given: &Given, now: Moment) {
         if let Some(Action::Assign { eni, wanted }) = self.end(id) {
             self.is_back(Some(&eni), given);
-            self.leave_others(&eni, given);
-            self.add_addresses(&eni, given, now);
+            self.leave_others(&eni, given, now);
+            self.add_addresses(&eni, given, &BTreeSet::new(), now);
             self.came(&eni, given, false, now);
             self.believe_later(&eni, now);
             if let Some(eni) = self.enis.get(&eni) {
@@ -421,8 +445,8 @@ impl Pool {
             self.join(seen, now);
             let mut taken = seen.given();
             taken.addresses.insert(seen.primary_address);
-            self.leave_others(&seen.id, &taken);
-            self.add_addresses(&seen.id, &seen.given(), now);
+            self.leave_others(&seen.id, &taken, now);
+            self.add_addresses(&seen.id, &seen.given(), &BTreeSet::new(), now);
             self.came(&seen.id, &seen.given(), true, now);
             self.believe_later(&seen.id, now);
             self.scarcity.given(&subnet, wanted.form(), now);
@@ -508,7 +532,8 @@ impl Pool {
     /// What an action took away is gone, for pictures of some time after too.
     fn went(&mut self, leaving: Leaving, now: Moment) {
         let (telling, until) = (now.plus(PICTURE_LAG), now.plus(PICTURE_LAG_MAX));
-        self.gone.push(Gone { what: leaving, place: None, telling, until, sure: true });
+        let back = BTreeSet::new();
+        self.gone.push(Gone { what: leaving, back, place: None, telling, until, sure: true });
     }
 
     /// What EC2 has just given is there, for pictures of some time after too.

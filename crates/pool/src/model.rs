@@ -238,8 +238,8 @@ pub struct Targets {
     pub full: Option<u32>,
     /// Nothing is kept free, whatever the others say: only what ADDs wait for is asked for.
     pub demand_only: bool,
-    /// Nobody is short of addresses: what pods lately needed is kept for hours, not minutes, because giving it back and taking
-    /// it again costs calls. A subnet that has refused something ends that.
+    /// Nobody is short of addresses: what pods lately needed is kept for hours, not minutes, or with `automatic` for as long as pods come
+    /// and go, because giving it back and taking it again costs calls. A subnet that has refused something ends that.
     pub patient: bool,
     /// Pods the node can run: no more than so many addresses that do not cool are asked for.
     pub max_pods: Option<u32>,
@@ -247,6 +247,14 @@ pub struct Targets {
     pub release_every: Duration,
     /// An ENI is not returned before this age, counted from when we first saw it.
     pub eni_age_min: Duration,
+}
+
+impl Targets {
+    /// Whether what is kept free follows the number of pods that start.
+    pub(crate) fn is_automatic(&self) -> bool {
+        let by_address = (self.warm_ip.unwrap_or(0), self.minimum_ip.unwrap_or(0)) != (0, 0);
+        self.automatic && !by_address && !self.demand_only
+    }
 }
 
 impl Default for Targets {

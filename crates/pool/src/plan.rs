@@ -12,6 +12,11 @@ use crate::model::{Action, Exclusion, Given, Limits, Mode, Role, Targets, Unread
 use crate::pool::{Eni, Pool};
 use crate::surplus::{Lately, Patience, Spells};
 
+/// So many addresses too many the automatic rule lets be while pods come and go, or while more of them are about to be too many, where
+/// nobody is short of any: what the last pods left the next ones take, and what goes back goes back in one call. Empty ENIs go all the
+/// same.
+const LET_BE: u32 = 8;
+
 /// What to do now. Grows or shrinks, never both; at most one action per ENI.
 #[must_use = "a plan does nothing until it is carried out"]
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -200,7 +205,7 @@ impl Pool {
     /// What was available lately on a network card, if anybody has watched.
     fn spells(&self, targets: &Targets, aim: Aim, card: NetworkCard, now: Moment) -> Option<Spells> {
         let patience = match aim {
-            _ if !targets.patient || self.scarcity.next_change(now).is_some() => Patience::None,
+            _ if targets.is_automatic() || !self.is_plenty(targets, now) => Patience::None,
             Aim::Addresses { .. } => Patience::Addresses,
             Aim::Enis(_) | Aim::Prefixes(_) => Patience::Units,
         };
@@ -232,8 +237,10 @@ impl Pool {
             None => self.shrink(situation),
         };
         self.explain(situation, need.is_some(), &mut plan);
-        // What a subnet lacked it may have again.
-        plan.look_again = plan.look_again.into_iter().chain(self.scarcity.next_change(now)).min();
+        // What a subnet lacked it may have again, and what is let be while pods come and go may be to spare then.
+        let quiet = self.busy_until(now).filter(|_| targets.is_automatic());
+        let later = self.scarcity.next_change(now).into_iter().chain(quiet);
+        plan.look_again = plan.look_again.into_iter().chain(later).min();
         plan
     }
 
@@ -307,7 +314,7 @@ impl Pool {
         let (mut addresses, mut prefixes) = (BTreeSet::<Ipv4Addr>::new(), BTreeSet::<Prefix>::new());
         for given in doubtful.filter_map(|gone| gone.what.given.as_ref()) {
             addresses.extend(&given.addresses);
-            prefixes.extend(&given.prefixes);
+            prefixes.extend(given.prefixes.difference(&eni.prefixes));
         }
         let doubtful = as_count(addresses.len() + prefixes.len());
         u32::from(limits.slots_per_eni).saturating_sub(eni.slots()).saturating_sub(doubtful)
@@ -438,8 +445,8 @@ impl Pool {
 
     /// What to give back, from the ENI with the fewest pods first.
     fn give_back(&self, situation: Situation<'_>) -> Vec<Planned> {
-        let Situation { limits, aim, lasting, now, .. } = situation;
-        let over = aim.over(lasting);
+        let Situation { limits, now, .. } = situation;
+        let over = self.over(situation);
         let counts = |eni: &&Eni| eni.seen.card == limits.card && self.unready(&eni.seen).is_none();
         let mut enis: Vec<&Eni> = self.ours().filter(counts).collect();
         enis.sort_by_key(|eni| (eni.held(), Reverse(eni.place())));
@@ -456,6 +463,15 @@ impl Pool {
             }
         }
         actions
+    }
+
+    /// How many addresses to give back.
+    fn over(&self, situation: Situation<'_>) -> u32 {
+        let Situation { targets, aim, stock, lasting, now, .. } = situation;
+        let over = aim.over(lasting);
+        let lets_be = targets.is_automatic() && targets.full.is_none() && self.is_plenty(targets, now);
+        let changes = self.busy_until(now).is_some() || aim.over(stock) > over;
+        if lets_be && changes && over <= LET_BE { 0 } else { over }
     }
 
     /// So many addresses of an ENI, or as many as it can spare: single ones if there are any, else whole prefixes.

@@ -17,6 +17,8 @@ use crate::surplus::Lately;
 
 /// What counts as a short while ago when it comes to how many pods start.
 const RECENT: Duration = Duration::from_secs(60);
+/// So long after a pod has come another may come, or take its place.
+const BUSY: Duration = Duration::from_secs(120);
 /// More starts than so many make no difference to anybody.
 const STARTS_MAX: usize = 64;
 
@@ -91,6 +93,8 @@ pub(crate) enum Address {
 #[derive(Debug, Clone)]
 pub(crate) struct Gone {
     pub(crate) what: Leaving,
+    /// Of its prefixes these addresses are pods' of before a restart: they are there again, and of the rest nobody knows.
+    pub(crate) back: BTreeSet<Ipv4Addr>,
     /// The place of an ENI that may be gone with all that it had: until a picture tells, no new one goes there.
     pub(crate) place: Option<(NetworkCard, DeviceIndex)>,
     /// A picture that was asked for after this moment and does not show it tells that it is gone.
@@ -360,6 +364,11 @@ impl Pool {
         u32::try_from(recent).unwrap_or(u32::MAX)
     }
 
+    /// Until when pods count as coming and going, if they do.
+    pub(crate) fn busy_until(&self, now: Moment) -> Option<Moment> {
+        self.starts.front().map(|start| start.plus(BUSY)).filter(|until| *until > now)
+    }
+
     fn keep(&mut self, held: Held) {
         self.by_name.insert(held.owner.host_if.clone(), held.owner.sandbox.clone());
         self.held.insert(held.owner.sandbox.clone(), held);
@@ -429,7 +438,14 @@ impl Pool {
         }
         self.release(&owner.sandbox, owner.since);
         self.cooling_elsewhere.remove(&address);
-        self.is_back(None, &Given { addresses: [address].into(), prefixes: [Prefix::of(address)].into() });
+        self.is_back(None, &Given::addresses([address].into()));
+        let of_prefix = |gone: &&mut Gone| {
+            let given = gone.what.given.as_ref();
+            given.is_some_and(|given| given.prefixes.contains(&Prefix::of(address)))
+        };
+        for gone in self.gone.iter_mut().filter(of_prefix) {
+            gone.back.insert(address);
+        }
         let eni = self.enis.values_mut().find(|eni| eni.addresses.contains_key(&address));
         let eni = eni.map(|eni| {
             eni.addresses.insert(address, Address::Held(owner.sandbox.clone()));

@@ -16,7 +16,7 @@ const PATIENT: (Duration, Duration) = (Duration::from_secs(15 * 60), Duration::f
 /// How long what is to spare may wait before it is given back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Patience {
-    /// Somebody may be short of addresses.
+    /// Somebody may be short of addresses, or no target says what is to be kept.
     None,
     /// Nobody is, and single addresses are to spare.
     Addresses,

@@ -53,7 +53,12 @@ fn now() -> Moment {
 pub fn directory(dir: &Path) -> Evidence {
     let live = match saved::json::<Live>(&dir.join(LIVE_FILE)) {
         Ok(Some(live)) => live,
-        Ok(None) => with_all(&Look::Skipped(format!("there is no {LIVE_FILE} in {}", dir.display()))),
+        Ok(None) => {
+            let why = format!("there is no {LIVE_FILE} in {}, which `ipamd bundle` makes", dir.display());
+            // Without the kernel nobody can say that all is well.
+            let host = Look::Failed(why.clone());
+            Live { host, ..with_all(&Look::Skipped(why)) }
+        }
         Err(trouble) => with_all(&Look::Failed(trouble)),
     };
     Evidence { dir: dir.to_owned(), saved: saved::read(dir, live.taken), live }
@@ -271,6 +276,17 @@ mod tests {
         assert_eq!(seen[0].pod.to_string(), "default/web");
         assert_eq!(seen[0].addresses, ["10.0.0.9".parse::<IpAddr>().unwrap()]);
         assert!(!serde_json::to_string(&seen).unwrap().contains("secret"));
+    }
+
+    #[test]
+    fn of_a_state_alone_nobody_says_that_all_is_well() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("state"), "").unwrap();
+
+        let evidence = directory(dir.path());
+
+        assert!(matches!(&evidence.live.host, Look::Failed(why) if why.contains("`ipamd bundle` makes")));
+        assert!(matches!(evidence.live.runtime, Look::Skipped(_)));
     }
 
     #[test]

@@ -91,7 +91,8 @@ pub struct Mended<'a> {
 pub struct Mending<'a> {
     /// Pods for which something was put back.
     pub mended: Vec<Mended<'a>>,
-    /// Pods of which the host has neither the link nor a route: their namespace is gone.
+    /// Pods of which the host has neither the link nor a route: their namespace is gone. Those that only their branch ENI's table leads to are
+    /// never among them.
     pub lost: Vec<&'a PodSpec>,
 }
 
@@ -130,9 +131,11 @@ struct Reached {
 }
 
 impl Reached {
-    /// Whether our table leads an address of a pod anywhere: then somebody may have renamed its link, and it lives.
-    fn leads_to(&self, pod: &PodSpec) -> bool {
-        self.routes.iter().any(|(address, _)| pod.addresses.contains(address))
+    /// Whether something leads to a pod: then somebody may have renamed its link, and it lives. Only our own table was looked at: one that is
+    /// reached by another, as with a strict branch ENI, may be.
+    fn may_lead_to(&self, pod: &PodSpec) -> bool {
+        pod.table_on_host() != TableId::PODS
+            || self.routes.iter().any(|(address, _)| pod.addresses.contains(address))
     }
 }
 
@@ -383,7 +386,8 @@ impl Wirer {
         let (mut found, mut refused) = (Mending::default(), None);
         for pod in pods {
             let Some(veth) = veths.get(pod.host_if.as_str()) else {
-                if !there.leads_to(pod) && !self.has_link(pod.host_if.as_str())? {
+                // A link that cannot be looked for is taken to be there.
+                if !there.may_lead_to(pod) && !self.has_link(pod.host_if.as_str()).unwrap_or(true) {
                     found.lost.push(pod);
                 }
                 continue;

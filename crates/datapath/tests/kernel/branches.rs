@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
 use std::time::Duration;
 
-use datapath::{NodeSpec, TrunkSpec, Wirer};
+use datapath::{Mending, NodeSpec, TrunkSpec, Wirer};
 use libtest_mimic::Failed;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use types::{Branch, BranchEni, BranchIpv4, Enforcing, HostVeth, Mac, PodName, VethPrefix, VlanId};
@@ -198,6 +198,12 @@ fn strict_on(stage: &Stage) -> Outcome {
     mended_with_trunk(stage, &mut wirer, &pod)?;
     mended_in_part(stage, &mut wirer, &pod)?;
     found_again(stage, &mut wirer, &pod)?;
+    // Our own table never leads to it, so that nobody can tell whether it lives.
+    ip(&format!("link set {} down", pod.name()))?;
+    ip(&format!("link set {} name elsewhere", pod.name()))?;
+    assert_eq!(wirer.mend(std::slice::from_ref(&pod.spec))?, Mending::default());
+    ip(&format!("link set elsewhere name {}", pod.name()))?;
+    wirer.mend(std::slice::from_ref(&pod.spec))?;
     wirer.remove(&pod.spec)?;
     wirer.sweep()?;
     assert_eq!(stage.rules()?, [rule(20, "all local")]);

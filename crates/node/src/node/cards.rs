@@ -92,8 +92,7 @@ impl Node {
         let most = self.capacity_of(card).addresses;
         let targets = self.targets(now);
         let max_pods = targets.max_pods.map_or(most, |max_pods| max_pods.min(most));
-        let patient = !targets.automatic && self.has_plenty();
-        let targets = Targets { max_pods: Some(max_pods), patient, ..targets };
+        let targets = Targets { max_pods: Some(max_pods), patient: self.has_plenty(), ..targets };
         if card == NetworkCard(0) { targets } else { targets.of_further_card() }
     }
 

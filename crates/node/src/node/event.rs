@@ -234,7 +234,7 @@ pub enum Event {
         result: Result<HostMade, String>,
     },
     /// The wiring of pods was compared with what it should be, and something was not.
-    Mended {
+    PodsCompared {
         /// Others had changed it, and it was put back.
         put_back: bool,
         /// Host ends of pods of which nothing is there any more: nobody may ever ask to take them away.

@@ -179,8 +179,12 @@ impl Gain {
     /// What a call has given later, this has lost: somebody has taken it away meanwhile.
     fn lose(&mut self, later: &Self) {
         let given = match later {
-            Self::Action(_, Outcome::Created(eni)) => &eni.given(),
-            Self::Action(_, Outcome::Assigned(given)) => given,
+            Self::Action(_, Outcome::Created(eni)) => {
+                let mut given = eni.given();
+                given.addresses.insert(eni.primary_address);
+                given
+            }
+            Self::Action(_, Outcome::Assigned(given)) => given.clone(),
             Self::Action(..) | Self::Picture(_) => return,
         };
         let (addresses, prefixes) = match self {

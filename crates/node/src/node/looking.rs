@@ -92,22 +92,25 @@ impl Node {
     }
 
     /// Says whose ENIs are whose tags are not known: what we knew of them holds, also what the daemon before knew, and an ENI that
-    /// has the address of a pod of ours is ours, where that address was on no other: it may have been taken away and come to
-    /// somebody else.
+    /// has the address of a pod of ours is ours, where that address was on no other and not lost before: it may have been taken away
+    /// and come to somebody else.
     fn tell_roles(&self, enis: &mut [EniSeen]) {
-        let had = |eni: &EniSeen, address: Ipv4Addr| eni.given().covers(address);
-        let was_told =
-            |address| self.led_before().chain(&self.host.led).any(|eni: &EniSeen| had(eni, address));
+        let is_on_other = |eni: &EniId, address| {
+            let mut others = self.told_before().chain(&self.host.led).filter(|other| other.id != *eni);
+            others.any(|other| other.given().covers(address))
+        };
         let grants = self.pool.owners().map(|(_, grant)| grant).filter(|grant| grant.place.is_none());
-        let placeless: Vec<Ipv4Addr> =
-            grants.map(|grant| grant.address).filter(|address| !was_told(*address)).collect();
+        let placeless: Vec<Ipv4Addr> = grants.map(|grant| grant.address).collect();
         let known = self.told_before().chain(self.pool.seen());
         let known: BTreeMap<EniId, Role> = known.map(|eni| (eni.id.clone(), eni.role)).collect();
         for eni in enis.iter_mut().filter(|eni| eni.role != Role::Primary) {
-            let given = eni.given();
-            match known.get(&eni.id) {
+            let (id, given) = (&eni.id, eni.given());
+            let mut its = placeless.iter().filter(|address| given.covers(**address));
+            match known.get(id) {
                 Some(role) => eni.role = *role,
-                None if placeless.iter().any(|address| given.covers(*address)) => eni.role = Role::Secondary,
+                None if its.any(|its| !is_on_other(id, *its) && !self.was_lost_by(id, *its)) => {
+                    eni.role = Role::Secondary;
+                }
                 None => {}
             }
         }

@@ -314,7 +314,7 @@ impl Node {
             Event::Stopping => self.stop(now),
             Event::Converged { generation, result } => self.converged(generation, result, now),
             Event::Touched => self.host.touched(now),
-            Event::Mended { put_back, lost } => self.mended(put_back, &lost, now),
+            Event::PodsCompared { put_back, lost } => self.pods_compared(put_back, &lost, now),
             Event::Tick => {}
         }
         self.advance(now);

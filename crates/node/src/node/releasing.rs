@@ -67,13 +67,19 @@ impl Node {
     }
 
     /// Pods were compared with what they should be. Of some nothing is there any more: the daemon before may have answered their DEL,
-    /// and neither the disk has taken it down nor the kernel carried it out.
-    pub(super) fn mended(&mut self, put_back: bool, lost: &[HostVeth], now: Moment) {
+    /// and neither the disk has taken it down nor the kernel carried it out. One of several interfaces alone is no pod's end (I15).
+    pub(super) fn pods_compared(&mut self, put_back: bool, lost: &[HostVeth], now: Moment) {
         if put_back {
             self.host.put_back();
         }
+        let lost: BTreeSet<&SandboxKey> =
+            lost.iter().filter_map(|host_if| self.pool.holder_of(host_if)).collect();
+        let is_gone = |sandbox: &SandboxKey| {
+            let main = self.pool.owner(sandbox).map_or(sandbox, |(owner, _)| owner.main());
+            self.pool.interfaces_of(main).iter().all(|owner| lost.contains(&owner.sandbox))
+        };
         let dead: Vec<SandboxKey> =
-            lost.iter().filter_map(|host_if| self.pool.holder_of(host_if)).cloned().collect();
+            lost.iter().copied().filter(|sandbox| is_gone(sandbox)).cloned().collect();
         self.dead(&dead, now);
     }
 

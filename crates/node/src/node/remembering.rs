@@ -4,11 +4,12 @@
 //! since, and who else was there, only a look tells.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 use pool::{EniSeen, Grant, Owner, PICTURE_LAG_MAX, Role};
 use serde::{Deserialize, Serialize};
-use types::{DeviceIndex, Ipv6Prefix, Moment, NetworkCard, Reason, SubnetId};
+use types::{DeviceIndex, EniId, Ipv6Prefix, Moment, NetworkCard, Reason, SubnetId};
 
 use super::Node;
 use super::event::{Effect, Facts, Picture};
@@ -25,6 +26,9 @@ pub struct Remembered {
     /// ENIs by which packets of pods leave although the last description had them not, with these pods' addresses.
     #[serde(default)]
     pub stranded: Vec<EniSeen>,
+    /// Addresses of pods that no ENI had.
+    #[serde(default)]
+    pub lost: BTreeSet<Ipv4Addr>,
     /// Places on it that hold something else.
     pub occupied: BTreeSet<(NetworkCard, DeviceIndex)>,
     /// Network cards on which an EFA-only ENI stands.
@@ -64,8 +68,7 @@ impl Node {
             return;
         }
         let Some(before) = self.memory.before.clone() else { return };
-        let Remembered { facts, enis, occupied, efa_only, subnets, excluded, ipv6_prefixes, stranded: _ } =
-            *before;
+        let Remembered { facts, enis, occupied, efa_only, subnets, excluded, ipv6_prefixes, .. } = *before;
         match &self.facts {
             Some(known) if known.instance != facts.instance => {
                 tracing::warn!(of = %facts.instance, "what is remembered is of another instance, and not used");
@@ -104,13 +107,17 @@ impl Node {
     /// The ENIs of before, while nothing is known anew, for the pods that had their addresses: the first descriptions may lack what was
     /// made a moment ago, or have an address elsewhere. How pods were led out goes before what was told.
     pub(super) fn known_before(&self) -> impl Iterator<Item = EniSeen> {
-        let enis = self.led_before().filter(|_| !self.cloud.pictured);
+        let before = self.of_before().filter(|_| !self.cloud.pictured);
+        let enis = before.into_iter().flat_map(|before| before.stranded.iter().chain(&before.enis));
         enis.map(|eni| EniSeen { role: Role::Unmanaged, ..eni.clone() })
     }
 
-    /// The ENIs by which pods' packets left before: those that had lost their addresses, and then those that the daemon was told of.
-    pub(super) fn led_before(&self) -> impl Iterator<Item = &EniSeen> {
-        self.of_before().into_iter().flat_map(|before| before.stranded.iter().chain(&before.enis))
+    /// Whether a pod had lost an address already before the start, to whomever: as far as is known no ENI had it, nor this one led it out.
+    pub(super) fn was_lost_by(&self, eni: &EniId, address: Ipv4Addr) -> bool {
+        let led = |before: &Remembered| {
+            before.stranded.iter().any(|led| led.id == *eni && led.addresses.contains(&address))
+        };
+        self.of_before().is_some_and(|before| before.lost.contains(&address) && !led(before))
     }
 
     /// The ENIs that the daemon before was told of.
@@ -132,12 +139,17 @@ impl Node {
     /// Looks again, ever later, while a pod's address seems to be on no ENI, or on another one than before: descriptions at the start
     /// may be older than it.
     pub(super) fn doubt_the_start(&mut self, now: Moment) {
-        let is_homeless = |(owner, grant): (&Owner, Grant)| owner.branch.is_none() && grant.place.is_none();
-        let doubts = self.pool.owners().any(is_homeless) || !self.stranded().is_empty();
+        let doubts = !self.homeless().is_empty() || !self.stranded().is_empty();
         if doubts && self.trusts_what_was(self.pool.pictured()) {
             let running = now.since(self.started);
             self.cloud.look_at = self.cloud.look_at.min(now.plus(running.max(LOOK_AGAIN)));
         }
+    }
+
+    /// Addresses of pods that no ENI has, as far as is known.
+    fn homeless(&self) -> BTreeSet<Ipv4Addr> {
+        let is_homeless = |(owner, grant): &(&Owner, Grant)| owner.branch.is_none() && grant.place.is_none();
+        self.pool.owners().filter(is_homeless).map(|(_, grant)| grant.address).collect()
     }
 
     /// Whether descriptions that were asked for at this time may be from before the start, and what was known then goes before them.
@@ -157,7 +169,7 @@ impl Node {
         }
         self.memory.dirty = false;
         let Some(facts) = self.facts.clone() else { return };
-        let stranded = self.stranded();
+        let (stranded, lost) = (self.stranded(), self.homeless());
         let mut subnets = self.subnets.clone();
         subnets.extend(
             stranded.iter().filter_map(|eni| Some((eni.subnet.clone(), self.range_of(&eni.subnet)?))),
@@ -166,6 +178,7 @@ impl Node {
             facts,
             enis: self.pool.enis(),
             stranded,
+            lost,
             occupied: self.pool.occupied().clone(),
             efa_only: self.efa_only.clone(),
             subnets,

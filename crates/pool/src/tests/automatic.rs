@@ -11,6 +11,11 @@ fn automatic() -> Targets {
     Targets { automatic: true, ..Targets::default() }
 }
 
+/// The same where nobody is short of addresses.
+fn calm() -> Targets {
+    Targets { patient: true, ..automatic() }
+}
+
 /// One primary ENI of an instance with 15 ENIs of 49 slots.
 fn large() -> (Pool, Ec2) {
     let primary = vec![eni(0, Role::Primary, 0)];
@@ -78,14 +83,14 @@ fn a_burst_of_pods_leaves_no_hoard() {
 
 /// 200 pods, 200 more, and 200 of these 400 less, second by second as the daemon does it: what goes back has to have been to spare for a
 /// while. The pool ten minutes later, and how many ENIs it had at most.
-fn ten_minutes_after_a_burst(leaves: impl Fn(u16) -> u16) -> (Pool, Moment, usize) {
+fn ten_minutes_after_a_burst(targets: &Targets, leaves: impl Fn(u16) -> u16) -> (Pool, Moment, usize) {
     let (mut pool, mut ec2) = large();
     let mut now = at(0);
     let mut pass = |pool: &mut Pool, seconds: u64| {
         for _ in 0..seconds {
             now = now.plus(Duration::from_secs(1));
             pool.watch(NetworkCard(0), 0, now);
-            let plan = pool.plan(&automatic(), &limits(15, 49), 0, now);
+            let plan = pool.plan(targets, &limits(15, 49), 0, now);
             for planned in plan.actions {
                 let id = pool.begin(&planned.action);
                 pool.finish(id, ec2.act(&planned.action), now);
@@ -115,18 +120,22 @@ fn ten_minutes_after_a_burst(leaves: impl Fn(u16) -> u16) -> (Pool, Moment, usiz
 /// Each ENI keeps some of these pods, and no pod can change its address: here addresses go back, and no ENI.
 #[test]
 fn within_ten_minutes_the_addresses_of_a_burst_have_gone_back() {
-    // Every other one of a shuffled deck: 401 is prime.
-    let (pool, now, _) = ten_minutes_after_a_burst(|n| (n + 1) * 173 % 401 - 1);
+    for targets in [automatic(), calm()] {
+        // Every other one of a shuffled deck: 401 is prime.
+        let (pool, now, _) = ten_minutes_after_a_burst(&targets, |n| (n + 1) * 173 % 401 - 1);
 
-    assert!(pool.counts(now).total() <= 220, "{:?}", pool.counts(now));
+        assert!(pool.counts(now).total() <= 220, "{:?}", pool.counts(now));
+    }
 }
 
 #[test]
 fn within_ten_minutes_the_enis_that_a_burst_has_left_empty_have_gone_back() {
-    let (pool, now, most) = ten_minutes_after_a_burst(|n| 200 + n);
+    for targets in [automatic(), calm()] {
+        let (pool, now, most) = ten_minutes_after_a_burst(&targets, |n| 200 + n);
 
-    assert!(pool.counts(now).total() <= 220, "{:?}", pool.counts(now));
-    assert!(pool.enis().len() + 3 <= most, "{} ENIs of {most}", pool.enis().len());
+        assert!(pool.counts(now).total() <= 220, "{:?}", pool.counts(now));
+        assert!(pool.enis().len() + 3 <= most, "{} ENIs of {most}", pool.enis().len());
+    }
 }
 
 /// `asks.md` A2 (c).
@@ -194,6 +203,46 @@ fn many_starts_in_a_minute_keep_more_free() {
     assert_eq!(wanted(&roomier.actions[0].action), 15, "{roomier}");
     // A minute later it is a quiet node again.
     assert_eq!(plan(61).actions[0].action.to_string(), "release 3 addresses of eni-000");
+}
+
+#[test]
+fn while_pods_come_and_go_eight_more_are_let_be_where_nobody_is_short() {
+    let mut pool = pool(&[eni(0, Role::Primary, 38)]);
+    assign(&mut pool, 0..18, at(0));
+    assert_eq!(pool.counts(at(61)).free, 12 + 8);
+    let asked = |targets: Targets, second| actions(&pool, &targets, &limits(15, 49), 0, at(second));
+
+    let all = ["release 8 addresses of eni-000"];
+    assert_eq!(asked(calm(), 61), [""; 0]);
+    assert_eq!(asked(automatic(), 61), all);
+    assert_eq!(pool.plan(&calm(), &limits(15, 49), 0, at(61)).look_again, Some(at(120)));
+    assert_eq!(asked(calm(), 120), all);
+
+    let mut more = self::pool(&[eni(0, Role::Primary, 39)]);
+    assign(&mut more, 0..18, at(0));
+    let one_more = actions(&more, &calm(), &limits(15, 49), 0, at(61));
+    assert_eq!(one_more, ["release 9 addresses of eni-000"], "all of it in one call");
+}
+
+#[test]
+fn what_is_to_spare_goes_back_in_one_call_once_no_more_is_about_to_be() {
+    let mut pool = pool(&[eni(0, Role::Primary, 45)]);
+    assign(&mut pool, 0..25, at(0));
+    let pass = |pool: &mut Pool, seconds: std::ops::Range<u64>| {
+        seconds.step_by(10).for_each(|second| pool.watch(NetworkCard(0), 0, at(second)));
+    };
+    let asked = |pool: &Pool, targets: Targets, second| {
+        actions(pool, &targets, &limits(15, 49), 0, at(second)).join(" and ")
+    };
+    pass(&mut pool, 0..400);
+    assert_eq!(asked(&pool, calm(), 400), "release 8 addresses of eni-000");
+
+    (0..10).for_each(|n| drop(pool.release(&sandbox(n), at(400))));
+    pass(&mut pool, 400..450);
+    assert_eq!(asked(&pool, calm(), 450), "");
+    assert_eq!(asked(&pool, automatic(), 450), "release 8 addresses of eni-000");
+    pass(&mut pool, 450..800);
+    assert_eq!(asked(&pool, calm(), 800), "release 18 addresses of eni-000");
 }
 
 fn wanted(action: &Action) -> u32 {

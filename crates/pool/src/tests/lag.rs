@@ -70,6 +70,11 @@ fn a_prefix_of_which_an_address_is_given_elsewhere_is_gone_as_a_whole() {
         // Who has an address of it keeps it, for as long as it lives.
         let held: Vec<_> = pool.owners().map(|(_, held)| (held.address, held.place)).collect();
         assert_eq!(held, [(grant.address, None)]);
+
+        // As EC2 had it before.
+        pool.observe(&with_a_prefix(), at(11), at(12));
+        assert_eq!(pool.check(), Ok(()));
+        assert_eq!(pool.counts(at(12)).free, u32::from(!primary), "nothing of it comes back");
     }
 }
 
@@ -130,6 +135,42 @@ fn a_doubt_lasts_five_minutes_over_any_number_of_restarts() {
     pool.observe(&[seen], at(310), at(310));
 
     assert_eq!(pool.counts(at(310)).free, 3);
+}
+
+#[test]
+fn of_a_prefix_that_was_given_back_a_pod_of_before_a_restart_has_its_address_and_nobody_the_rest() {
+    let seen = with_a_prefix();
+    let held = prefix().addresses().nth(3).unwrap();
+    let free = |pool: &Pool, second| pool.counts(at(second)).free;
+    let mut before = pool(&seen);
+    give_back(&mut before, 2, Given::prefixes([prefix()].into()), 10);
+    let gone = before.snapshot();
+    // The state file may tell of the pod before or after it tells of the prefix.
+    let later = {
+        let mut pool = Pool::restore(gone.clone(), COOLDOWN, at(30));
+        pool.adopt(owner(1), held);
+        pool
+    };
+    let sooner = Pool::restore(Snapshot { owners: vec![(owner(1), held)], ..gone }, COOLDOWN, at(30));
+    for mut pool in [later, sooner] {
+        // As EC2 had it before it took the prefix back, or with the prefix given again.
+        pool.observe(&seen, at(30), at(30));
+        assert_eq!(pool.check(), Ok(()));
+        assert_eq!(free(&pool, 30), 0);
+        let place = pool.owners().map(|(_, grant)| grant.place.map(|place| place.eni)).collect::<Vec<_>>();
+        assert_eq!(place, [Some(eni_id(2))]);
+        // To EC2 it may be a prefix: no part of it could be given back as a single address.
+        let on: Vec<EniSeen> = pool.enis().into_iter().filter(|eni| eni.id == eni_id(2)).collect();
+        assert_eq!((on[0].prefixes.len(), on[0].addresses.len()), (1, 0));
+        // Another restart knows it too.
+        let mut again = Pool::restore(pool.snapshot(), COOLDOWN, at(60));
+        again.observe(&seen, at(60), at(60));
+        assert_eq!(free(&again, 60), 0);
+
+        pool.observe(&seen, at(311), at(311));
+        assert_eq!(pool.check(), Ok(()));
+        assert_eq!(free(&pool, 311), 15, "by now it would be known to be gone");
+    }
 }
 
 #[test]

@@ -130,6 +130,8 @@ pub(crate) enum Step {
     Exclude(u8),
     /// All subnets let us in again.
     Admit,
+    /// Somebody changes the primary ENI's security groups, which has the daemon look at EC2.
+    Regroup,
     /// Somebody pulls an ENI that is not the primary one.
     Pull(u32),
     /// Somebody takes an address or a prefix of the node away.
@@ -359,6 +361,8 @@ impl Step {
                 }
             }
             19 => Self::Exclude(u8::try_from(rng.below(3)).unwrap_or(0)),
+            // Nor here.
+            20 | 28 if rng.clone().percent(50) => Self::Regroup,
             20 => Self::Admit,
             21 => Self::Stray(rng.percent(50).then(|| rng.millis(0, 900_000))),
             22..=23 => Self::Attach(

@@ -103,6 +103,23 @@ fn a_pod_gets_an_interface_of_every_card_if_it_asks_and_one_otherwise() {
 }
 
 #[test]
+fn one_interface_that_is_gone_is_no_pods_end_and_all_of_them_are() {
+    let mut world = world([4, 2]);
+    let (id, effects) = add_on_all(&mut world, "a");
+    let batch = batch(&effects).expect("an append");
+    world.handle(Event::Wired { id, result: Ok(()) });
+    let effects = world.handle(Event::Written { batch, result: Ok(()) });
+    let Some(Reply::Added(added)) = reply(&effects) else { panic!("{effects:?}") };
+    let lost: Vec<HostVeth> =
+        added.interfaces.iter().filter_map(|it| HostVeth::found(it.host_if.as_str())).collect();
+
+    world.handle(Event::PodsCompared { put_back: false, lost: lost[1..].to_vec() });
+    assert_eq!(counts(&world), [(1, 3, 0), (1, 1, 0)]);
+    world.handle(Event::PodsCompared { put_back: false, lost });
+    assert_eq!(counts(&world), [(0, 3, 1), (0, 1, 1)]);
+}
+
+#[test]
 fn each_failure_gives_back_the_addresses_of_all_cards() {
     for (kernel, disk) in [(false, true), (true, false), (false, false)] {
         let mut world = world([4, 2]);

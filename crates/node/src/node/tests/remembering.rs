@@ -40,6 +40,7 @@ pub(super) fn remembered() -> Remembered {
     Remembered {
         enis: vec![eni(0, Role::Primary), eni(1, Role::Secondary)],
         stranded: Vec::new(),
+        lost: BTreeSet::new(),
         subnets: [("subnet-1".parse().unwrap(), "10.0.0.0/20".parse().unwrap())].into(),
         excluded: BTreeSet::new(),
         occupied: BTreeSet::new(),
@@ -383,26 +384,37 @@ fn a_pod_that_is_led_out_on_its_own_takes_no_prefix_along() {
 }
 
 #[test]
-fn an_eni_that_has_what_a_pod_had_lost_before_the_start_is_not_ours() {
+fn an_eni_that_has_what_a_pod_had_lost_before_the_start_is_not_ours_unless_it_led_it_out() {
     let lost = Ipv4Addr::new(10, 0, 1, 10);
-    for known in [true, false] {
+    for (known, led) in [(true, false), (true, true), (false, false)] {
         let mut world = restarted_with(lost, 1);
         let Remembered { mut enis, subnets, .. } = remembered();
         let gone = enis.remove(1);
-        let stranded = vec![EniSeen { addresses: [lost].into(), ..gone.clone() }];
-        let stranded = if known { stranded } else { Vec::new() };
-        let before = Remembered { enis: enis.clone(), stranded, ..remembered() };
+        let it = EniSeen { id: "eni-7".parse().unwrap(), mac: mac(7), role: Role::Unmanaged, ..gone };
+        let stranded = EniSeen { addresses: [lost].into(), ..it.clone() };
+        let stranded = if led { vec![stranded] } else { Vec::new() };
+        let told = if known { [lost].into() } else { BTreeSet::new() };
+        let before = Remembered { enis: enis.clone(), stranded, lost: told, ..remembered() };
         world.handle(Event::Remembered(Box::new(before)));
 
-        // Somebody else has it now, and only instance metadata tells so.
-        let (id, mac, role) = ("eni-7".parse().unwrap(), mac(7), Role::Unmanaged);
-        enis.push(EniSeen { id, mac, role, ..gone });
+        // It has the address now, and only instance metadata tells so.
+        enis.push(it);
         let picture = Picture { as_of: world.now, enis, subnets, from_metadata: true, ..Picture::default() };
         let effects = world.handle(Event::Looked(Ok(picture)));
         world.converge(&effects);
 
-        let theirs = world.node.pool.enis().into_iter().find(|eni| eni.id.as_str() == "eni-7");
-        let role = if known { Role::Unmanaged } else { Role::Secondary };
-        assert_eq!(theirs.map(|eni| eni.role), Some(role), "known: {known}");
+        let it = world.node.pool.enis().into_iter().find(|eni| eni.id.as_str() == "eni-7");
+        let role = if known && !led { Role::Unmanaged } else { Role::Secondary };
+        assert_eq!(it.map(|eni| eni.role), Some(role), "known: {known}, led: {led}");
     }
+}
+
+#[test]
+fn that_a_pod_has_lost_its_address_is_on_disk() {
+    let address = Ipv4Addr::new(10, 0, 1, 10);
+    let mut world = restarted_with(address, 1);
+
+    let effects = told(&mut world, |enis| enis.truncate(1));
+
+    assert_eq!(written(&effects).expect("something is written").lost, [address].into());
 }

@@ -112,7 +112,7 @@ fn what_pods_lost_counts_as_a_fight_too() {
 
     for _ in 0..12 {
         notice(&mut world, false);
-        world.handle(Event::Mended { put_back: true, lost: Vec::new() });
+        world.handle(Event::PodsCompared { put_back: true, lost: Vec::new() });
     }
 
     assert!(told(&world));
@@ -126,7 +126,8 @@ fn a_pod_of_which_nothing_is_there_any_more_gives_its_address_back() {
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Wire(..))), "{effects:?}");
     let lost = |pod: &str| host_if_of(&attachment(pod, pod));
 
-    let effects = world.handle(Event::Mended { put_back: false, lost: vec![lost("gone"), lost("comes")] });
+    let effects =
+        world.handle(Event::PodsCompared { put_back: false, lost: vec![lost("gone"), lost("comes")] });
 
     assert!(batch(&effects).is_some(), "{effects:?}");
     let pods = world.node.report(world.now).pods;

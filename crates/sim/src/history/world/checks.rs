@@ -41,11 +41,11 @@ impl World {
             let holds = held.binary_search(&(*address, host_if)).is_ok();
             hold!(holds, "{sandbox} lives with {address}, the books do not have that under {host_if}");
         }
-        if self.seen_changes == self.cloud.changes {
+        if self.compared_at == Some(self.cloud.changes) {
             return Ok(());
         }
         self.host.compare();
-        self.seen_changes = self.cloud.changes;
+        self.compared_at = Some(self.cloud.changes);
         let touched = self.cloud.touched();
         hold!(touched.is_none(), "I7: {touched:?}, which is not ours, is not as it was left");
         let allowed = self.cloud.allowed();

@@ -189,6 +189,7 @@ impl World {
             let here = self.cloud.model.enis_of(&self.cloud.instance.id);
             let links: BTreeSet<_> = here.filter(|eni| eni.inside().is_some()).map(|eni| eni.mac).collect();
             remembered.enis.retain(|eni| links.contains(&eni.mac));
+            remembered.stranded.retain(|eni| links.contains(&eni.mac));
             self.hear(Event::Remembered(remembered))?;
         }
         let dark = self.cloud.dark_until.since(self.now);

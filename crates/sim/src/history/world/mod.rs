@@ -201,8 +201,8 @@ pub(crate) struct World {
     hold: Hold,
     /// What the daemon has put on disk of its instance.
     memory: Option<Box<Remembered>>,
-    /// How many changes EC2 had met when its ENIs were last compared with the live pods.
-    seen_changes: u64,
+    /// How many changes EC2 had met when its ENIs were last compared with the live pods; `None` once another pod lives.
+    compared_at: Option<u64>,
     queue: Vec<QueuedDel>,
     disk: Disk,
     wiring_free: Moment,
@@ -256,7 +256,7 @@ impl World {
             host: host::Host::default(),
             hold: Hold::Nothing,
             memory: None,
-            seen_changes: 0,
+            compared_at: None,
             queue: Vec::new(),
             disk: Disk::default(),
             wiring_free: START,
@@ -587,7 +587,11 @@ impl World {
                 // Nobody takes a pod's route here.
                 let gone = pods.into_iter().map(|pod| pod.host_if);
                 let lost: Vec<_> = gone.filter(|host_if| !self.links.contains_key(host_if)).collect();
-                if lost.is_empty() { Ok(()) } else { self.hear(Event::Mended { put_back: false, lost }) }
+                if lost.is_empty() {
+                    Ok(())
+                } else {
+                    self.hear(Event::PodsCompared { put_back: false, lost })
+                }
             }
             Job::Check(call) => self.hear(Event::Checked { id: call, result: Ok(()) }),
             Job::Remove(pod) => {
@@ -741,6 +745,7 @@ impl World {
         }
         self.lived.insert(address);
         self.live.insert(sandbox, (host_if, address));
+        self.compared_at = None;
         self.host.compare();
     }
 

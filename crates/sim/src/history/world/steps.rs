@@ -56,6 +56,7 @@ impl World {
                 self.cloud.excluded.extend(self.cloud.subnets.get(usize::from(number)).cloned());
             }
             Step::Admit => self.cloud.excluded.clear(),
+            Step::Regroup => self.hear(Event::Stale)?,
             Step::Pull(number) => self.pull(number),
             Step::Rob(number) => self.rob(number),
             Step::Attach(kind, device, addresses) => {
