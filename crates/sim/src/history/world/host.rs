@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use datapath::PodSpec;
 use ipnetwork::Ipv4Network;
-use node::{HostMade, HostWish};
+use node::{Event, HostMade, HostWish};
 use types::{Mac, Moment};
 
 use super::super::plant::Plant;
@@ -61,6 +62,13 @@ impl World {
         self.host.changed = true;
         let missing = missing.iter().map(|eni| eni.mac).collect();
         Ok(HostMade { missing, ..HostMade::default() })
+    }
+
+    /// Pods are compared with what the kernel has of them. Nobody takes a pod's route here.
+    pub(super) fn compare_pods(&mut self, pods: Vec<PodSpec>) -> Held {
+        let gone = pods.into_iter().map(|pod| pod.host_if);
+        let lost: Vec<_> = gone.filter(|host_if| !self.links.contains_key(host_if)).collect();
+        if lost.is_empty() { Ok(()) } else { self.hear(Event::PodsCompared { put_back: false, lost }) }
     }
 
     /// The packets of each live pod leave by the ENI that has its address (I16).

@@ -583,16 +583,7 @@ impl World {
                 let dead = dead.map(|(sandbox, _)| sandbox).collect();
                 self.hear(Event::Dead(dead))
             }
-            Job::Mend(pods) => {
-                // Nobody takes a pod's route here.
-                let gone = pods.into_iter().map(|pod| pod.host_if);
-                let lost: Vec<_> = gone.filter(|host_if| !self.links.contains_key(host_if)).collect();
-                if lost.is_empty() {
-                    Ok(())
-                } else {
-                    self.hear(Event::PodsCompared { put_back: false, lost })
-                }
-            }
+            Job::Mend(pods) => self.compare_pods(pods),
             Job::Check(call) => self.hear(Event::Checked { id: call, result: Ok(()) }),
             Job::Remove(pod) => {
                 let Some(gone) = address_in_pool(&pod.addresses) else { return Ok(()) };
