@@ -92,7 +92,7 @@ impl MemoryFile {
     }
 }
 
-/// What a file's bytes say. ENIs without a link here are left out; without the primary one it is another instance's.
+/// What a file's bytes say. ENIs without a link here serve nobody; without the primary one it is another instance's.
 fn parse(bytes: &[u8], origin: &Origin, links: &BTreeSet<Mac>) -> Result<Remembered, String> {
     let written: Written = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     if written.version != VERSION {
@@ -105,8 +105,7 @@ fn parse(bytes: &[u8], origin: &Origin, links: &BTreeSet<Mac>) -> Result<Remembe
         return Err("pods had another kind of addresses".to_owned());
     }
     let mut remembered = written.remembered;
-    remembered.enis.retain(|eni| links.contains(&eni.mac));
-    remembered.stranded.retain(|eni| links.contains(&eni.mac));
+    remembered.leave_out(|eni| !links.contains(&eni.mac));
     if remembered.enis.iter().all(|eni| eni.role != Role::Primary) {
         return Err("no link here has the MAC address of its primary ENI".to_owned());
     }
@@ -156,6 +155,7 @@ mod tests {
             enis: vec![eni(0, Role::Primary), eni(1, Role::Secondary)],
             stranded: Vec::new(),
             lost: BTreeSet::new(),
+            unlinked: Vec::new(),
             subnets: [("subnet-1".parse().unwrap(), "10.0.0.0/20".parse().unwrap())].into(),
             excluded: BTreeSet::new(),
             occupied: BTreeSet::new(),
@@ -204,6 +204,7 @@ mod tests {
     fn an_eni_that_was_taken_away_meanwhile_is_left_out() {
         let found = parse(&written(), &here(), &links(&[0])).unwrap();
         assert_eq!(found.enis, [eni(0, Role::Primary)]);
+        assert_eq!(found.unlinked, [eni(1, Role::Secondary)]);
     }
 
     #[test]

@@ -29,6 +29,9 @@ pub struct Remembered {
     /// Addresses of pods that no ENI had.
     #[serde(default)]
     pub lost: BTreeSet<Ipv4Addr>,
+    /// Those of the ENIs that are not here any more. Not on disk.
+    #[serde(skip)]
+    pub unlinked: Vec<EniSeen>,
     /// Places on it that hold something else.
     pub occupied: BTreeSet<(NetworkCard, DeviceIndex)>,
     /// Network cards on which an EFA-only ENI stands.
@@ -39,6 +42,15 @@ pub struct Remembered {
     pub excluded: BTreeSet<SubnetId>,
     /// IPv6 prefixes of the primary ENI.
     pub ipv6_prefixes: BTreeSet<Ipv6Prefix>,
+}
+
+impl Remembered {
+    /// Takes ENIs that are not here any more from those that may serve pods. It stays known what was theirs.
+    pub fn leave_out(&mut self, is_gone: impl Fn(&EniSeen) -> bool) {
+        self.stranded.retain(|eni| !is_gone(eni));
+        let (gone, here) = std::mem::take(&mut self.enis).into_iter().partition(&is_gone);
+        (self.unlinked, self.enis) = (gone, here);
+    }
 }
 
 /// What is remembered, and whether the node lives on it.
@@ -120,9 +132,9 @@ impl Node {
         self.of_before().is_some_and(|before| before.lost.contains(&address) && !led(before))
     }
 
-    /// The ENIs that the daemon before was told of.
+    /// The ENIs that the daemon before was told of, those too that are not here any more.
     pub(super) fn told_before(&self) -> impl Iterator<Item = &EniSeen> {
-        self.of_before().into_iter().flat_map(|before| &before.enis)
+        self.of_before().into_iter().flat_map(|before| before.enis.iter().chain(&before.unlinked))
     }
 
     /// The range of a subnet, as it is known or as it was before.
@@ -179,6 +191,7 @@ impl Node {
             enis: self.pool.enis(),
             stranded,
             lost,
+            unlinked: Vec::new(),
             occupied: self.pool.occupied().clone(),
             efa_only: self.efa_only.clone(),
             subnets,

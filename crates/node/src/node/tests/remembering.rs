@@ -41,6 +41,7 @@ pub(super) fn remembered() -> Remembered {
         enis: vec![eni(0, Role::Primary), eni(1, Role::Secondary)],
         stranded: Vec::new(),
         lost: BTreeSet::new(),
+        unlinked: Vec::new(),
         subnets: [("subnet-1".parse().unwrap(), "10.0.0.0/20".parse().unwrap())].into(),
         excluded: BTreeSet::new(),
         occupied: BTreeSet::new(),
@@ -417,4 +418,25 @@ fn that_a_pod_has_lost_its_address_is_on_disk() {
     let effects = told(&mut world, |enis| enis.truncate(1));
 
     assert_eq!(written(&effects).expect("something is written").lost, [address].into());
+}
+
+#[test]
+fn an_eni_that_has_what_was_on_one_that_is_gone_is_not_ours() {
+    let address = Ipv4Addr::new(10, 0, 1, 10);
+    let mut world = restarted_with(address, 1);
+    let mut before = remembered();
+    before.leave_out(|eni| eni.mac == mac(1));
+    assert_eq!((before.enis.len(), before.unlinked.len()), (1, 1));
+    let theirs = EniSeen { id: "eni-7".parse().unwrap(), mac: mac(7), ..before.unlinked[0].clone() };
+    let theirs = EniSeen { role: Role::Unmanaged, ..theirs };
+    let (mut enis, subnets) = (before.enis.clone(), before.subnets.clone());
+    world.handle(Event::Remembered(Box::new(before)));
+
+    enis.push(theirs);
+    let picture = Picture { as_of: world.now, enis, subnets, from_metadata: true, ..Picture::default() };
+    let effects = world.handle(Event::Looked(Ok(picture)));
+    world.converge(&effects);
+
+    let role = |eni: &EniSeen| (eni.id.as_str() == "eni-7").then_some(eni.role);
+    assert_eq!(world.node.pool.enis().iter().find_map(role), Some(Role::Unmanaged));
 }

@@ -120,9 +120,10 @@ impl World {
 
     /// How many pods can have an address.
     fn room(&self, report: &wire::Report) -> usize {
-        // A single address that a pod holds keeps a prefix from its slot.
+        // A single address that a pod holds keeps a prefix from its slot. Of a prefix that is doubted not all addresses are there.
         let open = report.enis.iter().filter(|eni| !self.cloud.is_closed(&eni.id));
-        let singles: u32 = open.map(|eni| eni.addresses.total() - eni.prefixes * Prefix::ADDRESSES).sum();
+        let singles = open.map(|eni| eni.addresses.total().saturating_sub(eni.prefixes * Prefix::ADDRESSES));
+        let singles: u32 = singles.sum();
         let lost = if self.script.setup.prefixes { singles * 15 } else { 0 } + self.held_by_others();
         usize::try_from(report.capacity.saturating_sub(lost)).unwrap_or(usize::MAX)
     }

@@ -131,6 +131,8 @@ impl World {
         self.disk.records =
             vec![Record::Snapshot { version: VERSION, pool: Box::new(pool.snapshot()), ipv6 }];
         self.published = false;
+        // An ADD that was overtaken before a restart the runtime does not send on (I13).
+        self.ended.clear();
         self.told = Told::default();
         self.telling = self.now;
         self.early = 0;
@@ -188,8 +190,7 @@ impl World {
         if let Some(mut remembered) = self.memory.clone() {
             let here = self.cloud.model.enis_of(&self.cloud.instance.id);
             let links: BTreeSet<_> = here.filter(|eni| eni.inside().is_some()).map(|eni| eni.mac).collect();
-            remembered.enis.retain(|eni| links.contains(&eni.mac));
-            remembered.stranded.retain(|eni| links.contains(&eni.mac));
+            remembered.leave_out(|eni| !links.contains(&eni.mac));
             self.hear(Event::Remembered(remembered))?;
         }
         let dark = self.cloud.dark_until.since(self.now);
