@@ -116,7 +116,7 @@ async fn daemon(config: Config, alone: Alone, stop: &mut Stop) -> Result<(), Run
     let record = Recording::new(&dir, config.families);
     let keeper = HostKeeper::new(host, netfilter, nat, metrics.clone(), record, former);
     let failed = RunError::local::<io::Error>;
-    keeper.start(wished, sender.clone()).map_err(failed("start the host's thread"))?;
+    let keeping = keeper.start(wished, sender.clone()).map_err(failed("start the host's thread"))?;
     let parts = Parts {
         wiring: workers::wiring(wirer, metrics.clone(), sender.clone())
             .map_err(failed("start the wiring thread"))?,
@@ -145,7 +145,7 @@ async fn daemon(config: Config, alone: Alone, stop: &mut Stop) -> Result<(), Run
     // An owner that does not listen has ended already: there is nothing to drain.
     if end.send(()).is_ok() {
         let node = owner.await.map_err(RunError::local("finish the requests at work"))?;
-        start::leave(&node, checkpointing);
+        start::leave(&node, keeping, checkpointing);
     }
     Ok(())
 }

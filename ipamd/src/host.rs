@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use datapath::netfilter::{
     EgressSpec, NatSpec, Netfilter, NetfilterError, SnatPorts, egress_ruleset, ruleset,
@@ -109,14 +110,14 @@ impl HostKeeper {
         Self { host, netfilter, settings, metrics, made: None, record, former: Some(former) }
     }
 
-    /// Starts the thread.
+    /// Starts the thread. It ends when nobody can wish any more, with the last wish fulfilled.
     pub(crate) fn start(
         self,
         wishes: mpsc::Receiver<(u64, Box<HostWish>)>,
         events: mpsc::Sender<Event>,
-    ) -> io::Result<()> {
+    ) -> io::Result<JoinHandle<()>> {
         let serve = move || self.run(wishes, &events);
-        std::thread::Builder::new().name("host".to_owned()).spawn(serve).map(drop)
+        std::thread::Builder::new().name("host".to_owned()).spawn(serve)
     }
 
     /// Serves wishes until nobody wishes any more.

@@ -121,8 +121,12 @@ fn lead_to_adopted(node: &Node, kernel: &[PodInKernel], wirer: &mut Wirer) {
 }
 
 /// Leaves behind what the Go version needs to go on: a rule for each pod on a secondary ENI, needed once our nftables
-/// table is removed and with it our marks, and the checkpoint. The next start of ours removes the rules again.
-pub(crate) fn leave(node: &Node, checkpointing: JoinHandle<()>) {
+/// table is removed and with it our marks, and the checkpoint. The next start of ours removes the rules again, and so would a wish that
+/// is still at work: `keeping` is the host's thread.
+pub(crate) fn leave(node: &Node, keeping: JoinHandle<()>, checkpointing: JoinHandle<()>) {
+    if keeping.join().is_err() {
+        tracing::error!("the host's thread has ended early: the kernel may not be in line");
+    }
     let places = node.pool().owners().filter_map(|(_, grant)| {
         let place = grant.place?;
         Some((grant.address, TableId::of_eni(place.card, place.device)))

@@ -174,7 +174,7 @@ impl BranchLack {
     }
 }
 
-/// The VLAN's link with its routes out.
+/// The VLAN's link with its routes out. A strict check of sources, as a node's settings may have it, would drop what comes in by it.
 fn make_link(branch: &Branch, trunk: &str) -> String {
     let (name, eni) = (branch.eni.vlan.link(), &branch.eni);
     // It has no number yet.
@@ -183,6 +183,7 @@ fn make_link(branch: &Branch, trunk: &str) -> String {
     let routes = ways_out(branch, none).into_iter().map(|route| Op::AddRoute(route).command(&names));
     let link = [
         format!("ip link add link {trunk} name {name} address {} type vlan id {}", eni.mac, eni.vlan),
+        format!("echo 2 > /proc/sys/net/ipv4/conf/{name}/rp_filter"),
         format!("ip link set {name} up"),
     ];
     link.into_iter().chain(routes).collect::<Vec<_>>().join(" && ")
@@ -320,7 +321,8 @@ pref 1536 from 10.0.20.9 lookup 107
             commands(|host| host.links.iter_mut().for_each(|link| link.up = false)),
             ["ip link set ens7 up && ip link set vlan.eth.7 up"]
         );
-        let made = "ip link add link ens7 name vlan.eth.7 address 02:00:00:00:00:07 type vlan id 7 && ip link set vlan.eth.7 up \
+        let made = "ip link add link ens7 name vlan.eth.7 address 02:00:00:00:00:07 type vlan id 7 \
+                    && echo 2 > /proc/sys/net/ipv4/conf/vlan.eth.7/rp_filter && ip link set vlan.eth.7 up \
                     && ip route replace 10.0.16.1/32 dev vlan.eth.7 scope link table 107 proto 86 \
                     && ip route replace 0.0.0.0/0 via 10.0.16.1 dev vlan.eth.7 table 107 proto 86";
         let without = |host: &mut HostSeen| host.links.retain(|link| link.name != "vlan.eth.7");

@@ -14,6 +14,7 @@ use super::Node;
 use super::adding::Pending;
 use super::event::{CallId, Effect};
 use super::looking::METADATA_LAG;
+use crate::clock::doubled;
 use crate::cloud::CloudError;
 
 /// The ENIs, and what each has for pods.
@@ -32,6 +33,8 @@ pub(super) struct Glances {
     acted: Moment,
     /// What metadata told when EC2 was last asked because of it, and when that was: told again, it is no news.
     known: Option<(Told, Moment)>,
+    /// How often EC2 was asked for a trunk since one was known or nobody waited for one.
+    asked: u32,
 }
 
 fn told_by(enis: &[EniSeen]) -> Told {
@@ -63,11 +66,25 @@ impl Node {
 
     /// The same while an ADD waits for a branch ENI and nobody knows of a trunk: every few seconds.
     pub(super) fn glance_for_trunk(&mut self, now: Moment) {
+        if !self.lacks_trunk() {
+            self.glances.asked = 0;
+            return;
+        }
         let may = self.settings.glance_every.is_some() && self.cloud.pictured && self.is_up_to_date();
         let idle = !self.cloud.looking && !self.glances.glancing && !self.pool.is_changing();
-        if may && idle && self.glances.last.plus(FOR_TRUNK) <= now && self.lacks_trunk() {
+        if may && idle && self.glances.last.plus(FOR_TRUNK) <= now {
             self.glance(now);
         }
+    }
+
+    /// Instance metadata alone has told the ENIs, and which of them is the trunk only EC2 does: how long until it is asked again, if
+    /// somebody waits for that.
+    pub(super) fn ask_for_trunk(&mut self) -> Option<Duration> {
+        if !self.lacks_trunk() {
+            return None;
+        }
+        self.glances.asked = self.glances.asked.saturating_add(1);
+        Some(doubled(ASK_AGAIN, self.glances.asked - 1))
     }
 
     fn glance(&mut self, now: Moment) {
@@ -99,13 +116,15 @@ impl Node {
         // It may be the trunk, and no call of ours makes ENIs right now.
         let joined = self.lacks_trunk() && told.keys().any(|eni| !books.contains_key(eni));
         let changing = self.pool.is_changing() || !joined && now.since(self.glances.acted) <= METADATA_LAG;
+        let pause = doubled(ASK_AGAIN, self.glances.asked.saturating_sub(1));
         let is_known =
-            |(known, asked): &(Told, Moment)| *known == told && !(joined && now.since(*asked) > ASK_AGAIN);
+            |(known, asked): &(Told, Moment)| *known == told && !(joined && now.since(*asked) > pause);
         if changing || told == books || self.glances.known.as_ref().is_some_and(is_known) {
             return;
         }
         tracing::info!("instance metadata tells other addresses than the books have; EC2 is asked");
         self.glances.known = Some((told, now));
+        self.glances.asked = self.glances.asked.saturating_add(u32::from(joined));
         self.cloud.stale = true;
     }
 
@@ -123,5 +142,6 @@ pub const AUDIT_EVERY: Duration = Duration::from_secs(6 * 3600);
 pub const GLANCE_EVERY: Duration = Duration::from_secs(900);
 /// How often it is glanced at while somebody waits for a trunk.
 const FOR_TRUNK: Duration = Duration::from_secs(5);
-/// When EC2 is asked again for an ENI that metadata alone knows, while somebody waits for a trunk: its descriptions lag.
-const ASK_AGAIN: Duration = Duration::from_secs(20);
+/// When EC2 is asked again for an ENI that metadata alone knows, while somebody waits for a trunk: its descriptions lag. Doubles each time, up
+/// to the second.
+const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(300));

@@ -76,9 +76,10 @@ impl Node {
                 self.subnets.extend(picture.subnets.clone());
                 picture.in_motion |= self.leave_out_unknown_ranges(&mut picture);
                 self.cloud.sees();
+                let for_trunk = if picture.from_metadata { self.ask_for_trunk() } else { None };
                 let pause = match (picture.in_motion, picture.from_metadata) {
                     (true, _) => LOOK_AGAIN,
-                    (false, true) => EC2_AGAIN.min(self.settings.audit_every),
+                    (false, true) => for_trunk.unwrap_or(EC2_AGAIN).min(self.settings.audit_every),
                     (false, false) => self.settings.audit_every,
                 };
                 self.cloud.look_at = now.plus(self.cloud.jitter(pause));

@@ -412,7 +412,9 @@ fn while_an_add_waits_for_a_branch_eni_the_trunk_is_looked_for_in_metadata_every
 
     // EC2 does not tell it yet, and is asked again after some time.
     let subnets = world.node.subnets.clone();
-    world.handle(Event::Looked(Ok(Picture { as_of: world.now, enis: books, subnets, ..Picture::default() })));
+    let picture = Picture { as_of: world.now, enis: books, subnets, ..Picture::default() };
+    world.handle(Event::Looked(Ok(picture)));
+    in_line(&mut world);
     let mut asked = Vec::new();
     for _ in 0..5 {
         world.now = world.now.plus(seconds(5));
@@ -420,10 +422,30 @@ fn while_an_add_waits_for_a_branch_eni_the_trunk_is_looked_for_in_metadata_every
         asked.push(looks(&world.handle(Event::Glanced(Ok(joined.clone())))));
     }
     assert_eq!(asked, [0, 0, 0, 0, 1]);
+
+    // Once only metadata has told it: what it is EC2 has to say, and is asked for that, ever later.
+    let mut pauses = Vec::new();
+    for _ in 0..4 {
+        let (subnets, enis) = (world.node.subnets.clone(), joined.clone());
+        let picture = Picture { as_of: world.now, enis, subnets, from_metadata: true, ..Picture::default() };
+        world.handle(Event::Looked(Ok(picture)));
+        in_line(&mut world);
+        pauses.push(world.node.cloud.look_at.since(world.now));
+        world.now = world.node.cloud.look_at;
+        assert_eq!(looks(&world.handle(Event::Tick)), 1);
+    }
+    assert!(pauses[0] <= seconds(120) && pauses[3] >= seconds(150), "{pauses:?}");
     let mut knows = with_trunk(3);
     knows.handle(told("web", BranchWish::Coming));
     knows.now = knows.now.plus(seconds(60));
     assert_eq!(glances(&knows.add("web").1), 0, "the trunk is known");
+}
+
+/// Whatever was wished is done, and what was wished while that was at work too.
+fn in_line(world: &mut World) {
+    for _ in 0..2 {
+        world.handle(Event::Converged { generation: u64::MAX, result: Ok(HostMade::default()) });
+    }
 }
 
 #[test]
