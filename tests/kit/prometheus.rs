@@ -99,8 +99,11 @@ pub fn keep_busy(
 const TAKES_MAX: u32 = 10;
 const TAKE_AGAIN: Duration = Duration::from_millis(2500);
 
-/// How many repairs are counted.
-fn repairs(node: &Node) -> Result<usize, LabError> {
+/// All that a daemon counts as put back.
+///
+/// # Errors
+/// When it does not tell.
+pub fn repairs(node: &Node) -> Result<usize, LabError> {
     let metrics = node.metrics()?;
     let counts = metrics.lines().filter(|line| line.starts_with("ipamd_repairs_total{"));
     Ok(counts.filter_map(|line| line.split_whitespace().nth(1)?.parse::<usize>().ok()).sum())

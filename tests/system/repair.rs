@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use lab::LabError;
 use lab::netns::Netns;
 use lab::node::Node;
+use lab::prometheus::repairs;
 use lab::runtime::Pod;
 
 use crate::estate::{grown, host_state};
@@ -181,11 +182,4 @@ fn back(netns: &Netns, before: &[String], since: Instant, damage: &Damage) -> Ou
 /// What the log says of things put back.
 fn put_back(node: &Node) -> Result<Vec<String>, LabError> {
     Ok(node.told()?.lines().filter(|line| line.contains("; put back")).map(str::to_owned).collect())
-}
-
-/// All that is counted as put back.
-fn repairs(node: &Node) -> Result<usize, LabError> {
-    let metrics = node.metrics()?;
-    let counts = metrics.lines().filter(|line| line.starts_with("ipamd_repairs_total{"));
-    Ok(counts.filter_map(|line| line.split_whitespace().nth(1)?.parse::<usize>().ok()).sum())
 }

@@ -193,6 +193,13 @@ struct Situation<'a> {
     now: Moment,
 }
 
+impl Situation<'_> {
+    /// Whether more is about to be too many than has been for a while.
+    fn comes_more(&self) -> bool {
+        self.aim.over(self.stock) > self.aim.over(self.lasting)
+    }
+}
+
 impl Pool {
     /// Notes how much is available on a network card, for later plans: they give back only what has been to spare for a while.
     /// To be called with every change. Where it never was, plans take what is to spare for what has been so.
@@ -383,8 +390,8 @@ impl Pool {
             Some(eni) => vec![delete(eni, self.unready(&eni.seen).map_or(Why::Unneeded, Why::Unready))],
             None => self.give_back(situation),
         };
-        let more_now = situation.aim.over(situation.stock) > situation.aim.over(situation.lasting);
-        let look_again = self.lately_until(situation).filter(|_| more_now && actions.is_empty());
+        let more = situation.comes_more();
+        let look_again = self.lately_until(situation).filter(|_| more && actions.is_empty());
         self.paced(situation, Plan { actions, look_again, ..Plan::default() })
     }
 
@@ -467,10 +474,10 @@ impl Pool {
 
     /// How many addresses to give back.
     fn over(&self, situation: Situation<'_>) -> u32 {
-        let Situation { targets, aim, stock, lasting, now, .. } = situation;
+        let Situation { targets, aim, lasting, now, .. } = situation;
         let over = aim.over(lasting);
         let lets_be = targets.is_automatic() && targets.full.is_none() && self.is_plenty(targets, now);
-        let changes = self.busy_until(now).is_some() || aim.over(stock) > over;
+        let changes = self.busy_until(now).is_some() || situation.comes_more();
         if lets_be && changes && over <= LET_BE { 0 } else { over }
     }
 

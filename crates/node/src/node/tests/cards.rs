@@ -56,6 +56,15 @@ fn add_on_all(world: &mut World, name: &str) -> (CallId, Vec<Effect>) {
     world.ask(Verb::Add(Attachment { multi_nic: true, ..attachment(name, name) }), 100)
 }
 
+/// Kernel and disk have done what an ADD needs.
+fn ends(world: &mut World, id: CallId, effects: &[Effect]) -> wire::Added {
+    let batch = batch(effects).expect("an append");
+    world.handle(Event::Wired { id, result: Ok(()) });
+    let effects = world.handle(Event::Written { batch, result: Ok(()) });
+    let Some(Reply::Added(added)) = reply(&effects) else { panic!("{effects:?}") };
+    added.clone()
+}
+
 /// What is wired: the name inside, the number, the address.
 fn wired(effects: &[Effect]) -> Vec<(String, u8, String)> {
     let pods = effects.iter().find_map(|effect| match effect {
@@ -89,10 +98,7 @@ fn a_pod_gets_an_interface_of_every_card_if_it_asks_and_one_otherwise() {
     let (id, effects) = add_on_all(&mut world, "a");
     let eth0 = ("eth0".to_owned(), 0, "10.0.0.10".to_owned());
     assert_eq!(wired(&effects), [eth0, ("mNicIf1".to_owned(), 1, "10.0.1.10".to_owned())]);
-    let batch = batch(&effects).expect("an append");
-    world.handle(Event::Wired { id, result: Ok(()) });
-    let effects = world.handle(Event::Written { batch, result: Ok(()) });
-    let Some(Reply::Added(added)) = reply(&effects) else { panic!("{effects:?}") };
+    let added = ends(&mut world, id, &effects);
     let told: Vec<_> =
         added.interfaces.iter().map(|i| (i.host_if.len(), i.container_if.as_str(), i.table.0)).collect();
     assert_eq!(told, [(14, "eth0", 254), (14, "mNicIf1", 10_100)]);
@@ -106,10 +112,7 @@ fn a_pod_gets_an_interface_of_every_card_if_it_asks_and_one_otherwise() {
 fn one_interface_that_is_gone_is_no_pods_end_and_all_of_them_are() {
     let mut world = world([4, 2]);
     let (id, effects) = add_on_all(&mut world, "a");
-    let batch = batch(&effects).expect("an append");
-    world.handle(Event::Wired { id, result: Ok(()) });
-    let effects = world.handle(Event::Written { batch, result: Ok(()) });
-    let Some(Reply::Added(added)) = reply(&effects) else { panic!("{effects:?}") };
+    let added = ends(&mut world, id, &effects);
     let lost: Vec<HostVeth> =
         added.interfaces.iter().filter_map(|it| HostVeth::found(it.host_if.as_str())).collect();
 
@@ -250,9 +253,7 @@ fn a_pod_that_asks_in_vain_is_told_so_at_once() {
 fn a_pod_that_comes_back_waits_for_all_names_of_the_one_before() {
     let mut world = world([4, 3]);
     let (id, effects) = add_on_all(&mut world, "a");
-    let append = batch(&effects).expect("an append");
-    world.handle(Event::Wired { id, result: Ok(()) });
-    world.handle(Event::Written { batch: append, result: Ok(()) });
+    ends(&mut world, id, &effects);
     let again = Attachment { multi_nic: true, ..attachment("other", "a") };
 
     let (_, effects) = world.ask(Verb::Add(again), 100);
