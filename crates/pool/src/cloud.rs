@@ -383,6 +383,8 @@ impl Pool {
             Action::DeleteEni { .. } => true,
             Action::Assign { .. } | Action::CreateEni { .. } => false,
         };
+        // As soon as they cannot be had: what is available from now on is without them.
+        self.count_spared(action, 1);
         let eni = action.eni().and_then(|eni| self.enis.get_mut(eni));
         let addresses = eni.into_iter().flat_map(|eni| &mut eni.addresses);
         for (_, state) in addresses.filter(|(address, _)| leaving(address)) {
@@ -455,7 +457,6 @@ impl Pool {
 
     fn finish_released(&mut self, id: ActionId, now: Moment) {
         if let Some(Action::Release { eni, given }) = self.end(id) {
-            self.spared(&eni, &given);
             self.went(Leaving { eni: eni.clone(), given: Some(given.clone()) }, now);
             for address in given.all() {
                 self.drop_address(&eni, address, &mut Vec::new());
@@ -468,31 +469,29 @@ impl Pool {
         }
     }
 
-    /// What was to spare for a while and has been given back is to spare no longer. What pods could not get was never counted.
-    fn spared(&mut self, eni: &EniId, given: &Given) {
-        let Some(seen) = self.enis.get(eni).map(|eni| &eni.seen) else { return };
-        let slots = match self.mode {
-            Mode::Addresses => given.addresses.len(),
-            Mode::Prefixes => given.prefixes.len(),
+    /// What was to spare for a while and is given back is to spare no longer (1), or what EC2 does not take back is again (-1). What pods
+    /// could not get was never counted.
+    fn count_spared(&mut self, action: &Action, times: i64) {
+        let Some(eni) = action.eni().and_then(|eni| self.enis.get(eni)) else { return };
+        let seen = &eni.seen;
+        let slots = match (action, self.mode) {
+            (Action::Release { given, .. }, Mode::Addresses) => given.addresses.len(),
+            (Action::Release { given, .. }, Mode::Prefixes) => given.prefixes.len(),
+            (Action::DeleteEni { .. }, Mode::Addresses) => eni.singles().count(),
+            (Action::DeleteEni { .. }, Mode::Prefixes) => eni.prefixes.len(),
+            (Action::Assign { .. } | Action::CreateEni { .. }, _) => 0,
         };
+        let counted = self.exclusion(seen).is_none() && self.unready(seen).is_none();
+        let slots = if counted { u32::try_from(slots).unwrap_or(u32::MAX) } else { 0 };
+        let addresses = i64::from(Wanted::new(self.mode, slots).addresses());
         let card = seen.card;
-        let counted = if self.exclusion(seen).is_some() || self.unready(seen).is_some() {
-            0
-        } else {
-            u32::try_from(slots).unwrap_or(u32::MAX)
-        };
         if let Some(lately) = self.lately.get_mut(&card) {
-            lately.spared(Wanted::new(self.mode, counted).addresses());
+            lately.spared(times * addresses);
         }
     }
 
     fn finish_deleted(&mut self, id: ActionId, now: Moment) {
         if let Some(Action::DeleteEni { eni }) = self.end(id) {
-            let all = self.enis.get(&eni).map(|eni| Given {
-                addresses: eni.singles().map(|(address, _)| address).collect(),
-                prefixes: eni.prefixes.clone(),
-            });
-            self.spared(&eni, &all.unwrap_or_default());
             self.drop_eni(&eni, &mut Vec::new());
             self.went(Leaving { eni, given: None }, now);
             self.last_release = now;
@@ -500,8 +499,9 @@ impl Pool {
     }
 
     fn finish_failed(&mut self, id: ActionId, now: Moment) {
-        if let Some(Action::Release { eni, .. } | Action::DeleteEni { eni }) = self.end(id) {
-            if let Some(eni) = self.enis.get_mut(&eni) {
+        if let Some(action @ (Action::Release { .. } | Action::DeleteEni { .. })) = self.end(id) {
+            self.count_spared(&action, -1);
+            if let Some(eni) = action.eni().and_then(|eni| self.enis.get_mut(eni)) {
                 stay(eni);
             }
             // Not tried again sooner than one that worked.

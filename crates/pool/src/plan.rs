@@ -115,6 +115,8 @@ pub enum KeptReason {
     NotNeededYet,
     /// So many of its addresses are reserved or assigned.
     Pods(u32),
+    /// Packets of pods leave by it whose addresses EC2 does not tell there: it may be wrong.
+    LeadsPods,
     /// So many of its addresses cool.
     Cooling(u32),
     /// The targets would not hold without it.
@@ -172,6 +174,7 @@ impl fmt::Display for KeptReason {
             Self::Full => f.write_str("it is full"),
             Self::NotNeededYet => f.write_str("other ENIs have room for what is missing"),
             Self::Pods(n) => write!(f, "pods have {n} of its addresses"),
+            Self::LeadsPods => f.write_str("pods may have addresses of it that EC2 does not tell"),
             Self::Cooling(n) => write!(f, "{n} of its addresses cool"),
             Self::Needed => f.write_str("the targets would not hold without it"),
             Self::NeededLately(_) => f.write_str("the targets would not have held without it a while ago"),
@@ -514,6 +517,7 @@ impl Pool {
             Role::Secondary if eni.seen.card != limits.card => Some(KeptReason::OtherCard(eni.seen.card)),
             Role::Secondary if self.is_busy(&eni.seen.id) => Some(KeptReason::Busy),
             Role::Secondary if held > 0 => Some(KeptReason::Pods(held)),
+            Role::Secondary if self.led_by.contains(&eni.seen.id) => Some(KeptReason::LeadsPods),
             Role::Secondary if unready == Some(Unready::Coming) => Some(KeptReason::Unready(Unready::Coming)),
             Role::Secondary if cooling > 0 => Some(KeptReason::Cooling(cooling)),
             Role::Secondary if needed(stock) => Some(KeptReason::Needed),

@@ -41,6 +41,8 @@ pub struct Pool {
     pub(crate) enis: BTreeMap<EniId, Eni>,
     /// Secondary ENIs that the host's kernel is not ready for.
     unready: BTreeMap<Mac, Unready>,
+    /// ENIs that pods' packets leave by although pictures do not have the pods' addresses there.
+    pub(crate) led_by: BTreeSet<EniId>,
     pub(crate) held: BTreeMap<SandboxKey, Held>,
     by_name: BTreeMap<HostVeth, SandboxKey>,
     pub(crate) in_flight: BTreeMap<ActionId, Call>,
@@ -170,6 +172,7 @@ impl Pool {
             lately: BTreeMap::new(),
             enis: BTreeMap::new(),
             unready: BTreeMap::new(),
+            led_by: BTreeSet::new(),
             held: BTreeMap::new(),
             by_name: BTreeMap::new(),
             in_flight: BTreeMap::new(),
@@ -215,6 +218,12 @@ impl Pool {
     /// Says of which secondary ENIs pods would have no way out: those that are there stay, and no other gets an address there.
     pub fn set_unready(&mut self, unready: BTreeMap<Mac, Unready>) {
         self.unready = unready;
+    }
+
+    /// Says by which ENIs packets of pods leave whose addresses pictures have elsewhere, or nowhere: pictures may be wrong, so none of these
+    /// is deleted.
+    pub fn set_led_by(&mut self, enis: BTreeSet<EniId>) {
+        self.led_by = enis;
     }
 
     /// Why pods would have no way out by an ENI, if it is so. By the primary one they have it without our doing.

@@ -64,6 +64,19 @@ pub(super) enum Pending {
     Check,
 }
 
+impl Pending {
+    /// When an ADD that is at work has to be answered all the same.
+    fn answer_due(&self) -> Option<Moment> {
+        match self {
+            Self::Add(add) => match &add.phase {
+                Phase::Working(work) if !work.given_up => Some(add.answer_by),
+                Phase::Working(_) | Phase::Waiting(..) => None,
+            },
+            Self::Release { .. } | Self::Check => None,
+        }
+    }
+}
+
 /// An ADD in progress.
 #[derive(Debug)]
 pub(super) struct Add {
@@ -72,6 +85,8 @@ pub(super) struct Add {
     host_if: HostVeth,
     pub(super) since: Moment,
     pub(super) deadline: Moment,
+    /// When its caller has to have an answer, whatever is still at work.
+    answer_by: Moment,
     pub(super) phase: Phase,
     /// For which reasons it was said in the cluster that it is held.
     pub(super) told: BTreeSet<Reason>,
@@ -97,6 +112,20 @@ pub(super) struct Work {
     written: Option<Result<(), String>>,
     /// DELs of this sandbox that came meanwhile.
     deleters: Vec<CallId>,
+    /// Whether its caller was told that its time is up.
+    given_up: bool,
+}
+
+impl Work {
+    /// Who has not answered yet.
+    fn lacks(&self) -> &'static str {
+        match (&self.wired, &self.written) {
+            (None, None) => "kernel and disk are",
+            (None, Some(_)) => "the kernel is",
+            (Some(_), None) => "the disk is",
+            (Some(_), Some(_)) => "the network policy agent is",
+        }
+    }
 }
 
 /// One interface of a pod with its address.
@@ -143,14 +172,15 @@ impl Node {
             let message = format!("sandbox {sandbox} is being added already");
             return self.fail_add(id, &attachment, Failure::new(Reason::Busy, message));
         }
-        let held = patience.saturating_sub(MARGIN).min(self.settings.add_timeout);
+        let patience = patience.saturating_sub(MARGIN);
+        let held = patience.min(self.settings.add_timeout);
         self.adding.insert(sandbox.clone(), id);
         self.queue.push_back(id);
         let phase = Phase::Waiting(Reason::PoolEmpty, NetworkCard(0));
         let Attachment { sandbox, pod, veth_prefix, .. } = &attachment;
         let host_if = host_if_of(sandbox, pod, veth_prefix, 0);
-        let (deadline, told) = (now.plus(held), BTreeSet::new());
-        let add = Add { attachment, host_if, since: now, deadline, phase, told };
+        let (deadline, answer_by, told) = (now.plus(held), now.plus(patience), BTreeSet::new());
+        let add = Add { attachment, host_if, since: now, deadline, answer_by, phase, told };
         self.pending.insert(id, Pending::Add(Box::new(add)));
     }
 
@@ -338,7 +368,8 @@ impl Node {
         let pods = interfaces.iter().map(|interface| interface.pod.clone()).collect();
         let asks_agent = has_policies(&self.settings, &add.attachment.pod);
         let enforced = (!asks_agent).then_some(Ok(()));
-        let work = Work { interfaces, batch, wired: None, enforced, written: None, deleters: Vec::new() };
+        let (wired, written, deleters) = (None, None, Vec::new());
+        let work = Work { interfaces, batch, wired, enforced, written, deleters, given_up: false };
         if let Some(Pending::Add(add)) = self.pending.get_mut(&id) {
             add.phase = Phase::Working(Box::new(work));
         }
@@ -411,14 +442,15 @@ impl Node {
     }
 
     /// Ends an ADD once kernel, disk and network policy agent have answered: with all of its interfaces or with none (I15). One that
-    /// is deleted does not wait for the agent.
+    /// is deleted, or given up, does not wait for the agent.
     fn finish(&mut self, id: CallId, now: Moment) {
         let Some(work) = self.work(id) else { return };
         let (Some(wired), Some(written)) = (work.wired.clone(), work.written.clone()) else { return };
-        if work.enforced.is_none() && work.deleters.is_empty() {
+        if work.enforced.is_none() && work.deleters.is_empty() && !work.given_up {
             return;
         }
         let enforced = work.enforced.clone().unwrap_or(Ok(()));
+        let given_up = work.given_up;
         let (interfaces, deleters) =
             (std::mem::take(&mut work.interfaces), std::mem::take(&mut work.deleters));
         let Some(Pending::Add(add)) = self.pending.remove(&id) else { return };
@@ -431,7 +463,7 @@ impl Node {
                 Failure::new(Reason::StateNotWritable, "the state cannot be written")
                     .with_details(error.clone()),
             ),
-            (Ok(()), Ok(())) if !deleters.is_empty() => {
+            (Ok(()), Ok(())) if !deleters.is_empty() || given_up => {
                 let message = format!("sandbox {sandbox} was deleted while it was being added");
                 Some(Failure::new(Reason::Superseded, message))
             }
@@ -463,7 +495,9 @@ impl Node {
         for del in deleters {
             self.pending.insert(del, Pending::Release { batch, reply: Reply::Done });
         }
-        self.fail_add(id, &add.attachment, failure);
+        if !given_up {
+            self.fail_add(id, &add.attachment, failure);
+        }
     }
 
     /// The DEL of a sandbox came while its ADD was under way. If that is at work, the DEL is answered once it is undone on
@@ -537,7 +571,7 @@ impl Node {
         self.reply(id, Reply::Failed(failure));
     }
 
-    /// Ends the wait of those whose time is up, with the cause.
+    /// Tells those whose time is up the cause.
     pub(super) fn expire(&mut self, now: Moment) {
         let is_late = |id: &&CallId| self.deadline_of(id).is_some_and(|deadline| deadline <= now);
         let late: Vec<CallId> = self.queue.iter().filter(is_late).copied().collect();
@@ -549,6 +583,26 @@ impl Node {
             });
             let failure = Failure::new(reason, format!("{what} before its deadline"));
             self.fail_add(id, &add.attachment, failure.with_details(details));
+        }
+        self.answer_late(now);
+    }
+
+    /// Answers those who will not wait any longer for what is at work. It cannot be called back: once it ends it is undone.
+    fn answer_late(&mut self, now: Moment) {
+        let late: Vec<CallId> = self
+            .pending
+            .iter()
+            .filter(|(_, p)| p.answer_due().is_some_and(|due| due <= now))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in late {
+            let Some(Pending::Add(add)) = self.pending.get_mut(&id) else { continue };
+            let Phase::Working(work) = &mut add.phase else { continue };
+            work.given_up = true;
+            let message = format!("{} not done with the pod before its caller's time is up", work.lacks());
+            let attachment = add.attachment.clone();
+            self.fail_add(id, &attachment, Failure::new(Reason::DeadlineExceeded, message));
+            self.finish(id, now);
         }
     }
 
@@ -593,10 +647,11 @@ impl Node {
         self.queue.iter().filter_map(|id| self.deadline_of(id))
     }
 
-    /// When time alone changes something for those who wait.
+    /// When time alone changes something for those who wait or are at work.
     pub(super) fn queue_wakeup(&self, now: Moment) -> Option<Moment> {
         let due = |deadline: Moment| Some(deadline.minus(PRESSED)).filter(|at| *at > now).unwrap_or(deadline);
-        self.deadlines().map(due).min()
+        let answers = self.pending.values().filter_map(Pending::answer_due);
+        self.deadlines().map(due).chain(answers).min()
     }
 
     pub(super) fn fail(&mut self, id: CallId, failure: Failure) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use datapath::{EniSpec, NodeSpec, PodSpec};
 use ipnetwork::Ipv4Network;
-use pool::{ActionId, EniSeen, Given, Outcome, Role, Unready};
+use pool::{ActionId, EniSeen, Given, Grant, Outcome, Role, Unready};
 use types::{EniId, Mac, Moment, NetworkCard, Prefix, Reason, VethPrefix};
 
 use super::event::{Effect, Facts, HostMade, HostWish, Picture};
@@ -270,6 +270,7 @@ impl Node {
                 }
             }
         }
+        self.keep_leading();
         // On disk before any pod's address is that is served from now on: after a start its packets leave where they do now.
         self.remember();
         self.look_for_late(now);
@@ -381,6 +382,7 @@ impl Node {
         self.memory.dirty |= led != self.host.led;
         let wish = self.host_wish(facts, enis);
         self.host.led = led;
+        self.keep_leading();
         self.host.generation += 1;
         self.host.under_way = true;
         self.host.dirty = false;
@@ -476,6 +478,12 @@ impl Node {
         self.host.led.iter().flat_map(|eni| eni.addresses.iter().map(move |address| (*address, eni)))
     }
 
+    /// Whether a pod's packets leave by another ENI than the one that has its address. Once the pod is gone nothing speaks for that.
+    pub(super) fn leads_astray(&self, grant: &Grant) -> bool {
+        let by = self.host.led.iter().find(|eni| eni.addresses.contains(&grant.address));
+        by.is_some_and(|eni| grant.place.as_ref().is_none_or(|place| place.eni != eni.id))
+    }
+
     /// What of that no description has, or one that has it elsewhere.
     pub(super) fn stranded(&self) -> Vec<EniSeen> {
         let grants = self.pool.owners().map(|(_, grant)| (grant.address, grant.place.map(|place| place.eni)));
@@ -486,6 +494,12 @@ impl Node {
             (!addresses.is_empty()).then(|| EniSeen { addresses, ..eni.clone() })
         };
         self.host.led.iter().filter_map(of).collect()
+    }
+
+    /// No ENI is deleted that pods' packets leave by, whatever descriptions have of it.
+    fn keep_leading(&mut self) {
+        let enis = self.stranded().into_iter().map(|eni| eni.id).collect();
+        self.pool.set_led_by(enis);
     }
 
     /// What is to be steered to an ENI. Of one that is not for pods any more that is what pods have of it.

@@ -144,6 +144,7 @@ impl Node {
     /// Releases a sandbox; `None` for one that holds nothing.
     pub(super) fn release(&mut self, sandbox: &SandboxKey, now: Moment) -> Option<Record> {
         let (owner, grant) = self.pool.release(sandbox, now)?;
+        self.host.dirty |= self.leads_astray(&grant);
         let pod = self.settings.families.pod_spec(&owner, grant.address, MTU_DEFAULT);
         // The agent knows pods, not their interfaces.
         if owner.further.is_none() {

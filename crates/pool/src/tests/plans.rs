@@ -1,5 +1,6 @@
 //! What is asked of EC2, one behaviour each.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use types::DeviceIndex;
@@ -149,6 +150,19 @@ fn an_eni_whose_addresses_cool_stays() {
 
     assert!(plan.actions.is_empty());
     assert_eq!(plan.kept[1], (eni_id(1), KeptReason::Cooling(1)));
+}
+
+#[test]
+fn an_eni_that_leads_pods_out_stays_whatever_pictures_have_of_it() {
+    let mut pool = pool(&[eni(0, Role::Primary, 5), eni(1, Role::Secondary, 0)]);
+    pool.set_led_by([eni_id(1)].into());
+    let plan = |pool: &Pool| pool.plan(&warm_ips(1, 0), &limits(3, 9), 0, at(100));
+
+    assert_eq!(plan(&pool).kept, [(eni_id(1), KeptReason::LeadsPods)]);
+    assert!(!plan(&pool).actions.iter().any(|planned| planned.action.eni() == Some(&eni_id(1))));
+
+    pool.set_led_by(BTreeSet::new());
+    assert_eq!(plan(&pool).actions[0].action, Action::DeleteEni { eni: eni_id(1) });
 }
 
 #[test]

@@ -215,6 +215,34 @@ fn what_has_been_given_back_is_to_spare_no_longer() {
 }
 
 #[test]
+fn what_is_given_back_counts_once_however_often_is_looked_meanwhile() {
+    let (targets, limits) = (warm_ips(2, 0), limits(1, 20));
+    // When the next ones go, and how many.
+    let next = |outcome: &Outcome, watched: bool| {
+        let mut pool = pool(&[eni(0, Role::Primary, 20)]);
+        assign(&mut pool, 0..12, at(60));
+        quiet(&mut pool, 1..6);
+        (0..6).for_each(|n| drop(pool.release(&sandbox(n), at(360))));
+        quiet(&mut pool, 6..8);
+        let id = pool.begin(&pool.plan(&targets, &limits, 0, at(420)).actions[0].action);
+        if watched {
+            pool.watch(NetworkCard(0), 0, at(425));
+        }
+        pool.finish(id, outcome.clone(), at(426));
+        (8..40).find_map(|minute| {
+            quiet(&mut pool, minute..minute + 1);
+            let next = actions(&pool, &targets, &limits, 0, at(minute * 60));
+            next.first().map(|action| (minute, action.clone()))
+        })
+    };
+
+    let release = |minute| Some((minute, "release 6 addresses of eni-000".to_owned()));
+    assert_eq!([false, true].map(|watched| next(&Outcome::Released, watched)), [release(10), release(10)]);
+    // What EC2 does not take back is to spare as before.
+    assert_eq!([false, true].map(|watched| next(&Outcome::Failed, watched)), [release(8), release(8)]);
+}
+
+#[test]
 fn no_eni_is_made_for_what_is_about_to_have_cooled_unless_pods_wait() {
     let mut pool = pool(&[eni(0, Role::Primary, 9)]);
     let (targets, limits) = (warm_ips(2, 0), limits(2, 9));

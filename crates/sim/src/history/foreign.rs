@@ -161,6 +161,11 @@ impl Cloud {
         self.foreign.iter().find(|(_, left)| left.kind != Foreign::Efa && has(left)).map(|(id, _)| id)
     }
 
+    /// Whether somebody else's ENI has an address.
+    pub(crate) fn is_others(&self, address: Ipv4Addr) -> bool {
+        self.foreign.values().any(|left| left.as_left.is_source(address))
+    }
+
     /// One of them that is not as its owner has left it.
     pub(crate) fn touched(&self) -> Option<&EniId> {
         let same = |id: &EniId, left: &Left| {

@@ -20,10 +20,9 @@ enum Walk {
 /// Where each reason comes from. One that is new has to be walked before this compiles.
 fn walk(reason: Reason) -> Walk {
     let protocol = include_str!("../../../../../cni-plugin/tests/conformance/protocol.rs");
-    let faults = include_str!("../../../../../cni-plugin/tests/conformance/faults.rs");
     match reason {
         Reason::BadEnvironment | Reason::UnsupportedVersion | Reason::BadConfig => Walk::Plugin(protocol),
-        Reason::DeadlineExceeded => Walk::Plugin(faults),
+        Reason::DeadlineExceeded => Walk::Node(waiting::too_late),
         Reason::BadInput => Walk::Node(without_descriptors),
         Reason::BadNetns => Walk::Node(|| of_wiring(Reason::BadNetns)),
         Reason::UnknownSandbox => Walk::Node(unknown_sandbox),

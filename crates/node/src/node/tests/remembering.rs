@@ -252,6 +252,46 @@ fn packets_of_pods_go_on_leaving_by_an_eni_that_the_first_descriptions_lack() {
     assert_eq!(led_by(&effects, address), Some(Mac([2, 0, 0, 0, 0, 7])));
 }
 
+#[test]
+fn once_a_pod_is_gone_its_address_leaves_by_the_eni_that_has_it_now() {
+    let address = Ipv4Addr::new(10, 0, 1, 10);
+    let mut world = restarted_with(address, 1);
+    let moved = |enis: &mut Vec<EniSeen>| {
+        enis[1].addresses.remove(&address);
+        enis[0].addresses.insert(address);
+    };
+    let [primary, before] = [0, 1].map(|number: usize| remembered().enis[number].mac);
+
+    // Such a description may be older than the pod.
+    let effects = told(&mut world, moved);
+    assert_eq!(led_by(&effects, address), Some(before));
+
+    world.now = world.now.plus(Duration::from_secs(10));
+    let effects = world.del("a", 200);
+
+    assert_eq!(led_by(&effects, address), Some(primary));
+}
+
+#[test]
+fn no_eni_that_a_pod_is_led_out_by_is_deleted_on_the_word_of_descriptions() {
+    let address = Ipv4Addr::new(10, 0, 1, 10);
+    let mut world = restarted_with(address, 1);
+    world.node.settings.targets = Targets { warm_ip: Some(3), ..Targets::default() };
+    let bare = |enis: &mut Vec<EniSeen>| enis[1].addresses.clear();
+    let is_whole =
+        |record: &Record| matches!(record, Record::Leaving { leaving, .. } if leaving.given.is_none());
+    let is_deletion =
+        |effect: &Effect| matches!(effect, Effect::Append(_, records) if records.iter().any(is_whole));
+
+    for _ in 0..10 {
+        world.now = world.now.plus(Duration::from_secs(200));
+        assert!(!told(&mut world, bare).iter().any(is_deletion));
+    }
+
+    let effects = world.del("a", 200);
+    assert!(world.converge(&effects).iter().any(is_deletion));
+}
+
 /// A node that was restarted while a pod has this address of one of its ENIs.
 fn restarted_with(address: Ipv4Addr, on: usize) -> World {
     let mut world = World::new();

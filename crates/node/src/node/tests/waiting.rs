@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use types::Reason;
+use wire::Reply;
 
-use super::World;
+use super::{World, batch, reply};
 use crate::cloud::{CloudError, CloudErrorKind};
 use crate::node::{CallId, Effect, Event};
 
@@ -96,4 +97,57 @@ fn the_cause_of_a_wait_outlives_the_callers_patience() {
     let reasons = world.node.report(world.now).reasons;
     let kept: Vec<_> = reasons.iter().map(|entry| (entry.reason, entry.failed, entry.waited)).collect();
     assert_eq!(kept, [(Reason::PoolEmpty, 1, 1)]);
+}
+
+fn said(effects: &[Effect], to: CallId) -> Option<&Reply> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Reply(id, reply) if *id == to => Some(reply),
+        _ => None,
+    })
+}
+
+/// The disk does not answer until the caller's patience is at its end.
+pub(super) fn too_late() -> World {
+    let mut world = World::ready(1);
+    let (id, effects) = world.add("slow");
+    let written = batch(&effects).expect("an append");
+    assert!(said(&world.handle(Event::Wired { id, result: Ok(()) }), id).is_none());
+
+    let due = world.node.queue_wakeup(world.now).expect("a time");
+    world.now = due;
+    let effects = world.handle(Event::Tick);
+    let failure = said(&effects, id).and_then(Reply::failure).expect("a failure");
+    assert!(failure.message.starts_with("the disk is not done"), "{}", failure.message);
+    assert!(said(&world.handle(Event::Tick), id).is_none(), "it is answered once");
+
+    // What was begun is undone when it ends, and nobody is told a second time.
+    let effects = world.handle(Event::Written { batch: written, result: Ok(()) });
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Unwire(_))), "{effects:?}");
+    assert!(said(&effects, id).is_none(), "{effects:?}");
+    let addresses = world.node.report(world.now).addresses;
+    assert_eq!((addresses.assigned, addresses.reserved, addresses.cooling), (0, 0, 1));
+    world
+}
+
+#[test]
+fn a_caller_whose_time_is_up_is_answered_while_the_disk_is_still_at_work() {
+    too_late();
+}
+
+#[test]
+fn a_del_after_a_late_answer_is_answered_once_the_add_is_undone() {
+    let mut world = World::ready(1);
+    let (id, effects) = world.add("slow");
+    let written = batch(&effects).expect("an append");
+    world.handle(Event::Wired { id, result: Ok(()) });
+    world.now = world.now.plus(Duration::from_secs(600));
+    assert!(said(&world.handle(Event::Tick), id).is_some());
+    assert!(reply(&world.del("slow", 200)).is_none(), "the disk has not answered");
+
+    let effects = world.handle(Event::Written { batch: written, result: Ok(()) });
+    let undone = batch(&effects).expect("the release");
+    assert!(reply(&effects).is_none(), "{effects:?}");
+    let effects = world.handle(Event::Written { batch: undone, result: Ok(()) });
+
+    assert!(matches!(reply(&effects), Some(Reply::Done)), "{effects:?}");
 }

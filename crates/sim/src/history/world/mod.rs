@@ -17,7 +17,7 @@ use node::families::address_in_pool;
 use node::hold::Hold;
 use node::store::{Ipv6Books, Record, VERSION};
 use node::{BatchId, CallId, Effect, Event, Node, Remembered};
-use pool::Snapshot;
+use pool::{EniSeen, Snapshot};
 use types::{EniId, HostVeth, Moment, PodName, Reason, SandboxKey, VethPrefix};
 use wire::queue::QueuedDel;
 use wire::{Detachment, Failure, Reply, Request, Verb};
@@ -380,8 +380,10 @@ impl World {
         let clock = self.clock();
         if let Event::Looked(Ok(picture)) = &event {
             self.say(|| {
-                let (enis, occupied, chores) = (picture.enis.len(), &picture.occupied, &picture.chores);
-                format!("a look: {enis} ENIs, occupied {occupied:?}, chores {chores:?}")
+                let given = |eni: &EniSeen| format!("{} has {:?}", eni.id, eni.given());
+                let enis: Vec<String> = picture.enis.iter().map(given).collect();
+                let (occupied, chores) = (&picture.occupied, &picture.chores);
+                format!("a look: {}; occupied {occupied:?}, chores {chores:?}", enis.join("; "))
             });
         }
         if let Event::Acted { id, result } = &event {

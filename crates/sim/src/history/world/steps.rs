@@ -59,9 +59,11 @@ impl World {
             Step::Regroup => self.hear(Event::Stale)?,
             Step::Pull(number) => self.pull(number),
             Step::Rob(number) => self.rob(number),
-            Step::Attach(kind, device, addresses) => {
+            // Not with what pods have lost while the daemon knows nothing of before: see `crash`.
+            Step::Attach(kind, device, addresses) if self.memory.is_some() || self.robbed.is_empty() => {
                 self.cloud.attach_foreign(kind, device, addresses, self.now);
             }
+            Step::Attach(..) => {}
             Step::Detach(number) => self.robbed.extend(self.cloud.detach_foreign(number)),
             Step::Config(turn) => self.configure(turn),
             Step::Stray(claimed_after) => self.cloud.forsake(claimed_after, self.now),
