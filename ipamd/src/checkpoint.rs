@@ -1,21 +1,51 @@
-//! The file of the Go version's checkpoint; what it says is read and written by [`node::checkpoint`].
+//! The files of the Go version's checkpoint, one for each network card; what they say is read and written by [`node::checkpoint`].
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use types::{Moment, VethPrefix};
+use types::{Moment, NetworkCard, VethPrefix};
 
 pub use node::checkpoint::{Checkpoint, parse, render};
 
 /// A file longer than this is no checkpoint: that is 100,000 pods.
 const READ_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-/// Reads a checkpoint. One that is damaged or of a version that nobody knows is set aside: the kernel tells most of what it said.
-/// Returns what it says, `None` if there is none, and what is worth telling.
+/// No instance type has more network cards.
+const CARDS_MAX: u8 = 32;
+
+/// The network cards that there may be.
+pub(crate) fn cards() -> impl Iterator<Item = NetworkCard> {
+    (0..CARDS_MAX).map(NetworkCard)
+}
+
+/// The file of a network card; `path` is that of the first.
+#[must_use]
+pub fn path_of(path: &Path, card: NetworkCard) -> PathBuf {
+    let stem = path.to_str().and_then(|path| path.strip_suffix(".json"));
+    match (card, stem) {
+        (NetworkCard(0), _) => path.to_owned(),
+        (card, Some(stem)) => format!("{stem}-nic-{card}.json").into(),
+        // The Go version replaces an ending that is not there, and has one file for all.
+        (card, None) => path.with_extension(format!("nic-{card}")),
+    }
+}
+
+/// Reads the checkpoint of all network cards. A file that is damaged or of a version that nobody knows is set aside: the kernel tells most
+/// of what it said. Returns what they say, `None` if there are none, and what is worth telling.
 #[must_use]
 pub fn load(path: &Path, prefix: &VethPrefix, now: Moment) -> (Option<Checkpoint>, Vec<String>) {
+    let (mut files, mut told) = (Vec::new(), Vec::new());
+    for card in cards() {
+        let (file, remarks) = load_one(&path_of(path, card), prefix, now);
+        files.extend(file.map(|file| (card, file)));
+        told.extend(remarks);
+    }
+    (Checkpoint::of_cards(files, prefix), told)
+}
+
+fn load_one(path: &Path, prefix: &VethPrefix, now: Moment) -> (Option<Checkpoint>, Vec<String>) {
     let name = path.display();
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(READ_BYTES_MAX).read_to_end(&mut bytes));
@@ -56,6 +86,18 @@ mod tests {
     use crate::families::Families;
 
     #[test]
+    fn each_network_card_has_its_file() {
+        let of = |path: &str, card| path_of(Path::new(path), NetworkCard(card)).display().to_string();
+
+        assert_eq!(of("/run/ipam.json", 0), "/run/ipam.json");
+        assert_eq!(of("/run/ipam.json", 1), "/run/ipam-nic-1.json");
+        assert_eq!(
+            (of("/run/state", 0), of("/run/state", 1)),
+            ("/run/state".into(), "/run/state.nic-1".into())
+        );
+    }
+
+    #[test]
     fn a_file_that_is_no_checkpoint_is_set_aside_and_no_file_is_nothing_to_tell() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ipam.json");
@@ -69,7 +111,7 @@ mod tests {
             assert_eq!((checkpoint, remarks.len()), (None, 1), "{text}");
             assert_eq!(std::fs::read_to_string(directory.path().join("ipam.damaged-9")).unwrap(), text);
         }
-        write(&path, &render(Families::Dual, [])).unwrap();
+        write(&path, &render(Families::Dual, NetworkCard(0), [])).unwrap();
         assert_eq!(load().0.map(|checkpoint| checkpoint.ours), Some(true));
     }
 }

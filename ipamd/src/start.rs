@@ -57,6 +57,8 @@ pub(crate) fn restored(
     let go_ran = checkpoint.as_ref().is_some_and(|checkpoint| !checkpoint.ours);
     let memory = MemoryFile::here(&config.run_dir, settings.families);
     let remembered = memory.as_ref().filter(|_| !go_ran).and_then(|memory| recall(memory, wirer));
+    let entries = checkpoint.as_ref().map_or(&[][..], |checkpoint| &checkpoint.entries);
+    let cards = entries.iter().map(|entry| (entry.address, entry.card)).collect();
     loaded.checkpoint = checkpoint;
     // What the process before this one had set aside.
     wirer.sweep().map_err(RunError::local("sweep old links away"))?;
@@ -87,7 +89,8 @@ pub(crate) fn restored(
     // Pods that are there are served without it, and it is tried again with the next change.
     let store = Store::create(&path, &snapshot, ipv6);
     let store = store.inspect_err(|error| tracing::error!(error = chain(error), "no new state file")).ok();
-    let (news, checkpointing) = checkpointing::start(checkpoint_path(config), settings.families, snapshot)
+    let path = checkpoint_path(config);
+    let (news, checkpointing) = checkpointing::start(path, settings.families, snapshot, cards)
         .map_err(RunError::local("start the checkpointing thread"))?;
     let seed = now.0 ^ u64::from(std::process::id());
     let mut node = Node::new(settings.clone(), pool, seed, now);

@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("pods_on_two_network_cards_outlive_the_daemon_and_go_whole", restarts),
     ("a_pod_that_lacks_one_network_card_waits_and_holds_nothing", lacks_one),
     ("a_pod_that_asks_for_every_network_card_is_refused_where_there_is_one", refused),
+    ("a_pod_on_two_network_cards_is_in_the_go_versions_file_of_each_and_is_taken_over_by_them", checkpoints),
     ("a_node_that_stops_using_its_other_network_cards_keeps_their_pods", switched_off),
 ];
 
@@ -176,6 +177,43 @@ fn refused() -> Outcome {
     let said = answer.stdout.to_string();
     ensure!(!answer.success && answer.stdout["code"] == 2 && said.contains("no-multi-nic"), "{said}");
     ensure!(setting.node.report()?.pods.is_empty(), "it holds an address");
+    Ok(())
+}
+
+fn checkpoints() -> Outcome {
+    let setting = Setting::start_on(TWO_CARDS, SETTINGS)?;
+    let mut many = Many::add(&setting, "many")?;
+    setting.node.stop_daemon()?;
+    let run_dir = setting.node.run_dir();
+    let files = ["ipam.json", "ipam-nic-1.json"].map(|name| run_dir.join(name));
+    for (file, address) in files.iter().zip(&many.addresses) {
+        let text = std::fs::read_to_string(file).map_err(LabError::doing("read a checkpoint"))?;
+        let mut said: Value = serde_json::from_str(&text).map_err(LabError::doing("read a checkpoint"))?;
+        ensure!(said["allocations"].as_array().map(Vec::len) == Some(1), "{} says {text}", file.display());
+        let entry = &said["allocations"][0];
+        let its = entry["ifName"] == "eth0" && entry["ipv4"] == address.to_string();
+        ensure!(its && entry["metadata"]["interfacesCount"] == 2, "{} says {text}", file.display());
+        // As the Go version writes it.
+        if let Some(said) = said.as_object_mut() {
+            said.remove("writer");
+        }
+        std::fs::write(file, said.to_string()).map_err(LabError::doing("write a checkpoint"))?;
+    }
+    for ours in ["state", "instance.json"] {
+        std::fs::remove_file(run_dir.join(ours)).map_err(LabError::doing("remove our state"))?;
+    }
+
+    setting.node.start_daemon(SETTINGS)?;
+    setting.node.wait_ready()?;
+
+    many.is_whole(&setting)?;
+    many.reaches(&setting)?;
+    many.pod.del(&setting.node)?;
+    let report = setting.node.report()?;
+    ensure!(report.pods.is_empty() && report.addresses.cooling == 2, "{report:?}");
+    setting.node.stop_daemon()?;
+    let text = std::fs::read_to_string(&files[1]).map_err(LabError::doing("read a checkpoint"))?;
+    ensure!(!text.contains("containerID"), "the file of the second card says {text}");
     Ok(())
 }
 

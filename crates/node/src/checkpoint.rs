@@ -10,7 +10,7 @@ use std::time::Duration;
 use pool::Owner;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use types::{HostVeth, Ipv6Prefix, Moment, PodName, SandboxKey, VethPrefix};
+use types::{HostVeth, Ipv6Prefix, Moment, NetworkCard, PodName, SandboxKey, VethPrefix};
 
 use crate::families::Families;
 
@@ -40,6 +40,10 @@ pub struct Entry {
     pub ipv6: Option<Ipv6Addr>,
     /// Since when.
     pub since: Moment,
+    /// The network card whose ENI has it.
+    pub card: NetworkCard,
+    /// Which of the pod's interfaces has it: 0 is `eth0`. The Go version has all under the sandbox of that one.
+    pub index: u8,
 }
 
 impl Entry {
@@ -59,6 +63,38 @@ pub struct Checkpoint {
     pub entries: Vec<Entry>,
     /// Entries that cannot be read.
     pub unreadable: usize,
+}
+
+impl Checkpoint {
+    /// The checkpoint that the files of the network cards make together: an interface of a pod that is in several is the next one on each
+    /// further card. `None` without any.
+    #[must_use]
+    pub fn of_cards(
+        files: impl IntoIterator<Item = (NetworkCard, Self)>,
+        prefix: &VethPrefix,
+    ) -> Option<Self> {
+        let mut files: Vec<(NetworkCard, Self)> = files.into_iter().collect();
+        files.sort_by_key(|(card, _)| *card);
+        let mut interfaces = BTreeMap::<SandboxKey, u8>::new();
+        let mut whole = Self { ours: true, ..Self::default() };
+        let none = files.is_empty();
+        for (card, file) in files {
+            whole.ours &= file.ours;
+            whole.unreadable += file.unreadable;
+            for mut entry in file.entries {
+                let index = interfaces.entry(entry.sandbox.clone()).or_default();
+                (entry.card, entry.index) = (card, *index);
+                // Two of one card are two claims to one interface.
+                let named = entry.host_if.is_some();
+                entry.host_if = named.then(|| HostVeth::of_pod(prefix, &entry.pod, entry.index));
+                whole.entries.push(entry);
+            }
+            for entry in whole.entries.iter().filter(|entry| entry.card == card) {
+                interfaces.insert(entry.sandbox.clone(), entry.index.saturating_add(1));
+            }
+        }
+        (!none).then_some(whole)
+    }
 }
 
 /// The file's form. What this does not name is skipped.
@@ -159,19 +195,23 @@ fn entry(value: Value, prefix: &VethPrefix) -> Option<Entry> {
     let pod = if known { PodName { namespace, name } } else { PodName::default() };
     let host_if = known.then(|| HostVeth::of_pod(prefix, &pod, 0));
     let since = Moment(allocation.allocation_timestamp / 1_000_000);
-    Some(Entry { sandbox, pod, host_if, address, ipv6, since })
+    Some(Entry { sandbox, pod, host_if, address, ipv6, since, card: NetworkCard(0), index: 0 })
 }
 
-/// The checkpoint of these owners, as the Go version reads it: with the address of its only family. It keeps those of further interfaces in
-/// files of their own; here they are counted, as the network policy agent reads here how many interfaces a pod has.
+/// The checkpoint of a network card, of all owners and where their addresses are, as the Go version reads it: with the address of its only
+/// family. It keeps all interfaces of a pod under the sandbox of the first, each in its card's file, with their number, which the network
+/// policy agent reads too.
 #[must_use]
-pub fn render<'a, I: IntoIterator<Item = (&'a Owner, Ipv4Addr)>>(families: Families, owners: I) -> Vec<u8> {
-    let owners: Vec<(&Owner, Ipv4Addr)> = owners.into_iter().collect();
+pub fn render<'a, I>(families: Families, card: NetworkCard, owners: I) -> Vec<u8>
+where
+    I: IntoIterator<Item = (&'a Owner, Ipv4Addr, NetworkCard)>,
+{
+    let owners: Vec<(&Owner, Ipv4Addr, NetworkCard)> = owners.into_iter().collect();
     let mut interfaces = BTreeMap::<&SandboxKey, u32>::new();
-    for (owner, _) in &owners {
+    for (owner, ..) in &owners {
         *interfaces.entry(owner.main()).or_default() += 1;
     }
-    let allocation = |(owner, address): (&Owner, Ipv4Addr)| {
+    let allocation = |(owner, address, _): (&Owner, Ipv4Addr, NetworkCard)| {
         let (ipv4, ipv6) = match families.has_ipv4_of_vpc() {
             true => (Some(address.to_string()), None),
             // One without is of the Go version's egress plugin, which has books of its own.
@@ -179,19 +219,28 @@ pub fn render<'a, I: IntoIterator<Item = (&'a Owner, Ipv4Addr)>>(families: Famil
         };
         let PodName { namespace, name } = owner.pod.clone();
         let since = Duration::from_millis(owner.since.0).as_nanos();
+        let sandbox = owner.main();
         Some(Allocation {
-            network_name: owner.sandbox.network_name().to_owned(),
-            container_id: owner.sandbox.container_id().to_owned(),
-            if_name: owner.sandbox.if_name().to_owned(),
+            network_name: sandbox.network_name().to_owned(),
+            container_id: sandbox.container_id().to_owned(),
+            if_name: sandbox.if_name().to_owned(),
             ipv4,
             ipv6,
             allocation_timestamp: u64::try_from(since).unwrap_or(u64::MAX),
-            metadata: Metadata { namespace, name, interfaces: interfaces.get(owner.main()).copied() },
+            metadata: Metadata { namespace, name, interfaces: interfaces.get(sandbox).copied() },
         })
     };
-    // It keeps none of branch ENIs there.
-    let known = owners.into_iter().filter(|(owner, _)| owner.further.is_none() && owner.branch.is_none());
-    let allocations = known.filter_map(allocation).collect();
+    let main_cards: BTreeMap<&SandboxKey, NetworkCard> = owners
+        .iter()
+        .filter(|(owner, ..)| owner.further.is_none())
+        .map(|(owner, _, on)| (&owner.sandbox, *on))
+        .collect();
+    // It keeps none of branch ENIs there, and no sandbox twice: of a further interface whose ENI is gone nobody knows the card.
+    let known = owners.iter().filter(|(owner, _, on)| {
+        let is_first = owner.further.is_none() || main_cards.get(owner.main()) != Some(on);
+        *on == card && is_first && owner.branch.is_none()
+    });
+    let allocations = known.copied().filter_map(allocation).collect();
     let file = Written { version: VERSION, writer: WRITER, allocations };
     // Texts and numbers alone: there is nothing that JSON cannot say.
     let mut bytes = serde_json::to_vec(&file).unwrap_or_default();
@@ -268,7 +317,9 @@ mod tests {
         let of_egress = Owner { ipv6: None, ..owner.clone() };
         let local = [169, 254, 172, 9].into();
 
-        let bytes = render(Families::V6 { egress: true }, [(&owner, entry.address), (&of_egress, local)]);
+        let card = NetworkCard(0);
+        let owners = [(&owner, entry.address, card), (&of_egress, local, card)];
+        let bytes = render(Families::V6 { egress: true }, card, owners);
 
         let text = String::from_utf8(bytes).unwrap();
         assert!(text.contains(r#""ifName":"eth0","ipv6":"2001:db8:0:1:4a2f::5","alloc"#), "{text}");
@@ -288,7 +339,8 @@ mod tests {
             branch: None,
         };
 
-        let bytes = render(Families::V4 { egress: false }, [(&owner, [10, 0, 1, 23].into())]);
+        let card = NetworkCard(0);
+        let bytes = render(Families::V4 { egress: false }, card, [(&owner, [10, 0, 1, 23].into(), card)]);
 
         assert_eq!(
             String::from_utf8(bytes.clone()).unwrap(),
@@ -305,26 +357,66 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_with_several_interfaces_is_one_entry_that_has_their_number() {
-        let pod = PodName { namespace: "default".to_owned(), name: "wide".to_owned() };
-        let sandbox = SandboxKey::new("aws-cni", "9f3c", "eth0").unwrap();
-        let host_if = HostVeth::of_pod(&VethPrefix::default(), &pod, 0);
-        let since = Moment(1);
-        let sandbox_of_first = sandbox.clone();
-        let first =
-            Owner { sandbox: sandbox_of_first, pod, host_if, since, ipv6: None, further: None, branch: None };
-        let further = |index| Owner {
-            sandbox: sandbox.further(index),
-            further: Some(Further { of: sandbox.clone(), index }),
-            ..first.clone()
+    fn each_network_card_has_a_file_with_a_pods_interface_there_and_together_they_say_what_was_written() {
+        let prefix = VethPrefix::default();
+        let named = |name: &str| PodName { namespace: "default".to_owned(), name: name.to_owned() };
+        let owner = |id: &str, index: u8| {
+            let main = SandboxKey::new("aws-cni", id, "eth0").unwrap();
+            let further = (index > 0).then(|| Further { of: main.clone(), index });
+            let sandbox = if index > 0 { main.further(index) } else { main };
+            let host_if = HostVeth::of_pod(&prefix, &named(id), index);
+            Owner { sandbox, pod: named(id), host_if, since: Moment(1), ipv6: None, further, branch: None }
         };
-        let (second, third) = (further(1), further(2));
+        let (first, second, third, lone) =
+            (owner("wide", 0), owner("wide", 1), owner("wide", 2), owner("lone", 0));
+        let at = |card: u8| (Ipv4Addr::new(10, card, 0, 9), NetworkCard(card));
+        let on = |owner, card| (owner, at(card).0, at(card).1);
         let owners =
-            [(&second, [10, 1, 0, 9].into()), (&first, [10, 0, 0, 9].into()), (&third, [10, 2, 0, 9].into())];
+            [on(&second, 1), on(&first, 0), on(&third, 2), (&lone, [10, 1, 0, 7].into(), NetworkCard(1))];
+        let file = |card| render(Families::V4 { egress: false }, NetworkCard(card), owners);
 
-        let text = String::from_utf8(render(Families::V4 { egress: false }, owners)).unwrap();
+        let texts = [0, 1, 2, 3].map(|card| String::from_utf8(file(card)).unwrap());
+        assert_eq!(texts.each_ref().map(|text| text.matches("containerID").count()), [1, 2, 1, 0]);
+        assert!(
+            texts[1].contains(r#""containerID":"wide","ifName":"eth0","ipv4":"10.1.0.9""#),
+            "{}",
+            texts[1]
+        );
+        assert_eq!(texts[1].matches(r#""interfacesCount":3"#).count(), 1, "{}", texts[1]);
+
+        let read = |card: u8| (NetworkCard(card), parse(&file(card), &prefix).unwrap());
+        let whole = Checkpoint::of_cards([2, 0, 1].map(read), &prefix).unwrap();
+        assert!(whole.ours);
+        let said: Vec<_> =
+            whole.entries.iter().map(|e| (e.address, e.card.0, e.index, e.host_if.clone())).collect();
+        let is = |owner: &Owner, card: u8, index| (at(card).0, card, index, Some(owner.host_if.clone()));
+        assert_eq!(
+            said,
+            [
+                is(&first, 0, 0),
+                is(&second, 1, 1),
+                ([10, 1, 0, 7].into(), 1, 0, Some(lone.host_if.clone())),
+                is(&third, 2, 2)
+            ]
+        );
+        assert_eq!(Checkpoint::of_cards([], &prefix), None);
+    }
+
+    #[test]
+    fn a_further_interface_of_an_unknown_card_is_no_second_entry_of_its_pod() {
+        let sandbox = SandboxKey::new("aws-cni", "9f3c", "eth0").unwrap();
+        let pod = PodName { namespace: "default".to_owned(), name: "wide".to_owned() };
+        let host_if = HostVeth::of_pod(&VethPrefix::default(), &pod, 0);
+        let further = Some(Further { of: sandbox.clone(), index: 1 });
+        let first =
+            Owner { sandbox, pod, host_if, since: Moment(1), ipv6: None, further: None, branch: None };
+        let second = Owner { sandbox: first.sandbox.further(1), further, ..first.clone() };
+        let card = NetworkCard(0);
+        let owners = [(&first, [10, 0, 0, 9].into(), card), (&second, [10, 1, 0, 9].into(), card)];
+
+        let text = String::from_utf8(render(Families::V4 { egress: false }, card, owners)).unwrap();
 
         assert_eq!(text.matches("containerID").count(), 1, "{text}");
-        assert!(text.contains(r#""ipv4":"10.0.0.9""#) && text.contains(r#""interfacesCount":3"#), "{text}");
+        assert!(text.contains(r#""ipv4":"10.0.0.9""#) && text.contains(r#""interfacesCount":2"#), "{text}");
     }
 }

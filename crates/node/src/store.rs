@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 
 use pool::Snapshot;
 use serde::{Deserialize, Serialize};
-use types::{Ipv6Prefix, Moment, SandboxKey};
+use types::{Ipv6Prefix, Moment, NetworkCard, SandboxKey};
 
 use crate::checkpoint::Checkpoint;
 
@@ -37,6 +37,9 @@ pub enum Record {
         owner: pool::Owner,
         /// What.
         address: Ipv4Addr,
+        /// The network card whose ENI has it, as far as is known. Nothing but the Go version's checkpoint needs it.
+        #[serde(default)]
+        card: NetworkCard,
     },
     /// A call that takes this away is about to be made: EC2 may go on showing it for a while, also after a restart.
     Leaving {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use types::{DeviceIndex, EniId, Moment, NetworkCard, Prefix, SubnetId};
 
-use crate::model::{Action, ActionId, EniSeen, Given, Leaving, Mode, Note, Outcome, Unready, Wanted};
+use crate::model::{Action, ActionId, EniSeen, Given, Leaving, Note, Outcome, Unready, Wanted};
 use crate::pool::{Address, Call, Came, Eni, Gone, Pool};
 
 /// How long after a change of ours EC2's answers lack it as a rule: so long after a call that ended unclearly a picture tells
@@ -34,7 +34,7 @@ impl Pool {
         if as_of < self.distrusted_until {
             seen.iter().for_each(|eni| self.distrust_idle(eni));
         }
-        self.settle_unclear(as_of);
+        self.settle_unclear(as_of, now);
         // What was doubted is there after all if it has what a pod of ours holds: no ENI is deleted under a pod.
         let held: BTreeSet<Ipv4Addr> = self.held.values().map(|held| held.address).collect();
         let serves = |eni: &EniSeen| held.iter().any(|address| eni.given().covers(*address));
@@ -96,12 +96,13 @@ impl Pool {
     }
 
     /// Ends calls that a picture is late enough for. What such a call was to take away may be gone although the picture shows it.
-    fn settle_unclear(&mut self, as_of: Moment) {
+    fn settle_unclear(&mut self, as_of: Moment, now: Moment) {
         let settled = |call: &Call| call.unclear_since.is_some_and(|since| since.plus(PICTURE_LAG) <= as_of);
         let ended: Vec<Call> =
             self.in_flight.extract_if(.., |_, call| settled(call)).map(|(_, call)| call).collect();
         for Call { action, unclear_since } in ended {
             if let (Some(leaving), Some(since)) = (action.leaving(), unclear_since) {
+                self.count_gone(&leaving, now);
                 self.doubt(leaving, since);
             }
         }
@@ -383,8 +384,6 @@ impl Pool {
             Action::DeleteEni { .. } => true,
             Action::Assign { .. } | Action::CreateEni { .. } => false,
         };
-        // As soon as they cannot be had: what is available from now on is without them.
-        self.count_spared(action, 1);
         let eni = action.eni().and_then(|eni| self.enis.get_mut(eni));
         let addresses = eni.into_iter().flat_map(|eni| &mut eni.addresses);
         for (_, state) in addresses.filter(|(address, _)| leaving(address)) {
@@ -457,7 +456,9 @@ impl Pool {
 
     fn finish_released(&mut self, id: ActionId, now: Moment) {
         if let Some(Action::Release { eni, given }) = self.end(id) {
-            self.went(Leaving { eni: eni.clone(), given: Some(given.clone()) }, now);
+            let leaving = Leaving { eni: eni.clone(), given: Some(given.clone()) };
+            self.count_gone(&leaving, now);
+            self.went(leaving, now);
             for address in given.all() {
                 self.drop_address(&eni, address, &mut Vec::new());
             }
@@ -469,39 +470,30 @@ impl Pool {
         }
     }
 
-    /// What was to spare for a while and is given back is to spare no longer (1), or what EC2 does not take back is again (-1). What pods
-    /// could not get was never counted.
-    fn count_spared(&mut self, action: &Action, times: i64) {
-        let Some(eni) = action.eni().and_then(|eni| self.enis.get(eni)) else { return };
-        let seen = &eni.seen;
-        let slots = match (action, self.mode) {
-            (Action::Release { given, .. }, Mode::Addresses) => given.addresses.len(),
-            (Action::Release { given, .. }, Mode::Prefixes) => given.prefixes.len(),
-            (Action::DeleteEni { .. }, Mode::Addresses) => eni.singles().count(),
-            (Action::DeleteEni { .. }, Mode::Prefixes) => eni.prefixes.len(),
-            (Action::Assign { .. } | Action::CreateEni { .. }, _) => 0,
-        };
-        let counted = self.exclusion(seen).is_none() && self.unready(seen).is_none();
-        let slots = if counted { u32::try_from(slots).unwrap_or(u32::MAX) } else { 0 };
-        let addresses = i64::from(Wanted::new(self.mode, slots).addresses());
-        let card = seen.card;
+    /// What was to spare for a while and leaves is to spare no longer.
+    fn count_gone(&mut self, leaving: &Leaving, now: Moment) {
+        let Some(eni) = self.enis.get(&leaving.eni) else { return };
+        let goes = |address: &Ipv4Addr| leaving.given.as_ref().is_none_or(|given| given.covers(*address));
+        let counted = self.counted(eni, eni.addresses.keys().copied().filter(goes), now);
+        let card = eni.seen.card;
         if let Some(lately) = self.lately.get_mut(&card) {
-            lately.spared(times * addresses);
+            lately.spared(counted);
         }
     }
 
     fn finish_deleted(&mut self, id: ActionId, now: Moment) {
         if let Some(Action::DeleteEni { eni }) = self.end(id) {
-            self.drop_eni(&eni, &mut Vec::new());
-            self.went(Leaving { eni, given: None }, now);
+            let leaving = Leaving { eni, given: None };
+            self.count_gone(&leaving, now);
+            self.drop_eni(&leaving.eni, &mut Vec::new());
+            self.went(leaving, now);
             self.last_release = now;
         }
     }
 
     fn finish_failed(&mut self, id: ActionId, now: Moment) {
-        if let Some(action @ (Action::Release { .. } | Action::DeleteEni { .. })) = self.end(id) {
-            self.count_spared(&action, -1);
-            if let Some(eni) = action.eni().and_then(|eni| self.enis.get_mut(eni)) {
+        if let Some(Action::Release { eni, .. } | Action::DeleteEni { eni }) = self.end(id) {
+            if let Some(eni) = self.enis.get_mut(&eni) {
                 stay(eni);
             }
             // Not tried again sooner than one that worked.

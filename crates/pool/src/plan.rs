@@ -115,7 +115,7 @@ pub enum KeptReason {
     NotNeededYet,
     /// So many of its addresses are reserved or assigned.
     Pods(u32),
-    /// Packets of pods leave by it whose addresses EC2 does not tell there: it may be wrong.
+    /// Packets of pods leave by it whose addresses EC2 tells elsewhere or nowhere: that may be old.
     LeadsPods,
     /// So many of its addresses cool.
     Cooling(u32),
@@ -174,7 +174,7 @@ impl fmt::Display for KeptReason {
             Self::Full => f.write_str("it is full"),
             Self::NotNeededYet => f.write_str("other ENIs have room for what is missing"),
             Self::Pods(n) => write!(f, "pods have {n} of its addresses"),
-            Self::LeadsPods => f.write_str("pods may have addresses of it that EC2 does not tell"),
+            Self::LeadsPods => f.write_str("it leads pods out, whatever old descriptions say"),
             Self::Cooling(n) => write!(f, "{n} of its addresses cool"),
             Self::Needed => f.write_str("the targets would not hold without it"),
             Self::NeededLately(_) => f.write_str("the targets would not have held without it a while ago"),
@@ -207,7 +207,14 @@ impl Pool {
     /// Notes how much is available on a network card, for later plans: they give back only what has been to spare for a while.
     /// To be called with every change. Where it never was, plans take what is to spare for what has been so.
     pub fn watch(&mut self, card: NetworkCard, waiting: u32, now: Moment) {
-        let available = self.stock(card, waiting, now).available;
+        // What is on its way out is so until it has gone.
+        let on_card = self.enis.values().filter(|eni| eni.seen.card == card);
+        let leaving = |eni: &Eni| {
+            let addresses = eni.addresses.iter().filter(|(_, state)| state.is_leaving());
+            self.counted(eni, addresses.map(|(address, _)| *address), now)
+        };
+        let leaving: u32 = on_card.map(leaving).sum();
+        let available = self.stock(card, waiting, now).available + i64::from(leaving);
         let cooldown = self.cooldown;
         self.lately.entry(card).or_insert_with(|| Lately::new(cooldown)).note(available, now);
     }
@@ -252,6 +259,19 @@ impl Pool {
         let later = self.scarcity.next_change(now).into_iter().chain(quiet);
         plan.look_again = plan.look_again.into_iter().chain(later).min();
         plan
+    }
+
+    /// How many of these addresses of an ENI count as available while nobody has them.
+    pub(crate) fn counted(&self, eni: &Eni, addresses: impl Iterator<Item = Ipv4Addr>, now: Moment) -> u32 {
+        if self.exclusion(&eni.seen).is_some() || self.unready(&eni.seen).is_some() {
+            return 0;
+        }
+        let form = self.form_in(&eni.seen.subnet, now);
+        let counts = |address: &Ipv4Addr| match (self.mode, form) {
+            (Mode::Prefixes, Mode::Addresses) => true,
+            (wanted, _) => eni.prefix_of(*address).is_some() == (wanted == Mode::Prefixes),
+        };
+        as_count(addresses.filter(counts).count())
     }
 
     fn stock(&self, card: NetworkCard, waiting: u32, now: Moment) -> Stock {

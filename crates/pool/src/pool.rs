@@ -43,6 +43,8 @@ pub struct Pool {
     unready: BTreeMap<Mac, Unready>,
     /// ENIs that pods' packets leave by although pictures do not have the pods' addresses there.
     pub(crate) led_by: BTreeSet<EniId>,
+    /// No pod gets these: packets from them leave by another ENI than theirs.
+    astray: BTreeSet<Ipv4Addr>,
     pub(crate) held: BTreeMap<SandboxKey, Held>,
     by_name: BTreeMap<HostVeth, SandboxKey>,
     pub(crate) in_flight: BTreeMap<ActionId, Call>,
@@ -173,6 +175,7 @@ impl Pool {
             enis: BTreeMap::new(),
             unready: BTreeMap::new(),
             led_by: BTreeSet::new(),
+            astray: BTreeSet::new(),
             held: BTreeMap::new(),
             by_name: BTreeMap::new(),
             in_flight: BTreeMap::new(),
@@ -224,6 +227,16 @@ impl Pool {
     /// is deleted.
     pub fn set_led_by(&mut self, enis: BTreeSet<EniId>) {
         self.led_by = enis;
+    }
+
+    /// Says that packets from an address leave by another ENI than the one that has it: no pod gets it.
+    pub fn lead_astray(&mut self, address: Ipv4Addr) {
+        self.astray.insert(address);
+    }
+
+    /// Says that the host's kernel leads all addresses as it should.
+    pub fn lead_right(&mut self) {
+        self.astray.clear();
     }
 
     /// Why pods would have no way out by an ENI, if it is so. By the primary one they have it without our doing.
@@ -329,7 +342,7 @@ impl Pool {
         enis.sort_by_cached_key(|eni| (Reverse(eni.held()), eni.place()));
         let free = |form: Mode| {
             enis.iter().find_map(|eni| {
-                let address = eni.next_free(form, now)?;
+                let address = eni.next_free(form, &self.astray, now)?;
                 Some(Found { address, eni: eni.seen.id.clone(), early: false })
             })
         };
@@ -339,9 +352,8 @@ impl Pool {
     /// The address of a card that has cooled for longest.
     fn find_cooling(&self, card: NetworkCard) -> Option<Found> {
         let cooling = self.usable_on(card).flat_map(|eni| {
-            eni.addresses
-                .iter()
-                .filter_map(|(address, state)| Some((state.cooling_until()?, &eni.seen.id, *address)))
+            let addresses = eni.addresses.iter().filter(|(address, _)| !self.astray.contains(address));
+            addresses.filter_map(|(address, state)| Some((state.cooling_until()?, &eni.seen.id, *address)))
         });
         cooling.min().map(|(_, eni, address)| Found { address, eni: eni.clone(), early: true })
     }
@@ -738,11 +750,11 @@ impl Eni {
     }
 
     /// The address in a form that the next pod should get.
-    fn next_free(&self, form: Mode, now: Moment) -> Option<Ipv4Addr> {
+    fn next_free(&self, form: Mode, astray: &BTreeSet<Ipv4Addr>, now: Moment) -> Option<Ipv4Addr> {
         let held = |prefix| self.within(prefix).filter(|state| matches!(state, Address::Held(_))).count();
         let mut fullest: BTreeMap<Prefix, usize> = BTreeMap::new();
         let choice = |(address, state): (&Ipv4Addr, &Address)| {
-            let since = state.free_since(now)?;
+            let since = state.free_since(now).filter(|_| !astray.contains(address))?;
             let prefix = self.prefix_of(*address);
             if prefix.is_some() != (form == Mode::Prefixes) {
                 return None;

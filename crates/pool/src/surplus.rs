@@ -47,8 +47,8 @@ impl Lately {
         }
     }
 
-    /// So many of those that were to spare go; below zero, they stay after all.
-    pub(crate) fn spared(&mut self, addresses: i64) {
+    /// So many of those that were to spare have gone.
+    pub(crate) fn spared(&mut self, addresses: u32) {
         for spells in [&mut self.short, &mut self.longer, &mut self.longest] {
             spells.spared(addresses);
         }
@@ -88,10 +88,10 @@ impl Spells {
         }
     }
 
-    fn spared(&mut self, addresses: i64) {
+    fn spared(&mut self, addresses: u32) {
         let running = self.running.as_mut().map(|(_, fewest)| fewest);
         for fewest in self.before.as_mut().into_iter().chain(running) {
-            *fewest = fewest.saturating_sub(addresses);
+            *fewest = fewest.saturating_sub(addresses.into());
         }
     }
 

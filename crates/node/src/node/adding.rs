@@ -20,6 +20,8 @@ use crate::store::Record;
 
 /// What is kept back of a caller's patience, so that it gets our answer instead of its own timeout.
 const MARGIN: Duration = Duration::from_millis(500);
+/// What is kept of it for the work of kernel, disk and policy agent, once there is an address; of a short one a quarter.
+const WORK: Duration = Duration::from_secs(2);
 /// How long before its deadline an ADD takes an address that still cools, rather than none.
 const PRESSED: Duration = Duration::from_secs(2);
 /// How long the network policy agent may take for a pod; it loads programs into the kernel. At least the first of the two, whatever
@@ -173,7 +175,7 @@ impl Node {
             return self.fail_add(id, &attachment, Failure::new(Reason::Busy, message));
         }
         let patience = patience.saturating_sub(MARGIN);
-        let held = patience.min(self.settings.add_timeout);
+        let held = patience.saturating_sub(WORK.min(patience / 4)).min(self.settings.add_timeout);
         self.adding.insert(sandbox.clone(), id);
         self.queue.push_back(id);
         let phase = Phase::Waiting(Reason::PoolEmpty, NetworkCard(0));
@@ -362,7 +364,8 @@ impl Node {
             let pod = self.settings.families.pod_spec(&owner, grant.address, mtu);
             // A plugin that was called with the configuration of before: its packets must be known as a pod's.
             self.host.dirty |= owner.host_if.prefix().as_ref() != Some(&self.settings.veth_prefix);
-            records.push(Record::Assigned { owner: owner.clone(), address: grant.address });
+            let card = grant.place.as_ref().map_or(NetworkCard(0), |place| place.card);
+            records.push(Record::Assigned { owner: owner.clone(), address: grant.address, card });
             interfaces.push(Reserved { sandbox: owner.sandbox, grant, pod });
         }
         let pods = interfaces.iter().map(|interface| interface.pod.clone()).collect();
@@ -382,15 +385,15 @@ impl Node {
         let Phase::Working(work) = &mut add.phase else { return };
         // The agent attaches to the host's end of the pair, so that must be there; the disk may still be at work.
         match (&result, &work.enforced) {
-            (Ok(()), None) => {
+            (Ok(()), None) if !work.given_up && work.deleters.is_empty() => {
                 let (least, most) = ENFORCING;
                 let patience = add.deadline.since(now).clamp(least, most);
                 let (pod, interfaces) = (add.attachment.pod.clone(), work.interfaces.len());
                 self.effects.push(Effect::Enforce { id, pod, interfaces, patience });
             }
             (Ok(()), Some(_)) => {}
-            // Nothing to enforce anything on.
-            (Err(_), _) => work.enforced = Some(Ok(())),
+            // Nothing to enforce anything on, or nothing that stays.
+            (Ok(()), None) | (Err(_), _) => work.enforced = Some(Ok(())),
         }
         work.wired = Some(result);
         self.finish(id, now);
@@ -463,9 +466,12 @@ impl Node {
                 Failure::new(Reason::StateNotWritable, "the state cannot be written")
                     .with_details(error.clone()),
             ),
-            (Ok(()), Ok(())) if !deleters.is_empty() || given_up => {
+            (Ok(()), Ok(())) if !deleters.is_empty() => {
                 let message = format!("sandbox {sandbox} was deleted while it was being added");
                 Some(Failure::new(Reason::Superseded, message))
+            }
+            (Ok(()), Ok(())) if given_up => {
+                Some(Failure::new(Reason::DeadlineExceeded, "all was done after its caller's time was up"))
             }
             (Ok(()), Ok(())) => enforced.err(),
         };
@@ -483,7 +489,7 @@ impl Node {
         for Reserved { sandbox, pod, .. } in interfaces {
             if was_wired {
                 self.effects.push(Effect::Unwire(pod));
-                self.pool.release(&sandbox, now);
+                drop(self.let_go(&sandbox, now));
             } else {
                 self.pool.cancel(&sandbox);
             }
@@ -495,7 +501,11 @@ impl Node {
         for del in deleters {
             self.pending.insert(del, Pending::Release { batch, reply: Reply::Done });
         }
-        if !given_up {
+        if given_up {
+            // Its caller has had its answer.
+            let Failure { reason, message, details, .. } = &failure;
+            tracing::warn!(pod = %name, %reason, details, "an ADD that came too late is undone: {message}");
+        } else {
             self.fail_add(id, &add.attachment, failure);
         }
     }

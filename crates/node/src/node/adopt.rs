@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use pool::{Owner, Pool};
+use pool::{Further, Owner, Pool};
 use types::{HostVeth, Moment, SandboxKey, VethPrefix};
 
 use super::restore::PodInKernel;
@@ -45,13 +45,13 @@ pub(super) fn adopt(
         {
             let wired = kernel.iter().find(|pod| pod.host_if == host_if);
             let ipv6 = entry.ipv6.or_else(|| wired.and_then(|pod| ipv6_among(&pod.addresses)));
-            let Entry { sandbox, pod, since, .. } = entry;
-            take_in(
-                pool,
-                Owner { sandbox, pod, host_if, since, ipv6, further: None, branch: None },
-                address,
-                now,
-            );
+            let Entry { sandbox: main, pod, since, index, .. } = entry;
+            let (sandbox, further) = match index {
+                0 => (main, None),
+                index => (main.further(index), Some(Further { of: main, index })),
+            };
+            let owner = Owner { sandbox, pod, host_if, since, ipv6, further, branch: None };
+            take_in(pool, owner, address, now);
         } else {
             let (sandbox, pod) = (&entry.sandbox, &entry.pod);
             let named = entry.told();
@@ -117,7 +117,7 @@ mod tests {
     use std::time::Duration;
 
     use datapath::PodSeen;
-    use types::PodName;
+    use types::{NetworkCard, PodName};
 
     use super::*;
     use crate::node::{Restored, pods_among, restore};
@@ -146,6 +146,8 @@ mod tests {
             address,
             ipv6: None,
             since: Moment(since),
+            card: NetworkCard(0),
+            index: 0,
         }
     }
 
@@ -163,7 +165,7 @@ mod tests {
             further: None,
             branch: None,
         };
-        Record::Assigned { owner, address: Ipv4Addr::new(10, 0, 0, last) }
+        Record::Assigned { owner, address: Ipv4Addr::new(10, 0, 0, last), card: NetworkCard(0) }
     }
 
     fn restored(records: Vec<Record>, checkpoint: Checkpoint, kernel: &[PodInKernel]) -> Restored {

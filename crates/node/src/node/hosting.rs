@@ -246,6 +246,10 @@ impl Node {
             Err(error) => return self.host.failed(error, now),
         };
         self.host.retry_after = Duration::ZERO;
+        // The wish was made after the last pod that was led elsewhere had gone.
+        if !self.host.dirty {
+            self.pool.lead_right();
+        }
         self.host.put_back |= made.put_back;
         let refused: Vec<String> = made.refused.values().flatten().chain(&made.unset).cloned().collect();
         self.host.told((!refused.is_empty()).then(|| refused.join("; ")));

@@ -222,6 +222,8 @@ pub struct Node {
     reasons: Reasons,
     /// When time alone may change the plan.
     plan_again: Option<Moment>,
+    /// When the last event was handled.
+    handled_at: Moment,
     effects: Vec<Effect>,
 }
 
@@ -266,6 +268,7 @@ impl Node {
             host: HostState::default(),
             reasons: Reasons::default(),
             plan_again: None,
+            handled_at: now,
             effects: Vec::new(),
         }
     }
@@ -283,6 +286,7 @@ impl Node {
     /// Takes in what happened; returns what to do about it, in order.
     #[must_use]
     pub fn handle(&mut self, event: Event, now: Moment) -> Vec<Effect> {
+        self.handled_at = now;
         match event {
             Event::Call { id, request, descriptors } => self.call(id, request, descriptors, now),
             Event::Gone(id) => self.gone(id, now),
@@ -329,13 +333,14 @@ impl Node {
         &self.pool
     }
 
-    /// When to send a [`Event::Tick`] if nothing else happens before.
+    /// When to send a [`Event::Tick`] if nothing else happens before; at once, if something has become due since the last event.
     #[must_use]
     pub fn next_wakeup(&self, now: Moment) -> Moment {
-        let queue = self.queue_wakeup(now);
+        let handled = self.handled_at.min(now);
+        let queue = self.queue_wakeup(handled);
         let rest = [
-            self.pool.next_change(now),
-            self.cloud_wakeup(now),
+            self.pool.next_change(handled),
+            self.cloud_wakeup(handled),
             self.host.wakeup(),
             self.plan_again,
             queue,
@@ -344,8 +349,8 @@ impl Node {
             self.ranges_wakeup(),
             self.glance_wakeup(),
         ];
-        // What is past was looked at just now and waits for something else.
-        let soonest = rest.into_iter().flatten().filter(|at| *at > now).min();
+        // What was due then was looked at and waits for something else.
+        let soonest = rest.into_iter().flatten().filter(|at| *at > handled).min();
         soonest.unwrap_or(Moment(u64::MAX)).min(now.plus(Duration::from_secs(60)))
     }
 

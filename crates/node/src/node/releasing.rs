@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use pool::Owner;
+use pool::{Grant, Owner};
 use types::{HostVeth, Moment, SandboxKey};
 use wire::{Detachment, Kept, Reply};
 
@@ -141,10 +141,19 @@ impl Node {
         self.pool.interfaces_of(sandbox).into_iter().map(|owner| owner.sandbox.clone()).collect()
     }
 
+    /// Has the pool release a sandbox. Nobody gets its address before the kernel leads it out as it should.
+    pub(super) fn let_go(&mut self, sandbox: &SandboxKey, now: Moment) -> Option<(Owner, Grant)> {
+        let (owner, grant) = self.pool.release(sandbox, now)?;
+        if self.leads_astray(&grant) {
+            self.pool.lead_astray(grant.address);
+            self.host.dirty = true;
+        }
+        Some((owner, grant))
+    }
+
     /// Releases a sandbox; `None` for one that holds nothing.
     pub(super) fn release(&mut self, sandbox: &SandboxKey, now: Moment) -> Option<Record> {
-        let (owner, grant) = self.pool.release(sandbox, now)?;
-        self.host.dirty |= self.leads_astray(&grant);
+        let (owner, grant) = self.let_go(sandbox, now)?;
         let pod = self.settings.families.pod_spec(&owner, grant.address, MTU_DEFAULT);
         // The agent knows pods, not their interfaces.
         if owner.further.is_none() {

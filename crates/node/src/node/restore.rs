@@ -149,7 +149,7 @@ pub fn replay(records: Vec<Record>, cooldown: Duration, now: Moment) -> Replayed
                 (pool, ipv6) = (Pool::restore(*snapshot, cooldown, now), books);
             }
             Record::Ipv6(books) => ipv6 = books,
-            Record::Assigned { owner, address } => {
+            Record::Assigned { owner, address, .. } => {
                 released.remove(&owner.host_if);
                 branches.remove(&owner.host_if);
                 pool.adopt(owner, address);

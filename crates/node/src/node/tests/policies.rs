@@ -144,3 +144,32 @@ fn without_policies_or_without_a_pods_name_the_agent_is_not_asked() {
     let effects = world.handle(Event::Written { batch, result: Ok(()) });
     assert!(matches!(reply(&effects), Some(Reply::Added(_))), "{effects:?}");
 }
+
+#[test]
+fn an_add_whose_agent_is_silent_when_its_callers_time_is_up_is_undone_at_once() {
+    let mut world = with_policies();
+    let (id, _) = wired_and_written(&mut world, "a");
+    world.now = world.now.plus(Duration::from_secs(600));
+
+    let effects = world.handle(Event::Tick);
+
+    let failure = failure(&effects).expect("a failure");
+    assert_eq!(failure.reason, Reason::DeadlineExceeded);
+    assert!(failure.message.starts_with("the network policy agent is not done"), "{}", failure.message);
+    assert!(unwires(&effects) && forgets(&effects) == ["a"], "{effects:?}");
+    let effects = world.handle(Event::Enforced { id, result: Ok(()) });
+    assert!(reply(&effects).is_none() && !unwires(&effects), "{effects:?}");
+}
+
+#[test]
+fn the_agent_is_not_asked_about_a_pod_that_is_to_go() {
+    let mut world = with_policies();
+    let (id, effects) = world.add("a");
+    let batch = batch(&effects).expect("an append");
+    world.now = world.now.plus(Duration::from_secs(600));
+    assert!(failure(&world.handle(Event::Tick)).is_some());
+
+    let effects = world.handle(Event::Wired { id, result: Ok(()) });
+    assert!(enforces(&effects).is_none(), "{effects:?}");
+    assert!(unwires(&world.handle(Event::Written { batch, result: Ok(()) })));
+}

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use types::Reason;
-use wire::Reply;
+use wire::{Failure, Reply, Request, Verb};
 
-use super::{World, batch, reply};
+use super::{World, attachment, batch, reply};
 use crate::cloud::{CloudError, CloudErrorKind};
 use crate::node::{CallId, Effect, Event};
 
@@ -150,4 +150,55 @@ fn a_del_after_a_late_answer_is_answered_once_the_add_is_undone() {
     let effects = world.handle(Event::Written { batch: undone, result: Ok(()) });
 
     assert!(matches!(reply(&effects), Some(Reply::Done)), "{effects:?}");
+}
+
+#[test]
+fn what_falls_due_while_an_event_is_handled_is_looked_at_next() {
+    let mut world = World::ready(2);
+    let (first, _) = world.add("a");
+    world.now = world.now.plus(Duration::from_millis(1));
+    let (second, _) = world.add("b");
+    let due = world.node.queue_wakeup(world.now).expect("a time");
+
+    world.now = due;
+    let effects = world.handle(Event::Tick);
+    assert!(said(&effects, first).is_some() && said(&effects, second).is_none());
+    // That took its time.
+    let later = world.now.plus(Duration::from_millis(20));
+    assert!(world.node.next_wakeup(later) <= later);
+
+    world.now = later;
+    assert!(said(&world.handle(Event::Tick), second).is_some());
+}
+
+#[test]
+fn however_short_a_callers_patience_the_work_for_a_pod_has_some_of_it() {
+    for (patience_ms, held_ms) in [(90_000, 60_000), (20_000, 17_500), (2_500, 1_500)] {
+        let mut world = World::ready(0);
+        let verb = Verb::Add(attachment("a", "a"));
+        let request = Request { version: wire::PROTOCOL, patience_ms, started_ns: 1, trace: None, verb };
+        world.handle(Event::Call { id: CallId(7), request, descriptors: true });
+
+        let deadline = world.node.queue_wakeup(world.now.plus(Duration::from_secs(100))).expect("a time");
+        assert_eq!(deadline.since(world.now), Duration::from_millis(held_ms), "{patience_ms}");
+    }
+}
+
+#[test]
+fn a_refusal_that_comes_after_the_answer_frees_the_address_and_is_told_to_nobody() {
+    let mut world = World::ready(1);
+    let (id, effects) = world.add("slow");
+    let written = batch(&effects).expect("an append");
+    world.now = world.now.plus(Duration::from_secs(600));
+    let told = world.handle(Event::Tick);
+    let failure = said(&told, id).and_then(Reply::failure).expect("a failure");
+    assert!(failure.message.starts_with("kernel and disk are not done"), "{}", failure.message);
+    world.handle(Event::Written { batch: written, result: Ok(()) });
+
+    let refusal = Failure::new(Reason::KernelRefused, "no");
+    let effects = world.handle(Event::Wired { id, result: Err(refusal) });
+
+    assert!(said(&effects, id).is_none(), "{effects:?}");
+    let addresses = world.node.report(world.now).addresses;
+    assert_eq!((addresses.free, addresses.reserved, addresses.cooling), (1, 0, 0));
 }

@@ -57,7 +57,9 @@ impl World {
             return;
         }
         // Where it has forgotten all and EC2 tells no tags it takes an ENI with the address of a pod for its own, which nobody can help.
-        let amnesia = amnesia && !self.links.values().any(|link| self.cloud.is_others(link.address));
+        let tells_tags = !self.script.setup.metadata;
+        let amnesia =
+            amnesia && (tells_tags || !self.links.values().any(|link| self.cloud.is_others(link.address)));
         self.epoch += 1;
         self.cloud.forget_strays();
         self.clock_at_crash = self.clock();

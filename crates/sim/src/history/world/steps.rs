@@ -60,10 +60,12 @@ impl World {
             Step::Pull(number) => self.pull(number),
             Step::Rob(number) => self.rob(number),
             // Not with what pods have lost while the daemon knows nothing of before: see `crash`.
-            Step::Attach(kind, device, addresses) if self.memory.is_some() || self.robbed.is_empty() => {
-                self.cloud.attach_foreign(kind, device, addresses, self.now);
+            Step::Attach(kind, device, addresses) => {
+                let tells_tags = !self.script.setup.metadata;
+                if tells_tags || self.memory.is_some() || self.robbed.is_empty() {
+                    self.cloud.attach_foreign(kind, device, addresses, self.now);
+                }
             }
-            Step::Attach(..) => {}
             Step::Detach(number) => self.robbed.extend(self.cloud.detach_foreign(number)),
             Step::Config(turn) => self.configure(turn),
             Step::Stray(claimed_after) => self.cloud.forsake(claimed_after, self.now),
@@ -138,7 +140,7 @@ impl World {
         let slow = if self.rng.percent(5) { self.rng.millis(0, 4_000) } else { self.rng.millis(0, 5) };
         let call = self.send(verb, Some(sandbox), Some(number), slow);
         self.pods.entry(number).or_default().phase = Phase::Adding(call);
-        self.at(PATIENCE + Duration::from_secs(10), Due::GiveUp(call));
+        self.at(slow + PATIENCE, Due::GiveUp(call));
     }
 
     pub(super) fn stop(&mut self, number: u32) {
