@@ -250,6 +250,7 @@ impl Owner {
             Effect::Rewrite(snapshot, ipv6) => {
                 drop(self.parts.writing.send(Writing::Rewrite(snapshot, ipv6)));
             }
+            Effect::Checkpoint(snapshot) => drop(self.parts.writing.send(Writing::Checkpoint(snapshot))),
             Effect::Look => self.parts.cloud.look(),
             Effect::Glance => self.parts.cloud.glance(),
             Effect::Act { id, action, groups } => self.parts.cloud.act(id, action, groups),

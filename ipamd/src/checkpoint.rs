@@ -12,12 +12,9 @@ pub use node::checkpoint::{Checkpoint, parse, render};
 /// A file longer than this is no checkpoint: that is 100,000 pods.
 const READ_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-/// No instance type has more network cards.
-const CARDS_MAX: u8 = 32;
-
 /// The network cards that there may be.
 pub(crate) fn cards() -> impl Iterator<Item = NetworkCard> {
-    (0..CARDS_MAX).map(NetworkCard)
+    (0..NetworkCard::COUNT_MAX).map(NetworkCard)
 }
 
 /// The file of a network card; `path` is that of the first.

@@ -36,11 +36,13 @@ struct Mirror {
     held: BTreeMap<SandboxKey, (Owner, Ipv4Addr, NetworkCard)>,
     /// Which network cards addresses were on before, for as long as no ENI with them is known.
     before: BTreeMap<Ipv4Addr, NetworkCard>,
+    /// What the files say.
+    written: BTreeMap<NetworkCard, Vec<u8>>,
 }
 
 impl Mirror {
     const fn new(families: Families, before: BTreeMap<Ipv4Addr, NetworkCard>) -> Self {
-        Self { families, held: BTreeMap::new(), before }
+        Self { families, held: BTreeMap::new(), before, written: BTreeMap::new() }
     }
 
     /// Takes news in; false if they change nothing that the checkpoint says.
@@ -48,15 +50,9 @@ impl Mirror {
         match news {
             News::All(snapshot) => {
                 let Snapshot { owners, enis, .. } = *snapshot;
-                let card = |owner: &Owner, address: Ipv4Addr| {
-                    let eni = enis.iter().find(|eni| eni.given().covers(address)).map(|eni| eni.card);
-                    let before = || self.before.get(&address).copied();
-                    // The first interface of a pod is on the first card as a rule, and so on.
-                    let index = || owner.further.as_ref().map_or(0, |further| further.index);
-                    eni.or_else(before).unwrap_or_else(|| NetworkCard(index()))
-                };
                 let all = owners.into_iter().map(|(owner, address)| {
-                    let card = card(&owner, address);
+                    let eni = enis.iter().find(|eni| eni.given().covers(address)).map(|eni| eni.card);
+                    let card = eni.unwrap_or_else(|| self.card_before(&owner, address));
                     (owner.sandbox.clone(), (owner, address, card))
                 });
                 self.held = all.collect();
@@ -72,9 +68,19 @@ impl Mirror {
         }
     }
 
+    /// The network card of an address of which no ENI is known.
+    fn card_before(&self, owner: &Owner, address: Ipv4Addr) -> NetworkCard {
+        let same = |(_, held, card): &(Owner, Ipv4Addr, NetworkCard)| (*held == address).then_some(*card);
+        let held = self.held.get(&owner.sandbox).and_then(same);
+        // The first interface of a pod is on the first card as a rule, and so on.
+        let index = || owner.further.as_ref().map_or(0, |further| further.index);
+        held.or_else(|| self.before.get(&address).copied()).unwrap_or_else(|| NetworkCard(index()))
+    }
+
     fn record(&mut self, record: Record) -> bool {
         match record {
             Record::Assigned { owner, address, card } => {
+                let card = card.unwrap_or_else(|| self.card_before(&owner, address));
                 self.held.insert(owner.sandbox.clone(), (owner, address, card));
                 true
             }
@@ -104,7 +110,7 @@ pub(crate) fn start(
     let mut mirror = Mirror::new(families, before);
     mirror.take_in(News::All(Box::new(snapshot)));
     // Before anybody is served: from now on a checkpoint that is not ours means that the Go version has run.
-    put(&path, &mirror);
+    put(&path, &mut mirror);
     let (sender, inbox) = channel();
     let thread = std::thread::Builder::new().name("checkpointing".to_owned());
     Ok((sender, thread.spawn(move || keep(&path, &mut mirror, &inbox))?))
@@ -123,7 +129,7 @@ fn keep(path: &Path, mirror: &mut Mirror, inbox: &Receiver<News>) {
     }
 }
 
-fn put(path: &Path, mirror: &Mirror) {
+fn put(path: &Path, mirror: &mut Mirror) {
     let used: BTreeSet<NetworkCard> = mirror.held.values().map(|(.., card)| *card).collect();
     for card in checkpoint::cards() {
         let path = checkpoint::path_of(path, card);
@@ -131,15 +137,23 @@ fn put(path: &Path, mirror: &Mirror) {
         if card != NetworkCard(0) && !used.contains(&card) && !path.exists() {
             continue;
         }
-        if let Err(error) = checkpoint::write(&path, &mirror.render(card)) {
-            tracing::warn!(%error, path = %path.display(), "cannot write the checkpoint for the Go version");
+        let bytes = mirror.render(card);
+        if mirror.written.get(&card) == Some(&bytes) && path.exists() {
+            continue;
+        }
+        match checkpoint::write(&path, &bytes) {
+            Ok(()) => drop(mirror.written.insert(card, bytes)),
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "cannot write the checkpoint for the Go version");
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use types::{HostVeth, Moment, PodName, VethPrefix};
+    use pool::{EniSeen, Role};
+    use types::{DeviceIndex, HostVeth, Mac, Moment, PodName, VethPrefix};
 
     use super::*;
 
@@ -155,7 +169,7 @@ mod tests {
     /// One whose address ends with 100 or more is on the second card.
     fn assigned(id: &str, last: u8) -> Record {
         let (address, card) = (Ipv4Addr::new(10, 0, 0, last), NetworkCard(last / 100));
-        Record::Assigned { owner: owner(id), address, card }
+        Record::Assigned { owner: owner(id), address, card: Some(card) }
     }
 
     fn released(id: &str) -> Record {
@@ -208,6 +222,36 @@ mod tests {
         drop(news);
         thread.join().unwrap();
         assert!(second.exists() && load().entries.len() == 1);
+    }
+
+    #[test]
+    fn the_card_is_that_of_the_eni_and_else_what_was_known_last() {
+        let address = Ipv4Addr::new(10, 0, 0, 7);
+        let eni = EniSeen {
+            id: "eni-1".parse().unwrap(),
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            card: NetworkCard(2),
+            device: DeviceIndex(0),
+            subnet: "subnet-1".parse().unwrap(),
+            primary_address: Ipv4Addr::new(10, 0, 0, 4),
+            addresses: [address].into(),
+            prefixes: BTreeSet::new(),
+            role: Role::Secondary,
+        };
+        let all = |enis: Vec<EniSeen>| {
+            News::All(Box::new(Snapshot { owners: vec![(owner("a"), address)], enis, ..Snapshot::default() }))
+        };
+        let mut mirror = Mirror::new(V4, [(address, NetworkCard(1))].into());
+        let mut on = |news: News| {
+            mirror.take_in(news);
+            mirror.held.values().map(|(.., card)| card.0).collect::<Vec<_>>()
+        };
+        let unknown = || Record::Assigned { owner: owner("a"), address, card: None };
+
+        assert_eq!(on(all(Vec::new())), [1], "as the files of before say");
+        assert_eq!(on(all(vec![eni])), [2]);
+        assert_eq!(on(all(Vec::new())), [2]);
+        assert_eq!(on(News::Changed(vec![unknown()])), [2]);
     }
 
     #[test]

@@ -168,6 +168,8 @@ pub(crate) enum Writing {
     Append(BatchId, Vec<Record>),
     /// Start a new file.
     Rewrite(Box<Snapshot>, Ipv6Books),
+    /// Tell who keeps the checkpoint how it is.
+    Checkpoint(Box<Snapshot>),
     /// Put down what a start would need to know.
     Remember(Box<Remembered>),
 }
@@ -212,6 +214,7 @@ impl Writer {
                         }
                         self.rewrite(&snapshot, ipv6);
                     }
+                    Writing::Checkpoint(snapshot) => drop(self.news.send(News::All(snapshot))),
                     Writing::Remember(remembered) => {
                         if let Some(memory) = &self.memory {
                             memory.write(&remembered);

@@ -230,17 +230,12 @@ where
             metadata: Metadata { namespace, name, interfaces: interfaces.get(sandbox).copied() },
         })
     };
-    let main_cards: BTreeMap<&SandboxKey, NetworkCard> = owners
-        .iter()
-        .filter(|(owner, ..)| owner.further.is_none())
-        .map(|(owner, _, on)| (&owner.sandbox, *on))
-        .collect();
-    // It keeps none of branch ENIs there, and no sandbox twice: of a further interface whose ENI is gone nobody knows the card.
-    let known = owners.iter().filter(|(owner, _, on)| {
-        let is_first = owner.further.is_none() || main_cards.get(owner.main()) != Some(on);
-        *on == card && is_first && owner.branch.is_none()
-    });
-    let allocations = known.copied().filter_map(allocation).collect();
+    // It keeps none of branch ENIs there, and no sandbox twice: of an interface whose ENI is not known the card is guessed.
+    let mut known: Vec<_> =
+        owners.iter().filter(|(owner, _, on)| *on == card && owner.branch.is_none()).copied().collect();
+    known.sort_by_key(|(owner, ..)| (owner.main(), owner.further.is_some()));
+    known.dedup_by_key(|(owner, ..)| owner.main());
+    let allocations = known.into_iter().filter_map(allocation).collect();
     let file = Written { version: VERSION, writer: WRITER, allocations };
     // Texts and numbers alone: there is nothing that JSON cannot say.
     let mut bytes = serde_json::to_vec(&file).unwrap_or_default();
@@ -394,8 +389,8 @@ mod tests {
             said,
             [
                 is(&first, 0, 0),
-                is(&second, 1, 1),
                 ([10, 1, 0, 7].into(), 1, 0, Some(lone.host_if.clone())),
+                is(&second, 1, 1),
                 is(&third, 2, 2)
             ]
         );

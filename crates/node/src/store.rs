@@ -37,9 +37,9 @@ pub enum Record {
         owner: pool::Owner,
         /// What.
         address: Ipv4Addr,
-        /// The network card whose ENI has it, as far as is known. Nothing but the Go version's checkpoint needs it.
+        /// The network card whose ENI has it, where that is known. Nothing but the Go version's checkpoint needs it.
         #[serde(default)]
-        card: NetworkCard,
+        card: Option<NetworkCard>,
     },
     /// A call that takes this away is about to be made: EC2 may go on showing it for a while, also after a restart.
     Leaving {

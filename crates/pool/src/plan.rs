@@ -27,6 +27,8 @@ pub struct Plan {
     pub kept: Vec<(EniId, KeptReason)>,
     /// Addresses that are wanted but have no place on this instance.
     pub unmet: u32,
+    /// Addresses beyond what is wanted that stay for now: pods come and go, or more are about to be too many.
+    pub let_be: u32,
     /// When time alone may change the plan; cooling apart, for which there is [`Pool::next_change`].
     pub look_again: Option<Moment>,
 }
@@ -37,6 +39,7 @@ impl Plan {
         self.actions.extend(other.actions);
         self.kept.extend(other.kept);
         self.unmet = self.unmet.saturating_add(other.unmet);
+        self.let_be = self.let_be.saturating_add(other.let_be);
         self.look_again = self.look_again.into_iter().chain(other.look_again).min();
         self
     }
@@ -136,6 +139,9 @@ impl fmt::Display for Plan {
         }
         for (eni, reason) in &self.kept {
             writeln!(f, "leave {eni} alone: {reason}")?;
+        }
+        if self.let_be > 0 {
+            writeln!(f, "{} more addresses than are wanted stay while pods come and go", self.let_be)?;
         }
         match self.unmet {
             0 => Ok(()),
@@ -413,9 +419,11 @@ impl Pool {
             Some(eni) => vec![delete(eni, self.unready(&eni.seen).map_or(Why::Unneeded, Why::Unready))],
             None => self.give_back(situation),
         };
+        let spare = situation.aim.over(situation.lasting);
+        let let_be = if self.over(situation) == 0 { spare } else { 0 };
         let more = situation.comes_more();
         let look_again = self.lately_until(situation).filter(|_| more && actions.is_empty());
-        self.paced(situation, Plan { actions, look_again, ..Plan::default() })
+        self.paced(situation, Plan { actions, look_again, let_be, ..Plan::default() })
     }
 
     /// What a plan gives back it gives back later if the last time was a short while ago.

@@ -12,6 +12,11 @@ pub struct DeviceIndex(pub u8);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct NetworkCard(pub u8);
 
+impl NetworkCard {
+    /// No instance type has more of them.
+    pub const COUNT_MAX: u8 = 32;
+}
+
 /// A kernel routing table number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TableId(pub u32);

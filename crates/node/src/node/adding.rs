@@ -364,7 +364,7 @@ impl Node {
             let pod = self.settings.families.pod_spec(&owner, grant.address, mtu);
             // A plugin that was called with the configuration of before: its packets must be known as a pod's.
             self.host.dirty |= owner.host_if.prefix().as_ref() != Some(&self.settings.veth_prefix);
-            let card = grant.place.as_ref().map_or(NetworkCard(0), |place| place.card);
+            let card = grant.place.as_ref().map(|place| place.card);
             records.push(Record::Assigned { owner: owner.clone(), address: grant.address, card });
             interfaces.push(Reserved { sandbox: owner.sandbox, grant, pod });
         }
@@ -387,7 +387,7 @@ impl Node {
         match (&result, &work.enforced) {
             (Ok(()), None) if !work.given_up && work.deleters.is_empty() => {
                 let (least, most) = ENFORCING;
-                let patience = add.deadline.since(now).clamp(least, most);
+                let patience = add.answer_by.since(now).saturating_sub(MARGIN).clamp(least, most);
                 let (pod, interfaces) = (add.attachment.pod.clone(), work.interfaces.len());
                 self.effects.push(Effect::Enforce { id, pod, interfaces, patience });
             }
@@ -491,6 +491,7 @@ impl Node {
                 self.effects.push(Effect::Unwire(pod));
                 drop(self.let_go(&sandbox, now));
             } else {
+                self.heed_astray(&sandbox);
                 self.pool.cancel(&sandbox);
             }
             records.push(Record::Released { sandbox, at: now });

@@ -165,7 +165,7 @@ mod tests {
             further: None,
             branch: None,
         };
-        Record::Assigned { owner, address: Ipv4Addr::new(10, 0, 0, last), card: NetworkCard(0) }
+        Record::Assigned { owner, address: Ipv4Addr::new(10, 0, 0, last), card: None }
     }
 
     fn restored(records: Vec<Record>, checkpoint: Checkpoint, kernel: &[PodInKernel]) -> Restored {

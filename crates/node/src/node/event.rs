@@ -302,6 +302,8 @@ pub enum Effect {
     Append(BatchId, Vec<Record>),
     /// Start a new state file.
     Rewrite(Box<Snapshot>, Ipv6Books),
+    /// Have the Go version's checkpoint written of this: where addresses are is known better than before.
+    Checkpoint(Box<Snapshot>),
     /// Look at the ENIs.
     Look,
     /// Ask instance metadata for the ENIs.

@@ -79,7 +79,8 @@ pub(super) struct HostState {
 
 impl HostState {
     pub(super) fn wakeup(&self) -> Option<Moment> {
-        let repair = (!self.under_way).then_some(self.repair_at);
+        // Neither while something else is waited for: it comes with that.
+        let repair = (!self.under_way && self.retry_at.is_none()).then_some(self.repair_at);
         self.retry_at.into_iter().chain(repair).min()
     }
 

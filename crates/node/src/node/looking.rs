@@ -153,6 +153,9 @@ impl Node {
             let again = now.plus(self.cloud.jitter(LOOK_AGAIN));
             self.cloud.look_at = self.cloud.look_at.min(again);
         }
+        if first {
+            self.effects.push(Effect::Checkpoint(Box::new(self.pool.snapshot())));
+        }
         self.efa_only = picture.efa_only;
         self.choose_cards();
         // What this picture could not settle the next one will.

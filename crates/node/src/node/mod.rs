@@ -369,6 +369,7 @@ impl Node {
     fn stop(&mut self, now: Moment) {
         self.stopping = true;
         self.give_up_queue(now);
+        self.effects.push(Effect::Checkpoint(Box::new(self.pool.snapshot())));
     }
 
     /// Everything that may follow from any event.

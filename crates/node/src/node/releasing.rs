@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use pool::{Grant, Owner};
-use types::{HostVeth, Moment, SandboxKey};
+use types::{HostVeth, Moment, NetworkCard, SandboxKey};
 use wire::{Detachment, Kept, Reply};
 
 use super::adding::{MTU_DEFAULT, Pending, host_if_of};
@@ -17,8 +17,6 @@ use crate::store::Record;
 pub const RELEASED_KEPT: usize = 4096;
 /// Pause between two questions to the kernel about holders whose DEL may never come.
 const SURVEY_EVERY: Duration = Duration::from_secs(5);
-/// Interfaces a pod can have: no instance type has more network cards.
-const INTERFACES_MAX: u8 = 32;
 
 impl Node {
     /// Has the kernel asked whether those still live whose DEL may never come: a sandbox whose name another one waits for, pods
@@ -118,7 +116,7 @@ impl Node {
             return Vec::new();
         }
         let Detachment { sandbox, pod, veth_prefix, .. } = detachment;
-        let names = (0..INTERFACES_MAX).map(|index| host_if_of(sandbox, pod, veth_prefix, index));
+        let names = (0..NetworkCard::COUNT_MAX).map(|index| host_if_of(sandbox, pod, veth_prefix, index));
         let names: Vec<HostVeth> = names.collect();
         let owners = self.pool.holders().map(|(owner, _)| owner);
         let its = owners.filter(|owner| {
@@ -141,14 +139,19 @@ impl Node {
         self.pool.interfaces_of(sandbox).into_iter().map(|owner| owner.sandbox.clone()).collect()
     }
 
-    /// Has the pool release a sandbox. Nobody gets its address before the kernel leads it out as it should.
+    /// Has the pool release a sandbox.
     pub(super) fn let_go(&mut self, sandbox: &SandboxKey, now: Moment) -> Option<(Owner, Grant)> {
-        let (owner, grant) = self.pool.release(sandbox, now)?;
+        self.heed_astray(sandbox);
+        self.pool.release(sandbox, now)
+    }
+
+    /// Nobody gets the address that a sandbox is about to give back before the kernel leads it out as it should.
+    pub(super) fn heed_astray(&mut self, sandbox: &SandboxKey) {
+        let Some((_, grant)) = self.pool.owner(sandbox) else { return };
         if self.leads_astray(&grant) {
             self.pool.lead_astray(grant.address);
             self.host.dirty = true;
         }
-        Some((owner, grant))
     }
 
     /// Releases a sandbox; `None` for one that holds nothing.

@@ -215,7 +215,13 @@ fn while_pods_come_and_go_eight_more_are_let_be_where_nobody_is_short() {
     let all = ["release 8 addresses of eni-000"];
     assert_eq!(asked(calm(), 61), [""; 0]);
     assert_eq!(asked(automatic(), 61), all);
-    assert_eq!(pool.plan(&calm(), &limits(15, 49), 0, at(61)).look_again, Some(at(120)));
+    let plan = pool.plan(&calm(), &limits(15, 49), 0, at(61));
+    assert_eq!((plan.look_again, plan.let_be), (Some(at(120)), 8));
+    assert!(
+        plan.to_string().contains("8 more addresses than are wanted stay while pods come and go"),
+        "{plan}"
+    );
+    assert_eq!(pool.plan(&calm(), &limits(15, 49), 0, at(120)).let_be, 0);
     assert_eq!(asked(calm(), 120), all);
 
     let mut more = self::pool(&[eni(0, Role::Primary, 39)]);

@@ -165,6 +165,7 @@ impl Ours {
             | Effect::Remember(_)
             | Effect::ReleaseIpv6(..)
             | Effect::Publish
+            | Effect::Checkpoint(_)
             | Effect::Rewrite(..) => {}
         }
         None

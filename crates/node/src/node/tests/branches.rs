@@ -266,11 +266,7 @@ fn restarted(world: &World, kernel: &[PodInKernel], more: Vec<Record>) -> crate:
         .node
         .pool
         .owners()
-        .map(|(owner, grant)| Record::Assigned {
-            owner: owner.clone(),
-            address: grant.address,
-            card: NetworkCard(0),
-        })
+        .map(|(owner, grant)| Record::Assigned { owner: owner.clone(), address: grant.address, card: None })
         .collect();
     records.extend(more);
     let loaded = Loaded { records, ..Loaded::default() };

@@ -490,7 +490,7 @@ fn a_pod_whose_served_del_was_not_carried_out_is_taken_away_at_the_next_start() 
     let (host_if, addresses) = (owner.host_if.clone(), vec![grant.address.into()]);
     let in_kernel = PodInKernel { host_if, addresses, by_us: true, branch: None };
     let records = vec![
-        Record::Assigned { owner: owner.clone(), address: grant.address, card: NetworkCard(0) },
+        Record::Assigned { owner: owner.clone(), address: grant.address, card: None },
         Record::Released { sandbox: owner.sandbox.clone(), at: world.now },
     ];
     let loaded = Loaded { records, ..Loaded::default() };

@@ -1,6 +1,7 @@
 //! What others change on the host.
 
 use super::*;
+use crate::node::hosting::REPAIR_EVERY;
 
 /// What the keeper of the host says: `put_back` is whether it found something undone.
 fn made(put_back: bool) -> HostMade {
@@ -191,6 +192,22 @@ fn a_host_that_cannot_be_set_up_is_tried_ever_less_often() {
     let effects = tick(&mut world);
     answer(&mut world, &effects, Ok(made(false)));
     assert!(notice(&mut world, false) < Duration::from_secs(1));
+}
+
+#[test]
+fn a_look_that_falls_due_while_a_try_is_waited_for_puts_that_off_no_further() {
+    let mut world = World::ready(4);
+    let mut tried = world.now;
+    for number in 0..20 {
+        let effects = tick(&mut world);
+        if answer(&mut world, &effects, Err("it refuses".to_owned())) {
+            let pause = world.now.since(tried);
+            assert!(pause <= REPAIR_EVERY + Duration::from_secs(1), "try {number} comes after {pause:?}");
+            tried = world.now;
+        }
+        world.now = world.now.plus(Duration::from_millis(5));
+    }
+    assert!(tried > world.now.minus(Duration::from_secs(60)), "nobody tries");
 }
 
 #[test]

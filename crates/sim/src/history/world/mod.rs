@@ -440,6 +440,7 @@ impl World {
                 let at = self.writing_done();
                 self.at(at, Due::Rewriting(self.epoch, snapshot, ipv6));
             }
+            Effect::Checkpoint(_) => {}
             Effect::Look => self.ask(Task::Look(self.clock(), None)),
             Effect::Glance => self.ask(Task::Glance),
             Effect::Publish => return self.published(),
