@@ -14,6 +14,7 @@
 //! | `model.rs` | the words |
 //! | `pool.rs` | the state, and how pods get and give back addresses |
 //! | `cloud.rs` | what EC2 says: pictures of the ENIs, and calls that begin and end |
+//! | `host.rs` | what the host's kernel is ready for, and how it leads pods out |
 //! | `aim.rs` | how many addresses there should be: the targets as one rule |
 //! | `plan.rs` | what to ask EC2 for next or to give back to it, and why |
 //! | `books.rs` | what must always be true |
@@ -26,6 +27,7 @@
 mod aim;
 mod books;
 mod cloud;
+mod host;
 mod model;
 mod plan;
 mod pool;

@@ -40,11 +40,11 @@ pub struct Pool {
     pub(crate) lately: BTreeMap<NetworkCard, Lately>,
     pub(crate) enis: BTreeMap<EniId, Eni>,
     /// Secondary ENIs that the host's kernel is not ready for.
-    unready: BTreeMap<Mac, Unready>,
+    pub(crate) unready: BTreeMap<Mac, Unready>,
     /// ENIs that pods' packets leave by although pictures do not have the pods' addresses there.
     pub(crate) led_by: BTreeSet<EniId>,
     /// No pod gets these: packets from them leave by another ENI than theirs.
-    astray: BTreeSet<Ipv4Addr>,
+    pub(crate) astray: BTreeSet<Ipv4Addr>,
     pub(crate) held: BTreeMap<SandboxKey, Held>,
     by_name: BTreeMap<HostVeth, SandboxKey>,
     pub(crate) in_flight: BTreeMap<ActionId, Call>,
@@ -216,33 +216,6 @@ impl Pool {
     /// Says in which subnets ENIs get no more pods. Pods that are there stay; what is idle there goes back.
     pub fn set_excluded(&mut self, excluded: BTreeSet<SubnetId>) {
         self.excluded = excluded;
-    }
-
-    /// Says of which secondary ENIs pods would have no way out: those that are there stay, and no other gets an address there.
-    pub fn set_unready(&mut self, unready: BTreeMap<Mac, Unready>) {
-        self.unready = unready;
-    }
-
-    /// Says by which ENIs packets of pods leave whose addresses pictures have elsewhere, or nowhere: pictures may be wrong, so none of these
-    /// is deleted.
-    pub fn set_led_by(&mut self, enis: BTreeSet<EniId>) {
-        self.led_by = enis;
-    }
-
-    /// Says that packets from an address leave by another ENI than the one that has it: no pod gets it.
-    pub fn lead_astray(&mut self, address: Ipv4Addr) {
-        self.astray.insert(address);
-    }
-
-    /// Says that the host's kernel leads all addresses as it should.
-    pub fn lead_right(&mut self) {
-        self.astray.clear();
-    }
-
-    /// Why pods would have no way out by an ENI, if it is so. By the primary one they have it without our doing.
-    #[must_use]
-    pub fn unready(&self, eni: &EniSeen) -> Option<Unready> {
-        self.unready.get(&eni.mac).copied().filter(|_| eni.role != Role::Primary)
     }
 
     /// Addresses of ENIs of a network card whose links may appear any moment.

@@ -231,8 +231,8 @@ impl Node {
         self.host.dirty = true;
     }
 
-    /// A call that has ended is in the way of a picture no more: what the picture that waits would bring now the last wish may have
-    /// left out, so it waits for another one.
+    /// A call that has ended is in the way of a picture no more, or an ENI is stuck: what the picture that waits would bring now the last
+    /// wish may have left out, so it waits for another one.
     pub(super) fn picture_differs(&mut self) {
         for settling in self.host.settling.iter_mut().filter(|s| matches!(s.gain, Gain::Picture(_))) {
             settling.generation = None;
@@ -296,7 +296,9 @@ impl Node {
             let late = self.host.late.contains(mac);
             unready.entry(*mac).or_insert(if late { Unready::Stuck } else { Unready::Coming });
         }
-        self.pool.set_unready(unready);
+        if self.pool.set_unready(unready) {
+            self.picture_differs();
+        }
     }
 
     /// Whether a gain of a secondary ENI has waited for the kernel for so long that it counts as coming no more: it joins the pool,

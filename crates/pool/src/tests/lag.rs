@@ -251,7 +251,7 @@ fn a_subnet_that_had_nothing_is_asked_for_one_after_its_rest_and_for_all_once_it
 fn with_an_unready_eni(unready: Unready) -> Pool {
     let mut pool = pool(&[eni(0, Role::Primary, 2), eni(1, Role::Secondary, 2)]);
     assign(&mut pool, 0..2, at(0));
-    pool.set_unready([(Mac([2, 0, 0, 0, 0, 1]), unready)].into());
+    let _others = pool.set_unready([(Mac([2, 0, 0, 0, 0, 1]), unready)].into());
     pool
 }
 
@@ -266,7 +266,7 @@ fn what_an_eni_has_whose_link_is_about_to_come_is_on_its_way() {
     let plan = pool.plan(&warm_ips(1, 0), &limits(3, 2), 0, at(100)).to_string();
     assert!(plan.contains("its link is not there yet"), "{plan}");
 
-    pool.set_unready([].into());
+    let _others = pool.set_unready([].into());
     assert!(pool.reserve(owner(9), at(1)).is_ok());
 }
 

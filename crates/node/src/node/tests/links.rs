@@ -32,6 +32,13 @@ fn answer(world: &mut World, effects: &[Effect], there: bool) -> Vec<Effect> {
     effects
 }
 
+/// Answers the wish that is among the effects, without the link.
+fn converge_without_link(world: &mut World, effects: &[Effect]) -> Vec<Effect> {
+    let generation = wished(effects).expect("a wish");
+    let made = HostMade { missing: [MAC].into(), ..HostMade::default() };
+    world.handle(Event::Converged { generation, result: Ok(made) })
+}
+
 /// Lets so many seconds pass without the link; what was done meanwhile.
 fn without_link(world: &mut World, seconds: u64) -> Vec<Effect> {
     let until = world.now.plus(Duration::from_secs(seconds));
@@ -316,4 +323,34 @@ fn a_picture_that_a_call_was_in_the_way_of_waits_for_a_wish_with_its_eni() {
 
     assert_eq!(led_by(&second, address), Some(MAC));
     assert!(wires(&world.converge(&second)));
+}
+
+#[test]
+fn a_picture_waits_for_another_wish_when_an_eni_turns_out_to_be_stuck() {
+    let mut world = World::ready(0);
+    let (card, device) = (NetworkCard(0), DeviceIndex(1));
+    let subnet = secondary(0).subnet;
+    let id = world.node.pool.begin(&Action::CreateEni { card, device, subnet, wanted: Wanted::Addresses(1) });
+    let made = Outcome::Created(Box::new(secondary(1)));
+    let effects = world.handle(Event::Acted { id, result: Ok(made) });
+    answer(&mut world, &effects, true);
+    // Somebody takes it away; descriptions may lack what was just made, until its link is missing for too long.
+    let effects = world.handle(Event::Touched);
+    answer(&mut world, &effects, false);
+    without_link(&mut world, 19);
+    let has = |world: &World| world.node.pool.enis().iter().any(|eni| eni.mac == MAC);
+    let enis = world.node.pool.enis().into_iter().filter(|eni| eni.mac != MAC).collect();
+    let picture = Picture { as_of: world.now, enis, ..Picture::default() };
+    let mut effects = world.handle(Event::Looked(Ok(picture)));
+    while wished(&effects).is_none() {
+        world.now = world.node.next_wakeup(world.now);
+        effects = world.handle(Event::Tick);
+    }
+    world.now = world.now.plus(Duration::from_secs(3));
+
+    let effects = converge_without_link(&mut world, &effects);
+
+    assert!(has(&world), "what the picture brings without it the last wish does not have");
+    converge_without_link(&mut world, &effects);
+    assert!(!has(&world));
 }
