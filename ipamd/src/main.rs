@@ -207,7 +207,14 @@ fn status(run_dir: &Path, json: bool) -> ExitCode {
             say(&mut std::io::stdout(), text.trim_end());
             if report.not_ready.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
-        Err(failure) => unanswered(&failure),
+        Err(failure) => {
+            let code = unanswered(&failure);
+            say(
+                &mut std::io::stderr(),
+                "  --run-dir is for a daemon with another directory; `ipamd doctor` needs none that runs",
+            );
+            code
+        }
     }
 }
 

@@ -248,6 +248,7 @@ impl Verdict {
         let warnings = self.findings.len() - broken;
         let sum = match (self.findings.is_empty(), self.failed.is_empty()) {
             (true, true) => "nothing is wrong".to_owned(),
+            (true, false) if self.compared.is_empty() => "nothing could be compared".to_owned(),
             (true, false) => "nothing that could be looked at is wrong".to_owned(),
             (false, _) => format!("{broken} broken, {warnings} warnings"),
         };

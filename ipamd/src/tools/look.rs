@@ -90,8 +90,12 @@ pub fn node(whom: &Whom) -> Evidence {
     let taken = now();
     let mut saved = saved::read(&whom.run_dir, taken);
     if saved.unread {
-        let elsewhere = "it takes root, and --run-dir where the daemon has another directory";
-        saved.troubles.push(format!("who holds which address: {elsewhere}"));
+        let why = if whom.run_dir.exists() {
+            "it takes root"
+        } else {
+            "no daemon has run on this node, or it has another directory (--run-dir)"
+        };
+        saved.troubles.push(format!("who holds which address: {why}"));
     }
     let daemon = match crate::status::fetch(&wire::socket_in(&whom.run_dir)) {
         Ok(report) => Look::Seen(Box::new(report)),
