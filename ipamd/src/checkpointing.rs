@@ -96,8 +96,8 @@ impl Mirror {
     }
 }
 
-/// Writes the checkpoint of what is known at the start, with what it said of network cards `before`, and starts the thread that keeps it. It ends, with all it was told
-/// written, when nobody can tell it any more.
+/// Writes the checkpoint of what is known at the start, with what it said of network cards `before`, and starts the thread that keeps it.
+/// That ends, with all it was told written, when nobody can tell it any more.
 ///
 /// # Errors
 /// When there is no thread to be had.

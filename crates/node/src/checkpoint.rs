@@ -74,10 +74,12 @@ impl Checkpoint {
         prefix: &VethPrefix,
     ) -> Option<Self> {
         let mut files: Vec<(NetworkCard, Self)> = files.into_iter().collect();
+        if files.is_empty() {
+            return None;
+        }
         files.sort_by_key(|(card, _)| *card);
         let mut interfaces = BTreeMap::<SandboxKey, u8>::new();
         let mut whole = Self { ours: true, ..Self::default() };
-        let none = files.is_empty();
         for (card, file) in files {
             whole.ours &= file.ours;
             whole.unreadable += file.unreadable;
@@ -93,7 +95,7 @@ impl Checkpoint {
                 interfaces.insert(entry.sandbox.clone(), entry.index.saturating_add(1));
             }
         }
-        (!none).then_some(whole)
+        Some(whole)
     }
 }
 

@@ -419,8 +419,7 @@ impl Pool {
             Some(eni) => vec![delete(eni, self.unready(&eni.seen).map_or(Why::Unneeded, Why::Unready))],
             None => self.give_back(situation),
         };
-        let spare = situation.aim.over(situation.lasting);
-        let let_be = if self.over(situation) == 0 { spare } else { 0 };
+        let let_be = situation.aim.over(situation.lasting) - self.over(situation);
         let more = situation.comes_more();
         let look_again = self.lately_until(situation).filter(|_| more && actions.is_empty());
         self.paced(situation, Plan { actions, look_again, let_be, ..Plan::default() })

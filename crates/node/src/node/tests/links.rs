@@ -23,19 +23,20 @@ fn secondary(addresses: u8) -> EniSeen {
 
 /// Answers the wish that is among the effects, and those that follow from that; the link of the ENI is there, or not.
 fn answer(world: &mut World, effects: &[Effect], there: bool) -> Vec<Effect> {
-    let Some(generation) = wished(effects) else { return Vec::new() };
-    let missing = if there { BTreeSet::new() } else { [MAC].into() };
-    let made = HostMade { missing, ..HostMade::default() };
-    let mut effects = world.handle(Event::Converged { generation, result: Ok(made) });
+    if wished(effects).is_none() {
+        return Vec::new();
+    }
+    let mut effects = answer_once(world, effects, there);
     let more = answer(world, &effects, there);
     effects.extend(more);
     effects
 }
 
-/// Answers the wish that is among the effects, without the link.
-fn converge_without_link(world: &mut World, effects: &[Effect]) -> Vec<Effect> {
+/// Answers that one alone.
+fn answer_once(world: &mut World, effects: &[Effect], there: bool) -> Vec<Effect> {
     let generation = wished(effects).expect("a wish");
-    let made = HostMade { missing: [MAC].into(), ..HostMade::default() };
+    let missing = if there { BTreeSet::new() } else { [MAC].into() };
+    let made = HostMade { missing, ..HostMade::default() };
     world.handle(Event::Converged { generation, result: Ok(made) })
 }
 
@@ -348,9 +349,9 @@ fn a_picture_waits_for_another_wish_when_an_eni_turns_out_to_be_stuck() {
     }
     world.now = world.now.plus(Duration::from_secs(3));
 
-    let effects = converge_without_link(&mut world, &effects);
+    let effects = answer_once(&mut world, &effects, false);
 
     assert!(has(&world), "what the picture brings without it the last wish does not have");
-    converge_without_link(&mut world, &effects);
+    answer_once(&mut world, &effects, false);
     assert!(!has(&world));
 }

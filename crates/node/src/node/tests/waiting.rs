@@ -88,10 +88,7 @@ fn the_cause_of_a_wait_outlives_the_callers_patience() {
     let waited = effects.iter().any(
         |effect| matches!(effect, Effect::Waited(Reason::PoolEmpty, time) if *time == Duration::from_secs(3)),
     );
-    let told = effects.iter().find_map(|effect| match effect {
-        Effect::Reply(to, reply) if *to == id => reply.failure().map(|failure| failure.reason),
-        _ => None,
-    });
+    let told = said(&effects, id).and_then(Reply::failure).map(|failure| failure.reason);
     assert!(waited, "{effects:?}");
     assert_eq!(told, Some(Reason::PoolEmpty));
     let reasons = world.node.report(world.now).reasons;
