@@ -256,8 +256,8 @@ impl CloudTasks {
             }
             Err(error) => return Err(error),
         };
-        let primary = inventory.enis.iter().find(|record| known.estate.role(record) == Role::Primary);
-        picture.ipv6_prefixes = primary.map(|primary| primary.ipv6_prefixes.clone()).unwrap_or_default();
+        let prefixes = inventory.enis.iter().map(|eni| (eni.id.clone(), eni.ipv6_prefixes.clone()));
+        picture.ipv6_prefixes = prefixes.collect();
         picture.enis = inventory.enis.iter().map(|record| seen(record, &known.estate)).collect();
         picture.occupied = inventory.occupied;
         picture.efa_only = inventory.efa_only;
@@ -338,7 +338,8 @@ impl CloudTasks {
         let this = Arc::clone(self);
         tokio::spawn(async move {
             let asked = async { this.known()?.ec2()?.assign_ipv6_prefix(&eni).await };
-            drop(this.events.send(Event::Ipv6Assigned(asked.await)).await);
+            let asked = asked.await;
+            drop(this.events.send(Event::Ipv6Assigned(eni, asked)).await);
         });
     }
 

@@ -160,7 +160,7 @@ mod tests {
             excluded: BTreeSet::new(),
             occupied: BTreeSet::new(),
             efa_only: BTreeSet::new(),
-            ipv6_prefixes: BTreeSet::new(),
+            ipv6: std::collections::BTreeMap::new(),
             facts,
         }
     }

@@ -130,7 +130,7 @@ pub(crate) fn enis(out: &mut String, report: &Report) -> std::fmt::Result {
     let rows = report.enis.iter().map(|eni| {
         let place = format!("{}/{}", eni.card, eni.device);
         let prefixes = (eni.prefixes > 0).then(|| format!("{} prefixes", eni.prefixes));
-        let ipv6 = (eni.ipv6_prefixes > 0).then(|| format!("{} IPv6 addresses", eni.ipv6_assigned));
+        let ipv6 = eni.ipv6_prefix.map(|_| format!("{} IPv6 addresses", eni.ipv6_assigned));
         let notes = eni.excluded.clone().or(prefixes).into_iter().chain(ipv6);
         let note = notes.collect::<Vec<_>>().join(", ");
         let address = eni.primary_address.to_string();

@@ -217,10 +217,11 @@ fn installer() -> Outcome {
     let install = ["install", "--plugin", &plugin, "--neighbours", "/usr/lib/cni", "--sysctls", "/proc/sys"];
 
     // What the daemon would stop for stops the installer before it touches anything.
-    let refused = [("ENABLE_MULTI_NIC", "true"), ("ENABLE_IPv6", "true"), ("ENABLE_IPv4", "false")];
+    let custom = "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG";
+    let refused = [(custom, "true"), ("ENABLE_IPv6", "true"), ("ENABLE_IPv4", "false")];
     let output = ipamd_with(&node, &install, &refused)?;
     let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.code() == Some(64) && errors.contains("ENABLE_MULTI_NIC"), "{output:?}");
+    ensure!(output.status.code() == Some(64) && errors.contains(custom), "{output:?}");
     let put = std::fs::read_dir(&bin).map_err(LabError::doing("list a directory"))?.count();
     ensure!(put == 0, "{put} files were put on a node for settings that are refused");
 

@@ -274,9 +274,9 @@ fn prefix_goes_back() -> Outcome {
     let mut pod = Pod::create("pod", "sandbox")?;
     let ipv6 = add(node, &mut pod)?;
     let report = node.report()?;
-    let of_enis: Vec<(u32, u32)> =
-        report.enis.iter().map(|eni| (eni.ipv6_prefixes, eni.ipv6_assigned)).collect();
-    ensure!(of_enis.first() == Some(&(1, 1)), "the status says {of_enis:?}");
+    let of_enis: Vec<(bool, u32)> =
+        report.enis.iter().map(|eni| (eni.ipv6_prefix.is_some(), eni.ipv6_assigned)).collect();
+    ensure!(of_enis.first() == Some(&(true, 1)), "the status says {of_enis:?}");
     let metrics = node.metrics()?;
     ensure!(metrics.contains("ipamd_ipv6_addresses{eni=\"eni-"), "no IPv6 in {metrics}");
 

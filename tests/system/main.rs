@@ -98,7 +98,9 @@ fn main() -> std::process::ExitCode {
     trials.extend(self::trials(security_groups::WITHOUT_VLANS, with_vlans.as_deref()));
     let without_ipv6 = without_lab.or_else(no_ipv6);
     let without_both = without_iptables.clone().or_else(no_ipv6);
-    trials.extend(self::trials(ipv6::TESTS, without_ipv6.as_deref()));
+    for tests in [ipv6::TESTS, multi_nic::IPV6] {
+        trials.extend(self::trials(tests, without_ipv6.as_deref()));
+    }
     trials.extend(self::trials(takeover::TESTS, without_iptables.as_deref()));
     trials.extend(self::trials(takeover_ipv6::TESTS, without_both.as_deref()));
     for tests in [containerd::TESTS, image::TESTS] {

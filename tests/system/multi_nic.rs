@@ -1,32 +1,49 @@
 //! Several network cards: pods with an interface of each.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use lab::LabError;
 use lab::ec2::{Action, Fault};
-use lab::fabric::{Drops, INTERNET_HOST, SECOND_CIDR_HOST};
-use lab::probe::{Conversation, Echo, PORT, transfer};
+use lab::fabric::{Drops, INTERNET_HOST, INTERNET_HOST6, SECOND_CIDR_HOST, SECOND_CIDR_HOST6};
+use lab::probe::{By, Conversation, Echo, PORT, ask, ask_by, transfer};
 use lab::runtime::Pod;
 use serde_json::Value;
 use types::{DeviceIndex, NetworkCard};
 use wire::Report;
 
-use crate::support::{Outcome, Setting, Test, ensure};
+use crate::support::{Outcome, Setting, Test, ensure, eventually};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_pod_on_two_network_cards_is_reached_by_both_of_its_addresses", packets),
-    ("pods_on_two_network_cards_outlive_the_daemon_and_go_whole", restarts),
+    ("pods_on_two_network_cards_outlive_the_daemon_and_go_whole", restarts_ipv4),
     ("a_pod_that_lacks_one_network_card_waits_and_holds_nothing", lacks_one),
     ("a_pod_that_asks_for_every_network_card_is_refused_where_there_is_one", refused),
-    ("a_pod_on_two_network_cards_is_in_the_go_versions_file_of_each_and_is_taken_over_by_them", checkpoints),
+    (
+        "a_pod_on_two_network_cards_is_in_the_go_versions_file_of_each_and_is_taken_over_by_them",
+        checkpoints_ipv4,
+    ),
     ("a_node_that_stops_using_its_other_network_cards_keeps_their_pods", switched_off),
+];
+
+/// The same where this kernel has IPv6.
+pub(crate) const IPV6: &[Test] = &[
+    ("a_pod_has_addresses_of_both_families_on_each_of_two_network_cards", dual_stack),
+    ("a_pod_of_an_ipv6_node_has_an_address_of_each_of_two_network_cards", ipv6_only),
+    ("pods_with_ipv6_on_two_network_cards_outlive_the_daemon_and_go_whole", restarts_ipv6),
+    (
+        "an_ipv6_pod_on_two_network_cards_is_in_the_go_versions_files_and_is_taken_over_by_them",
+        checkpoints_ipv6,
+    ),
 ];
 
 /// Two network cards with 8 ENIs each.
 const TWO_CARDS: &str = "c6in.32xlarge";
 const CARDS: (&str, &str) = ("ENABLE_MULTI_NIC", "true");
 const TARGET: (&str, &str) = ("WARM_IP_TARGET", "2");
-const SETTINGS: &[(&str, &str)] = &[CARDS, TARGET, ("IPAMD_ADD_TIMEOUT_SECONDS", "20")];
+const SETTINGS: &[(&str, &str)] = &[CARDS, TARGET, PATIENCE];
+const PATIENCE: (&str, &str) = ("IPAMD_ADD_TIMEOUT_SECONDS", "20");
+const DUAL: &[(&str, &str)] = &[CARDS, TARGET, PATIENCE, ("ENABLE_IPv4", "true"), ("ENABLE_IPv6", "true")];
+const ONLY: &[(&str, &str)] = &[CARDS, PATIENCE, ("ENABLE_IPv4", "false"), ("ENABLE_IPv6", "true")];
 
 /// A pod that asks for an interface of every card, and its addresses.
 struct Many {
@@ -35,27 +52,42 @@ struct Many {
 }
 
 impl Many {
+    /// With an address on each card.
     fn add(setting: &Setting, name: &str) -> Result<Self, LabError> {
+        Self::add_with(setting, name, 2)
+    }
+
+    fn add_with(setting: &Setting, name: &str, addresses: usize) -> Result<Self, LabError> {
         let mut pod = Pod { multi_nic: true, ..Pod::create(name, name)? };
-        let addresses = pod.add_any(&setting.node)?;
-        ensure!(addresses.len() == 2, "{name} has {addresses:?}");
-        Ok(Self { pod, addresses })
+        let told = pod.add_any(&setting.node)?;
+        ensure!(told.len() == addresses, "{name} has {told:?}");
+        Ok(Self { pod, addresses: told })
     }
 
     /// Asks by each address, and is asked by each.
     fn reaches(&self, setting: &Setting) -> Outcome {
         let _echoes = [Echo::start(setting.fabric.internet())?, Echo::start(setting.fabric.second())?];
         for address in &self.addresses {
-            let ask = |to: Ipv4Addr| -> Result<Option<IpAddr>, LabError> {
+            let (vpc, internet, own) = match address {
+                IpAddr::V4(_) => (
+                    IpAddr::V4(SECOND_CIDR_HOST),
+                    IpAddr::V4(INTERNET_HOST),
+                    IpAddr::V4(setting.node.instance().address),
+                ),
+                IpAddr::V6(_) => (IpAddr::V6(SECOND_CIDR_HOST6), IpAddr::V6(INTERNET_HOST6), *address),
+            };
+            let ask = |to: IpAddr| -> Result<Option<IpAddr>, LabError> {
                 Ok(Conversation::open_as(&self.pod.netns, *address, (to, PORT).into())?.ask())
             };
-            let vpc = ask(SECOND_CIDR_HOST)?;
-            ensure!(vpc == Some(*address), "{address}: the VPC saw {vpc:?}");
-            let internet = ask(INTERNET_HOST)?;
-            let own = IpAddr::V4(setting.node.instance().address);
-            ensure!(internet == Some(own), "{address}: the internet saw {internet:?}");
-            if let IpAddr::V4(ipv4) = address {
-                transfer(setting.fabric.second(), &self.pod.netns, *ipv4, 100_000)?;
+            let seen = (ask(vpc)?, ask(internet)?);
+            ensure!(seen == (Some(*address), Some(own)), "{address}: VPC and internet saw {seen:?}");
+            match address {
+                IpAddr::V4(ipv4) => transfer(setting.fabric.second(), &self.pod.netns, *ipv4, 100_000)?,
+                IpAddr::V6(_) => {
+                    let _echo = Echo::start(&self.pod.netns)?;
+                    let came = ask_by(By::Tcp, setting.fabric.second(), (*address, PORT).into())?;
+                    ensure!(came.is_some(), "{address} is not reached");
+                }
             }
         }
         let drops = setting.fabric.drops()?;
@@ -76,10 +108,9 @@ impl Many {
 
 /// The addresses of a pod, by interface.
 fn addresses_of(report: &Report, name: &str) -> Vec<IpAddr> {
-    let of_it = report.pods.iter().filter(|pod| pod.pod.name == name);
-    let mut found: Vec<_> = of_it.map(|pod| (pod.sandbox.if_name().to_owned(), pod.address)).collect();
-    found.sort();
-    found.into_iter().map(|(_, address)| address).collect()
+    let mut of_it: Vec<_> = report.pods.iter().filter(|pod| pod.pod.name == name).collect();
+    of_it.sort_by_key(|pod| pod.sandbox.if_name());
+    of_it.into_iter().flat_map(|pod| std::iter::once(pod.address).chain(pod.other)).collect()
 }
 
 fn packets() -> Outcome {
@@ -115,14 +146,22 @@ fn packets() -> Outcome {
     Ok(())
 }
 
-fn restarts() -> Outcome {
-    let setting = Setting::start_on(TWO_CARDS, SETTINGS)?;
+fn restarts_ipv4() -> Outcome {
+    restarts(SETTINGS)
+}
+
+fn restarts_ipv6() -> Outcome {
+    restarts(ONLY)
+}
+
+fn restarts(settings: &[(&str, &str)]) -> Outcome {
+    let setting = Setting::start_on(TWO_CARDS, settings)?;
     let (kept, mut queued) = (Many::add(&setting, "kept")?, Many::add(&setting, "queued")?);
     setting.node.kill_daemon();
     kept.reaches(&setting)?;
 
     queued.pod.del(&setting.node)?;
-    setting.node.start_daemon(SETTINGS)?;
+    setting.node.start_daemon(settings)?;
     setting.node.wait_ready()?;
 
     kept.is_whole(&setting)?;
@@ -180,8 +219,16 @@ fn refused() -> Outcome {
     Ok(())
 }
 
-fn checkpoints() -> Outcome {
-    let setting = Setting::start_on(TWO_CARDS, SETTINGS)?;
+fn checkpoints_ipv4() -> Outcome {
+    checkpoints(SETTINGS, "ipv4")
+}
+
+fn checkpoints_ipv6() -> Outcome {
+    checkpoints(ONLY, "ipv6")
+}
+
+fn checkpoints(settings: &[(&str, &str)], family: &str) -> Outcome {
+    let setting = Setting::start_on(TWO_CARDS, settings)?;
     let mut many = Many::add(&setting, "many")?;
     setting.node.stop_daemon()?;
     let run_dir = setting.node.run_dir();
@@ -191,7 +238,7 @@ fn checkpoints() -> Outcome {
         let mut said: Value = serde_json::from_str(&text).map_err(LabError::doing("read a checkpoint"))?;
         ensure!(said["allocations"].as_array().map(Vec::len) == Some(1), "{} says {text}", file.display());
         let entry = &said["allocations"][0];
-        let its = entry["ifName"] == "eth0" && entry["ipv4"] == address.to_string();
+        let its = entry["ifName"] == "eth0" && entry[family] == address.to_string();
         ensure!(its && entry["metadata"]["interfacesCount"] == 2, "{} says {text}", file.display());
         // As the Go version writes it.
         if let Some(said) = said.as_object_mut() {
@@ -203,7 +250,7 @@ fn checkpoints() -> Outcome {
         std::fs::remove_file(run_dir.join(ours)).map_err(LabError::doing("remove our state"))?;
     }
 
-    setting.node.start_daemon(SETTINGS)?;
+    setting.node.start_daemon(settings)?;
     setting.node.wait_ready()?;
 
     many.is_whole(&setting)?;
@@ -231,4 +278,83 @@ fn switched_off() -> Outcome {
     many.pod.del(&setting.node)?;
     ensure!(setting.node.report()?.pods.is_empty(), "something of it is held");
     setting.fabric.troubles()
+}
+
+/// What EC2 was asked to change.
+fn changes(setting: &Setting) -> Vec<String> {
+    let calls = setting.fabric.ec2().calls().into_iter().map(|call| call.action.as_str().to_owned());
+    calls.filter(|action| !action.starts_with("Describe")).collect()
+}
+
+/// Whether the rules that lead out IPv6 of secondary ENIs are these.
+fn leads_out(setting: &Setting, tables: &[u32]) -> Outcome {
+    let rules = setting.node.netns().read("ip -6 rule show pref 1536")?;
+    let all = tables.iter().all(|table| rules.contains(&format!("/80 lookup {table}")));
+    ensure!(all && rules.lines().count() == tables.len(), "{rules}");
+    Ok(())
+}
+
+/// Whether the tools find nothing wrong and know the way of each address.
+fn is_explained(setting: &Setting, many: &Many) -> Outcome {
+    let output = setting.node.tool(&["doctor"], &[])?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let output = setting.node.tool(&["explain", "pod", "many"], &[])?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let told = many.addresses.iter().all(|address| said.contains(&address.to_string()));
+    ensure!(told && said.contains("table 10100") && !said.contains("MISSING"), "{said}");
+    Ok(())
+}
+
+fn dual_stack() -> Outcome {
+    let setting = Setting::start_on(TWO_CARDS, DUAL)?;
+    let mut many = Many::add_with(&setting, "many", 4)?;
+
+    many.reaches(&setting)?;
+    many.is_whole(&setting)?;
+    leads_out(&setting, &[10_100])?;
+    is_explained(&setting, &many)?;
+
+    // Somebody takes the way out away.
+    for taken in ["ip -6 rule del pref 1536", "ip -6 route flush table 10100"] {
+        setting.node.netns().read(taken)?;
+    }
+    eventually("the way out", || leads_out(&setting, &[10_100]).is_ok())?;
+    many.reaches(&setting)?;
+
+    many.pod.del(&setting.node)?;
+    let routes = setting.node.netns().read("ip -6 route show table 51200")?;
+    ensure!(routes.trim().is_empty(), "routes are left: {routes}");
+    Ok(())
+}
+
+fn ipv6_only() -> Outcome {
+    let setting = Setting::start_on(TWO_CARDS, ONLY)?;
+    let many = Many::add(&setting, "many")?;
+    let mut one = Pod::create("one", "one")?;
+    let told = one.add_any(&setting.node)?;
+    ensure!(told.len() == 1, "a pod that does not ask has {told:?}");
+
+    many.reaches(&setting)?;
+    many.is_whole(&setting)?;
+    leads_out(&setting, &[10_100])?;
+    is_explained(&setting, &many)?;
+
+    let enis = setting.fabric.ec2().enis_of(&setting.node.instance().id);
+    let of_enis: Vec<_> = enis.iter().map(|eni| (eni.secondary.len(), eni.ipv6_prefixes.len())).collect();
+    ensure!(of_enis == [(0, 1), (0, 1)], "addresses and prefixes of the ENIs: {of_enis:?}");
+    let mut made = changes(&setting);
+    made.sort();
+    let want = [
+        "AssignIpv6Addresses",
+        "AssignIpv6Addresses",
+        "AttachNetworkInterface",
+        "CreateNetworkInterface",
+        "ModifyNetworkInterfaceAttribute",
+    ];
+    ensure!(made == want, "EC2 was asked for {made:?}");
+    // IPv4 leaves by the node's address, by the first card.
+    let _echo = Echo::start(setting.fabric.internet())?;
+    let seen = ask(&many.pod.netns, INTERNET_HOST)?;
+    ensure!(seen == Some(setting.node.instance().address), "by IPv4 it is seen as {seen:?}");
+    Ok(())
 }

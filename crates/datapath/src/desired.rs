@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
-use types::{Mac, TableId};
+use types::{BranchEni, Ipv6Prefix, Mac, TableId};
 
 use crate::mark::MarkError;
 use crate::model::{
@@ -86,7 +86,22 @@ fn secondary(
     let steering = rule(RulePriority::Steering, Selector::Mark { value, mask });
     let from = rule(RulePriority::FromEni, Selector::From(eni.primary_address));
     state.rules.extend([(steering, 1), (from, 1)]);
+    if let Some(prefix) = eni.ipv6.filter(|_| spec.ipv6) {
+        secondary_ipv6(state, prefix, table, link);
+    }
     Ok(())
+}
+
+/// A secondary ENI's way out for IPv6. What comes of its prefix is of a pod, and there is one prefix, so a rule needs no mark.
+fn secondary_ipv6(state: &mut KernelState, prefix: Ipv6Prefix, table: TableId, link: IfIndex) {
+    let gateway = IpAddr::V6(BranchEni::IPV6_GATEWAY);
+    state.routes.insert(Route { table, destination: IpNetwork::from(gateway), via: None, link });
+    state.routes.insert(Route { table, destination: everywhere(Family::V6), via: Some(gateway), link });
+    let (family, priority) = (Family::V6, RulePriority::Steering);
+    // The length of a prefix is never refused.
+    let range = Ipv6Network::new(prefix.first(), Ipv6Prefix::LENGTH).ok();
+    let rule = range.map(|range| Rule { family, priority, selector: Selector::Within(range), table });
+    state.rules.extend(rule.map(|rule| (rule, 1)));
 }
 
 /// The mark of each pod address (or prefix) on a secondary ENI whose link is there.
@@ -205,6 +220,7 @@ mod tests {
             subnet: "10.0.16.0/20".parse().unwrap(),
             mtu: 9001,
             sources: BTreeSet::new(),
+            ipv6: None,
         }
     }
 
@@ -267,6 +283,23 @@ ip rule add pref 32765 from 10.0.18.6 lookup 10102 protocol 86
 ip rule add pref 32766 from all lookup main protocol 86
 "
         );
+    }
+
+    #[test]
+    fn what_comes_of_a_secondary_enis_ipv6_prefix_leaves_by_it() {
+        let mut spec = NodeSpec { ipv6: true, ..spec() };
+        spec.enis[2].ipv6 = Some("2001:db8:0:1:4a2f::/80".parse().unwrap());
+        let links = links(&spec);
+
+        let text = script(&node(&spec, &links).unwrap(), &links);
+
+        let of_ipv6: Vec<&str> = text.lines().filter(|line| line.contains(':')).collect();
+        let wanted = [
+            "ip route replace fe80:ec2::1/128 dev ens2 scope link table 10102 proto 86",
+            "ip route replace ::/0 via fe80:ec2::1 dev ens2 table 10102 proto 86",
+            "ip -6 rule add pref 1536 from 2001:db8:0:1:4a2f::/80 lookup 10102 protocol 86",
+        ];
+        assert_eq!(of_ipv6, wanted, "{text}");
     }
 
     #[test]

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
-use types::{Branch, BranchEni, DeviceIndex, HostVeth, Mac, NetworkCard, TableId};
+use types::{Branch, BranchEni, DeviceIndex, HostVeth, Ipv6Prefix, Mac, NetworkCard, TableId};
 
 use crate::Marks;
 
@@ -91,6 +91,9 @@ pub struct EniSpec {
     pub mtu: u32,
     /// Pod addresses (or prefixes) that must leave by this ENI.
     pub sources: BTreeSet<Ipv4Network>,
+    /// The IPv6 prefix whose addresses must leave by it. The primary ENI's leave by the main table, and need none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<Ipv6Prefix>,
 }
 
 impl EniSpec {
@@ -116,7 +119,7 @@ pub struct NodeSpec {
     pub marks: Marks,
     /// Whether connections can be bound to the primary ENI by mark (rule 1024).
     pub connmark: bool,
-    /// Whether pods have IPv6 addresses: all of the primary ENI, by the main table.
+    /// Whether pods have IPv6 addresses: of the primary ENI, by the main table, or of another one's prefix.
     pub ipv6: bool,
     /// Destinations that the main table routes, whichever ENI a pod is on (`AWS_EXTERNAL_SERVICE_CIDRS`).
     pub external_services: BTreeSet<Ipv4Network>,
@@ -239,6 +242,8 @@ pub enum Selector {
     },
     /// A source address.
     From(Ipv4Addr),
+    /// Sources within a range.
+    Within(Ipv6Network),
     /// A destination.
     To(Ipv4Network),
     /// ICMPv6 from the VPC's IPv6 router ([`types::BranchEni::IPV6_GATEWAY`]).
@@ -265,6 +270,7 @@ impl fmt::Display for Rule {
             Selector::All => f.write_str("from all")?,
             Selector::Mark { value, mask } => write!(f, "fwmark {value:#x}/{mask:#x}")?,
             Selector::From(address) => write!(f, "from {address}")?,
+            Selector::Within(range) => write!(f, "from {range}")?,
             Selector::To(range) => write!(f, "to {range}")?,
             Selector::RouterIcmp => write!(f, "from {} ipproto ipv6-icmp", BranchEni::IPV6_GATEWAY)?,
         }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use types::{HostVeth, Ipv6Prefix, Moment, NetworkCard, PodName, SandboxKey, VethPrefix};
 
-use crate::families::Families;
+use crate::families::{Families, stand_in};
 
 /// The only version there is.
 const VERSION: &str = "vpc-cni-ipam/1";
@@ -52,6 +52,11 @@ impl Entry {
     pub fn told(&self) -> IpAddr {
         self.ipv6.map_or(IpAddr::V4(self.address), IpAddr::V6)
     }
+
+    /// What it is as the pool knows it where it stands in a network card's file.
+    fn address_on(&self, card: NetworkCard) -> Option<Ipv4Addr> {
+        self.ipv6.map_or(Some(self.address), |ipv6| stand_in(card, ipv6))
+    }
 }
 
 /// What a checkpoint says.
@@ -84,8 +89,12 @@ impl Checkpoint {
             whole.ours &= file.ours;
             whole.unreadable += file.unreadable;
             for mut entry in file.entries {
+                let Some(address) = entry.address_on(card) else {
+                    whole.unreadable += 1;
+                    continue;
+                };
                 let index = interfaces.entry(entry.sandbox.clone()).or_default();
-                (entry.card, entry.index) = (card, *index);
+                (entry.address, entry.card, entry.index) = (address, card, *index);
                 // Two of one card are two claims to one interface.
                 let named = entry.host_if.is_some();
                 entry.host_if = named.then(|| HostVeth::of_pod(prefix, &entry.pod, entry.index));

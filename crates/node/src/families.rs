@@ -16,7 +16,7 @@ use datapath::PodSpec;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use pool::Owner;
 use serde::{Deserialize, Serialize};
-use types::Ipv6Prefix;
+use types::{Ipv6Prefix, NetworkCard};
 
 /// Which addresses pods get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +39,8 @@ pub enum Families {
 const LOCAL: (Ipv4Addr, u8) = (Ipv4Addr::new(169, 254, 172, 0), 22);
 /// The first of them that pods get; the two before it are the network's own and what the Go version calls the gateway.
 const FIRST: u32 = 2;
+/// What tells addresses that stand in for those of the Go version from our own, on network cards above 0.
+const OF_GO: u8 = 0x80;
 
 impl Families {
     /// Whether pods have IPv6 addresses of the VPC, so that the primary ENI needs a prefix of them.
@@ -124,7 +126,10 @@ impl Families {
         let has_ipv4 = match self.range_of_node() {
             None => true,
             // One that is not of the range stands for an IPv6 address that the Go version gave; and who has no other has this one.
-            Some(range) => owner.ipv6.is_none() || (self.has_egress() && range.contains(address)),
+            Some(range) => match owner.ipv6 {
+                None => !is_of_further_card(address),
+                Some(_) => self.has_egress() && range.contains(address),
+            },
         };
         let ipv4 = has_ipv4.then_some(IpAddr::V4(address));
         let addresses = ipv4.into_iter().chain(owner.ipv6.map(IpAddr::V6)).collect();
@@ -138,13 +143,35 @@ pub fn is_local(address: Ipv6Addr) -> bool {
     Ipv6Prefix::of(address) == Ipv6Prefix::LOCAL
 }
 
-/// What the pool of an IPv6 node has.
+/// What the pool of an IPv6 node has on a network card. Those of cards above 0 mean nothing to the kernel: what pods have there is the IPv6
+/// addresses that go with them.
 #[must_use]
-pub fn local_addresses() -> BTreeSet<Ipv4Addr> {
+pub fn local_addresses(card: NetworkCard) -> BTreeSet<Ipv4Addr> {
     let (first, length) = LOCAL;
+    let first = if card == NetworkCard(0) { first } else { Ipv4Addr::new(0, card.0, 0, 0) };
     let (first, size) = (first.to_bits(), 1_u32 << (32 - length));
     // The last one is the network's too.
     (first + FIRST..first + size - 1).map(Ipv4Addr::from_bits).collect()
+}
+
+/// The address as the pool of an IPv6 node knows it that stands for one that the Go version gave on a network card. It counts from the first
+/// one of each prefix on, so on cards above 0 the same last bits are another pod's; `None` for one that it would not give.
+#[must_use]
+pub fn stand_in(card: NetworkCard, ipv6: Ipv6Addr) -> Option<Ipv4Addr> {
+    let address = Ipv6Prefix::beneath(ipv6)?;
+    let [a, b, c, d] = address.octets();
+    match (card, a, b) {
+        (NetworkCard(0), ..) => Some(address),
+        // One of ours.
+        (NetworkCard(card), 0, of) if of == card => Some(address),
+        (NetworkCard(card), 0, 0) if c < OF_GO => Some(Ipv4Addr::new(0, card, OF_GO | c, d)),
+        (..) => None,
+    }
+}
+
+/// Whether an address is one of [`local_addresses`] of a network card above 0, or stands in for one there.
+fn is_of_further_card(address: Ipv4Addr) -> bool {
+    matches!(address.octets(), [0, card, ..] if card > 0)
 }
 
 /// The address of a pod that its wiring tells, as the pool knows it.
@@ -240,10 +267,35 @@ mod tests {
 
     #[test]
     fn an_ipv6_node_has_room_for_a_thousand_pods() {
-        let all = local_addresses();
+        let all = local_addresses(NetworkCard(0));
 
         assert_eq!(all.len(), 1021);
         assert_eq!(all.first(), Some(&Ipv4Addr::new(169, 254, 172, 2)));
         assert_eq!(all.last(), Some(&Ipv4Addr::new(169, 254, 175, 254)));
+    }
+
+    #[test]
+    fn what_pods_have_on_further_cards_has_one_name_in_the_pool_whoever_gave_it() {
+        let prefix: Ipv6Prefix = "2001:db8::/80".parse().unwrap();
+        let (first, second) = (NetworkCard(1), NetworkCard(31));
+        let ours = local_addresses(first);
+        assert_eq!(ours.len(), 1021);
+        assert!(ours.is_disjoint(&local_addresses(second)) && ours.iter().all(|it| is_of_further_card(*it)));
+
+        let mut of_go: BTreeSet<Ipv4Addr> = BTreeSet::new();
+        for number in 0..1000_u32 {
+            let ipv6 = prefix.beside(Ipv4Addr::from_bits(number));
+            of_go.extend([first, second].map(|card| stand_in(card, ipv6).unwrap()));
+            assert_eq!(stand_in(NetworkCard(0), ipv6), Some(Ipv4Addr::from_bits(number)));
+        }
+        assert_eq!(of_go.len(), 2000);
+        assert!(of_go.is_disjoint(&ours) && of_go.iter().all(|it| is_of_further_card(*it)));
+        for address in ours {
+            assert_eq!(stand_in(first, prefix.beside(address)), Some(address));
+            assert_eq!(stand_in(second, prefix.beside(address)), None);
+        }
+        let wired = |ipv6| Families::V6 { egress: true }.pod_spec(&owner(ipv6), [0, 1, 0, 2].into(), 9001);
+        assert!(wired(None).addresses.is_empty(), "it means nothing to the kernel");
+        assert_eq!(wired(Some(prefix.first())).addresses, [IpAddr::V6(prefix.first())]);
     }
 }

@@ -1,10 +1,11 @@
 //! What a report tells, of a running daemon's state and of a saved one alike.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use pool::{Counts, EniSeen, Grant, Owner, Pool, Role};
-use types::{Ipv6Prefix, Moment, TableId};
+use types::{EniId, Ipv6Prefix, Moment, TableId};
 use wire::{AddressCount, EniReport, Observed, PodReport, Report};
 
 use crate::families::Families;
@@ -55,15 +56,15 @@ pub const fn count(counts: Counts) -> AddressCount {
     AddressCount { free, reserved, assigned, cooling }
 }
 
-/// The ENIs, by network card and device; an IPv6 prefix is the primary one's.
+/// The ENIs, by network card and device, with their IPv6 prefixes.
 #[must_use]
-pub fn enis(pool: &Pool, ipv6: Option<Ipv6Prefix>, now: Moment) -> Vec<EniReport> {
-    let assigned = ipv6.map_or(0, |prefix| u32::try_from(pods_in(pool, prefix)).unwrap_or(u32::MAX));
+pub fn enis(pool: &Pool, ipv6: &BTreeMap<EniId, Ipv6Prefix>, now: Moment) -> Vec<EniReport> {
     let report = |eni: EniSeen| {
-        let is_primary = eni.role == Role::Primary;
+        let ipv6_prefix = ipv6.get(&eni.id).copied();
+        let pods = ipv6_prefix.map_or(0, |prefix| pods_in(pool, prefix));
         EniReport {
-            ipv6_prefixes: u32::from(is_primary && ipv6.is_some()),
-            ipv6_assigned: if is_primary { assigned } else { 0 },
+            ipv6_prefix,
+            ipv6_assigned: u32::try_from(pods).unwrap_or(u32::MAX),
             addresses: count(pool.counts_of(&eni.id, now)),
             table: TableId::of_eni(eni.card, eni.device),
             foreign: !eni.role.is_for_pods(),

@@ -70,14 +70,28 @@ impl Role {
 pub enum Unready {
     /// Its link may appear any moment: what it has counts as on its way.
     Coming,
+    /// It lacks the IPv6 prefix of which pods there get addresses, or the host's kernel does not know it yet: likewise.
+    NoPrefix,
     /// Nobody knows whether that will ever change: what it has does not count, and it goes back where it is not needed.
     Stuck,
+}
+
+impl Unready {
+    /// Whether pods are about to have a way out by it.
+    #[must_use]
+    pub const fn is_coming(self) -> bool {
+        match self {
+            Self::Coming | Self::NoPrefix => true,
+            Self::Stuck => false,
+        }
+    }
 }
 
 impl fmt::Display for Unready {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Coming => "its link is not there yet",
+            Self::NoPrefix => "it has no IPv6 prefix yet",
             Self::Stuck => "the host's kernel does not lead pods out by it",
         })
     }

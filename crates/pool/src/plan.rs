@@ -359,14 +359,14 @@ impl Pool {
     /// ENIs that can take more addresses and are not busy, fullest first.
     pub(crate) fn with_room(&self, limits: &Limits) -> Vec<&Eni> {
         let fit = |eni: &&Eni| self.room(eni, limits) > 0 && !self.is_busy(&eni.seen.id);
-        let mut enis: Vec<&Eni> = self.usable_on(limits.card).filter(fit).collect();
+        let mut enis: Vec<&Eni> = self.growable_on(limits.card).filter(fit).collect();
         enis.sort_by_key(|eni| (Reverse(eni.slots()), eni.place()));
         enis
     }
 
     /// Slots that will take a form on ENIs that are busy or being made: these can take more sooner than another new ENI could.
     fn room_later(&self, limits: &Limits, form: Mode, now: Moment) -> u32 {
-        let busy = self.usable_on(limits.card).filter(|eni| self.is_busy(&eni.seen.id));
+        let busy = self.growable_on(limits.card).filter(|eni| self.is_busy(&eni.seen.id));
         let busy = busy.map(|eni| {
             let room = self.room(eni, limits).saturating_sub(self.slots_coming_to(&eni.seen.id));
             (&eni.seen.subnet, room)
@@ -530,6 +530,7 @@ impl Pool {
         let (free, cooling) = eni.idle(now);
         let held = as_count(eni.held());
         let unready = self.unready(&eni.seen);
+        let coming = unready.filter(|unready| unready.is_coming());
         let useless = self.exclusion(&eni.seen).is_some() || unready.is_some();
         let needed = |stock: Stock| {
             let total = stock.total.saturating_sub(held + free + cooling);
@@ -545,7 +546,7 @@ impl Pool {
             Role::Secondary if self.is_busy(&eni.seen.id) => Some(KeptReason::Busy),
             Role::Secondary if held > 0 => Some(KeptReason::Pods(held)),
             Role::Secondary if self.led_by.contains(&eni.seen.id) => Some(KeptReason::LeadsPods),
-            Role::Secondary if unready == Some(Unready::Coming) => Some(KeptReason::Unready(Unready::Coming)),
+            Role::Secondary if coming.is_some() => coming.map(KeptReason::Unready),
             Role::Secondary if cooling > 0 => Some(KeptReason::Cooling(cooling)),
             Role::Secondary if needed(stock) => Some(KeptReason::Needed),
             Role::Secondary if old_enough > now => Some(KeptReason::Young(old_enough)),

@@ -639,15 +639,21 @@ impl Pool {
         self.usable().filter(move |eni| eni.seen.card == card)
     }
 
+    /// Those on a network card that more can be asked for, also as long as they have no IPv6 prefix.
+    pub(crate) fn growable_on(&self, card: NetworkCard) -> impl Iterator<Item = &Eni> {
+        let growable = |eni: &Eni| matches!(self.unready(&eni.seen), None | Some(Unready::NoPrefix));
+        self.fit().filter(move |eni| eni.seen.card == card && growable(eni))
+    }
+
     /// ENIs whose free addresses pods may get once the host's kernel is ready for them.
     fn fit(&self) -> impl Iterator<Item = &Eni> {
         let fit = |eni: &&Eni| self.cards.contains(&eni.seen.card) && self.exclusion(&eni.seen).is_none();
         self.ours().filter(fit)
     }
 
-    /// Those of one network card whose links may appear any moment.
+    /// Those of one network card for which it may be ready any moment.
     pub(crate) fn coming_on(&self, card: NetworkCard) -> impl Iterator<Item = &Eni> {
-        let coming = |eni: &Eni| self.unready(&eni.seen) == Some(Unready::Coming);
+        let coming = |eni: &Eni| self.unready(&eni.seen).is_some_and(Unready::is_coming);
         self.fit().filter(move |eni| eni.seen.card == card && coming(eni))
     }
 

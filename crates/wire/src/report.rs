@@ -148,10 +148,10 @@ pub struct EniReport {
     /// Which these are.
     #[serde(default)]
     pub delegated: BTreeSet<Prefix>,
-    /// How many IPv6 prefixes pods get addresses of.
+    /// The IPv6 prefix that pods get addresses of, if it has one.
     #[serde(default)]
-    pub ipv6_prefixes: u32,
-    /// IPv6 addresses of them that pods have.
+    pub ipv6_prefix: Option<Ipv6Prefix>,
+    /// IPv6 addresses of it that pods have.
     #[serde(default)]
     pub ipv6_assigned: u32,
     /// Its addresses by state.

@@ -185,16 +185,6 @@ pub enum SettingError {
         /// What it is for.
         doc: &'static str,
     },
-    /// It asks for what this version cannot do.
-    #[error("{name}={found} is not supported by this version; what it is for: {doc}")]
-    Unsupported {
-        /// The variable.
-        name: &'static str,
-        /// Its text, cut to 64 characters.
-        found: String,
-        /// What it is for.
-        doc: &'static str,
-    },
     /// It means nothing without another one.
     #[error("{name} needs {other}, and a cluster around the daemon")]
     Needs {
@@ -269,9 +259,6 @@ impl Config {
     fn parse_beside(environment: &Environment, own: &[Setting]) -> Result<Self, Vec<SettingError>> {
         let mut reader = Reader::new(environment);
         let mut config = Self::read(&mut reader);
-        if config.multi_nic && config.families != (Families::V4 { egress: false }) {
-            reader.errors.push(unsupported(&table::MULTI_NIC, "true"));
-        }
         if config.pod_eni {
             config.check_pod_eni(&mut reader);
         }
@@ -487,8 +474,4 @@ fn introspection_bind(text: &str) -> Option<IntrospectionBind> {
         return Some(IntrospectionBind::Address((std::net::Ipv4Addr::LOCALHOST, port).into()));
     }
     text.parse().ok().map(IntrospectionBind::Address)
-}
-
-fn unsupported(setting: &Setting, found: &str) -> SettingError {
-    SettingError::Unsupported { name: setting.name, found: found.to_owned(), doc: setting.doc }
 }

@@ -139,7 +139,7 @@ fn originals(all: &mut Registry, report: &Report) {
         all.register(name, help, family);
     };
     per_eni("awscni_assigned_ip_per_eni", "Addresses that pods have, by ENI", &|eni| eni.addresses.assigned);
-    per_eni("ipamd_ipv6_prefixes", "IPv6 prefixes, by ENI", &|eni| eni.ipv6_prefixes);
+    per_eni("ipamd_ipv6_prefixes", "IPv6 prefixes, by ENI", &|eni| u32::from(eni.ipv6_prefix.is_some()));
     per_eni("ipamd_ipv6_addresses", "IPv6 addresses that pods have, by ENI", &|eni| eni.ipv6_assigned);
     let per_cidr = Family::<CidrLabel, Gauge>::default();
     for (cidr, count) in per_range(report) {

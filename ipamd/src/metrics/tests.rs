@@ -138,7 +138,7 @@ fn node() -> Report {
         table: types::TableId::MAIN,
         prefixes: 2,
         delegated,
-        ipv6_prefixes: 0,
+        ipv6_prefix: None,
         ipv6_assigned: 0,
         addresses: AddressCount { assigned: 2, free: 30, ..AddressCount::default() },
         excluded: None,

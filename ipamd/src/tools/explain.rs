@@ -5,10 +5,11 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use datapath::netfilter::{TABLE, ruleset};
 use datapath::{
-    BranchLack, EniSpec, Family, HostSeen, LinkSeen, Rule, RulePriority, branch_lacks, branch_rules, desired,
+    BranchLack, EniSpec, Family, HostSeen, LinkSeen, Rule, RulePriority, Selector, branch_lacks,
+    branch_rules, desired,
 };
 use pool::Owner;
-use types::{Branch, HostVeth, PodName, Reason, TableId};
+use types::{Branch, EniId, HostVeth, Ipv6Prefix, PodName, Reason, TableId};
 use wire::Report;
 
 use super::evidence::Evidence;
@@ -143,6 +144,11 @@ struct Explained<'a> {
     link: Option<LinkSeen>,
 }
 
+/// Whether a rule is for what comes of an IPv6 prefix.
+fn of_prefix(rule: &Rule, prefix: Ipv6Prefix) -> bool {
+    matches!(rule.selector, Selector::Within(range) if range.contains(prefix.first()))
+}
+
 impl<'a> Explained<'a> {
     fn new(evidence: &'a Evidence, owner: &'a Owner, address: Ipv4Addr) -> Self {
         let record = evidence.saved.record.as_ref();
@@ -162,9 +168,14 @@ impl<'a> Explained<'a> {
         writeln!(out, "  sandbox    {id}, {} of network {network}{held}", sandbox.if_name())?;
         self.address_and_eni(out)?;
         if let Some(ipv6) = ipv6 {
-            let whose = match self.record.and_then(|record| record.wish.ipv6_egress) {
-                Some(node) => format!("means something on this node only; the node makes the source {node}"),
-                None => format!(
+            let whose = match (self.eni_of_ipv6(), self.record.and_then(|record| record.wish.ipv6_egress)) {
+                (Some((eni, id)), _) => {
+                    format!("of {id}'s /80; its packets leave by rule 1536 -> table {}", eni.table())
+                }
+                (None, Some(node)) => {
+                    format!("means something on this node only; the node makes the source {node}")
+                }
+                (None, None) => format!(
                     "the primary ENI's /80 with {} at its end; its packets leave by the main table",
                     self.address
                 ),
@@ -180,6 +191,13 @@ impl<'a> Explained<'a> {
             self.ways(out, record)?;
         }
         Ok(())
+    }
+
+    /// The ENI of a further network card whose prefix its IPv6 address is of.
+    fn eni_of_ipv6(&self) -> Option<(&'a EniSpec, &'a EniId)> {
+        let (record, prefix) = (self.record?, Ipv6Prefix::of(self.owner.ipv6?));
+        let eni = record.wish.node.enis.iter().find(|eni| eni.ipv6 == Some(prefix))?;
+        Some((eni, record.wish.ids.get(&eni.mac)?))
     }
 
     /// How a pod with a branch ENI is reached and leaves.
@@ -252,7 +270,11 @@ impl<'a> Explained<'a> {
             );
         };
         if !record.families.has_ipv4_of_vpc() {
-            return writeln!(out, "  address    {address}, which means something on this node only");
+            let what = match record.families.range_of_node().is_some_and(|range| range.contains(address)) {
+                true => "which means something on this node only",
+                false => "which stands for its IPv6 address in the books",
+            };
+            return writeln!(out, "  address    {address}, {what}");
         }
         let Some(eni) = self.eni else {
             return writeln!(
@@ -360,13 +382,17 @@ impl<'a> Explained<'a> {
         };
         let Ok(state) = desired::node(&record.wish.node, &links) else { return Ok(()) };
         let own_table = self.eni.map(EniSpec::table);
+        let prefix = self.owner.ipv6.map(Ipv6Prefix::of);
         let concerns = |rule: &&Rule| match rule.priority {
             RulePriority::Pods
             | RulePriority::Connmark
             | RulePriority::ExternalServices
             | RulePriority::Local
             | RulePriority::Main => true,
-            RulePriority::Steering => Some(rule.table) == own_table,
+            RulePriority::Steering => match rule.family {
+                Family::V4 => Some(rule.table) == own_table,
+                Family::V6 => prefix.is_some_and(|prefix| of_prefix(rule, prefix)),
+            },
             RulePriority::FromEni | RulePriority::First => false,
         };
         for rule in state.rules.keys().filter(concerns) {
@@ -374,6 +400,7 @@ impl<'a> Explained<'a> {
                 RulePriority::Pods => "is it for a pod of this node?",
                 RulePriority::Connmark => "its connection came or left by the primary ENI",
                 RulePriority::ExternalServices => "an external service goes by the main table for every pod",
+                RulePriority::Steering if rule.family == Family::V6 => "it is from its ENI's prefix",
                 RulePriority::Steering => "its mark says that it leaves by its own ENI",
                 RulePriority::FromEni | RulePriority::First => "",
                 RulePriority::Local => "is it for the node itself? (after the rules of branch ENIs)",
@@ -451,6 +478,19 @@ impl<'a> Explained<'a> {
 
     fn ways_of_local(&self, out: &mut String, record: &HostRecord) -> fmt::Result {
         let ipv6 = self.owner.ipv6.map(|ipv6| ipv6.to_string()).unwrap_or_default();
+        if let Some((eni, id)) = self.eni_of_ipv6() {
+            writeln!(
+                out,
+                "    to anywhere by IPv6: from {ipv6} by rule 1536 -> table {} -> {id}; nothing is translated",
+                eni.table()
+            )?;
+            return writeln!(
+                out,
+                "    to the pod: what is for {ipv6} comes by {id} -> rule 512 -> table {} -> {}",
+                TableId::PODS,
+                self.owner.host_if
+            );
+        }
         writeln!(
             out,
             "    to anywhere by IPv6: from {ipv6} by the main table and the primary ENI; nothing is translated"

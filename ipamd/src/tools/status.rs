@@ -1,12 +1,13 @@
 //! `ipamd status --state`: what a saved directory tells of its node: what its daemon answered when that was saved, or what the files say
 //! without it.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use node::status::{count, tell_facts};
-use pool::Pool;
+use pool::{Pool, Role};
 use types::Moment;
 use wire::Report;
 
@@ -86,11 +87,15 @@ fn report(pool: &Pool, families: Families, remembered: Option<Remembered>, at: M
         pods: node::status::pods(pool, families),
         ..blank(at)
     };
-    if let Some(Remembered { facts, ipv6_prefixes, .. }) = remembered {
+    let mut prefixes = BTreeMap::new();
+    if let Some(Remembered { facts, ipv6, enis, .. }) = remembered {
         tell_facts(&mut report, &facts);
-        report.ipv6_prefix = ipv6_prefixes.first().copied().filter(|_| families.needs_prefix());
+        let primary = enis.iter().find(|eni| eni.role == Role::Primary);
+        let prefix = primary.and_then(|eni| ipv6.get(&eni.id).copied());
+        report.ipv6_prefix = prefix.filter(|_| families.needs_prefix());
+        prefixes = ipv6;
     }
-    report.enis = node::status::enis(pool, report.ipv6_prefix, at);
+    report.enis = node::status::enis(pool, &prefixes, at);
     report
 }
 

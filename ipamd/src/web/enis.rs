@@ -104,7 +104,7 @@ struct Pod {
     interfaces_count: Option<u8>,
 }
 
-/// The pool, by network card. The report has what the pool's snapshot lacks: which ENIs are excluded, and the IPv6 prefix.
+/// The pool, by network card. The report has what the pool's snapshot lacks: which ENIs are excluded, and the IPv6 prefixes.
 pub(super) fn by_card(
     pool: &Snapshot,
     report: &Report,
@@ -119,7 +119,9 @@ pub(super) fn by_card(
         if families.has_ipv4_of_vpc() {
             eni.ipv4 = ipv4(seen, &used);
         }
-        if let Some(prefix) = report.ipv6_prefix.filter(|_| seen.role == Role::Primary) {
+        let told = report.enis.iter().find(|eni| eni.id == seen.id);
+        let prefix = told.and_then(|told| told.ipv6_prefix).filter(|_| families.needs_prefix());
+        if let Some(prefix) = prefix {
             let of_it = |owner: &Owner| owner.ipv6.filter(|ipv6| types::Ipv6Prefix::of(*ipv6) == prefix);
             let held = pool.owners.iter().filter_map(|(owner, _)| Some((of_it(owner)?.into(), owner)));
             let addresses = held.map(|(ip, owner)| (ip, held_by(pool, ip, owner))).collect();
@@ -298,10 +300,12 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_addresses_stand_in_their_prefix_on_the_primary_eni() {
-        let report = Report { ipv6_prefix: Some("2001:db8::/80".parse().unwrap()), ..blank(NOW) };
+    fn ipv6_addresses_stand_in_their_prefix_on_its_eni() {
         let owners = vec![(owner(Some("2001:db8::a00:117")), Ipv4Addr::new(10, 0, 1, 23))];
         let pool = Snapshot { enis: vec![eni(Role::Primary)], owners, ..Snapshot::default() };
+        let known = pool::Pool::restore(pool.clone(), Duration::from_secs(30), NOW);
+        let prefixes = [(pool.enis[0].id.clone(), "2001:db8::/80".parse().unwrap())].into();
+        let report = Report { enis: node::status::enis(&known, &prefixes, NOW), ..blank(NOW) };
 
         let dual = shown(&pool, &report, Families::Dual);
         let alone = shown(&pool, &report, Families::V6 { egress: true });

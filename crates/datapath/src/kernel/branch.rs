@@ -126,7 +126,7 @@ fn to_rule(message: &RuleMessage) -> Option<(BranchRule, bool)> {
     let bare = parts.value.is_none() && parts.mask.is_none() && parts.to.is_none() && parts.carries.is_none();
     let selector = match (into, parts.from) {
         (Some(link), None) => BranchSelector::Into(link),
-        (None, Some(address)) => BranchSelector::From(address),
+        (None, Some(_)) => BranchSelector::From(parts.only_source()?),
         (Some(_), Some(_)) | (None, None) => return None,
     };
     let rule = BranchRule { family: parts.family, selector, table: parts.table };

@@ -50,7 +50,10 @@ pub(super) fn to_rule(message: &RuleMessage) -> Option<GoRule> {
         return None;
     }
     let (family, table) = (parts.family, parts.table);
-    let rule = match (parts.value, parts.mask, parts.from, parts.to) {
+    if parts.from.is_some() != parts.only_source().is_some() {
+        return None;
+    }
+    let rule = match (parts.value, parts.mask, parts.only_source(), parts.to) {
         (Some(value), Some(mask), None, None) if value == mask => GoRule::Connmark { family, mark: mask },
         (None, None, None, Some(IpNetwork::V4(range))) if parts.priority == EXTERNAL => {
             GoRule::ExternalService(range)

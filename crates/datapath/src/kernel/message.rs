@@ -14,7 +14,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
-use types::{BranchEni, Mac, TableId};
+use types::{BranchEni, Ipv6Prefix, Mac, TableId};
 
 use super::socket::Ask;
 use crate::PROTOCOL;
@@ -179,6 +179,10 @@ pub(super) fn of_rule(rule: &Rule) -> RuleMessage {
             message.header.src_len = 32;
             message.attributes.push(RuleAttribute::Source(IpAddr::V4(address)));
         }
+        Selector::Within(range) => {
+            message.header.src_len = range.prefix();
+            message.attributes.push(RuleAttribute::Source(IpAddr::V6(range.network())));
+        }
         Selector::To(range) => {
             message.header.dst_len = range.prefix();
             message.attributes.push(RuleAttribute::Destination(IpAddr::V4(range.network())));
@@ -221,11 +225,18 @@ pub(super) struct RuleParts {
     pub(super) value: Option<u32>,
     /// None for the empty one, which the kernel tells of rules that do not look at marks.
     pub(super) mask: Option<u32>,
-    pub(super) from: Option<IpAddr>,
+    pub(super) from: Option<IpNetwork>,
     pub(super) to: Option<IpNetwork>,
     /// Of packets, such as ICMPv6.
     pub(super) carries: Option<IpProtocol>,
     pub(super) protocol: RouteProtocol,
+}
+
+impl RuleParts {
+    /// The only source that it takes.
+    pub(super) fn only_source(&self) -> Option<IpAddr> {
+        self.from.filter(|from| *from == IpNetwork::from(from.ip())).map(|from| from.ip())
+    }
 }
 
 /// Takes a rule apart.
@@ -248,7 +259,9 @@ pub(super) fn rule_parts(message: &RuleMessage) -> Option<RuleParts> {
             RuleAttribute::Table(number) => parts.table = TableId(*number),
             RuleAttribute::FwMark(mark) => parts.value = Some(*mark),
             RuleAttribute::FwMask(bits) => parts.mask = Some(*bits).filter(|bits| *bits != 0),
-            RuleAttribute::Source(address) => parts.from = Some(*address),
+            RuleAttribute::Source(address) => {
+                parts.from = Some(IpNetwork::new(*address, header.src_len).ok()?);
+            }
             RuleAttribute::Destination(address) => {
                 parts.to = Some(IpNetwork::new(*address, header.dst_len).ok()?);
             }
@@ -261,7 +274,7 @@ pub(super) fn rule_parts(message: &RuleMessage) -> Option<RuleParts> {
     }
     let plain = header.action == RuleAction::ToTable
         && header.tos == 0
-        && parts.from.map_or(0, |address| IpNetwork::from(address).prefix()) == header.src_len
+        && parts.from.map_or(0, |from| from.prefix()) == header.src_len
         && !header.flags.contains(RuleFlags::Invert);
     plain.then_some(parts)
 }
@@ -270,10 +283,16 @@ pub(super) fn rule_parts(message: &RuleMessage) -> Option<RuleParts> {
 /// place, for the local one anybody's does, for the kernel has one of its own.
 pub(super) fn to_rule(message: &RuleMessage) -> Option<Rule> {
     let parts = rule_parts(message)?;
-    let router = IpAddr::V6(BranchEni::IPV6_GATEWAY);
+    let router = IpNetwork::from(IpAddr::V6(BranchEni::IPV6_GATEWAY));
     let selector = match (parts.value, parts.mask, parts.from, parts.to, parts.carries) {
         (Some(value), Some(mask), None, None, None) => Selector::Mark { value, mask },
-        (None, None, Some(IpAddr::V4(address)), None, None) => Selector::From(address),
+        (None, None, Some(IpNetwork::V4(from)), None, None) if from.prefix() == 32 => {
+            Selector::From(from.ip())
+        }
+        // Those of branch ENIs are from one address.
+        (None, None, Some(IpNetwork::V6(range)), None, None) if range.prefix() == Ipv6Prefix::LENGTH => {
+            Selector::Within(range)
+        }
         (None, None, None, Some(IpNetwork::V4(range)), None) => Selector::To(range),
         (None, None, None, None, None) => Selector::All,
         (None, None, Some(from), None, Some(ICMPV6)) if from == router => Selector::RouterIcmp,
@@ -388,7 +407,7 @@ pub(super) fn any_address(message: &AddressMessage) -> Option<(IpAddr, IfIndex)>
 mod tests {
     use super::*;
 
-    fn rules() -> [Rule; 8] {
+    fn rules() -> [Rule; 9] {
         let of =
             |family, priority, selector, table| Rule { family, priority, selector, table: TableId(table) };
         let rule = |priority, selector, table| of(Family::V4, priority, selector, table);
@@ -400,6 +419,12 @@ mod tests {
             rule(RulePriority::Steering, Selector::Mark { value: 0x100, mask: 0x3f00 }, 2),
             rule(RulePriority::FromEni, Selector::From([10, 0, 0, 1].into()), 10_101),
             rule(RulePriority::Local, Selector::All, 255),
+            of(
+                Family::V6,
+                RulePriority::Steering,
+                Selector::Within("2001:db8::/80".parse().unwrap()),
+                10_101,
+            ),
             of(Family::V6, RulePriority::First, Selector::RouterIcmp, 255),
         ]
     }

@@ -359,7 +359,8 @@ impl Node {
         let (mut interfaces, mut records) = (Vec::new(), Vec::new());
         for (mut owner, grant) in granted {
             if owner.branch.is_none() {
-                owner.ipv6 = self.pool.note_ipv6(&owner.sandbox, self.ipv6_beside(grant.address));
+                let ipv6 = self.ipv6_beside(&owner, &grant);
+                owner.ipv6 = self.pool.note_ipv6(&owner.sandbox, ipv6);
             }
             let pod = self.settings.families.pod_spec(&owner, grant.address, mtu);
             // A plugin that was called with the configuration of before: its packets must be known as a pod's.

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use pool::{Further, Owner, Pool};
 use types::{HostVeth, Moment, SandboxKey, VethPrefix};
 
-use super::restore::PodInKernel;
+use super::restore::Wired;
 use crate::checkpoint::{Checkpoint, Entry};
 use crate::families::ipv6_among;
 
@@ -28,13 +28,13 @@ pub(super) struct Adopted {
 pub(super) fn adopt(
     pool: &mut Pool,
     checkpoint: Checkpoint,
-    kernel: &[PodInKernel],
+    kernel: &[Wired<'_>],
     has_link: &mut dyn FnMut(&HostVeth) -> bool,
     now: Moment,
 ) -> Adopted {
     let mut adopted = Adopted::default();
     let routed: BTreeMap<Ipv4Addr, &HostVeth> =
-        kernel.iter().filter_map(|pod| Some((pod.address()?, &pod.host_if))).collect();
+        kernel.iter().filter_map(|wired| Some((wired.address?, &wired.pod.host_if))).collect();
     let mut entries = checkpoint.entries;
     entries.sort_by_key(|entry| std::cmp::Reverse(entry.since));
     let mut taken: BTreeSet<Ipv4Addr> = BTreeSet::new();
@@ -43,8 +43,8 @@ pub(super) fn adopt(
         if let Some(host_if) = host_end(&entry, &routed, has_link)
             && taken.insert(address)
         {
-            let wired = kernel.iter().find(|pod| pod.host_if == host_if);
-            let ipv6 = entry.ipv6.or_else(|| wired.and_then(|pod| ipv6_among(&pod.addresses)));
+            let wired = kernel.iter().find(|wired| wired.pod.host_if == host_if);
+            let ipv6 = entry.ipv6.or_else(|| wired.and_then(|wired| ipv6_among(&wired.pod.addresses)));
             let Entry { sandbox: main, pod, since, index, .. } = entry;
             let (sandbox, further) = match index {
                 0 => (main, None),
@@ -120,6 +120,8 @@ mod tests {
     use types::{NetworkCard, PodName};
 
     use super::*;
+    use crate::families::address_in_pool;
+    use crate::node::restore::PodInKernel;
     use crate::node::{Restored, pods_among, restore};
     use crate::store::{Loaded, Record};
 
@@ -283,7 +285,9 @@ mod tests {
 
         let pods = |checkpoint| {
             let pods = pods_among(all.clone(), checkpoint, &setting, Some("10.0.0.8/32".parse().unwrap()));
-            pods.into_iter().filter_map(|pod| Some(pod.address()?.octets()[3])).collect::<Vec<_>>()
+            pods.into_iter()
+                .filter_map(|pod| Some(address_in_pool(&pod.addresses)?.octets()[3]))
+                .collect::<Vec<_>>()
         };
 
         assert_eq!(pods(Some(&checkpoint)), [1, 2, 3, 4, 5, 8]);

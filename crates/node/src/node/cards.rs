@@ -13,6 +13,7 @@ use wire::CardReport;
 use super::Node;
 use super::adding::{Add, Pending};
 use super::event::CallId;
+use super::growing::local_capacity;
 use crate::status::count;
 
 impl Node {
@@ -36,7 +37,8 @@ impl Node {
     pub(super) fn limits_of(&self, card: NetworkCard) -> Option<Limits> {
         let facts = self.facts.as_ref()?;
         if !self.settings.families.has_ipv4_of_vpc() {
-            return Some(Limits { max_enis: 1, slots_per_eni: 0, card: NetworkCard(0) });
+            // The primary ENI is there; and one is enough for all pods of a card.
+            return Some(Limits { max_enis: 1, slots_per_eni: u8::from(card != NetworkCard(0)), card });
         }
         let max_enis = facts.limits.enis_on(card, self.settings.max_enis);
         // Before the trunk is there it holds its place.
@@ -48,6 +50,7 @@ impl Node {
     /// How many addresses for pods a card can hold.
     fn capacity_of(&self, card: NetworkCard) -> Capacity {
         match (&self.facts, card) {
+            (Some(_), _) if !self.settings.families.has_ipv4_of_vpc() => local_capacity(card),
             (Some(facts), NetworkCard(1..)) => {
                 Capacity { addresses: facts.limits.addresses_on(card, &self.layout(card)), branch: 0 }
             }
@@ -63,10 +66,10 @@ impl Node {
     /// What to ask EC2 for next, card by card. Those who want one address of any card wait for the first card that can still
     /// give one.
     pub(super) fn plan(&self, now: Moment) -> Option<Plan> {
-        self.facts.as_ref().filter(|_| self.settings.families.has_ipv4_of_vpc())?;
+        self.facts.as_ref()?;
         let (every, mut any) = self.waiting_for_cards();
         let mut whole: Option<Plan> = None;
-        for card in self.pool.cards() {
+        for card in self.pool.cards().iter().filter(|card| !self.is_local_card(**card)) {
             let plan =
                 self.pool.plan(&self.targets_of(*card, now), &self.limits_of(*card)?, every + any, now);
             any = any.min(plan.unmet);
@@ -76,6 +79,12 @@ impl Node {
             });
         }
         whole.map(|plan| self.left_alone(plan))
+    }
+
+    /// Whether all that pods can get of a card is there, and means something on this node alone: there is nothing to ask EC2 for.
+    fn is_local_card(&self, card: NetworkCard) -> bool {
+        let serves = |eni: &EniSeen| eni.card == card && eni.role.is_for_pods();
+        !self.settings.families.has_ipv4_of_vpc() && (card == NetworkCard(0) || self.pool.seen().any(serves))
     }
 
     /// Notes what is available on each card, for plans that give back.
@@ -109,14 +118,22 @@ impl Node {
         let every = self.queue.iter().filter(|id| wants_all(id)).count();
         let branches = self.queue.iter().filter(for_branch).count();
         let as_count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        (as_count(every), as_count(self.queue.len().saturating_sub(every + branches)))
+        let any = match self.settings.families.has_ipv4_of_vpc() {
+            true => self.queue.len().saturating_sub(every + branches),
+            // They want the first card's.
+            false => 0,
+        };
+        (as_count(every), as_count(any))
     }
 
     /// What an ADD wants: an address of each card, or one of any.
     pub(super) fn wants(&self, add: &Add, now: Moment) -> Vec<Want> {
         let cards = self.pool.cards();
         if !add.attachment.multi_nic {
-            return vec![Want { owner: add.owner(0, now), cards: cards.to_vec() }];
+            // On the first card of an IPv6 node there is always room, and a way to IPv4.
+            let some = if self.settings.families.has_ipv4_of_vpc() { cards.len() } else { 1 };
+            let cards = cards.iter().take(some).copied().collect();
+            return vec![Want { owner: add.owner(0, now), cards }];
         }
         let each = (0..).zip(cards);
         each.map(|(index, card)| Want { owner: add.owner(index, now), cards: vec![*card] }).collect()

@@ -62,8 +62,8 @@ pub struct Picture {
     pub in_motion: bool,
     /// CIDRs of their subnets, and of those that new ENIs may go to.
     pub subnets: BTreeMap<SubnetId, Ipv4Network>,
-    /// IPv6 prefixes of the primary ENI.
-    pub ipv6_prefixes: BTreeSet<Ipv6Prefix>,
+    /// IPv6 prefixes of the ENIs that have any.
+    pub ipv6_prefixes: BTreeMap<EniId, BTreeSet<Ipv6Prefix>>,
     /// Which subnets may be used; `None` if that could not be found out.
     pub choice: Option<Subnets>,
     /// EC2 was asked for the subnets and does not tell them.
@@ -202,8 +202,8 @@ pub enum Event {
         /// How it went.
         result: Result<Outcome, CloudError>,
     },
-    /// EC2 was asked for an IPv6 prefix.
-    Ipv6Assigned(Result<Ipv6Prefix, CloudError>),
+    /// EC2 was asked for an IPv6 prefix for an ENI.
+    Ipv6Assigned(EniId, Result<Ipv6Prefix, CloudError>),
     /// The IPv6 prefix was given back, or EC2 has not taken it.
     Ipv6Released(Result<(), CloudError>),
     /// EC2 does not say that it will delete an ENI which is being made together with the instance.
@@ -321,7 +321,7 @@ pub enum Effect {
     AskRange(SubnetId, Mac),
     /// Put on disk what a start would need to know, for when nobody tells it.
     Remember(Box<Remembered>),
-    /// Ask EC2 for an IPv6 prefix for the primary ENI, which is this one.
+    /// Ask EC2 for an IPv6 prefix for an ENI.
     AssignIpv6(EniId),
     /// Give the IPv6 prefix back that this ENI, the primary one, has.
     ReleaseIpv6(EniId, Ipv6Prefix),

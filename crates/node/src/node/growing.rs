@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pool::{Action, ActionId, Mode, Outcome};
+use pool::{Action, ActionId, Mode, Outcome, Wanted};
 use types::{Capacity, Layout, Moment, NetworkCard, Reason};
 
 use super::Node;
@@ -201,6 +201,12 @@ const fn outcome_of(kind: CloudErrorKind) -> Outcome {
     }
 }
 
+/// How many pods a network card of an IPv6 node can hold.
+pub(super) fn local_capacity(card: NetworkCard) -> Capacity {
+    let addresses = u32::try_from(local_addresses(card).len()).unwrap_or(u32::MAX);
+    Capacity { addresses, branch: 0 }
+}
+
 impl Node {
     pub(super) fn identified(&mut self, facts: Facts, now: Moment) {
         if let Some(before) = self.facts.as_ref().filter(|before| before.instance != facts.instance) {
@@ -247,7 +253,10 @@ impl Node {
         self.glance_later(now);
         let gives_back = self.pool.gives_back(id);
         match result {
-            Ok(outcome) => {
+            Ok(mut outcome) => {
+                if let Outcome::Created(eni) = &mut outcome {
+                    self.make_local(std::slice::from_mut(eni));
+                }
                 self.cloud.worked();
                 if gives_back {
                     self.cloud.gave_back();
@@ -336,7 +345,13 @@ impl Node {
         self.settle(Gain::Action(id, Outcome::Failed), now);
     }
 
-    fn act(&mut self, id: ActionId, action: Action) {
+    fn act(&mut self, id: ActionId, mut action: Action) {
+        if let Action::CreateEni { wanted, .. } = &mut action
+            && !self.settings.families.has_ipv4_of_vpc()
+        {
+            // Pods get addresses of its IPv6 prefix.
+            *wanted = Wanted::Addresses(0);
+        }
         let groups = self.groups_of_new();
         self.effects.push(Effect::Act { id, action, groups });
     }
@@ -367,8 +382,7 @@ impl Node {
     pub(super) fn capacity(&self) -> Capacity {
         let Some(facts) = &self.facts else { return Capacity { addresses: 0, branch: 0 } };
         if !self.settings.families.has_ipv4_of_vpc() {
-            let addresses = u32::try_from(local_addresses().len()).unwrap_or(u32::MAX);
-            return Capacity { addresses, branch: 0 };
+            return local_capacity(NetworkCard(0));
         }
         facts.limits.capacity(&self.layout(NetworkCard(0)))
     }
@@ -435,6 +449,7 @@ impl Node {
         let of_pool = self.why_pool_short(card, now);
         match (of_pool, &self.cloud.trouble) {
             (Some(Reason::PoolEmpty), _) if !self.may(false) => Reason::OnHold,
+            (Some(Reason::PoolEmpty), _) if self.awaits_prefix_on(card) => self.why_no_prefix(card),
             // What the pool could ask for it would ask EC2 for.
             (Some(Reason::PoolEmpty) | None, Some((kind, _))) => self.reason_of(*kind),
             (Some(Reason::NoSubnet), _) if self.settings.custom_networking => Reason::NoEniConfig,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use datapath::{EniSpec, NodeSpec, PodSpec};
 use ipnetwork::Ipv4Network;
 use pool::{ActionId, EniSeen, Given, Grant, Outcome, Role, Unready};
-use types::{EniId, Mac, Moment, NetworkCard, Prefix, Reason, VethPrefix};
+use types::{EniId, Ipv6Prefix, Mac, Moment, NetworkCard, Prefix, Reason, VethPrefix};
 
 use super::event::{Effect, Facts, HostMade, HostWish, Picture};
 use super::{Node, Settings};
@@ -75,6 +75,14 @@ pub(super) struct HostState {
     pub(super) settling: Vec<Settling>,
     /// ENIs by which pods' packets leave, each with the addresses that do.
     pub(super) led: Vec<EniSeen>,
+    /// IPv6 prefixes that it leads out by secondary ENIs, as of the last wish that it has granted.
+    pub(super) prefixes: BTreeMap<Mac, Ipv6Prefix>,
+    /// The same of the newest wish.
+    leading: BTreeMap<Mac, Ipv6Prefix>,
+    /// Those that there were to be led out when it was made, by ENI.
+    pub(super) wished_prefixes: BTreeMap<EniId, Ipv6Prefix>,
+    /// What it could not do for ENIs when it was last brought in line.
+    unready: BTreeMap<Mac, Unready>,
 }
 
 impl HostState {
@@ -82,6 +90,14 @@ impl HostState {
         // Neither while something else is waited for: it comes with that.
         let repair = (!self.under_way && self.retry_at.is_none()).then_some(self.repair_at);
         self.retry_at.into_iter().chain(repair).min()
+    }
+
+    /// The IPv6 prefix of an ENI that a picture tells which waits.
+    pub(super) fn prefix_told(&self, eni: &EniId) -> Option<Ipv6Prefix> {
+        self.settling.iter().find_map(|settling| match &settling.gain {
+            Gain::Picture(picture) => picture.ipv6_prefixes.get(eni)?.first().copied(),
+            Gain::Action(..) => None,
+        })
     }
 
     /// Somebody else has changed something of ours, or may have.
@@ -257,7 +273,9 @@ impl Node {
         // Of an ENI that pods' packets left by and that nobody tells any more none is on its way.
         let told: BTreeSet<Mac> = self.enis_told().map(|eni| eni.mac).collect();
         self.host.lacks(&made.missing.intersection(&told).copied().collect(), now);
-        self.tell_unready(&made);
+        self.host.prefixes.clone_from(&self.host.leading);
+        self.host.unready = self.unready_of(&made);
+        self.tell_unready();
         let covered = |s: &Settling| s.generation.is_some_and(|covered| covered <= generation);
         let (settled, waiting) =
             std::mem::take(&mut self.host.settling).into_iter().partition(|s: &Settling| {
@@ -282,13 +300,12 @@ impl Node {
     }
 
     /// The ENIs of the pool, and those of gains that wait.
-    fn enis_told(&self) -> impl Iterator<Item = &EniSeen> {
+    pub(super) fn enis_told(&self) -> impl Iterator<Item = &EniSeen> {
         self.pool.seen().chain(self.host.settling.iter().flat_map(|settling| settling.gain.enis()))
     }
 
-    /// Says of which secondary ENIs pods would have no way out: no link, a refusal of the kernel, or no range that the way out
-    /// could be made of.
-    fn tell_unready(&mut self, made: &HostMade) {
+    /// By which secondary ENIs pods would have no way out: no link, a refusal of the kernel, or no range that the way out could be made of.
+    fn unready_of(&self, made: &HostMade) -> BTreeMap<Mac, Unready> {
         let without_range = self.enis_told().filter(|eni| self.lacks_range(eni));
         let stuck = without_range.map(|eni| eni.mac).chain(made.refused.keys().copied());
         let mut unready: BTreeMap<Mac, Unready> = stuck.map(|mac| (mac, Unready::Stuck)).collect();
@@ -296,6 +313,14 @@ impl Node {
             let late = self.host.late.contains(mac);
             unready.entry(*mac).or_insert(if late { Unready::Stuck } else { Unready::Coming });
         }
+        unready
+    }
+
+    /// Says of which secondary ENIs pods get no address, those too that lack an IPv6 prefix.
+    pub(super) fn tell_unready(&mut self) {
+        let awaiting = self.enis_told().filter(|eni| self.awaits_prefix(eni)).map(|eni| eni.mac);
+        let mut unready: BTreeMap<Mac, Unready> = awaiting.map(|mac| (mac, Unready::NoPrefix)).collect();
+        unready.extend(&self.host.unready);
         if self.pool.set_unready(unready) {
             self.picture_differs();
         }
@@ -388,6 +413,9 @@ impl Node {
         let led = self.leads(&enis);
         self.memory.dirty |= led != self.host.led;
         let wish = self.host_wish(facts, enis);
+        let prefixes = wish.node.enis.iter().filter_map(|eni| Some((eni.mac, eni.ipv6?)));
+        self.host.leading = prefixes.collect();
+        self.host.wished_prefixes = self.prefixes_to_lead();
         self.host.led = led;
         self.keep_leading();
         self.host.generation += 1;
@@ -530,7 +558,8 @@ impl Node {
             given.addresses.retain(|address| !steered.covers(*address));
             // A single address of another ENI may be within: the most specific source leads.
             given.prefixes.retain(|prefix| !steered.prefixes.contains(prefix));
-            if given.is_empty() && !seen.role.is_for_pods() {
+            let ipv6 = self.ipv6_to_lead(&seen);
+            if given.is_empty() && ipv6.is_none() && !seen.role.is_for_pods() {
                 continue;
             }
             let sources: BTreeSet<Ipv4Network> = networks(&given).collect();
@@ -543,7 +572,7 @@ impl Node {
             let EniSeen { id, mac, card, device, primary_address, .. } = seen;
             ids.insert(mac, id);
             let mtu = self.settings.eni_mtu;
-            enis.push(EniSpec { mac, card, device, primary_address, subnet, mtu, sources });
+            enis.push(EniSpec { mac, card, device, primary_address, subnet, mtu, sources, ipv6 });
         }
         enis.iter_mut().for_each(|spec| spec.sources = widest(&spec.sources));
         enis.sort_by_key(|spec| (spec.card, spec.device));

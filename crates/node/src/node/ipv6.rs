@@ -1,19 +1,24 @@
-//! IPv6: the prefix of the primary ENI, which pods have their addresses of.
+//! IPv6: the prefix of the primary ENI, which pods have their addresses of, and those of the ENIs of further network cards.
 //!
-//! One prefix is enough for ever, so there is nothing to plan: it is asked for when a picture shows none, and again should somebody
-//! take it away. Where pods get none of it any more, one that we asked for goes back after the last pod that has an address of it.
+//! One prefix per ENI is enough for ever, so there is nothing to plan: it is asked for when a picture shows none, and again should somebody
+//! take it away. Where pods get none of the primary ENI's any more, one that we asked for goes back after the last pod that has an address
+//! of it; a further card's goes with its ENI.
+//!
+//! A pod's address on a further card is of the same ENI in both families, and leaves by it. Nobody gets one before the host's kernel knows
+//! the prefix: until then the ENI is not ready ([`pool::Unready::NoPrefix`]).
 //!
 //! Pods with IPv4 addresses of the VPC can reach IPv6 by the node's own address instead: then theirs mean something on the node only.
 
-use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use pool::{EniSeen, PICTURE_LAG, PICTURE_LAG_MAX, Role};
-use types::{Ipv6Prefix, Moment, Reason};
+use pool::{EniSeen, Grant, Owner, PICTURE_LAG, PICTURE_LAG_MAX, Role};
+use types::{DeviceIndex, EniId, Ipv6Prefix, Moment, NetworkCard, Reason};
 
 use super::Node;
-use super::event::{BatchId, Effect, Facts};
+use super::event::{BatchId, Effect, Facts, Picture};
+use crate::clock::doubled;
 use crate::cloud::{CloudError, CloudErrorKind};
 use crate::families::{is_local, local_addresses};
 use crate::status::pods_in;
@@ -22,18 +27,17 @@ use crate::store::{Ipv6Books, Record};
 /// Pause before EC2 is told again to take the prefix back.
 const KEEP: Duration = Duration::from_secs(300);
 
-/// What we know of the prefix.
+/// Pause before EC2 is asked again for the prefix of a further card's ENI, the first and the longest.
+const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+
+/// What we know of the prefixes.
 #[derive(Debug, Default)]
 pub(super) struct Ipv6State {
-    /// It, if the primary ENI has one.
-    pub(super) prefix: Option<Ipv6Prefix>,
-    /// When EC2 gave it to us: pictures asked for shortly after may lack it.
-    given_at: Option<Moment>,
-    /// EC2 has been asked for one.
-    asking: bool,
-    /// EC2 may have given one: the next picture tells.
-    unsure: bool,
-    /// What is on disk of it, or about to be.
+    /// The primary ENI, once a picture has shown it.
+    primary: Option<EniId>,
+    /// Each ENI's.
+    enis: BTreeMap<EniId, EniIpv6>,
+    /// What is on disk of the primary ENI's, or about to be.
     pub(super) books: Ipv6Books,
     /// How far giving it back is.
     leaving: Leaving,
@@ -41,6 +45,47 @@ pub(super) struct Ipv6State {
     keep_until: Moment,
     /// Why EC2 has not taken it back.
     kept: Option<(Reason, String)>,
+}
+
+/// What we know of one ENI's prefix.
+#[derive(Debug, Default)]
+struct EniIpv6 {
+    /// It, if the ENI has one.
+    prefix: Option<Ipv6Prefix>,
+    /// When EC2 gave it to us: pictures asked for shortly after may lack it.
+    given_at: Option<Moment>,
+    /// EC2 has been asked for one.
+    asking: bool,
+    /// EC2 may have given one: the next picture tells.
+    unsure: bool,
+    /// How often in a row EC2 has given none.
+    refusals: u32,
+    /// Not asked for before this.
+    ask_at: Moment,
+    /// Why EC2 has given none.
+    refused: Option<(Reason, String)>,
+}
+
+impl Ipv6State {
+    /// The primary ENI's prefix, if it has one.
+    pub(super) fn prefix(&self) -> Option<Ipv6Prefix> {
+        self.of_eni(self.primary.as_ref()?)
+    }
+
+    /// An ENI's prefix, if it has one.
+    pub(super) fn of_eni(&self, eni: &EniId) -> Option<Ipv6Prefix> {
+        self.enis.get(eni)?.prefix
+    }
+
+    /// Each ENI's prefix, of those that have one.
+    pub(super) fn all(&self) -> BTreeMap<EniId, Ipv6Prefix> {
+        self.enis.iter().filter_map(|(eni, of)| Some((eni.clone(), of.prefix?))).collect()
+    }
+
+    /// What is known of the primary ENI's.
+    fn primary(&mut self) -> Option<&mut EniIpv6> {
+        self.enis.get_mut(self.primary.as_ref()?)
+    }
 }
 
 /// How far giving the prefix back is.
@@ -57,17 +102,60 @@ enum Leaving {
 
 impl Node {
     /// What pods need to be served, and is not there.
-    pub(super) const fn lacks_ipv6(&self) -> bool {
-        self.settings.families.needs_prefix() && self.ipv6.prefix.is_none()
+    pub(super) fn lacks_ipv6(&self) -> bool {
+        self.settings.families.needs_prefix() && self.ipv6.prefix().is_none()
     }
 
-    /// The IPv6 address that goes with an address of the pool.
-    pub(super) fn ipv6_beside(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+    /// The IPv6 address that an owner gets with an address of the pool: of its ENI's prefix where that is on a further network card. What
+    /// means something on the node only the first interface alone has.
+    pub(super) fn ipv6_beside(&self, owner: &Owner, grant: &Grant) -> Option<Ipv6Addr> {
         let families = self.settings.families;
-        let node_has_ipv6 = self.facts.as_ref().is_some_and(|facts| facts.ipv6.is_some());
-        let local = (families.has_ipv6_egress() && node_has_ipv6).then_some(Ipv6Prefix::LOCAL);
-        let prefix = self.ipv6.prefix.filter(|_| families.needs_prefix()).or(local);
-        prefix.map(|prefix| prefix.beside(address))
+        let prefix = if families.needs_prefix() {
+            match &grant.place {
+                Some(place) if place.card != NetworkCard(0) => self.ipv6.of_eni(&place.eni),
+                Some(_) | None => self.ipv6.prefix(),
+            }
+        } else {
+            let node_has_ipv6 = self.facts.as_ref().is_some_and(|facts| facts.ipv6.is_some());
+            let local = families.has_ipv6_egress() && node_has_ipv6 && owner.further.is_none();
+            local.then_some(Ipv6Prefix::LOCAL)
+        };
+        prefix.map(|prefix| prefix.beside(grant.address))
+    }
+
+    /// Whether pods that get an address of an ENI get one of its own IPv6 prefix.
+    fn serves_ipv6(&self, eni: &EniSeen) -> bool {
+        let further = || self.pool.cards().contains(&eni.card) && eni.role.is_for_pods();
+        let its_own = eni.role == Role::Primary || eni.card != NetworkCard(0) && further();
+        self.settings.families.needs_prefix() && its_own
+    }
+
+    /// The prefix that the host's kernel has to lead out by a secondary ENI: of one that pods get addresses of, or have. What a picture tells
+    /// that waits for the kernel counts.
+    pub(super) fn ipv6_to_lead(&self, eni: &EniSeen) -> Option<Ipv6Prefix> {
+        let known = self.ipv6.of_eni(&eni.id).or_else(|| self.host.prefix_told(&eni.id));
+        let prefix = known.filter(|_| eni.role != Role::Primary)?;
+        (self.serves_ipv6(eni) || pods_in(&self.pool, prefix) > 0).then_some(prefix)
+    }
+
+    /// What the kernel has to lead out, by ENI.
+    pub(super) fn prefixes_to_lead(&self) -> BTreeMap<EniId, Ipv6Prefix> {
+        self.enis_told().filter_map(|eni| Some((eni.id.clone(), self.ipv6_to_lead(eni)?))).collect()
+    }
+
+    /// Has the kernel lead out what it has to, and says by which ENIs it does not as yet.
+    pub(super) fn lead_prefixes(&mut self) {
+        self.host.dirty |= self.prefixes_to_lead() != self.host.wished_prefixes;
+        if self.settings.families.needs_prefix() {
+            self.tell_unready();
+        }
+    }
+
+    /// Whether pods can get no address of a secondary ENI as yet, for want of a prefix that the host's kernel leads out.
+    pub(super) fn awaits_prefix(&self, eni: &EniSeen) -> bool {
+        let prefix = self.ipv6.of_eni(&eni.id);
+        let ready = prefix.is_some() && self.host.prefixes.get(&eni.mac) == prefix.as_ref();
+        eni.role != Role::Primary && self.serves_ipv6(eni) && !ready
     }
 
     /// The address by which pods with IPv4 addresses of the VPC reach IPv6, where that is wanted or a pod was wired for it.
@@ -82,7 +170,23 @@ impl Node {
         let kept = kept.map(|((reason, why), prefix)| {
             format!("{reason}: {prefix}, which no pod needs any more, is not given back: {why}")
         });
-        self.no_way_out().into_iter().chain(self.lost_addresses()).chain(kept)
+        let refused = self.ipv6.enis.iter().filter_map(|(eni, of)| {
+            let (reason, why) = of.refused.as_ref()?;
+            Some(format!("{reason}: {eni} gets no IPv6 prefix, and no pod an address of it: {why}"))
+        });
+        self.no_way_out().into_iter().chain(self.lost_addresses()).chain(kept).chain(refused)
+    }
+
+    /// Whether pods may get addresses of a network card once an ENI there has its prefix.
+    pub(super) fn awaits_prefix_on(&self, card: NetworkCard) -> bool {
+        self.pool.seen().any(|eni| eni.card == card && self.awaits_prefix(eni))
+    }
+
+    /// Why an ENI of a network card has none yet.
+    pub(super) fn why_no_prefix(&self, card: NetworkCard) -> Reason {
+        let on_card = self.pool.seen().filter(|eni| eni.card == card);
+        let mut refused = on_card.filter_map(|eni| Some(self.ipv6.enis.get(&eni.id)?.refused.as_ref()?.0));
+        refused.next().unwrap_or(Reason::NoIpv6)
     }
 
     /// That pods get no IPv6 although it is wanted.
@@ -92,15 +196,16 @@ impl Node {
         facts.ipv6.is_none().then(|| format!("{}: new pods do not reach IPv6: {why}", Reason::NoIpv6))
     }
 
-    /// Pods with addresses of a prefix that the primary ENI has lost: they keep them, as pods do whose IPv4 address EC2 does not show.
+    /// Pods with addresses of a prefix that its ENI has lost: they keep them, as pods do whose IPv4 address EC2 does not show.
     fn lost_addresses(&self) -> Option<String> {
-        let lost = |ipv6: Ipv6Addr| !is_local(ipv6) && Some(Ipv6Prefix::of(ipv6)) != self.ipv6.prefix;
+        let there: BTreeSet<Ipv6Prefix> = self.ipv6.enis.values().filter_map(|of| of.prefix).collect();
+        let lost = |ipv6: Ipv6Addr| !is_local(ipv6) && !there.contains(&Ipv6Prefix::of(ipv6));
         let of_lost = self.pool.holders().filter(|(owner, _)| owner.ipv6.is_some_and(lost));
         let pods: Vec<String> = of_lost.map(|(owner, _)| owner.pod.to_string()).collect();
         let (first, rest) = pods.split_first().filter(|_| self.cloud.pictured)?;
         let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
         Some(format!(
-            "{}: {first}{more} have IPv6 addresses that the primary ENI has lost, and do not reach IPv6",
+            "{}: {first}{more} have IPv6 addresses that their ENI has lost, and do not reach IPv6",
             Reason::NoIpv6
         ))
     }
@@ -117,65 +222,121 @@ impl Node {
         }
     }
 
-    /// Takes in which prefixes the primary ENI has.
-    pub(super) fn ipv6_pictured(&mut self, seen: &BTreeSet<Ipv6Prefix>, as_of: Moment) {
-        if self.ipv6.given_at.is_some_and(|at| as_of < at.plus(PICTURE_LAG_MAX)) {
+    /// Takes in which prefixes the ENIs have.
+    pub(super) fn ipv6_pictured(&mut self, picture: &Picture) {
+        let primary = picture.enis.iter().find(|eni| eni.role == Role::Primary).map(|eni| &eni.id);
+        self.ipv6.primary = primary.or(self.ipv6.primary.as_ref()).cloned();
+        let shown: BTreeSet<&EniId> = picture.enis.iter().map(|eni| &eni.id).collect();
+        let is_young = |of: &EniIpv6| of.given_at.is_some_and(|at| picture.as_of < at.plus(PICTURE_LAG_MAX));
+        let is_primary = |eni: &EniId| Some(eni) == self.ipv6.primary.as_ref();
+        let stays = |eni: &EniId, of: &EniIpv6| shown.contains(eni) || is_primary(eni) || is_young(of);
+        let mut enis = std::mem::take(&mut self.ipv6.enis);
+        enis.retain(|eni, of| stays(eni, of));
+        self.ipv6.enis = enis;
+        let primary = self.ipv6.primary.iter();
+        let all: BTreeSet<EniId> = shown.into_iter().chain(primary).cloned().collect();
+        for eni in all {
+            let seen = picture.ipv6_prefixes.get(&eni).cloned().unwrap_or_default();
+            self.eni_ipv6_pictured(eni, seen, picture.as_of);
+        }
+    }
+
+    /// Takes in which prefixes one ENI has.
+    fn eni_ipv6_pictured(&mut self, eni: EniId, mut seen: BTreeSet<Ipv6Prefix>, as_of: Moment) {
+        let is_primary = self.ipv6.primary.as_ref() == Some(&eni);
+        let needs_prefix = self.settings.families.needs_prefix();
+        let of = self.ipv6.enis.entry(eni.clone()).or_default();
+        if of.given_at.is_some_and(|at| as_of < at.plus(PICTURE_LAG_MAX)) {
             return;
         }
         let left = self.ipv6.books.left.filter(|(_, at)| as_of < at.plus(PICTURE_LAG_MAX));
-        let is_there = |prefix: &&Ipv6Prefix| left.is_none_or(|(left, _)| left != **prefix);
-        let seen: BTreeSet<Ipv6Prefix> = seen.iter().filter(is_there).copied().collect();
-        self.ipv6.unsure = false;
-        let had = self.ipv6.prefix;
+        seen.retain(|prefix| left.is_none_or(|(left, _)| left != *prefix));
+        of.unsure = false;
+        let had = of.prefix;
         if had.is_some_and(|prefix| seen.contains(&prefix)) {
             return;
         }
-        self.ipv6.prefix = seen.first().copied();
-        match (had, self.ipv6.prefix) {
+        of.prefix = seen.first().copied();
+        match (had, of.prefix) {
             (Some(lost), _) => {
                 let pods = pods_in(&self.pool, lost);
-                tracing::warn!(prefix = %lost, pods, "the primary ENI has lost its IPv6 prefix, and pods their IPv6 addresses");
-                self.ipv6.kept = None;
+                tracing::warn!(%eni, prefix = %lost, pods, "an ENI has lost its IPv6 prefix, and pods their IPv6 addresses");
+                if is_primary {
+                    self.ipv6.kept = None;
+                }
                 if self.ipv6.books.ours == Some(lost) {
                     // Should it come back, somebody else has asked for it.
                     self.write_ipv6(Ipv6Books { ours: None, ..self.ipv6.books });
                 }
             }
-            (None, Some(prefix)) if self.settings.families.needs_prefix() => {
-                tracing::info!(%prefix, "the primary ENI has an IPv6 prefix");
+            (None, Some(prefix)) => {
+                (of.refused, of.refusals) = (None, 0);
+                if needs_prefix {
+                    tracing::info!(%eni, %prefix, "an ENI has an IPv6 prefix");
+                }
             }
-            (None, _) => {}
+            (None, None) => {}
         }
     }
 
-    /// Asks for a prefix where none is, unless EC2 wants to be left alone.
+    /// Asks for a prefix where one is needed and none is, unless EC2 wants to be left alone.
     pub(super) fn want_ipv6(&mut self, now: Moment) {
-        let busy = self.ipv6.asking || self.ipv6.unsure || self.cloud.hold_until > now;
-        if !self.lacks_ipv6() || busy || !self.cloud.pictured || !self.is_up_to_date() || !self.may(false) {
+        let knows = self.cloud.pictured && self.is_up_to_date();
+        if self.cloud.hold_until > now || !knows || !self.may(false) {
             return;
         }
-        let Some(primary) = self.pool.enis().into_iter().find(|eni| eni.role == Role::Primary) else {
-            return;
-        };
-        self.ipv6.asking = true;
-        self.effects.push(Effect::AssignIpv6(primary.id));
+        let lacking = self.pool.seen().filter(|eni| self.serves_ipv6(eni)).map(|eni| eni.id.clone());
+        for eni in lacking.collect::<Vec<_>>() {
+            let of = self.ipv6.enis.entry(eni.clone()).or_default();
+            if of.prefix.is_none() && !of.asking && !of.unsure && of.ask_at <= now {
+                of.asking = true;
+                self.effects.push(Effect::AssignIpv6(eni));
+            }
+        }
     }
 
-    pub(super) fn ipv6_assigned(&mut self, result: Result<Ipv6Prefix, CloudError>, now: Moment) {
-        self.ipv6.asking = false;
+    /// When a prefix is asked for again.
+    pub(super) fn ipv6_wakeup(&self, now: Moment) -> Option<Moment> {
+        let lacking = self.ipv6.enis.values().filter(|of| of.prefix.is_none());
+        lacking.map(|of| of.ask_at).filter(|at| *at > now).min()
+    }
+
+    pub(super) fn ipv6_assigned(&mut self, eni: &EniId, result: Result<Ipv6Prefix, CloudError>, now: Moment) {
+        let is_primary = self.ipv6.primary.as_ref() == Some(eni);
+        let of = self.ipv6.enis.entry(eni.clone()).or_default();
+        of.asking = false;
         match result {
             Ok(prefix) => {
                 self.cloud.worked();
-                tracing::info!(%prefix, "EC2 has given the primary ENI an IPv6 prefix");
-                (self.ipv6.prefix, self.ipv6.given_at) = (Some(prefix), Some(now));
-                // Should we die before it is written, the prefix is nobody's that we know, and stays.
-                self.write_ipv6(Ipv6Books { ours: Some(prefix), ..self.ipv6.books });
+                tracing::info!(%eni, %prefix, "EC2 has given an ENI an IPv6 prefix");
+                (of.prefix, of.given_at) = (Some(prefix), Some(now));
+                (of.refused, of.refusals) = (None, 0);
+                if is_primary {
+                    // Should we die before it is written, the prefix is nobody's that we know, and stays.
+                    self.write_ipv6(Ipv6Books { ours: Some(prefix), ..self.ipv6.books });
+                } else {
+                    self.memory.dirty = true;
+                }
             }
             Err(error) => {
-                self.cloud.failed(&error, now);
-                if error.kind() == CloudErrorKind::Unclear {
-                    self.ipv6.unsure = true;
-                    self.cloud.look_at = self.cloud.look_at.min(self.cloud.hold_until);
+                of.unsure = error.kind() == CloudErrorKind::Unclear;
+                let look = of.unsure;
+                if is_primary || error.kind() == CloudErrorKind::Throttled {
+                    self.cloud.failed(&error, now);
+                } else {
+                    // The first card's pods do not suffer for it.
+                    let pause = doubled(ASK_AGAIN, of.refusals);
+                    of.refusals = of.refusals.saturating_add(1);
+                    of.ask_at = now.plus(self.cloud.jitter(pause));
+                    // A subnet without IPv6 has no word of its own.
+                    let other = error.kind() == CloudErrorKind::Other;
+                    let reason = if other { Reason::NoIpv6 } else { error.kind().reason() };
+                    of.refused = Some((reason, crate::chain(&error)));
+                    tracing::warn!(%eni, error = crate::chain(&error), "EC2 gives an ENI no IPv6 prefix");
+                }
+                if look {
+                    let soon = self.cloud.hold_until.max(of.ask_at);
+                    self.cloud.look_at = self.cloud.look_at.min(soon);
                 }
             }
         }
@@ -191,7 +352,7 @@ impl Node {
     /// The prefix that may go back: it is ours, it is there, and no pod has or gets an address of it.
     fn idle_ipv6(&self) -> Option<Ipv6Prefix> {
         let ours = self.ipv6.books.ours.filter(|_| !self.settings.families.needs_prefix())?;
-        let is_idle = self.ipv6.prefix == Some(ours) && pods_in(&self.pool, ours) == 0;
+        let is_idle = self.ipv6.prefix() == Some(ours) && pods_in(&self.pool, ours) == 0;
         is_idle.then_some(ours)
     }
 
@@ -214,14 +375,13 @@ impl Node {
             return;
         }
         self.ipv6.leaving = Leaving::No;
-        let primary = self.pool.enis().into_iter().find(|eni| eni.role == Role::Primary);
         // Somebody may have put the brake on meanwhile.
         if result.is_ok()
             && self.may(true)
-            && let (Some(primary), Some(prefix)) = (primary, self.idle_ipv6())
+            && let (Some(primary), Some(prefix)) = (self.ipv6.primary.clone(), self.idle_ipv6())
         {
             self.ipv6.leaving = Leaving::Telling;
-            self.effects.push(Effect::ReleaseIpv6(primary.id, prefix));
+            self.effects.push(Effect::ReleaseIpv6(primary, prefix));
         }
     }
 
@@ -240,26 +400,42 @@ impl Node {
             }
             Ok(()) | Err(_) => {
                 let left = self.ipv6.books.ours.map(|prefix| (prefix, now));
-                self.ipv6.prefix = None;
+                if let Some(of) = self.ipv6.primary() {
+                    of.prefix = None;
+                }
                 self.write_ipv6(Ipv6Books { ours: None, left });
             }
         }
     }
 
-    /// What a picture means on a node whose pods have IPv4 addresses of the node alone: these are there from the start, and
-    /// no ENI but the primary one is for pods.
+    /// What a picture means on a node whose pods have IPv4 addresses of the node alone: these are there from the start. On each network card
+    /// one ENI has them; no other is for pods.
     pub(super) fn make_local(&self, enis: &mut [EniSeen]) {
         if self.settings.families.has_ipv4_of_vpc() {
             return;
         }
+        let mut firsts = BTreeMap::<NetworkCard, (bool, DeviceIndex)>::new();
+        for eni in enis.iter().filter(|eni| eni.card != NetworkCard(0) && eni.role.is_for_pods()) {
+            // One that pods have addresses of stays the one.
+            let rank = (!self.is_local_eni(&eni.id), eni.device);
+            firsts.entry(eni.card).and_modify(|first| *first = rank.min(*first)).or_insert(rank);
+        }
         for eni in enis {
+            let rank = (!self.is_local_eni(&eni.id), eni.device);
+            let is_the_one = eni.role.is_for_pods() && firsts.get(&eni.card) == Some(&rank);
             eni.prefixes.clear();
             match eni.role {
-                Role::Primary => eni.addresses = local_addresses(),
+                Role::Primary => eni.addresses = local_addresses(eni.card),
+                Role::Secondary | Role::Efa if is_the_one => eni.addresses = local_addresses(eni.card),
                 Role::Secondary | Role::Efa | Role::Trunk | Role::Unmanaged => {
                     (eni.role, eni.addresses) = (Role::Unmanaged, BTreeSet::new());
                 }
             }
         }
+    }
+
+    /// Whether an ENI has addresses of the node alone.
+    fn is_local_eni(&self, eni: &EniId) -> bool {
+        self.pool.seen().any(|seen| seen.id == *eni && !seen.addresses.is_empty())
     }
 }

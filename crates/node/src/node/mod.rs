@@ -304,7 +304,7 @@ impl Node {
             Event::Looked(result) => self.looked(result, now),
             Event::Glanced(result) => self.glanced(result, now),
             Event::Acted { id, result } => self.acted(id, result, now),
-            Event::Ipv6Assigned(result) => self.ipv6_assigned(result, now),
+            Event::Ipv6Assigned(eni, result) => self.ipv6_assigned(&eni, result, now),
             Event::Ipv6Released(result) => self.ipv6_released(result, now),
             Event::Untied => self.untied(now),
             Event::Tidied(result) => self.tidied(result, now),
@@ -348,6 +348,7 @@ impl Node {
             self.survey_wakeup(),
             self.ranges_wakeup(),
             self.glance_wakeup(),
+            self.ipv6_wakeup(handled),
         ];
         // What was due then was looked at and waits for something else.
         let soonest = rest.into_iter().flatten().filter(|at| *at > handled).min();
@@ -377,6 +378,7 @@ impl Node {
         self.look_if_due(now);
         self.glance_if_due(now);
         self.want_features();
+        self.lead_prefixes();
         self.serve(now);
         // Once it is known who waits for what.
         self.glance_for_trunk(now);

@@ -40,8 +40,9 @@ pub struct Remembered {
     pub subnets: BTreeMap<SubnetId, Ipv4Network>,
     /// Subnets whose ENIs get no more pods.
     pub excluded: BTreeSet<SubnetId>,
-    /// IPv6 prefixes of the primary ENI.
-    pub ipv6_prefixes: BTreeSet<Ipv6Prefix>,
+    /// The IPv6 prefixes of the ENIs that have one.
+    #[serde(default)]
+    pub ipv6: BTreeMap<EniId, Ipv6Prefix>,
 }
 
 impl Remembered {
@@ -80,7 +81,7 @@ impl Node {
             return;
         }
         let Some(before) = self.memory.before.clone() else { return };
-        let Remembered { facts, enis, occupied, efa_only, subnets, excluded, ipv6_prefixes, .. } = *before;
+        let Remembered { facts, enis, occupied, efa_only, subnets, excluded, ipv6, .. } = *before;
         match &self.facts {
             Some(known) if known.instance != facts.instance => {
                 tracing::warn!(of = %facts.instance, "what is remembered is of another instance, and not used");
@@ -107,7 +108,7 @@ impl Node {
             occupied,
             efa_only,
             subnets,
-            ipv6_prefixes,
+            ipv6_prefixes: ipv6.into_iter().map(|(eni, prefix)| (eni, [prefix].into())).collect(),
             from_metadata: true,
             recalled: true,
             ..Picture::default()
@@ -196,7 +197,7 @@ impl Node {
             efa_only: self.efa_only.clone(),
             subnets,
             excluded: self.pool.excluded().clone(),
-            ipv6_prefixes: self.ipv6.prefix.into_iter().collect(),
+            ipv6: self.ipv6.all(),
         };
         if self.memory.last.as_deref() != Some(&remembered) {
             self.memory.last = Some(Box::new(remembered.clone()));

@@ -17,13 +17,13 @@ impl Node {
         if let Some(facts) = &self.facts {
             tell_facts(&mut report, facts);
         }
-        report.ipv6_prefix = self.ipv6.prefix.filter(|_| self.settings.families.needs_prefix());
+        report.ipv6_prefix = self.ipv6.prefix().filter(|_| self.settings.families.needs_prefix());
         report.reused_early = self.pool.reused_early();
         report.capacity = self.capacity_in_all();
         report.observed = self.observed;
         report.cards = self.card_reports(now);
         // An idle IPv6 prefix is told too, until it is given back.
-        report.enis = enis(&self.pool, self.ipv6.prefix, now);
+        report.enis = enis(&self.pool, &self.ipv6.all(), now);
         report.pods = pods(&self.pool, self.settings.families);
         report.waiting = self.waiting();
         report.reasons = self.reasons.report();

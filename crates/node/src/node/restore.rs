@@ -11,7 +11,7 @@
 //!   gets it (a crash between wiring and writing, or a lost file). Its DEL finds it by the name of its host link.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use datapath::{PodSeen, PodSpec};
@@ -43,11 +43,28 @@ pub struct PodInKernel {
     pub branch: Option<Branch>,
 }
 
-impl PodInKernel {
-    /// The address as the pool knows it.
-    pub(super) fn address(&self) -> Option<Ipv4Addr> {
-        address_in_pool(&self.addresses)
-    }
+/// A pod in the kernel as the books know it.
+#[derive(Debug)]
+pub(super) struct Wired<'a> {
+    /// It.
+    pub(super) pod: &'a PodInKernel,
+    /// Its address as the pool knows it.
+    pub(super) address: Option<Ipv4Addr>,
+}
+
+/// Finds the addresses, as the pool knows them, of pods in the kernel: with which one an IPv6 address goes the books say, for the Go
+/// version gives the same last bits on each network card.
+fn in_books<'a>(kernel: &'a [PodInKernel], pool: &Pool, checkpoint: Option<&Checkpoint>) -> Vec<Wired<'a>> {
+    let of_owners = pool.holders().filter_map(|(owner, address)| Some((owner.ipv6?, address)));
+    let entries = checkpoint.map_or(&[][..], |checkpoint| checkpoint.entries.as_slice());
+    let of_entries = entries.iter().filter_map(|entry| Some((entry.ipv6?, entry.address)));
+    let known: BTreeMap<Ipv6Addr, Ipv4Addr> = of_owners.chain(of_entries).collect();
+    let wired = |pod: &'a PodInKernel| {
+        let ipv6 = ipv6_among(&pod.addresses);
+        let address = ipv6.and_then(|ipv6| known.get(&ipv6).copied());
+        Wired { pod, address: address.or_else(|| address_in_pool(&pod.addresses)) }
+    };
+    kernel.iter().map(wired).collect()
 }
 
 /// Which of what may be pods in the kernel are: what has our routes, and what has those of the Go version and is named as a pod's host
@@ -194,6 +211,7 @@ pub fn restore(
     let checkpoint = loaded.checkpoint.filter(counts);
     let distrust = lost || loaded.damage.is_some() || checkpoint.is_some();
     let Replayed { mut pool, mut released, mut branches, ipv6 } = replay(loaded.records, cooldown, now);
+    let kernel = &in_books(kernel, &pool, checkpoint.as_ref());
     let adopted = checkpoint.map(|checkpoint| adopt(&mut pool, checkpoint, kernel, has_link, now));
     let Adopted { gone, doubted, remarks: of_checkpoint } = adopted.unwrap_or_default();
     remarks.extend(of_checkpoint);
@@ -204,11 +222,11 @@ pub fn restore(
     // The next pod of that name has what it has.
     branches.retain(|host_if, _| pool.holder_of(host_if).is_none());
     let mut leftovers: Vec<PodSpec> = branches.into_values().collect();
-    for pod in kernel {
+    for Wired { pod, address } in kernel {
         if pool.holder_of(&pod.host_if).is_some() {
             continue;
         }
-        let Some(address) = pod.address() else { continue };
+        let Some(address) = *address else { continue };
         let released = released.remove(&pod.host_if);
         if let Some((sandbox, _)) = released.filter(|(_, released)| pod.by_us && *released == address) {
             let (host_if, container_if) = (pod.host_if.clone(), sandbox.if_name().to_owned());
@@ -235,13 +253,13 @@ pub fn restore(
 /// Releases owners whose host end is gone or leads to another address. Returns what is left of those with a branch ENI.
 fn release_dead(
     pool: &mut Pool,
-    kernel: &[PodInKernel],
+    kernel: &[Wired<'_>],
     has_link: &mut dyn FnMut(&HostVeth) -> bool,
     remarks: &mut Vec<String>,
     now: Moment,
 ) -> Vec<(HostVeth, PodSpec)> {
     let there: BTreeMap<&HostVeth, Option<Ipv4Addr>> =
-        kernel.iter().map(|pod| (&pod.host_if, pod.address())).collect();
+        kernel.iter().map(|wired| (&wired.pod.host_if, wired.address)).collect();
     let dead: Vec<SandboxKey> = pool
         .owners()
         .filter(|(owner, grant)| match there.get(&owner.host_if) {

@@ -271,6 +271,23 @@ fn what_an_eni_has_whose_link_is_about_to_come_is_on_its_way() {
 }
 
 #[test]
+fn an_eni_that_lacks_its_ipv6_prefix_is_on_its_way_and_is_given_more_before_another_one_is_made() {
+    let mut pool = pool(&[eni(0, Role::Primary, 3), eni(1, Role::Secondary, 2)]);
+    assign(&mut pool, 0..3, at(0));
+    let _others = pool.set_unready([(Mac([2, 0, 0, 0, 0, 1]), Unready::NoPrefix)].into());
+
+    assert!(pool.reserve(owner(9), at(1)).is_err());
+    assert_eq!(actions(&pool, &warm_ips(1, 0), &limits(3, 3), 1, at(100)), Vec::<String>::new());
+    let asked = actions(&pool, &warm_ips(1, 0), &limits(3, 3), 2, at(100));
+    assert_eq!(asked, ["assign 1 addresses to eni-001"]);
+    let plan = pool.plan(&warm_ips(1, 0), &limits(3, 3), 0, at(100)).to_string();
+    assert!(plan.contains("it has no IPv6 prefix yet"), "{plan}");
+
+    let _others = pool.set_unready([].into());
+    assert!(pool.reserve(owner(9), at(1)).is_ok());
+}
+
+#[test]
 fn an_eni_that_no_pod_can_use_counts_for_nothing_and_goes_once_nothing_is_missing() {
     let mut pool = with_an_unready_eni(Unready::Stuck);
     let (targets, limits) = (warm_ips(1, 0), limits(3, 2));

@@ -312,7 +312,7 @@ impl Cloud {
                 let prefix = given.map(|given| ipv6_prefixes(&given));
                 let none = || CloudError::new(CloudErrorKind::Unclear, "AssignIpv6Addresses", "none");
                 let prefix = prefix.and_then(|prefixes| prefixes.first().copied().ok_or_else(none));
-                self.tell(Event::Ipv6Assigned(prefix), rng)
+                self.tell(Event::Ipv6Assigned(eni, prefix), rng)
             }
             Task::ReleaseIpv6(eni, prefix) => {
                 let network = Ipv6Network::new(prefix.first(), Ipv6Prefix::LENGTH);

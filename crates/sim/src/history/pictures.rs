@@ -104,9 +104,7 @@ impl Cloud {
                 continue;
             }
             picture.enis.push(self.seen(eni, tie.device));
-            if tie.device == DeviceIndex(0) {
-                picture.ipv6_prefixes = ipv6_prefixes(&eni.ipv6_prefixes);
-            }
+            picture.ipv6_prefixes.insert(eni.id.clone(), ipv6_prefixes(&eni.ipv6_prefixes));
             if self.is_ours(eni) && !tie.delete_on_termination {
                 let chore = Chore::Tie { eni: eni.id.clone(), attachment: tie.id.clone() };
                 picture.chores.push(chore);
@@ -140,9 +138,7 @@ impl Cloud {
             let role = if seen.role == Role::Primary { Role::Primary } else { Role::Unmanaged };
             picture.enis.push(EniSeen { prefixes, role, ..seen });
             picture.subnets.insert(eni.subnet.clone(), eni.subnet_cidr);
-            if device == DeviceIndex(0) {
-                picture.ipv6_prefixes = ipv6_prefixes(&eni.ipv6_prefixes);
-            }
+            picture.ipv6_prefixes.insert(eni.id.clone(), ipv6_prefixes(&eni.ipv6_prefixes));
         }
         for (manner, met) in [(Manner::MetadataBehind, behind), (Manner::MetadataDisagrees, disagrees)] {
             if met {

@@ -23,7 +23,7 @@ fn world(free: [u8; 2]) -> World {
     world
 }
 
-fn eni(card: u8, addresses: u8) -> EniSeen {
+pub(super) fn eni(card: u8, addresses: u8) -> EniSeen {
     let role = if card == 0 { Role::Primary } else { Role::Secondary };
     EniSeen {
         id: format!("eni-{card}").parse().unwrap(),
@@ -52,7 +52,7 @@ fn look(world: &mut World, free: [u8; 2]) -> Vec<Effect> {
     world.handle(Event::Looked(Ok(picture)))
 }
 
-fn add_on_all(world: &mut World, name: &str) -> (CallId, Vec<Effect>) {
+pub(super) fn add_on_all(world: &mut World, name: &str) -> (CallId, Vec<Effect>) {
     world.ask(Verb::Add(Attachment { multi_nic: true, ..attachment(name, name) }), 100)
 }
 
@@ -75,7 +75,7 @@ fn wired(effects: &[Effect]) -> Vec<(String, u8, String)> {
     pods.unwrap_or_default().iter().map(told).collect()
 }
 
-fn actions(effects: &[Effect]) -> Vec<String> {
+pub(super) fn actions(effects: &[Effect]) -> Vec<String> {
     let act = |effect: &Effect| match effect {
         Effect::Act { action, .. } => Some(action.to_string()),
         _ => None,

@@ -3,11 +3,15 @@
 use std::net::IpAddr;
 
 use pool::PICTURE_LAG_MAX;
-use types::Ipv6Prefix;
+use types::{EniId, Ipv6Prefix};
 
 use super::*;
 use crate::hold::Hold;
 use crate::store::Ipv6Books;
+
+fn primary() -> EniId {
+    "eni-0".parse().unwrap()
+}
 
 fn prefix() -> Ipv6Prefix {
     "2001:db8:0:1:4a2f::/80".parse().unwrap()
@@ -18,7 +22,7 @@ fn asked(effects: &[Effect]) -> bool {
 }
 
 fn no_ipv6(kind: CloudErrorKind) -> Event {
-    Event::Ipv6Assigned(Err(CloudError::new(kind, "AssignIpv6Addresses", "no")))
+    Event::Ipv6Assigned(primary(), Err(CloudError::new(kind, "AssignIpv6Addresses", "no")))
 }
 
 /// The addresses that the first pod to be wired gets.
@@ -33,7 +37,7 @@ fn wired(effects: &[Effect]) -> Vec<IpAddr> {
 /// The picture of what is there, as EC2 has it: with these prefixes.
 fn pictured(world: &mut World, prefixes: &[Ipv6Prefix]) -> Vec<Effect> {
     world.now = world.now.plus(Duration::from_secs(60));
-    let ipv6_prefixes = prefixes.iter().copied().collect();
+    let ipv6_prefixes = [(primary(), prefixes.iter().copied().collect())].into();
     let enis = world.node.pool.enis();
     let picture = Picture { as_of: world.now, enis, ipv6_prefixes, ..Picture::default() };
     let effects = world.handle(Event::Looked(Ok(picture)));
@@ -47,7 +51,7 @@ fn a_pod_of_both_families_waits_for_the_prefix_and_hears_of_both_addresses() {
     assert!(wired(&effects).is_empty(), "{effects:?}");
     assert_eq!(world.node.report(world.now).waiting[0].reason, Reason::NoIpv6);
 
-    let effects = world.handle(Event::Ipv6Assigned(Ok(prefix())));
+    let effects = world.handle(Event::Ipv6Assigned(primary(), Ok(prefix())));
 
     let ipv4 = Ipv4Addr::new(10, 0, 0, 10);
     assert_eq!(wired(&effects), [IpAddr::V4(ipv4), IpAddr::V6(prefix().beside(ipv4))]);
@@ -89,7 +93,7 @@ fn an_answer_that_was_lost_is_looked_for_before_another_prefix_is_asked_for() {
 #[test]
 fn a_picture_that_lags_does_not_take_the_prefix_and_a_later_one_does() {
     let mut world = World::of(Families::Dual).made_ready(3);
-    world.handle(Event::Ipv6Assigned(Ok(prefix())));
+    world.handle(Event::Ipv6Assigned(primary(), Ok(prefix())));
     world.added("web");
     let old = Picture { as_of: world.now, enis: world.node.pool.enis(), ..Picture::default() };
     let effects = world.handle(Event::Looked(Ok(old)));
@@ -107,7 +111,7 @@ fn a_picture_that_lags_does_not_take_the_prefix_and_a_later_one_does() {
 #[test]
 fn a_pod_of_an_ipv6_node_hears_of_its_ipv6_address_alone() {
     let mut world = World::of(Families::V6 { egress: true }).made_ready(3);
-    world.handle(Event::Ipv6Assigned(Ok(prefix())));
+    world.handle(Event::Ipv6Assigned(primary(), Ok(prefix())));
     let (id, effects) = world.add("web");
 
     let local = Ipv4Addr::new(169, 254, 172, 2);
@@ -123,7 +127,7 @@ fn a_pod_of_an_ipv6_node_hears_of_its_ipv6_address_alone() {
 #[test]
 fn an_ipv6_node_asks_ec2_for_nothing_but_the_prefix_and_translates_all_that_is_ipv4() {
     let mut world = World::of(Families::V6 { egress: true }).made_ready(3);
-    let effects = world.handle(Event::Ipv6Assigned(Ok(prefix())));
+    let effects = world.handle(Event::Ipv6Assigned(primary(), Ok(prefix())));
     assert!(!effects.iter().any(|effect| matches!(effect, Effect::Act { .. })), "{effects:?}");
 
     world.now = world.now.plus(Duration::from_secs(60));
@@ -216,7 +220,7 @@ fn given_back(effects: &[Effect]) -> bool {
 fn a_prefix_that_was_asked_for_is_remembered() {
     let mut world = World::of(Families::Dual).made_ready(3);
 
-    let effects = world.handle(Event::Ipv6Assigned(Ok(prefix())));
+    let effects = world.handle(Event::Ipv6Assigned(primary(), Ok(prefix())));
 
     let (_, written) = books(&effects).expect("a record");
     assert_eq!(written, Ipv6Books { ours: Some(prefix()), left: None });
@@ -242,7 +246,7 @@ fn a_prefix_of_ours_goes_back_once_it_is_on_disk_that_it_goes_and_is_not_taken_f
     let late = Picture {
         as_of: restarted.now,
         enis: restarted.node.pool.enis(),
-        ipv6_prefixes: [prefix()].into(),
+        ipv6_prefixes: [(primary(), [prefix()].into())].into(),
         ..Picture::default()
     };
     let effects = restarted.handle(Event::Looked(Ok(late)));
@@ -256,7 +260,7 @@ fn a_prefix_of_somebody_else_or_one_that_a_pod_has_an_address_of_stays() {
     assert_eq!(books(&pictured(&mut of_others, &[prefix()])), None);
 
     let mut world = World::of(Families::Dual).made_ready(3);
-    world.handle(Event::Ipv6Assigned(Ok(prefix())));
+    world.handle(Event::Ipv6Assigned(primary(), Ok(prefix())));
     world.added("web");
     // As a restart with another setting would leave it.
     world.node.settings.families = Families::V4 { egress: false };
@@ -309,7 +313,7 @@ fn that_ec2_does_not_take_the_prefix_back_is_told_and_tried_again_later() {
 #[test]
 fn pods_with_addresses_of_a_prefix_that_is_lost_are_told_in_the_status() {
     let mut world = World::of(Families::Dual).made_ready(3);
-    world.handle(Event::Ipv6Assigned(Ok(prefix())));
+    world.handle(Event::Ipv6Assigned(primary(), Ok(prefix())));
     world.added("web");
     assert_eq!(world.node.report(world.now).cloud, Vec::<String>::new());
     world.now = world.now.plus(PICTURE_LAG_MAX);
@@ -322,6 +326,6 @@ fn pods_with_addresses_of_a_prefix_that_is_lost_are_told_in_the_status() {
     let says = |line: &String| line.starts_with(Reason::NoIpv6.word()) && line.contains("default/web");
     assert!(told.iter().any(says), "{told:?}");
     // The new one does not bring the old address back.
-    world.handle(Event::Ipv6Assigned(Ok("2001:db8:0:1:5::/80".parse().unwrap())));
+    world.handle(Event::Ipv6Assigned(primary(), Ok("2001:db8:0:1:5::/80".parse().unwrap())));
     assert!(world.node.report(world.now).cloud.iter().any(says));
 }

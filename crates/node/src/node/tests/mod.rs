@@ -24,6 +24,7 @@ use remembering::remembered;
 
 mod branches;
 mod cards;
+mod cards_ipv6;
 mod cluster;
 mod custom;
 mod estate;

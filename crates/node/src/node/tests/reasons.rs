@@ -185,7 +185,7 @@ fn a_reason_with_several_causes_is_told_for_each() {
 fn no_ipv6() -> World {
     let mut world = World::of(Families::Dual).made_ready(1);
     let error = CloudError::new(CloudErrorKind::Other, "AssignIpv6Addresses", "the subnet has none");
-    world.handle(Event::Ipv6Assigned(Err(error)));
+    world.handle(Event::Ipv6Assigned("eni-0".parse().unwrap(), Err(error)));
     in_vain(world, "the subnet has none")
 }
 

@@ -46,7 +46,7 @@ pub(super) fn remembered() -> Remembered {
         excluded: BTreeSet::new(),
         occupied: BTreeSet::new(),
         efa_only: BTreeSet::new(),
-        ipv6_prefixes: BTreeSet::new(),
+        ipv6: BTreeMap::new(),
         facts,
     }
 }
