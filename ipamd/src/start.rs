@@ -139,7 +139,7 @@ pub(crate) fn leave(node: &Node, keeping: JoinHandle<()>, checkpointing: JoinHan
     let held: BTreeSet<Ipv4Addr> = node.pool().holders().map(|(_, address)| address).collect();
     let led = node.led().filter(|(address, _)| held.contains(address));
     tables.extend(led.map(|(address, eni)| (address, TableId::of_eni(eni.card, eni.device))));
-    tables.retain(|_, table| *table != TableId::MAIN);
+    tables.retain(|address, table| *table != TableId::MAIN && !node::families::is_stand_in(*address));
     let steered: Vec<(Ipv4Addr, TableId)> = tables.into_iter().collect();
     if let Err(error) = Wirer::open().and_then(|mut wirer| wirer.steer_each(&steered)) {
         tracing::warn!(error = chain(&error), "the Go version would not lead some pods out by their ENI");

@@ -60,9 +60,15 @@ impl Stage {
 
     /// Ends the daemon, and starts it with the settings.
     pub(crate) fn restart(&self) -> Outcome {
+        self.restart_with(&[])
+    }
+
+    /// The same with some settings changed.
+    pub(crate) fn restart_with(&self, changed: &[(&str, &str)]) -> Outcome {
         self.node().stop_daemon()?;
-        let settings = self.settings.iter().map(|(name, text)| (name.as_str(), text.as_str()));
-        self.node().start_daemon(&settings.collect::<Vec<_>>())?;
+        let kept = self.settings.iter().map(|(name, text)| (name.as_str(), text.as_str()));
+        let kept = kept.filter(|(name, _)| changed.iter().all(|(other, _)| other != name));
+        self.node().start_daemon(&kept.chain(changed.iter().copied()).collect::<Vec<_>>())?;
         self.node().wait_listening()
     }
 

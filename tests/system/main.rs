@@ -9,6 +9,7 @@
 mod alone;
 mod announcing;
 mod bad_input;
+mod branch_enis;
 mod causes;
 mod chain;
 mod chart;
@@ -44,6 +45,17 @@ mod takeover_ipv6;
 use libtest_mimic::{Arguments, Trial};
 use support::{Test, run, tell_skips};
 
+/// Why something that not every machine has is not here.
+type Missing = fn() -> Option<String>;
+
+/// What needs such things.
+const LACKING: [(&[Test], Missing); 4] = [
+    (page::TESTS, lab::browser::missing),
+    (monitoring::WITNESSED, monitoring::missing),
+    (security_groups::WITH_VLANS, lab::fabric::no_vlans),
+    (security_groups::WITHOUT_VLANS, security_groups::has_vlans),
+];
+
 fn main() -> std::process::ExitCode {
     let mut arguments = Arguments::from_args();
     // The namespaces have fixed names, and two cores are soon busy.
@@ -70,6 +82,7 @@ fn main() -> std::process::ExitCode {
         packet::TESTS,
         routing::TESTS,
         security_groups::TESTS,
+        branch_enis::TESTS,
         install::TESTS,
     ]
     .concat();
@@ -87,18 +100,13 @@ fn main() -> std::process::ExitCode {
     for (test, missing) in kube_proxy::TESTS {
         trials.extend(self::trials(&[*test], without_lab.clone().or_else(missing).as_deref()));
     }
-    let without_browser = without_lab.clone().or_else(lab::browser::missing);
-    trials.extend(self::trials(page::TESTS, without_browser.as_deref()));
-    let without_prometheus = without_lab.clone().or_else(monitoring::missing);
-    trials.extend(self::trials(monitoring::WITNESSED, without_prometheus.as_deref()));
+    for (tests, missing) in LACKING {
+        trials.extend(self::trials(tests, without_lab.clone().or_else(missing).as_deref()));
+    }
     let no_ipv6 = || (!lab::fabric::ipv6()).then(|| "no IPv6 here".to_owned());
-    let without_vlans = without_lab.clone().or_else(lab::fabric::no_vlans);
-    trials.extend(self::trials(security_groups::WITH_VLANS, without_vlans.as_deref()));
-    let with_vlans = without_lab.clone().or_else(security_groups::has_vlans);
-    trials.extend(self::trials(security_groups::WITHOUT_VLANS, with_vlans.as_deref()));
     let without_ipv6 = without_lab.or_else(no_ipv6);
     let without_both = without_iptables.clone().or_else(no_ipv6);
-    for tests in [ipv6::TESTS, multi_nic::IPV6] {
+    for tests in [ipv6::TESTS, multi_nic::IPV6, branch_enis::IPV6] {
         trials.extend(self::trials(tests, without_ipv6.as_deref()));
     }
     trials.extend(self::trials(takeover::TESTS, without_iptables.as_deref()));

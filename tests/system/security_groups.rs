@@ -52,14 +52,14 @@ pub(crate) fn has_vlans() -> Option<String> {
 }
 
 /// A node with a trunk, once the controller works.
-struct Scene {
+pub(crate) struct Scene {
     // Before what it works with.
-    controller: ResourceController,
-    stage: Stage,
+    pub(crate) controller: ResourceController,
+    pub(crate) stage: Stage,
 }
 
 impl Scene {
-    fn set(vlans: Vlans, settings: &[(&str, &str)], manners: Manners) -> Result<Self, LabError> {
+    pub(crate) fn set(vlans: Vlans, settings: &[(&str, &str)], manners: Manners) -> Result<Self, LabError> {
         let settings: Vec<(&str, &str)> =
             [("ENABLE_POD_ENI", "true")].iter().chain(settings).copied().collect();
         let stage = Stage::begin(&settings, |api, setting| {
@@ -78,14 +78,14 @@ impl Scene {
     }
 
     /// The same where a stand-in makes it run everywhere, and with a controller that does what it should.
-    fn fair(settings: &[(&str, &str)]) -> Result<Self, LabError> {
+    pub(crate) fn fair(settings: &[(&str, &str)]) -> Result<Self, LabError> {
         let scene = Self::set(Vlans::StandIns, settings, Manners::default())?;
         scene.has_trunk()?;
         Ok(scene)
     }
 
     /// Waits until the controller has attached the trunk, and the node has its link.
-    fn has_trunk(&self) -> Outcome {
+    pub(crate) fn has_trunk(&self) -> Outcome {
         let instance = &self.node().instance().id;
         let linked = |trunk: &EniView| {
             let links = self.node().shell("ip -o link").unwrap_or_default();
@@ -98,32 +98,37 @@ impl Scene {
         })
     }
 
-    fn node(&self) -> &Node {
+    pub(crate) fn node(&self) -> &Node {
         self.stage.node()
     }
 
     /// A pod that is to have a branch ENI, before its ADD.
-    fn pod(&self, name: &str) -> Result<Pod, LabError> {
+    pub(crate) fn pod(&self, name: &str) -> Result<Pod, LabError> {
         self.stage.api.put_pod_with_branch(name, &format!("uid-of-{name}"), NAME);
         Pod::create(name, name)
     }
 
     /// The same with its ADD.
-    fn added(&self, name: &str) -> Result<Pod, LabError> {
+    pub(crate) fn added(&self, name: &str) -> Result<Pod, LabError> {
         let mut pod = self.pod(name)?;
         pod.add(self.node())?;
         Ok(pod)
     }
 
-    /// A pod like any other.
-    fn plain(&self, name: &str) -> Result<Pod, LabError> {
+    /// A pod like any other, before its ADD.
+    pub(crate) fn plain_pod(&self, name: &str) -> Result<Pod, LabError> {
         self.stage.api.put_pod(name, &format!("uid-of-{name}"), NAME, &json!({}));
-        let mut pod = Pod::create(name, name)?;
+        Pod::create(name, name)
+    }
+
+    /// The same with its ADD.
+    pub(crate) fn plain(&self, name: &str) -> Result<Pod, LabError> {
+        let mut pod = self.plain_pod(name)?;
         pod.add(self.node())?;
         Ok(pod)
     }
 
-    fn branch(&self, name: &str) -> Result<EniView, LabError> {
+    pub(crate) fn branch(&self, name: &str) -> Result<EniView, LabError> {
         let branch = self.controller.branch_of(&format!("uid-of-{name}"));
         branch.ok_or_else(|| {
             LabError::Otherwise(format!("no branch ENI of {name}: {:?}", self.controller.refused()))
@@ -131,7 +136,11 @@ impl Scene {
     }
 
     /// Whether it goes by the branch ENI what is done.
-    fn goes_by_branch(&self, branch: &EniView, act: impl FnOnce() -> Outcome) -> Result<bool, LabError> {
+    pub(crate) fn goes_by_branch(
+        &self,
+        branch: &EniView,
+        act: impl FnOnce() -> Outcome,
+    ) -> Result<bool, LabError> {
         let fabric = &self.stage.setting.fabric;
         let before = fabric.came_by(branch)?;
         act()?;
@@ -159,7 +168,7 @@ impl Scene {
     }
 
     /// That nothing of a branch ENI on VLAN 1 is left on the node, nor anything of its pod.
-    fn nothing_is_left(&self, pod: &Pod) -> Outcome {
+    pub(crate) fn nothing_is_left(&self, pod: &Pod) -> Outcome {
         let (node, name) = (self.node(), &pod.name);
         eventually("the end of the pod's links", || {
             node.shell("ip -o link").is_ok_and(|links| {
@@ -177,7 +186,7 @@ impl Scene {
 }
 
 /// The rules for branch ENIs and for the node's own addresses: priority and the rest.
-fn rules(node: &Node) -> Result<Vec<(u64, String)>, LabError> {
+pub(crate) fn rules(node: &Node) -> Result<Vec<(u64, String)>, LabError> {
     let text = node.shell("ip -j rule")?;
     let rules: Value = serde_json::from_str(&text).unwrap_or_default();
     let told = rules.as_array().into_iter().flatten().map(|rule| {
@@ -262,7 +271,7 @@ fn is_vlan(scene: &Scene, branch: &EniView) -> Outcome {
 }
 
 /// All that a strict pod sends goes by its branch ENI with its own address, and what is sent to it comes by that.
-fn strict_packets(scene: &Scene, pod: &Pod, other: &Pod) -> Outcome {
+pub(crate) fn strict_packets(scene: &Scene, pod: &Pod, other: &Pod) -> Outcome {
     let (fabric, node) = (&scene.stage.setting.fabric, scene.node());
     let branch = scene.branch("safe")?;
     let _echoes = [fabric.second(), fabric.internet(), node.netns(), &other.netns, &pod.netns]

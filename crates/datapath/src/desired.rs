@@ -1,6 +1,6 @@
 //! What the kernel should hold, from what a node and its pods are. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
@@ -86,22 +86,22 @@ fn secondary(
     let steering = rule(RulePriority::Steering, Selector::Mark { value, mask });
     let from = rule(RulePriority::FromEni, Selector::From(eni.primary_address));
     state.rules.extend([(steering, 1), (from, 1)]);
-    if let Some(prefix) = eni.ipv6.filter(|_| spec.ipv6) {
-        secondary_ipv6(state, prefix, table, link);
+    if spec.ipv6 && !eni.ipv6.is_empty() {
+        secondary_ipv6(state, &eni.ipv6, table, link);
     }
     Ok(())
 }
 
-/// A secondary ENI's way out for IPv6. What comes of its prefix is of a pod, and there is one prefix, so a rule needs no mark.
-fn secondary_ipv6(state: &mut KernelState, prefix: Ipv6Prefix, table: TableId, link: IfIndex) {
+/// A secondary ENI's way out for IPv6. What comes of its prefix is of a pod, and there is one prefix as a rule, so that needs no mark.
+fn secondary_ipv6(state: &mut KernelState, prefixes: &BTreeSet<Ipv6Prefix>, table: TableId, link: IfIndex) {
     let gateway = IpAddr::V6(BranchEni::IPV6_GATEWAY);
     state.routes.insert(Route { table, destination: IpNetwork::from(gateway), via: None, link });
     state.routes.insert(Route { table, destination: everywhere(Family::V6), via: Some(gateway), link });
     let (family, priority) = (Family::V6, RulePriority::Steering);
     // The length of a prefix is never refused.
-    let range = Ipv6Network::new(prefix.first(), Ipv6Prefix::LENGTH).ok();
-    let rule = range.map(|range| Rule { family, priority, selector: Selector::Within(range), table });
-    state.rules.extend(rule.map(|rule| (rule, 1)));
+    let ranges = prefixes.iter().filter_map(|it| Ipv6Network::new(it.first(), Ipv6Prefix::LENGTH).ok());
+    let rules = ranges.map(|range| Rule { family, priority, selector: Selector::Within(range), table });
+    state.rules.extend(rules.map(|rule| (rule, 1)));
 }
 
 /// The mark of each pod address (or prefix) on a secondary ENI whose link is there.
@@ -204,8 +204,6 @@ pub(crate) fn everywhere(family: Family) -> IpNetwork {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use types::{DeviceIndex, NetworkCard};
 
     use super::*;
@@ -220,7 +218,7 @@ mod tests {
             subnet: "10.0.16.0/20".parse().unwrap(),
             mtu: 9001,
             sources: BTreeSet::new(),
-            ipv6: None,
+            ipv6: BTreeSet::new(),
         }
     }
 
@@ -288,7 +286,7 @@ ip rule add pref 32766 from all lookup main protocol 86
     #[test]
     fn what_comes_of_a_secondary_enis_ipv6_prefix_leaves_by_it() {
         let mut spec = NodeSpec { ipv6: true, ..spec() };
-        spec.enis[2].ipv6 = Some("2001:db8:0:1:4a2f::/80".parse().unwrap());
+        spec.enis[2].ipv6.insert("2001:db8:0:1:4a2f::/80".parse().unwrap());
         let links = links(&spec);
 
         let text = script(&node(&spec, &links).unwrap(), &links);

@@ -139,7 +139,7 @@ pub enum Removal {
 pub fn removable(seen: &Leftovers, spec: &NodeSpec, former: &Former) -> Vec<Removal> {
     let on_an_eni = |address: IpAddr| match address {
         IpAddr::V4(address) => spec.enis.iter().any(|eni| has(eni, address)),
-        IpAddr::V6(address) => spec.enis.iter().any(|eni| eni.ipv6 == Some(Ipv6Prefix::of(address))),
+        IpAddr::V6(address) => spec.enis.iter().any(|eni| eni.ipv6.contains(&Ipv6Prefix::of(address))),
     };
     let known = |address: IpAddr| {
         former.held.contains(&address) || former.gone.contains(&address) || on_an_eni(address)
@@ -227,7 +227,7 @@ mod tests {
             subnet: "10.0.0.0/20".parse().unwrap(),
             mtu: 9001,
             sources: sources.iter().map(|source| source.parse().unwrap()).collect(),
-            ipv6: None,
+            ipv6: BTreeSet::new(),
         }
     }
 

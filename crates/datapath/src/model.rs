@@ -91,9 +91,9 @@ pub struct EniSpec {
     pub mtu: u32,
     /// Pod addresses (or prefixes) that must leave by this ENI.
     pub sources: BTreeSet<Ipv4Network>,
-    /// The IPv6 prefix whose addresses must leave by it. The primary ENI's leave by the main table, and need none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ipv6: Option<Ipv6Prefix>,
+    /// The IPv6 prefixes whose addresses must leave by it. The primary ENI's leave by the main table, and need none.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub ipv6: BTreeSet<Ipv6Prefix>,
 }
 
 impl EniSpec {

@@ -97,6 +97,7 @@ fn new_eni(request: &Request<'_>) -> Result<NewEni, ApiError> {
         tags: tag_specification(params)?,
         primary,
         addresses: share(wish, request.share),
+        ipv6: params.value::<u32>("Ipv6AddressCount")?.unwrap_or(0) > 0,
         token: params.get("ClientToken").filter(|token| !token.is_empty()).map(str::to_owned),
     })
 }

@@ -46,6 +46,7 @@ impl Model {
                 subnet.give_back(primary);
             }
         })?;
+        let ipv6 = if want.ipv6 { self.any_ipv6(&want.subnet, primary) } else { None };
         let eni = EniView {
             id: self.new_id("eni"),
             kind: if want.trunk { EniKind::Trunk } else { EniKind::Interface },
@@ -57,7 +58,7 @@ impl Model {
             primary,
             secondary: granted.addresses,
             prefixes: granted.prefixes,
-            ipv6: None,
+            ipv6,
             ipv6_prefixes: Vec::new(),
             description: want.description.clone(),
             groups,

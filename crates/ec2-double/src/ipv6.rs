@@ -1,6 +1,6 @@
 //! IPv6 of subnets and ENIs: a /64 for a subnet, of which ENIs have an address or /80 prefixes.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnetwork::Ipv6Network;
@@ -14,6 +14,8 @@ use super::subnet::Subnet;
 const PREFIX: u8 = 80;
 /// /80 blocks in a /64; the first is for single addresses.
 const BLOCKS: u16 = u16::MAX;
+/// Where in a /64 single addresses are that nobody has asked for by name: beyond its blocks of prefixes that are given.
+const ANYWHERE: u128 = 0xfeed_b0a7 << 32;
 
 impl Subnet {
     /// The lowest free /80.
@@ -40,6 +42,13 @@ impl Model {
     pub(crate) fn own_ipv6(&mut self, subnet: &SubnetId, host: u16) -> Option<Ipv6Addr> {
         let range = self.subnet_mut(subnet).ok()?.ipv6?;
         Some(Ipv6Addr::from_bits(range.network().to_bits() | u128::from(host)))
+    }
+
+    /// An address anywhere in a subnet's range, as EC2 chooses them, if it has one. No two ENIs have the same IPv4 address.
+    pub(crate) fn any_ipv6(&mut self, subnet: &SubnetId, primary: Ipv4Addr) -> Option<Ipv6Addr> {
+        let range = self.subnet_mut(subnet).ok()?.ipv6?;
+        let host = ANYWHERE | u128::from(primary.to_bits());
+        Some(Ipv6Addr::from_bits(range.network().to_bits() | host))
     }
 
     /// As `AssignIpv6Addresses` with a count of prefixes.

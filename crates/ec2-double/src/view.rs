@@ -346,6 +346,8 @@ pub struct NewEni {
     pub primary: Option<Ipv4Addr>,
     /// Addresses besides its own, or prefixes.
     pub addresses: AddressWish,
+    /// An IPv6 address of its own too.
+    pub ipv6: bool,
     /// A second call with this token answers with the first one's ENI.
     pub token: Option<String>,
 }
@@ -363,6 +365,7 @@ impl NewEni {
             tags: BTreeMap::new(),
             primary: None,
             addresses: AddressWish::default(),
+            ipv6: false,
             token: None,
         }
     }

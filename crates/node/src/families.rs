@@ -6,8 +6,8 @@
 //! | families | the pool has | a pod gets | the runtime hears of |
 //! |---|---|---|---|
 //! | IPv4 | addresses of the VPC | its address; with egress also the one of [`Ipv6Prefix::LOCAL`] beside it, translated | its address |
-//! | both | addresses of the VPC | its address, and the one of the primary ENI's /80 beside it | both |
-//! | IPv6 | [`LOCAL`], the same on every node | the one of the /80; with egress also its own, translated | that of the /80 |
+//! | both | addresses of the VPC | its address, and the one of the primary ENI's /80 (on a network card above 0 of its own ENI's) beside it | both |
+//! | IPv6 | [`LOCAL`], the same on every node, and names for what further cards have ([`local_addresses`]) | the one of the /80; with egress also its own, translated | that of the /80 |
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,7 +16,7 @@ use datapath::PodSpec;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use pool::Owner;
 use serde::{Deserialize, Serialize};
-use types::{Ipv6Prefix, NetworkCard};
+use types::{BranchEni, Ipv6Prefix, NetworkCard};
 
 /// Which addresses pods get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,11 +39,15 @@ pub enum Families {
 const LOCAL: (Ipv4Addr, u8) = (Ipv4Addr::new(169, 254, 172, 0), 22);
 /// The first of them that pods get; the two before it are the network's own and what the Go version calls the gateway.
 const FIRST: u32 = 2;
+/// The first address that stands for one of a branch ENI, 0.128.0.0. There is no network card of such a number.
+const OF_BRANCHES: u32 = 0x0080_0000;
+/// So many bits of a MAC address are in it, after the twelve of a VLAN.
+const MAC_BITS: u32 = 11;
 /// What tells addresses that stand in for those of the Go version from our own, on network cards above 0.
 const OF_GO: u8 = 0x80;
 
 impl Families {
-    /// Whether pods have IPv6 addresses of the VPC, so that the primary ENI needs a prefix of them.
+    /// Whether pods have IPv6 addresses of the VPC, so that the primary ENI needs a prefix of them, and those of further network cards do.
     #[must_use]
     pub const fn needs_prefix(self) -> bool {
         match self {
@@ -127,7 +131,7 @@ impl Families {
             None => true,
             // One that is not of the range stands for an IPv6 address that the Go version gave; and who has no other has this one.
             Some(range) => match owner.ipv6 {
-                None => !is_of_further_card(address),
+                None => !is_stand_in(address),
                 Some(_) => self.has_egress() && range.contains(address),
             },
         };
@@ -169,8 +173,24 @@ pub fn stand_in(card: NetworkCard, ipv6: Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// Whether an address is one of [`local_addresses`] of a network card above 0, or stands in for one there.
-fn is_of_further_card(address: Ipv4Addr) -> bool {
+/// The address under which the pool holds a pod with a branch ENI: the IPv4 one, or one that stands for an IPv6 address. EC2 chooses that
+/// from all of its subnet, so its last bits say too little; the VLAN says which pod of the node it is, and the MAC address which of two
+/// that had it one after the other. `None` for one that has no address.
+#[must_use]
+pub fn of_branch(eni: &BranchEni) -> Option<Ipv4Addr> {
+    if let Some(ipv4) = eni.ipv4 {
+        return Some(ipv4.address);
+    }
+    eni.ipv6?;
+    let [.., high, low] = eni.mac.0;
+    let of_mac = u32::from(u16::from_be_bytes([high, low])) & ((1 << MAC_BITS) - 1);
+    Some(Ipv4Addr::from_bits(OF_BRANCHES | u32::from(eni.vlan.number()) << MAC_BITS | of_mac))
+}
+
+/// Whether an address is one of [`local_addresses`] of a network card above 0, or stands in for one there or for a branch ENI's: the kernel
+/// has none of these.
+#[must_use]
+pub fn is_stand_in(address: Ipv4Addr) -> bool {
     matches!(address.octets(), [0, card, ..] if card > 0)
 }
 
@@ -275,12 +295,25 @@ mod tests {
     }
 
     #[test]
+    fn a_branch_eni_with_ipv6_alone_has_a_name_in_the_pool_whatever_its_address_is() {
+        let of = |vlan, mac| {
+            let ipv6 = Some("2600:1f13:0:1:abcd:ef01:2345:6789".parse().unwrap());
+            of_branch(&BranchEni { id: None, mac: types::Mac([2, 0, 0, 0, 1, mac]), vlan, ipv4: None, ipv6 })
+        };
+        let vlans = (1..=4094).filter_map(|number| types::VlanId::new(number).ok());
+        let all: BTreeSet<_> = vlans.flat_map(|vlan| [of(vlan, 0), of(vlan, 255)]).collect();
+        assert_eq!(all.len(), 2 * 4091);
+        assert!(all.iter().flatten().all(|address| is_stand_in(*address)));
+        assert!(local_addresses(NetworkCard(127)).iter().all(|address| !all.contains(&Some(*address))));
+    }
+
+    #[test]
     fn what_pods_have_on_further_cards_has_one_name_in_the_pool_whoever_gave_it() {
         let prefix: Ipv6Prefix = "2001:db8::/80".parse().unwrap();
         let (first, second) = (NetworkCard(1), NetworkCard(31));
         let ours = local_addresses(first);
         assert_eq!(ours.len(), 1021);
-        assert!(ours.is_disjoint(&local_addresses(second)) && ours.iter().all(|it| is_of_further_card(*it)));
+        assert!(ours.is_disjoint(&local_addresses(second)) && ours.iter().all(|it| is_stand_in(*it)));
 
         let mut of_go: BTreeSet<Ipv4Addr> = BTreeSet::new();
         for number in 0..1000_u32 {
@@ -289,7 +322,7 @@ mod tests {
             assert_eq!(stand_in(NetworkCard(0), ipv6), Some(Ipv4Addr::from_bits(number)));
         }
         assert_eq!(of_go.len(), 2000);
-        assert!(of_go.is_disjoint(&ours) && of_go.iter().all(|it| is_of_further_card(*it)));
+        assert!(of_go.is_disjoint(&ours) && of_go.iter().all(|it| is_stand_in(*it)));
         for address in ours {
             assert_eq!(stand_in(first, prefix.beside(address)), Some(address));
             assert_eq!(stand_in(second, prefix.beside(address)), None);

@@ -549,7 +549,9 @@ impl Pool {
     /// Whether addresses of a network card are on their way.
     #[must_use]
     pub fn is_growing(&self, card: NetworkCard) -> bool {
-        self.calls_on(card).any(|call| call.action.brings() > 0) || self.coming_on(card).next().is_some()
+        let refused = |eni: &Eni| self.unready(&eni.seen) == Some(Unready::PrefixRefused);
+        self.calls_on(card).any(|call| call.action.brings() > 0)
+            || self.coming_on(card).any(|eni| !refused(eni))
     }
 
     /// Whether a call in progress takes something away.

@@ -72,6 +72,8 @@ pub enum Unready {
     Coming,
     /// It lacks the IPv6 prefix of which pods there get addresses, or the host's kernel does not know it yet: likewise.
     NoPrefix,
+    /// EC2 has refused it that prefix, and is asked again: likewise, but nobody waits for it who can have something else.
+    PrefixRefused,
     /// Nobody knows whether that will ever change: what it has does not count, and it goes back where it is not needed.
     Stuck,
 }
@@ -81,7 +83,7 @@ impl Unready {
     #[must_use]
     pub const fn is_coming(self) -> bool {
         match self {
-            Self::Coming | Self::NoPrefix => true,
+            Self::Coming | Self::NoPrefix | Self::PrefixRefused => true,
             Self::Stuck => false,
         }
     }
@@ -92,6 +94,7 @@ impl fmt::Display for Unready {
         f.write_str(match self {
             Self::Coming => "its link is not there yet",
             Self::NoPrefix => "it has no IPv6 prefix yet",
+            Self::PrefixRefused => "EC2 gives it no IPv6 prefix",
             Self::Stuck => "the host's kernel does not lead pods out by it",
         })
     }

@@ -641,7 +641,9 @@ impl Pool {
 
     /// Those on a network card that more can be asked for, also as long as they have no IPv6 prefix.
     pub(crate) fn growable_on(&self, card: NetworkCard) -> impl Iterator<Item = &Eni> {
-        let growable = |eni: &Eni| matches!(self.unready(&eni.seen), None | Some(Unready::NoPrefix));
+        let growable = |eni: &Eni| {
+            matches!(self.unready(&eni.seen), None | Some(Unready::NoPrefix | Unready::PrefixRefused))
+        };
         self.fit().filter(move |eni| eni.seen.card == card && growable(eni))
     }
 

@@ -175,6 +175,9 @@ impl<'a> Explained<'a> {
                 (None, Some(node)) => {
                     format!("means something on this node only; the node makes the source {node}")
                 }
+                (None, None) if node::families::is_stand_in(self.address) => {
+                    "of a /80 that no ENI here has: nothing comes back to it".to_owned()
+                }
                 (None, None) => format!(
                     "the primary ENI's /80 with {} at its end; its packets leave by the main table",
                     self.address
@@ -196,7 +199,7 @@ impl<'a> Explained<'a> {
     /// The ENI of a further network card whose prefix its IPv6 address is of.
     fn eni_of_ipv6(&self) -> Option<(&'a EniSpec, &'a EniId)> {
         let (record, prefix) = (self.record?, Ipv6Prefix::of(self.owner.ipv6?));
-        let eni = record.wish.node.enis.iter().find(|eni| eni.ipv6 == Some(prefix))?;
+        let eni = record.wish.node.enis.iter().find(|eni| eni.ipv6.contains(&prefix))?;
         Some((eni, record.wish.ids.get(&eni.mac)?))
     }
 

@@ -91,9 +91,10 @@ fn report(pool: &Pool, families: Families, remembered: Option<Remembered>, at: M
     if let Some(Remembered { facts, ipv6, enis, .. }) = remembered {
         tell_facts(&mut report, &facts);
         let primary = enis.iter().find(|eni| eni.role == Role::Primary);
-        let prefix = primary.and_then(|eni| ipv6.get(&eni.id).copied());
+        let firsts = ipv6.into_iter().filter_map(|(eni, of)| Some((eni, of.first().copied()?)));
+        prefixes = firsts.collect();
+        let prefix = primary.and_then(|eni| prefixes.get(&eni.id).copied());
         report.ipv6_prefix = prefix.filter(|_| families.needs_prefix());
-        prefixes = ipv6;
     }
     report.enis = node::status::enis(pool, &prefixes, at);
     report

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ipnetwork::Ipv6Network;
 use serde_json::{Value, json};
 use types::{DeviceIndex, EniId, InstanceId, NetworkCard, VlanId};
 
@@ -35,6 +36,8 @@ pub struct Manners {
     pub no_trunk: bool,
     /// It makes no branch ENI.
     pub no_branch: bool,
+    /// Branch ENIs have IPv6 addresses too.
+    pub ipv6: bool,
 }
 
 /// It runs until this is dropped.
@@ -280,7 +283,9 @@ impl Staff {
                 return Ok(());
             };
             let description = "aws-k8s-branch-eni".to_owned();
-            let eni = self.ec2.create_eni(&NewEni { description, ..NewEni::plain(trunk.subnet.clone()) })?;
+            let ipv6 = locked(&self.manners).ipv6;
+            let wanted = NewEni { description, ipv6, ..NewEni::plain(trunk.subnet.clone()) };
+            let eni = self.ec2.create_eni(&wanted)?;
             let associated = self.ec2.associate(&trunk.id, &eni.id, vlan);
             associated.or_else(|refused| self.ec2.operator_delete(&eni.id).and(Err(refused)))?;
             ledger.made.insert(pod.uid.clone(), eni.id);
@@ -343,10 +348,14 @@ fn asks(pod: &Value) -> bool {
 /// What the controller tells, in its own spelling: `vlanId`, where the Go version's code says `vlanID`.
 fn annotation(eni: &EniView) -> String {
     let EniKind::Branch { association, vlan, .. } = &eni.kind else { return "[]".to_owned() };
+    let ipv6 = eni.ipv6.map(|ipv6| ipv6.to_string()).unwrap_or_default();
+    // A subnet has a /64.
+    let range = eni.ipv6.and_then(|ipv6| Ipv6Network::new(ipv6, 64).ok());
+    let range = range.map(|range| format!("{}/64", range.network())).unwrap_or_default();
     json!([{
         "eniId": eni.id.as_str(), "ifAddress": eni.mac.to_string(), "privateIp": eni.primary.to_string(),
-        "ipv6Addr": "", "vlanId": vlan.number(), "subnetCidr": eni.subnet_cidr.to_string(),
-        "subnetV6Cidr": "", "associationID": association,
+        "ipv6Addr": ipv6, "vlanId": vlan.number(), "subnetCidr": eni.subnet_cidr.to_string(),
+        "subnetV6Cidr": range, "associationID": association,
     }])
     .to_string()
 }

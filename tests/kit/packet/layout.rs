@@ -101,7 +101,7 @@ fn node_spec(node: &Node) -> Result<NodeSpec, LabError> {
             subnet: network(Ipv4Addr::new(10, 0, 0, 0), 20)?,
             mtu: MTU,
             sources: eni.pods().map(Ipv4Network::from).collect(),
-            ipv6: None,
+            ipv6: BTreeSet::new(),
         })
     };
     let enis = node.enis().map(spec).collect::<Result<_, _>>()?;

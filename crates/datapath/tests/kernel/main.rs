@@ -168,7 +168,7 @@ fn node() -> Result<NodeSpec, Failed> {
         subnet: "10.0.0.0/24".parse().expect("a network"),
         mtu: 9001,
         sources: BTreeSet::new(),
-        ipv6: None,
+        ipv6: BTreeSet::new(),
     };
     for device in 0..2 {
         ip(&format!(

@@ -10,12 +10,13 @@ use std::net::Ipv4Addr;
 
 use datapath::TrunkSpec;
 use pool::{Owner, Role, Want};
-use types::{Branch, BranchEni, Enforcing, HostVeth, Ipv6Prefix, Mac, Moment, NetworkCard, Reason};
+use types::{Branch, BranchEni, Enforcing, HostVeth, Mac, Moment, NetworkCard, Reason};
 use wire::Failure;
 
 use super::adding::Add;
 use super::{Effect, Node};
 use crate::cluster::{BranchWish, CUSTOM_NETWORKING, Features, POD_ENI_ANNOTATION, POD_SECURITY_GROUPS};
+use crate::families::of_branch;
 
 /// What was said of branch ENIs.
 #[derive(Debug, Default)]
@@ -87,11 +88,7 @@ impl Node {
         let mut eni = eni.clone();
         eni.ipv4 = eni.ipv4.filter(|_| families.has_ipv4_of_vpc());
         eni.ipv6 = eni.ipv6.filter(|_| families.needs_prefix());
-        let address = match (eni.ipv4, eni.ipv6) {
-            (Some(ipv4), _) => ipv4.address,
-            (None, Some(ipv6)) => Ipv6Prefix::beneath(ipv6)?,
-            (None, None) => return None,
-        };
+        let address = of_branch(&eni)?;
         // Both families mean both.
         let lacks =
             families.has_ipv4_of_vpc() && eni.ipv4.is_none() || families.needs_prefix() && eni.ipv6.is_none();
@@ -103,10 +100,12 @@ impl Node {
         self.pool.seen().find(|eni| eni.role == Role::Trunk).map(|eni| eni.mac)
     }
 
-    /// What the host is to have of the trunk: where branch ENIs are used, or still are.
+    /// What the host is to have of the trunk: where branch ENIs are used, or still are. One that a picture tells which waits has to be up
+    /// before the first pod goes by it.
     pub(super) fn trunk_spec(&self) -> Option<TrunkSpec> {
         let used = self.settings.pod_eni || self.pool.holders().any(|(owner, _)| owner.branch.is_some());
-        self.trunk().filter(|_| used).map(|mac| TrunkSpec { mac, mtu: self.settings.eni_mtu })
+        let trunk = self.enis_told().find(|eni| eni.role == Role::Trunk);
+        trunk.filter(|_| used).map(|eni| TrunkSpec { mac: eni.mac, mtu: self.settings.eni_mtu })
     }
 
     /// Whether there are, or may be, pods whose traffic goes by their branch ENI alone.

@@ -37,8 +37,10 @@ impl Node {
     pub(super) fn limits_of(&self, card: NetworkCard) -> Option<Limits> {
         let facts = self.facts.as_ref()?;
         if !self.settings.families.has_ipv4_of_vpc() {
-            // The primary ENI is there; and one is enough for all pods of a card.
-            return Some(Limits { max_enis: 1, slots_per_eni: u8::from(card != NetworkCard(0)), card });
+            // The primary ENI is there; and one is enough for all pods of a card, beside those of others.
+            let most = facts.limits.enis_on(card, self.settings.max_enis);
+            let max_enis = self.pool.foreign_on(card).saturating_add(1).min(most);
+            return Some(Limits { max_enis, slots_per_eni: u8::from(card != NetworkCard(0)), card });
         }
         let max_enis = facts.limits.enis_on(card, self.settings.max_enis);
         // Before the trunk is there it holds its place.
@@ -60,7 +62,9 @@ impl Node {
 
     /// How many addresses for pods all cards in use can hold.
     pub(super) fn capacity_in_all(&self) -> u32 {
-        self.pool.cards().iter().map(|card| self.capacity_of(*card).addresses).sum()
+        // Of the further ones of an IPv6 node nobody has an address who does not have one of the first too.
+        let some = if self.settings.families.has_ipv4_of_vpc() { self.pool.cards().len() } else { 1 };
+        self.pool.cards().iter().take(some).map(|card| self.capacity_of(*card).addresses).sum()
     }
 
     /// What to ask EC2 for next, card by card. Those who want one address of any card wait for the first card that can still

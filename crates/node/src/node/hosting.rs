@@ -76,11 +76,11 @@ pub(super) struct HostState {
     /// ENIs by which pods' packets leave, each with the addresses that do.
     pub(super) led: Vec<EniSeen>,
     /// IPv6 prefixes that it leads out by secondary ENIs, as of the last wish that it has granted.
-    pub(super) prefixes: BTreeMap<Mac, Ipv6Prefix>,
+    pub(super) prefixes: BTreeMap<Mac, BTreeSet<Ipv6Prefix>>,
     /// The same of the newest wish.
-    leading: BTreeMap<Mac, Ipv6Prefix>,
+    leading: BTreeMap<Mac, BTreeSet<Ipv6Prefix>>,
     /// Those that there were to be led out when it was made, by ENI.
-    pub(super) wished_prefixes: BTreeMap<EniId, Ipv6Prefix>,
+    pub(super) wished_prefixes: BTreeMap<EniId, BTreeSet<Ipv6Prefix>>,
     /// What it could not do for ENIs when it was last brought in line.
     unready: BTreeMap<Mac, Unready>,
 }
@@ -92,10 +92,10 @@ impl HostState {
         self.retry_at.into_iter().chain(repair).min()
     }
 
-    /// The IPv6 prefix of an ENI that a picture tells which waits.
-    pub(super) fn prefix_told(&self, eni: &EniId) -> Option<Ipv6Prefix> {
+    /// The IPv6 prefixes of an ENI that a picture tells which waits.
+    pub(super) fn prefixes_told(&self, eni: &EniId) -> Option<&BTreeSet<Ipv6Prefix>> {
         self.settling.iter().find_map(|settling| match &settling.gain {
-            Gain::Picture(picture) => picture.ipv6_prefixes.get(eni)?.first().copied(),
+            Gain::Picture(picture) => picture.ipv6_prefixes.get(eni),
             Gain::Action(..) => None,
         })
     }
@@ -318,8 +318,12 @@ impl Node {
 
     /// Says of which secondary ENIs pods get no address, those too that lack an IPv6 prefix.
     pub(super) fn tell_unready(&mut self) {
-        let awaiting = self.enis_told().filter(|eni| self.awaits_prefix(eni)).map(|eni| eni.mac);
-        let mut unready: BTreeMap<Mac, Unready> = awaiting.map(|mac| (mac, Unready::NoPrefix)).collect();
+        let awaiting = self.enis_told().filter(|eni| self.awaits_prefix(eni));
+        let why = |eni: &EniSeen| match self.is_prefix_refused(&eni.id) {
+            true => Unready::PrefixRefused,
+            false => Unready::NoPrefix,
+        };
+        let mut unready: BTreeMap<Mac, Unready> = awaiting.map(|eni| (eni.mac, why(eni))).collect();
         unready.extend(&self.host.unready);
         if self.pool.set_unready(unready) {
             self.picture_differs();
@@ -413,7 +417,7 @@ impl Node {
         let led = self.leads(&enis);
         self.memory.dirty |= led != self.host.led;
         let wish = self.host_wish(facts, enis);
-        let prefixes = wish.node.enis.iter().filter_map(|eni| Some((eni.mac, eni.ipv6?)));
+        let prefixes = wish.node.enis.iter().map(|eni| (eni.mac, eni.ipv6.clone()));
         self.host.leading = prefixes.collect();
         self.host.wished_prefixes = self.prefixes_to_lead();
         self.host.led = led;
@@ -539,6 +543,10 @@ impl Node {
 
     /// What is to be steered to an ENI. Of one that is not for pods any more that is what pods have of it.
     fn given_to_pods(&self, eni: &EniSeen) -> Given {
+        if eni.card != NetworkCard(0) && !self.settings.families.has_ipv4_of_vpc() {
+            // Those are names in the pool.
+            return Given::default();
+        }
         let given = eni.given();
         if eni.role.is_for_pods() {
             return given;
@@ -559,7 +567,7 @@ impl Node {
             // A single address of another ENI may be within: the most specific source leads.
             given.prefixes.retain(|prefix| !steered.prefixes.contains(prefix));
             let ipv6 = self.ipv6_to_lead(&seen);
-            if given.is_empty() && ipv6.is_none() && !seen.role.is_for_pods() {
+            if given.is_empty() && ipv6.is_empty() && !seen.role.is_for_pods() {
                 continue;
             }
             let sources: BTreeSet<Ipv4Network> = networks(&given).collect();
@@ -567,6 +575,7 @@ impl Node {
             steered.prefixes.extend(given.prefixes);
             if let Some(same) = enis.iter_mut().find(|spec| spec.mac == seen.mac) {
                 same.sources.extend(sources);
+                same.ipv6.extend(ipv6);
                 continue;
             }
             let EniSeen { id, mac, card, device, primary_address, .. } = seen;

@@ -50,14 +50,18 @@ pub(super) struct Ipv6State {
 /// What we know of one ENI's prefix.
 #[derive(Debug, Default)]
 struct EniIpv6 {
-    /// It, if the ENI has one.
+    /// It, if the ENI has one: what pods get addresses of.
     prefix: Option<Ipv6Prefix>,
+    /// Others that it has: two calls were one too many, or somebody else has asked.
+    others: BTreeSet<Ipv6Prefix>,
+    /// Those that EC2 shows no more, as long as pods have addresses of them: their packets leave here or nowhere.
+    lost: BTreeSet<Ipv6Prefix>,
     /// When EC2 gave it to us: pictures asked for shortly after may lack it.
     given_at: Option<Moment>,
     /// EC2 has been asked for one.
     asking: bool,
-    /// EC2 may have given one: the next picture tells.
-    unsure: bool,
+    /// EC2 may have given one at this time: a picture tells that was asked for some time later.
+    unsure: Option<Moment>,
     /// How often in a row EC2 has given none.
     refusals: u32,
     /// Not asked for before this.
@@ -82,9 +86,22 @@ impl Ipv6State {
         self.enis.iter().filter_map(|(eni, of)| Some((eni.clone(), of.prefix?))).collect()
     }
 
+    /// All prefixes of each ENI, those too that EC2 shows no more and pods have addresses of.
+    pub(super) fn to_remember(&self) -> BTreeMap<EniId, BTreeSet<Ipv6Prefix>> {
+        let all = self.enis.iter().map(|(eni, of)| (eni.clone(), of.known().collect::<BTreeSet<_>>()));
+        all.filter(|(_, known)| !known.is_empty()).collect()
+    }
+
     /// What is known of the primary ENI's.
     fn primary(&mut self) -> Option<&mut EniIpv6> {
         self.enis.get_mut(self.primary.as_ref()?)
+    }
+}
+
+impl EniIpv6 {
+    /// All that it has, or had and pods still have.
+    fn known(&self) -> impl Iterator<Item = Ipv6Prefix> {
+        self.prefix.into_iter().chain(self.others.iter().copied()).chain(self.lost.iter().copied())
     }
 }
 
@@ -130,17 +147,34 @@ impl Node {
         self.settings.families.needs_prefix() && its_own
     }
 
-    /// The prefix that the host's kernel has to lead out by a secondary ENI: of one that pods get addresses of, or have. What a picture tells
-    /// that waits for the kernel counts.
-    pub(super) fn ipv6_to_lead(&self, eni: &EniSeen) -> Option<Ipv6Prefix> {
-        let known = self.ipv6.of_eni(&eni.id).or_else(|| self.host.prefix_told(&eni.id));
-        let prefix = known.filter(|_| eni.role != Role::Primary)?;
-        (self.serves_ipv6(eni) || pods_in(&self.pool, prefix) > 0).then_some(prefix)
+    /// The prefixes that the host's kernel has to lead out by a secondary ENI: the one that pods get addresses of, and all of which pods
+    /// have some. What a picture tells that waits for the kernel counts, and what was known before the start until one has been taken in.
+    pub(super) fn ipv6_to_lead(&self, eni: &EniSeen) -> BTreeSet<Ipv6Prefix> {
+        if eni.card == NetworkCard(0) {
+            return BTreeSet::new();
+        }
+        let of = self.ipv6.enis.get(&eni.id);
+        let told = self.host.prefixes_told(&eni.id);
+        let before = self.prefixes_before(&eni.id).filter(|_| of.is_none());
+        let mut known: BTreeSet<Ipv6Prefix> = of.into_iter().flat_map(EniIpv6::known).collect();
+        known.extend(told.into_iter().flatten().chain(before.into_iter().flatten()));
+        let has_pods = |prefix: &Ipv6Prefix| pods_in(&self.pool, *prefix) > 0;
+        let current = of.and_then(|of| of.prefix).or_else(|| self.best_of(&eni.id, &known));
+        let current = current.filter(|_| self.serves_ipv6(eni));
+        known.into_iter().filter(|prefix| Some(*prefix) == current || has_pods(prefix)).collect()
+    }
+
+    /// Which of an ENI's prefixes pods get addresses of: one of which some have one, or one that was known before.
+    fn best_of(&self, eni: &EniId, of: &BTreeSet<Ipv6Prefix>) -> Option<Ipv6Prefix> {
+        let before = |prefix: &Ipv6Prefix| self.prefixes_before(eni).is_some_and(|had| had.contains(prefix));
+        let rank = |prefix: &&Ipv6Prefix| (pods_in(&self.pool, **prefix) == 0, !before(prefix), **prefix);
+        of.iter().min_by_key(rank).copied()
     }
 
     /// What the kernel has to lead out, by ENI.
-    pub(super) fn prefixes_to_lead(&self) -> BTreeMap<EniId, Ipv6Prefix> {
-        self.enis_told().filter_map(|eni| Some((eni.id.clone(), self.ipv6_to_lead(eni)?))).collect()
+    pub(super) fn prefixes_to_lead(&self) -> BTreeMap<EniId, BTreeSet<Ipv6Prefix>> {
+        let enis = self.enis_told().map(|eni| (eni.id.clone(), self.ipv6_to_lead(eni)));
+        enis.filter(|(_, prefixes)| !prefixes.is_empty()).collect()
     }
 
     /// Has the kernel lead out what it has to, and says by which ENIs it does not as yet.
@@ -153,9 +187,14 @@ impl Node {
 
     /// Whether pods can get no address of a secondary ENI as yet, for want of a prefix that the host's kernel leads out.
     pub(super) fn awaits_prefix(&self, eni: &EniSeen) -> bool {
-        let prefix = self.ipv6.of_eni(&eni.id);
-        let ready = prefix.is_some() && self.host.prefixes.get(&eni.mac) == prefix.as_ref();
-        eni.role != Role::Primary && self.serves_ipv6(eni) && !ready
+        let led = self.host.prefixes.get(&eni.mac);
+        let ready = |prefix: Ipv6Prefix| led.is_some_and(|led| led.contains(&prefix));
+        eni.card != NetworkCard(0) && self.serves_ipv6(eni) && !self.ipv6.of_eni(&eni.id).is_some_and(ready)
+    }
+
+    /// Whether EC2 has refused an ENI its prefix.
+    pub(super) fn is_prefix_refused(&self, eni: &EniId) -> bool {
+        self.ipv6.enis.get(eni).is_some_and(|of| of.prefix.is_none() && of.refused.is_some())
     }
 
     /// The address by which pods with IPv4 addresses of the VPC reach IPv6, where that is wanted or a pod was wired for it.
@@ -198,7 +237,8 @@ impl Node {
 
     /// Pods with addresses of a prefix that its ENI has lost: they keep them, as pods do whose IPv4 address EC2 does not show.
     fn lost_addresses(&self) -> Option<String> {
-        let there: BTreeSet<Ipv6Prefix> = self.ipv6.enis.values().filter_map(|of| of.prefix).collect();
+        let there = self.ipv6.enis.values().flat_map(|of| of.prefix.into_iter().chain(of.others.clone()));
+        let there: BTreeSet<Ipv6Prefix> = there.collect();
         let lost = |ipv6: Ipv6Addr| !is_local(ipv6) && !there.contains(&Ipv6Prefix::of(ipv6));
         let of_lost = self.pool.holders().filter(|(owner, _)| owner.ipv6.is_some_and(lost));
         let pods: Vec<String> = of_lost.map(|(owner, _)| owner.pod.to_string()).collect();
@@ -226,39 +266,66 @@ impl Node {
     pub(super) fn ipv6_pictured(&mut self, picture: &Picture) {
         let primary = picture.enis.iter().find(|eni| eni.role == Role::Primary).map(|eni| &eni.id);
         self.ipv6.primary = primary.or(self.ipv6.primary.as_ref()).cloned();
-        let shown: BTreeSet<&EniId> = picture.enis.iter().map(|eni| &eni.id).collect();
-        let is_young = |of: &EniIpv6| of.given_at.is_some_and(|at| picture.as_of < at.plus(PICTURE_LAG_MAX));
-        let is_primary = |eni: &EniId| Some(eni) == self.ipv6.primary.as_ref();
-        let stays = |eni: &EniId, of: &EniIpv6| shown.contains(eni) || is_primary(eni) || is_young(of);
-        let mut enis = std::mem::take(&mut self.ipv6.enis);
-        enis.retain(|eni, of| stays(eni, of));
-        self.ipv6.enis = enis;
-        let primary = self.ipv6.primary.iter();
-        let all: BTreeSet<EniId> = shown.into_iter().chain(primary).cloned().collect();
-        for eni in all {
+        let shown: BTreeSet<EniId> = picture.enis.iter().map(|eni| eni.id.clone()).collect();
+        // A picture may lack one that was just made.
+        let kept = self.pool.seen().map(|eni| eni.id.clone()).chain(self.ipv6.primary.clone());
+        let kept: BTreeSet<EniId> = kept.chain(shown.clone()).collect();
+        self.ipv6.enis.retain(|eni, of| kept.contains(eni) || of.asking);
+        for eni in shown.into_iter().chain(self.ipv6.primary.clone()).collect::<BTreeSet<EniId>>() {
             let seen = picture.ipv6_prefixes.get(&eni).cloned().unwrap_or_default();
-            self.eni_ipv6_pictured(eni, seen, picture.as_of);
+            self.eni_ipv6_pictured(&eni, seen, picture.as_of);
+        }
+        // What another one has by now is led out by that.
+        let there: BTreeMap<Ipv6Prefix, EniId> =
+            self.ipv6.all().into_iter().map(|(eni, prefix)| (prefix, eni)).collect();
+        for (eni, of) in &mut self.ipv6.enis {
+            of.lost.retain(|lost| {
+                pods_in(&self.pool, *lost) > 0 && there.get(lost).is_none_or(|other| other == eni)
+            });
         }
     }
 
     /// Takes in which prefixes one ENI has.
-    fn eni_ipv6_pictured(&mut self, eni: EniId, mut seen: BTreeSet<Ipv6Prefix>, as_of: Moment) {
-        let is_primary = self.ipv6.primary.as_ref() == Some(&eni);
+    fn eni_ipv6_pictured(&mut self, eni: &EniId, mut seen: BTreeSet<Ipv6Prefix>, as_of: Moment) {
+        let is_primary = self.ipv6.primary.as_ref() == Some(eni);
         let needs_prefix = self.settings.families.needs_prefix();
+        let left = self.ipv6.books.left.filter(|(_, at)| as_of < at.plus(PICTURE_LAG_MAX));
+        let stays = |prefix: &Ipv6Prefix| left.is_none_or(|(left, _)| left != *prefix);
+        seen.retain(stays);
+        // Descriptions at the start may be of before what the daemon before was told.
+        let before = self.prefixes_before(eni).filter(|_| self.trusts_what_was(as_of)).cloned();
+        let trusted = before.unwrap_or_default().into_iter().filter(stays).collect();
+        let known = self.ipv6.enis.get(eni);
+        let had = known.and_then(|of| of.prefix);
+        let best = self.best_of(eni, if seen.is_empty() { &trusted } else { &seen });
+        let settled = known.and_then(|of| of.unsure).map(|at| at.plus(PICTURE_LAG));
+        if let Some(settled) = settled.filter(|settled| as_of < *settled) {
+            self.cloud.look_at = self.cloud.look_at.min(settled);
+        }
+        if seen.is_empty() && best.is_some() {
+            self.cloud.look_at = self.cloud.look_at.min(self.started.plus(PICTURE_LAG_MAX));
+        }
         let of = self.ipv6.enis.entry(eni.clone()).or_default();
         if of.given_at.is_some_and(|at| as_of < at.plus(PICTURE_LAG_MAX)) {
             return;
         }
-        let left = self.ipv6.books.left.filter(|(_, at)| as_of < at.plus(PICTURE_LAG_MAX));
-        seen.retain(|prefix| left.is_none_or(|(left, _)| left != *prefix));
-        of.unsure = false;
-        let had = of.prefix;
-        if had.is_some_and(|prefix| seen.contains(&prefix)) {
+        if settled.is_some_and(|settled| as_of >= settled) {
+            of.unsure = None;
+        }
+        of.lost.extend(trusted.difference(&seen));
+        of.lost.retain(|lost| !seen.contains(lost));
+        of.prefix = had.filter(|had| seen.contains(had)).or(best);
+        of.others = seen;
+        of.others.retain(|other| Some(*other) != of.prefix);
+        if had == of.prefix {
             return;
         }
-        of.prefix = seen.first().copied();
+        if of.prefix.is_some() {
+            (of.refused, of.refusals) = (None, 0);
+        }
         match (had, of.prefix) {
             (Some(lost), _) => {
+                of.lost.insert(lost);
                 let pods = pods_in(&self.pool, lost);
                 tracing::warn!(%eni, prefix = %lost, pods, "an ENI has lost its IPv6 prefix, and pods their IPv6 addresses");
                 if is_primary {
@@ -269,13 +336,10 @@ impl Node {
                     self.write_ipv6(Ipv6Books { ours: None, ..self.ipv6.books });
                 }
             }
-            (None, Some(prefix)) => {
-                (of.refused, of.refusals) = (None, 0);
-                if needs_prefix {
-                    tracing::info!(%eni, %prefix, "an ENI has an IPv6 prefix");
-                }
+            (None, Some(prefix)) if needs_prefix => {
+                tracing::info!(%eni, %prefix, "an ENI has an IPv6 prefix");
             }
-            (None, None) => {}
+            (None, _) => {}
         }
     }
 
@@ -288,7 +352,7 @@ impl Node {
         let lacking = self.pool.seen().filter(|eni| self.serves_ipv6(eni)).map(|eni| eni.id.clone());
         for eni in lacking.collect::<Vec<_>>() {
             let of = self.ipv6.enis.entry(eni.clone()).or_default();
-            if of.prefix.is_none() && !of.asking && !of.unsure && of.ask_at <= now {
+            if of.prefix.is_none() && !of.asking && of.unsure.is_none() && of.ask_at <= now {
                 of.asking = true;
                 self.effects.push(Effect::AssignIpv6(eni));
             }
@@ -319,8 +383,8 @@ impl Node {
                 }
             }
             Err(error) => {
-                of.unsure = error.kind() == CloudErrorKind::Unclear;
-                let look = of.unsure;
+                of.unsure = (error.kind() == CloudErrorKind::Unclear).then_some(now);
+                let look = of.unsure.is_some();
                 if is_primary || error.kind() == CloudErrorKind::Throttled {
                     self.cloud.failed(&error, now);
                 } else {
@@ -427,9 +491,8 @@ impl Node {
             match eni.role {
                 Role::Primary => eni.addresses = local_addresses(eni.card),
                 Role::Secondary | Role::Efa if is_the_one => eni.addresses = local_addresses(eni.card),
-                Role::Secondary | Role::Efa | Role::Trunk | Role::Unmanaged => {
-                    (eni.role, eni.addresses) = (Role::Unmanaged, BTreeSet::new());
-                }
+                Role::Secondary | Role::Efa => (eni.role, eni.addresses) = (Role::Unmanaged, BTreeSet::new()),
+                Role::Trunk | Role::Unmanaged => eni.addresses.clear(),
             }
         }
     }

@@ -1,6 +1,7 @@
 //! DEL, GC, and those whose DEL may never come: what a sandbox held comes back.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use pool::{Grant, Owner};
@@ -10,7 +11,6 @@ use wire::{Detachment, Kept, Reply};
 use super::adding::{MTU_DEFAULT, Pending, host_if_of};
 use super::event::{CallId, Effect};
 use super::{Node, restore};
-use crate::families::address_in_pool;
 use crate::store::Record;
 
 /// How many released sandboxes are remembered, so that an ADD which a DEL has overtaken is recognised.
@@ -129,9 +129,11 @@ impl Node {
     /// Whether a DEL is about what only the kernel told: that has the pod's name, and runtimes repeat the DEL of a sandbox when the
     /// pod's next one lives. Where the result of the ADD does not tell its address, it is the kernel that tells its end.
     fn is_meant(&self, detachment: &Detachment, held: &SandboxKey) -> bool {
-        let Some((_, grant)) = self.pool.owner(held) else { return false };
-        let mut told = detachment.addresses.iter().filter_map(|address| address_in_pool(&[*address]));
-        detachment.pod.name.is_empty() || told.any(|address| address == grant.address)
+        let Some((owner, grant)) = self.pool.owner(held) else { return false };
+        let of_branch = owner.branch.iter().flat_map(|branch| branch.eni.addresses());
+        let own = [Some(IpAddr::V4(grant.address)), owner.ipv6.map(IpAddr::V6)].into_iter().flatten();
+        let mut own = own.chain(of_branch);
+        detachment.pod.name.is_empty() || own.any(|address| detachment.addresses.contains(&address))
     }
 
     /// The attachments that come and go with one that the runtime knows, itself included.

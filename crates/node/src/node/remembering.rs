@@ -40,9 +40,12 @@ pub struct Remembered {
     pub subnets: BTreeMap<SubnetId, Ipv4Network>,
     /// Subnets whose ENIs get no more pods.
     pub excluded: BTreeSet<SubnetId>,
-    /// The IPv6 prefixes of the ENIs that have one.
+    /// IPv6 prefixes of the ENIs, those too that EC2 shows no more and of which pods have addresses.
     #[serde(default)]
-    pub ipv6: BTreeMap<EniId, Ipv6Prefix>,
+    pub ipv6: BTreeMap<EniId, BTreeSet<Ipv6Prefix>>,
+    /// Those of the primary ENI, as daemons wrote them that knew no others.
+    #[serde(default, skip_serializing)]
+    pub ipv6_prefixes: BTreeSet<Ipv6Prefix>,
 }
 
 impl Remembered {
@@ -71,7 +74,12 @@ pub(super) struct MemoryState {
 
 impl Node {
     /// Takes in what the daemon before knew: it is used when nobody tells anything newer.
-    pub(super) fn remembered(&mut self, remembered: Remembered) {
+    pub(super) fn remembered(&mut self, mut remembered: Remembered) {
+        let primary = remembered.enis.iter().find(|eni| eni.role == Role::Primary);
+        if let Some(primary) = primary.filter(|_| !remembered.ipv6_prefixes.is_empty()) {
+            let prefixes = std::mem::take(&mut remembered.ipv6_prefixes);
+            remembered.ipv6.insert(primary.id.clone(), prefixes);
+        }
         self.memory.before = Some(Box::new(remembered));
     }
 
@@ -108,7 +116,7 @@ impl Node {
             occupied,
             efa_only,
             subnets,
-            ipv6_prefixes: ipv6.into_iter().map(|(eni, prefix)| (eni, [prefix].into())).collect(),
+            ipv6_prefixes: ipv6,
             from_metadata: true,
             recalled: true,
             ..Picture::default()
@@ -136,6 +144,11 @@ impl Node {
     /// The ENIs that the daemon before was told of, those too that are not here any more.
     pub(super) fn told_before(&self) -> impl Iterator<Item = &EniSeen> {
         self.of_before().into_iter().flat_map(|before| before.enis.iter().chain(&before.unlinked))
+    }
+
+    /// The IPv6 prefixes of an ENI that the daemon before knew.
+    pub(super) fn prefixes_before(&self, eni: &EniId) -> Option<&BTreeSet<Ipv6Prefix>> {
+        self.of_before()?.ipv6.get(eni)
     }
 
     /// The range of a subnet, as it is known or as it was before.
@@ -197,7 +210,8 @@ impl Node {
             efa_only: self.efa_only.clone(),
             subnets,
             excluded: self.pool.excluded().clone(),
-            ipv6: self.ipv6.all(),
+            ipv6: self.ipv6.to_remember(),
+            ipv6_prefixes: BTreeSet::new(),
         };
         if self.memory.last.as_deref() != Some(&remembered) {
             self.memory.last = Some(Box::new(remembered.clone()));

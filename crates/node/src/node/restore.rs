@@ -17,16 +17,18 @@ use std::time::Duration;
 use datapath::{PodSeen, PodSpec};
 use ipnetwork::Ipv4Network;
 use pool::{Owner, PICTURE_LAG, Pool};
-use types::{Branch, HostVeth, Moment, PodName, SandboxKey, VethPrefix};
+use types::{Branch, HostVeth, Moment, NetworkCard, PodName, SandboxKey, VethPrefix};
 
 use super::adding::MTU_DEFAULT;
 use super::adopt::{Adopted, adopt};
 use crate::checkpoint::{Checkpoint, Entry};
-use crate::families::{address_in_pool, ipv6_among};
+use crate::families::{address_in_pool, ipv6_among, of_branch, stand_in};
 use crate::store::{Ipv6Books, Loaded, Record};
 
 /// What the names of host ends of the Go version's egress plugin begin with.
 const EGRESS_PREFIX: &str = "veth";
+/// No instance has so many network cards.
+const FURTHER_CARDS: u8 = 64;
 /// Network name of sandboxes that were found in the kernel only.
 const REBUILT: &str = "rebuilt-from-kernel";
 
@@ -55,14 +57,17 @@ pub(super) struct Wired<'a> {
 /// Finds the addresses, as the pool knows them, of pods in the kernel: with which one an IPv6 address goes the books say, for the Go
 /// version gives the same last bits on each network card.
 fn in_books<'a>(kernel: &'a [PodInKernel], pool: &Pool, checkpoint: Option<&Checkpoint>) -> Vec<Wired<'a>> {
-    let of_owners = pool.holders().filter_map(|(owner, address)| Some((owner.ipv6?, address)));
+    let ipv6_of = |owner: &Owner| owner.branch.as_ref().map_or(owner.ipv6, |branch| branch.eni.ipv6);
+    let of_owners = pool.holders().filter_map(|(owner, address)| Some((ipv6_of(owner)?, address)));
     let entries = checkpoint.map_or(&[][..], |checkpoint| checkpoint.entries.as_slice());
     let of_entries = entries.iter().filter_map(|entry| Some((entry.ipv6?, entry.address)));
     let known: BTreeMap<Ipv6Addr, Ipv4Addr> = of_owners.chain(of_entries).collect();
     let wired = |pod: &'a PodInKernel| {
         let ipv6 = ipv6_among(&pod.addresses);
-        let address = ipv6.and_then(|ipv6| known.get(&ipv6).copied());
-        Wired { pod, address: address.or_else(|| address_in_pool(&pod.addresses)) }
+        let in_books = ipv6.and_then(|ipv6| known.get(&ipv6).copied());
+        let of_branch = || pod.branch.as_ref().and_then(|branch| of_branch(&branch.eni));
+        let address = in_books.or_else(of_branch).or_else(|| address_in_pool(&pod.addresses));
+        Wired { pod, address }
     };
     kernel.iter().map(wired).collect()
 }
@@ -242,12 +247,22 @@ pub fn restore(
             continue;
         }
         let Some(owner) = placeholder_owner(pod, now) else { continue };
+        let address = free_name(&pool, pod, address);
         let address_told = pod.addresses.first().copied().unwrap_or(IpAddr::V4(address));
         remarks
             .push(format!("{address_told} is routed to {} but not in the state: kept for it", pod.host_if));
         pool.adopt(owner, address);
     }
     Restored { pool, leftovers, gone, doubted, ipv6, remarks }
+}
+
+/// The address under which a pod that the kernel alone knows is held; where another one is held under it, one that stands in: two IPv6
+/// addresses that end alike are of two network cards.
+fn free_name(pool: &Pool, pod: &PodInKernel, address: Ipv4Addr) -> Ipv4Addr {
+    let is_free = |address: &Ipv4Addr| pool.holders().all(|(_, held)| held != *address);
+    let ipv6 = ipv6_among(&pod.addresses).filter(|_| !pod.addresses.iter().any(IpAddr::is_ipv4));
+    let others = (1..FURTHER_CARDS).filter_map(|card| stand_in(NetworkCard(card), ipv6?));
+    std::iter::once(address).chain(others).find(is_free).unwrap_or(address)
 }
 
 /// Releases owners whose host end is gone or leads to another address. Returns what is left of those with a branch ENI.

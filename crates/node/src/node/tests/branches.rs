@@ -23,7 +23,8 @@ fn with_trunk(addresses: u8) -> World {
     world
 }
 
-fn attach_trunk(world: &mut World) {
+/// What the picture leads to that shows it; the wish among that is granted.
+fn attach_trunk(world: &mut World) -> Vec<Effect> {
     let mut enis = world.node.pool.enis();
     let trunk = EniSeen {
         id: "eni-9".parse().unwrap(),
@@ -39,6 +40,7 @@ fn attach_trunk(world: &mut World) {
     let effects =
         world.handle(Event::Looked(Ok(Picture { as_of: world.now, enis, subnets, ..Picture::default() })));
     world.converge(&effects);
+    effects
 }
 
 pub(super) fn branch_eni(last: u8) -> BranchEni {
@@ -343,9 +345,9 @@ fn wish(effects: &[Effect]) -> Option<&HostWish> {
 
 #[test]
 fn the_trunks_link_is_wished_up_and_the_nodes_own_addresses_come_after_strict_pods_rules() {
-    let mut world = with_trunk(3);
-    world.now = world.now.plus(Duration::from_secs(31));
-    let effects = world.handle(Event::Tick);
+    let mut world = node(3);
+    // Before a pod can be on it.
+    let effects = attach_trunk(&mut world);
     let node = &wish(&effects).expect("a wish").node;
     assert_eq!(node.trunk.map(|trunk| trunk.mac), Some(TRUNK));
     assert!(node.strict_branches);

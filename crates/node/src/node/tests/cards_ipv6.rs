@@ -68,7 +68,7 @@ fn led(effects: &[Effect]) -> Vec<(u8, Ipv6Prefix)> {
         _ => None,
     });
     let enis = host.into_iter().flat_map(|host| &host.node.enis);
-    enis.filter_map(|eni| Some((eni.card.0, eni.ipv6?))).collect()
+    enis.flat_map(|eni| eni.ipv6.iter().map(|prefix| (eni.card.0, *prefix))).collect()
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn an_ipv6_node_makes_one_eni_per_card_and_gets_no_ipv4_address_for_it() {
     assert_eq!(wired_on_all[1], ["2001:db8:0:1:1:0:1:2"]);
     assert_eq!(wired(&world.add("b").1).len(), 1);
     let report = world.node.report(world.now);
-    assert_eq!((report.capacity, report.plan), (2 * 1021, Vec::<String>::new()));
+    assert_eq!((report.capacity, report.plan), (1021, Vec::<String>::new()));
     let prefixes: Vec<_> = report.enis.iter().map(|eni| (eni.ipv6_prefix, eni.ipv6_assigned)).collect();
     assert_eq!(prefixes, [(Some(prefix(0)), 2), (Some(prefix(1)), 1)]);
 }
@@ -197,4 +197,164 @@ fn pods_of_the_go_version_keep_their_addresses_of_every_card_though_these_end_al
     let loaded = Loaded { records, damage: None, checkpoint: None };
     let again = restore(cooldown, loaded, &kernel, &mut |_| true, true, now);
     assert_eq!((again.remarks.len(), held(&again.pool)), (0, want.to_vec()));
+}
+
+/// A daemon of both families that starts beside this pool, with what the one before remembered.
+fn started(pool: Pool, before: &World) -> World {
+    let mut next = World::of(Families::Dual);
+    next.node.settings.multi_nic = true;
+    next.now = before.now.plus(Duration::from_secs(5));
+    next.node = Node::new(next.node.settings.clone(), pool, 1, next.now);
+    let mut remembered = remembered();
+    remembered.facts.clone_from(before.node.facts.as_ref().unwrap());
+    remembered.enis = vec![eni(0, 4), eni(1, 4)];
+    remembered.ipv6 = [(id(0), [prefix(0)].into()), (id(1), [prefix(1)].into())].into();
+    let facts = remembered.facts.clone();
+    next.node.remembered(remembered);
+    next.handle(Event::Identified(Box::new(facts)));
+    next
+}
+
+#[test]
+fn a_description_of_before_the_start_takes_no_prefix_that_pods_have_addresses_of() {
+    let mut world = world(Families::Dual);
+    world.handle(Event::Held(Hold::Releases));
+    look(&mut world, vec![eni(0, 4), eni(1, 4)], true);
+    assert_eq!(wired(&add_on_all(&mut world, "a").1).len(), 2);
+    let pool = Pool::restore(world.node.pool.snapshot(), Duration::from_secs(30), world.now);
+    let mut next = started(pool, &world);
+
+    next.now = next.now.plus(Duration::from_secs(1));
+    let old = Picture {
+        as_of: next.now,
+        enis: vec![eni(0, 4), eni(1, 4)],
+        ipv6_prefixes: [(id(0), [prefix(0)].into())].into(),
+        subnets: [("subnet-1".parse().unwrap(), "10.0.0.0/20".parse().unwrap())].into(),
+        ..Picture::default()
+    };
+    let effects = next.handle(Event::Looked(Ok(old.clone())));
+    assert_eq!(led(&effects), [(1, prefix(1))]);
+    let effects = next.converge(&effects);
+    assert!(asked(&effects).is_empty(), "{effects:?}");
+    assert!(asked(&next.handle(Event::Tick)).is_empty());
+
+    // One that was asked for much later has it, and one more.
+    next.now = next.now.plus(Duration::from_secs(400));
+    let enis = [(id(0), [prefix(0)].into()), (id(1), [prefix(1), prefix(7)].into())];
+    let picture = Picture { as_of: next.now, ipv6_prefixes: enis.into(), ..old.clone() };
+    let effects = next.handle(Event::Looked(Ok(picture)));
+    next.converge(&effects);
+    assert_eq!(next.node.report(next.now).enis[1].ipv6_prefix, Some(prefix(1)));
+
+    // Then it is gone, as far as EC2 says: pods get addresses of the other one, and those that are there leave as before.
+    next.now = next.now.plus(Duration::from_secs(400));
+    let enis = [(id(0), [prefix(0)].into()), (id(1), [prefix(7)].into())];
+    let picture = Picture { as_of: next.now, ipv6_prefixes: enis.into(), ..old };
+    let effects = next.handle(Event::Looked(Ok(picture)));
+    let effects = next.converge(&effects);
+    assert_eq!(led(&effects), [(1, prefix(1)), (1, prefix(7))]);
+    next.converge(&effects);
+    let new = wired(&add_on_all(&mut next, "b").1);
+    assert!(new[1][1].starts_with("2001:db8:0:1:7:"), "{new:?}");
+}
+
+#[test]
+fn pods_of_a_card_that_ipv6_comes_to_wait_for_its_prefix_and_no_longer() {
+    let mut world = World::new();
+    world.node.settings.multi_nic = true;
+    world.handle(Event::Held(Hold::Releases));
+    let mut facts = remembered().facts;
+    facts.limits = InstanceTable::builtin().get("p4d.24xlarge").unwrap().clone();
+    facts.limits.cards.truncate(2);
+    world.handle(Event::Identified(Box::new(facts)));
+    look(&mut world, vec![eni(0, 4), eni(1, 4)], false);
+    assert_eq!(wired(&add_on_all(&mut world, "a").1).len(), 2);
+    let pool = Pool::restore(world.node.pool.snapshot(), Duration::from_secs(30), world.now);
+    let mut next = started(pool, &world);
+
+    let effects = look(&mut next, vec![eni(0, 4), eni(1, 4)], true);
+
+    assert!(asked(&effects).is_empty(), "{effects:?}");
+    assert_eq!(wired(&add_on_all(&mut next, "b").1).len(), 2);
+}
+
+#[test]
+fn an_unclear_answer_is_looked_into_before_a_second_prefix_is_asked_for() {
+    let mut world = world(Families::V6 { egress: false });
+    look(&mut world, vec![eni(0, 0), eni(1, 0)], false);
+    let unclear = CloudError::new(CloudErrorKind::Unclear, "AssignIpv6Addresses", "no answer");
+    world.handle(Event::Ipv6Assigned(id(1), Err(unclear)));
+    world.now = world.now.plus(Duration::from_secs(6));
+    let soon = Picture {
+        as_of: world.now,
+        enis: vec![eni(0, 0), eni(1, 0)],
+        ipv6_prefixes: [(id(0), [prefix(0)].into())].into(),
+        ..Picture::default()
+    };
+
+    let effects = world.handle(Event::Looked(Ok(soon)));
+    assert!(asked(&world.converge(&effects)).is_empty(), "it may be too old to know");
+
+    let effects = look(&mut world, vec![eni(0, 0), eni(1, 0)], false);
+    assert_eq!(asked(&effects), ["eni-1"]);
+}
+
+#[test]
+fn without_books_two_pods_whose_addresses_end_alike_are_both_held() {
+    let kernel = |card: u8| PodInKernel {
+        host_if: HostVeth::of_pod(&VethPrefix::default(), &attachment("c1", "a").pod, card),
+        addresses: vec![prefix(card).beside([0, 0, 0, 5].into()).into()],
+        by_us: true,
+        branch: None,
+    };
+    let kernel = [kernel(0), kernel(1)];
+
+    let restored =
+        restore(Duration::from_secs(30), Loaded::default(), &kernel, &mut |_| true, true, Moment(1_000_000));
+
+    assert_eq!(restored.pool.holders().filter_map(|(owner, _)| owner.ipv6).count(), 2);
+}
+
+#[test]
+fn enis_of_others_on_a_card_leave_room_for_the_one_of_an_ipv6_node() {
+    let mut world = world(Families::V6 { egress: false });
+    let foreign = EniSeen { role: Role::Unmanaged, addresses: BTreeSet::new(), ..eni(1, 0) };
+
+    let effects = look(&mut world, vec![eni(0, 0), foreign], true);
+
+    assert_eq!(
+        actions(&effects),
+        ["create an ENI with 0 addresses at device 1 of network card 1 in subnet-1"]
+    );
+}
+
+#[test]
+fn no_name_of_the_pool_gets_into_the_kernel_and_the_trunk_stays_what_it_is() {
+    let mut world = world(Families::V6 { egress: true });
+    let trunk = EniSeen {
+        id: "eni-8".parse().unwrap(),
+        mac: Mac([2, 0, 0, 0, 0, 8]),
+        device: DeviceIndex(3),
+        role: Role::Trunk,
+        ..eni(0, 0)
+    };
+    let enis = vec![eni(0, 0), eni(1, 0), trunk];
+    let picture = Picture {
+        as_of: world.now,
+        enis,
+        ipv6_prefixes: [(id(0), [prefix(0)].into()), (id(1), [prefix(1)].into())].into(),
+        subnets: [("subnet-1".parse().unwrap(), "10.0.0.0/20".parse().unwrap())].into(),
+        ..Picture::default()
+    };
+
+    let effects = world.handle(Event::Looked(Ok(picture)));
+
+    let host = effects.iter().find_map(|effect| match effect {
+        Effect::Converge { host, .. } => Some(host),
+        _ => None,
+    });
+    let further = host.unwrap().node.enis.iter().find(|eni| eni.card == NetworkCard(1)).unwrap();
+    assert!(further.sources.is_empty(), "{further:?}");
+    world.converge(&effects);
+    assert!(world.node.pool.seen().any(|eni| eni.role == Role::Trunk));
 }

@@ -58,7 +58,7 @@ fn eni(device: u8, primary: [u8; 4], source: Ipv4Addr) -> EniSpec {
         subnet: "10.0.0.0/24".parse().unwrap(),
         mtu: 9001,
         sources: BTreeSet::from([source.into()]),
-        ipv6: None,
+        ipv6: BTreeSet::new(),
     }
 }
 
