@@ -1,4 +1,5 @@
-//! The other act of the demo: what an API server changes on two nodes, and what Prometheus makes of their metrics.
+//! The other act of the demo: what an API server changes on two nodes, a pod with a branch ENI on a third one, and what Prometheus makes of the
+//! metrics.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,11 +13,13 @@ use wire::Report;
 use crate::LabError;
 use crate::demo::{ATTACH_DELAY, Paint};
 use crate::ec2::Config;
-use crate::fabric::Fabric;
+use crate::fabric::{self, Fabric, SECOND_CIDR_HOST, Vlans};
 use crate::kube_api::KubeApi;
+use crate::kube_api::controller::Manners;
 use crate::manifests::documents;
 use crate::node::Node;
 use crate::policy_agent::PolicyAgent;
+use crate::probe::{Echo, ask};
 use crate::prometheus::{self, Prometheus};
 use crate::runtime::Pod;
 
@@ -45,6 +48,7 @@ pub fn show(paint: Paint, say: Say<'_>) -> Result<bool, LabError> {
     cluster.node_object(say)?;
     cluster.eni_config(say)?;
     cluster.full_subnet(say)?;
+    cluster.security_groups(say)?;
     cluster.dashboard(say)?;
     cluster.fabric.troubles()?;
     Ok(cluster.right)
@@ -210,6 +214,73 @@ impl Cluster {
         let mut events = self.api.events();
         events.retain(|event| event["regarding"]["name"] == "late");
         events
+    }
+
+    fn security_groups(&mut self, say: Say<'_>) -> Result<(), LabError> {
+        let title = "\n── security groups for pods on a third node: a branch ENI by a stand-in for the VPC resource controller";
+        say(&self.paint.title(title));
+        if fabric::no_vlans().is_some() {
+            say("   this kernel has no VLANs: a veth stands in for the link of one");
+            self.fabric.set_vlans(Vlans::StandIns);
+        }
+        let _gone = std::fs::remove_dir_all("/run/lab/node3");
+        let node = Node::launch(&self.fabric, "node3", INSTANCE_TYPE)?;
+        let kubeconfig = node.join(&mut self.api)?.display().to_string();
+        self.api.put_node("node3", &json!({}), &json!({}), &json!({"allocatable": {"pods": "29"}}));
+        self.api.put_cni_node("node3", &json!([]));
+        node.start_daemon(&[
+            ("IPAMD_KUBECONFIG", kubeconfig.as_str()),
+            ("MY_NODE_NAME", "node3"),
+            ("WARM_IP_TARGET", "2"),
+            ("ENABLE_POD_ENI", "true"),
+        ])?;
+        let instances = [("node3", node.instance().id.clone())];
+        let manners = Manners { no_branch: true, ..Manners::default() };
+        let controller = self.api.resource_controller(self.fabric.ec2(), &instances, manners);
+        let controller = controller.map_err(LabError::doing("start the resource controller"))?;
+        node.wait_ready()?;
+        let until = Instant::now() + PATIENCE;
+        while controller.trunk_of(&node.instance().id).is_none() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let trunk = controller.trunk_of(&node.instance().id).map(|trunk| trunk.id.to_string());
+        let (there, trunk) = (trunk.is_some(), trunk.unwrap_or_default());
+        self.tell(there, &format!("CNINode node3 has asked for a trunk, and {trunk} is attached"), say);
+
+        self.api.put_pod_with_branch("bank-0", "uid-of-bank-0", "node3");
+        let mut pod = Pod::create("bank-0", "bank-0")?;
+        let address = std::thread::scope(|scope| {
+            let adding = scope.spawn(|| pod.add(&node));
+            let waits =
+                |report: &Report| report.waiting.iter().any(|wait| wait.reason == Reason::NoBranchEni);
+            let held = node.wait_for("a pod that waits for its branch ENI", waits);
+            controller.set(Manners::default());
+            let added = adding.join().map_err(|_panic| LabError::Otherwise("the ADD panicked".to_owned()))?;
+            held.and(added)
+        })?;
+        self.tell(
+            true,
+            &format!("bank-0 is held, {}, until its pod has the annotation", Reason::NoBranchEni),
+            say,
+        );
+        let branch = controller.branch_of("uid-of-bank-0");
+        let its = branch.as_ref().is_some_and(|branch| branch.primary == address);
+        let held = node.report()?.pods.into_iter().find(|held| held.pod.name == "bank-0");
+        let vlan = held.and_then(|held| held.vlan).map(|vlan| vlan.to_string()).unwrap_or_default();
+        let id = branch.as_ref().map(|branch| branch.id.to_string()).unwrap_or_default();
+        self.tell(its, &format!("bank-0 has {address} of {id}, on VLAN {vlan} of the trunk"), say);
+        if let Some(branch) = branch {
+            let _echo = Echo::start(self.fabric.second())?;
+            let before = self.fabric.came_by(&branch)?;
+            let seen = ask(&pod.netns, SECOND_CIDR_HOST)?;
+            let by_branch = self.fabric.came_by(&branch)? > before;
+            let line = format!("it asks {SECOND_CIDR_HOST}, by its branch ENI, and is seen as {address}");
+            self.tell(by_branch && seen == Some(address), &line, say);
+        }
+        pod.del(&node)?;
+        let left = node.report()?.pods.is_empty();
+        self.tell(left, "after its DEL nothing of it is left", say);
+        Ok(())
     }
 
     fn dashboard(&mut self, say: Say<'_>) -> Result<(), LabError> {

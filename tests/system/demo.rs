@@ -20,6 +20,8 @@ fn kubernetes() -> Outcome {
         "no-eni-config",
         "CustomNetworking",
         "subnet-full",
+        "no-branch-eni",
+        "by its branch ENI",
         "dashboard",
     ] {
         ensure!(said.contains(part), "{part} is not in\n{said}");
