@@ -161,6 +161,7 @@ mod tests {
             occupied: BTreeSet::new(),
             efa_only: BTreeSet::new(),
             ipv6: std::collections::BTreeMap::new(),
+            ipv6_further: std::collections::BTreeMap::new(),
             ipv6_prefixes: BTreeSet::new(),
             facts,
         }

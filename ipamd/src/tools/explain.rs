@@ -175,7 +175,7 @@ impl<'a> Explained<'a> {
                 (None, Some(node)) => {
                     format!("means something on this node only; the node makes the source {node}")
                 }
-                (None, None) if node::families::is_stand_in(self.address) => {
+                (None, None) if self.record.is_some() && node::families::is_stand_in(self.address) => {
                     "of a /80 that no ENI here has: nothing comes back to it".to_owned()
                 }
                 (None, None) => format!(

@@ -91,9 +91,8 @@ fn report(pool: &Pool, families: Families, remembered: Option<Remembered>, at: M
     if let Some(Remembered { facts, ipv6, enis, .. }) = remembered {
         tell_facts(&mut report, &facts);
         let primary = enis.iter().find(|eni| eni.role == Role::Primary);
-        let firsts = ipv6.into_iter().filter_map(|(eni, of)| Some((eni, of.first().copied()?)));
-        prefixes = firsts.collect();
-        let prefix = primary.and_then(|eni| prefixes.get(&eni.id).copied());
+        let prefix = primary.and_then(|eni| ipv6.get(&eni.id).copied());
+        prefixes = ipv6;
         report.ipv6_prefix = prefix.filter(|_| families.needs_prefix());
     }
     report.enis = node::status::enis(pool, &prefixes, at);

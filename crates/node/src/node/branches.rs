@@ -104,7 +104,7 @@ impl Node {
     /// before the first pod goes by it.
     pub(super) fn trunk_spec(&self) -> Option<TrunkSpec> {
         let used = self.settings.pod_eni || self.pool.holders().any(|(owner, _)| owner.branch.is_some());
-        let trunk = self.enis_told().find(|eni| eni.role == Role::Trunk);
+        let trunk = self.enis_told().filter(|eni| eni.role == Role::Trunk).last();
         trunk.filter(|_| used).map(|eni| TrunkSpec { mac: eni.mac, mtu: self.settings.eni_mtu })
     }
 

@@ -18,6 +18,7 @@ use types::{DeviceIndex, EniId, Ipv6Prefix, Moment, NetworkCard, Reason};
 
 use super::Node;
 use super::event::{BatchId, Effect, Facts, Picture};
+use super::looking::{LOOK_AGAIN, METADATA_LAG};
 use crate::clock::doubled;
 use crate::cloud::{CloudError, CloudErrorKind};
 use crate::families::{is_local, local_addresses};
@@ -86,10 +87,11 @@ impl Ipv6State {
         self.enis.iter().filter_map(|(eni, of)| Some((eni.clone(), of.prefix?))).collect()
     }
 
-    /// All prefixes of each ENI, those too that EC2 shows no more and pods have addresses of.
-    pub(super) fn to_remember(&self) -> BTreeMap<EniId, BTreeSet<Ipv6Prefix>> {
-        let all = self.enis.iter().map(|(eni, of)| (eni.clone(), of.known().collect::<BTreeSet<_>>()));
-        all.filter(|(_, known)| !known.is_empty()).collect()
+    /// What else pods may have addresses of, by ENI.
+    pub(super) fn further(&self) -> BTreeMap<EniId, BTreeSet<Ipv6Prefix>> {
+        let of_eni = |of: &EniIpv6| of.others.union(&of.lost).copied().collect::<BTreeSet<_>>();
+        let all = self.enis.iter().map(|(eni, of)| (eni.clone(), of_eni(of)));
+        all.filter(|(_, further)| !further.is_empty()).collect()
     }
 
     /// What is known of the primary ENI's.
@@ -99,9 +101,14 @@ impl Ipv6State {
 }
 
 impl EniIpv6 {
+    /// All that it has.
+    fn there(&self) -> impl Iterator<Item = Ipv6Prefix> {
+        self.prefix.into_iter().chain(self.others.iter().copied())
+    }
+
     /// All that it has, or had and pods still have.
     fn known(&self) -> impl Iterator<Item = Ipv6Prefix> {
-        self.prefix.into_iter().chain(self.others.iter().copied()).chain(self.lost.iter().copied())
+        self.there().chain(self.lost.iter().copied())
     }
 }
 
@@ -148,27 +155,26 @@ impl Node {
     }
 
     /// The prefixes that the host's kernel has to lead out by a secondary ENI: the one that pods get addresses of, and all of which pods
-    /// have some. What a picture tells that waits for the kernel counts, and what was known before the start until one has been taken in.
+    /// have some. What a picture tells that waits for the kernel counts, and what the daemon before knew: descriptions may be older.
     pub(super) fn ipv6_to_lead(&self, eni: &EniSeen) -> BTreeSet<Ipv6Prefix> {
         if eni.card == NetworkCard(0) {
             return BTreeSet::new();
         }
         let of = self.ipv6.enis.get(&eni.id);
-        let told = self.host.prefixes_told(&eni.id);
-        let before = self.prefixes_before(&eni.id).filter(|_| of.is_none());
-        let mut known: BTreeSet<Ipv6Prefix> = of.into_iter().flat_map(EniIpv6::known).collect();
-        known.extend(told.into_iter().flatten().chain(before.into_iter().flatten()));
-        let has_pods = |prefix: &Ipv6Prefix| pods_in(&self.pool, *prefix) > 0;
-        let current = of.and_then(|of| of.prefix).or_else(|| self.best_of(&eni.id, &known));
+        let told = self.host.prefixes_told(&eni.id).cloned().unwrap_or_default();
+        let current = of.and_then(|of| of.prefix).or_else(|| self.best_of(&eni.id, &told));
         let current = current.filter(|_| self.serves_ipv6(eni));
-        known.into_iter().filter(|prefix| Some(*prefix) == current || has_pods(prefix)).collect()
+        let before = self.prefixes_before(&eni.id).filter(|_| of.is_none());
+        let known = of.into_iter().flat_map(EniIpv6::known).chain(told).chain(before.into_iter().flatten());
+        let leads = |prefix: &Ipv6Prefix| Some(*prefix) == current || pods_in(&self.pool, *prefix) > 0;
+        known.filter(leads).collect()
     }
 
-    /// Which of an ENI's prefixes pods get addresses of: one of which some have one, or one that was known before.
-    fn best_of(&self, eni: &EniId, of: &BTreeSet<Ipv6Prefix>) -> Option<Ipv6Prefix> {
-        let before = |prefix: &Ipv6Prefix| self.prefixes_before(eni).is_some_and(|had| had.contains(prefix));
-        let rank = |prefix: &&Ipv6Prefix| (pods_in(&self.pool, **prefix) == 0, !before(prefix), **prefix);
-        of.iter().min_by_key(rank).copied()
+    /// Which of the prefixes that an ENI has pods get addresses of: one of which some have one, or the one of before.
+    fn best_of(&self, eni: &EniId, there: &BTreeSet<Ipv6Prefix>) -> Option<Ipv6Prefix> {
+        let before = self.prefix_before(eni);
+        let rank = |it: &&Ipv6Prefix| (pods_in(&self.pool, **it) == 0, before != Some(**it), **it);
+        there.iter().min_by_key(rank).copied()
     }
 
     /// What the kernel has to lead out, by ENI.
@@ -237,8 +243,7 @@ impl Node {
 
     /// Pods with addresses of a prefix that its ENI has lost: they keep them, as pods do whose IPv4 address EC2 does not show.
     fn lost_addresses(&self) -> Option<String> {
-        let there = self.ipv6.enis.values().flat_map(|of| of.prefix.into_iter().chain(of.others.clone()));
-        let there: BTreeSet<Ipv6Prefix> = there.collect();
+        let there: BTreeSet<Ipv6Prefix> = self.ipv6.enis.values().flat_map(EniIpv6::there).collect();
         let lost = |ipv6: Ipv6Addr| !is_local(ipv6) && !there.contains(&Ipv6Prefix::of(ipv6));
         let of_lost = self.pool.holders().filter(|(owner, _)| owner.ipv6.is_some_and(lost));
         let pods: Vec<String> = of_lost.map(|(owner, _)| owner.pod.to_string()).collect();
@@ -263,7 +268,7 @@ impl Node {
     }
 
     /// Takes in which prefixes the ENIs have.
-    pub(super) fn ipv6_pictured(&mut self, picture: &Picture) {
+    pub(super) fn ipv6_pictured(&mut self, picture: &Picture, now: Moment) {
         let primary = picture.enis.iter().find(|eni| eni.role == Role::Primary).map(|eni| &eni.id);
         self.ipv6.primary = primary.or(self.ipv6.primary.as_ref()).cloned();
         let shown: BTreeSet<EniId> = picture.enis.iter().map(|eni| eni.id.clone()).collect();
@@ -276,12 +281,18 @@ impl Node {
             self.eni_ipv6_pictured(&eni, seen, picture.as_of);
         }
         // What another one has by now is led out by that.
-        let there: BTreeMap<Ipv6Prefix, EniId> =
-            self.ipv6.all().into_iter().map(|(eni, prefix)| (prefix, eni)).collect();
+        let there =
+            self.ipv6.enis.iter().flat_map(|(eni, of)| of.there().map(|prefix| (prefix, eni.clone())));
+        let there: BTreeMap<Ipv6Prefix, EniId> = there.collect();
         for (eni, of) in &mut self.ipv6.enis {
             of.lost.retain(|lost| {
                 pods_in(&self.pool, *lost) > 0 && there.get(lost).is_none_or(|other| other == eni)
             });
+        }
+        let lag = if picture.from_metadata { METADATA_LAG } else { PICTURE_LAG };
+        if let Some(unsure) = self.ipv6.enis.values().filter_map(|of| of.unsure).min() {
+            let again = unsure.plus(lag).max(now.plus(LOOK_AGAIN)).max(self.cloud.hold_until);
+            self.cloud.look_at = self.cloud.look_at.min(again);
         }
     }
 
@@ -290,29 +301,19 @@ impl Node {
         let is_primary = self.ipv6.primary.as_ref() == Some(eni);
         let needs_prefix = self.settings.families.needs_prefix();
         let left = self.ipv6.books.left.filter(|(_, at)| as_of < at.plus(PICTURE_LAG_MAX));
-        let stays = |prefix: &Ipv6Prefix| left.is_none_or(|(left, _)| left != *prefix);
-        seen.retain(stays);
-        // Descriptions at the start may be of before what the daemon before was told.
-        let before = self.prefixes_before(eni).filter(|_| self.trusts_what_was(as_of)).cloned();
-        let trusted = before.unwrap_or_default().into_iter().filter(stays).collect();
-        let known = self.ipv6.enis.get(eni);
-        let had = known.and_then(|of| of.prefix);
-        let best = self.best_of(eni, if seen.is_empty() { &trusted } else { &seen });
-        let settled = known.and_then(|of| of.unsure).map(|at| at.plus(PICTURE_LAG));
-        if let Some(settled) = settled.filter(|settled| as_of < *settled) {
-            self.cloud.look_at = self.cloud.look_at.min(settled);
-        }
-        if seen.is_empty() && best.is_some() {
-            self.cloud.look_at = self.cloud.look_at.min(self.started.plus(PICTURE_LAG_MAX));
-        }
+        seen.retain(|prefix| left.is_none_or(|(left, _)| left != *prefix));
+        let before = match self.ipv6.enis.contains_key(eni) {
+            true => BTreeSet::new(),
+            false => self.prefixes_before(eni).into_iter().flatten().collect(),
+        };
+        let best = self.best_of(eni, &seen);
         let of = self.ipv6.enis.entry(eni.clone()).or_default();
         if of.given_at.is_some_and(|at| as_of < at.plus(PICTURE_LAG_MAX)) {
             return;
         }
-        if settled.is_some_and(|settled| as_of >= settled) {
-            of.unsure = None;
-        }
-        of.lost.extend(trusted.difference(&seen));
+        of.unsure = of.unsure.filter(|at| as_of < at.plus(PICTURE_LAG));
+        let had = of.prefix;
+        of.lost.extend(before.into_iter().chain(had));
         of.lost.retain(|lost| !seen.contains(lost));
         of.prefix = had.filter(|had| seen.contains(had)).or(best);
         of.others = seen;
@@ -325,7 +326,6 @@ impl Node {
         }
         match (had, of.prefix) {
             (Some(lost), _) => {
-                of.lost.insert(lost);
                 let pods = pods_in(&self.pool, lost);
                 tracing::warn!(%eni, prefix = %lost, pods, "an ENI has lost its IPv6 prefix, and pods their IPv6 addresses");
                 if is_primary {
@@ -373,7 +373,12 @@ impl Node {
             Ok(prefix) => {
                 self.cloud.worked();
                 tracing::info!(%eni, %prefix, "EC2 has given an ENI an IPv6 prefix");
-                (of.prefix, of.given_at) = (Some(prefix), Some(now));
+                // A picture has shown one meanwhile, of a call before: pods may have addresses of that.
+                if let Some(one_more) = of.prefix.replace(prefix).filter(|had| *had != prefix) {
+                    of.others.insert(one_more);
+                    self.cloud.look_at = self.cloud.look_at.min(now.plus(PICTURE_LAG_MAX));
+                }
+                of.given_at = Some(now);
                 (of.refused, of.refusals) = (None, 0);
                 if is_primary {
                     // Should we die before it is written, the prefix is nobody's that we know, and stays.

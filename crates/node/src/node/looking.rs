@@ -122,7 +122,7 @@ impl Node {
         self.memory.old_picture = picture.recalled;
         // A look that began before the refusal is followed by another one.
         self.cloud.wrong &= self.cloud.stale || self.cloud.looking;
-        self.ipv6_pictured(&picture);
+        self.ipv6_pictured(&picture, now);
         self.pool.occupy(picture.occupied);
         if let Some(Subnets { for_new, excluded, free }) = picture.choice {
             self.free_in_subnets = free;

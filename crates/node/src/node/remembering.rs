@@ -40,9 +40,12 @@ pub struct Remembered {
     pub subnets: BTreeMap<SubnetId, Ipv4Network>,
     /// Subnets whose ENIs get no more pods.
     pub excluded: BTreeSet<SubnetId>,
-    /// IPv6 prefixes of the ENIs, those too that EC2 shows no more and of which pods have addresses.
+    /// The IPv6 prefix of each ENI that has one.
     #[serde(default)]
-    pub ipv6: BTreeMap<EniId, BTreeSet<Ipv6Prefix>>,
+    pub ipv6: BTreeMap<EniId, Ipv6Prefix>,
+    /// Others that pods may have addresses of, by the ENI by which these leave; EC2 may show them no more.
+    #[serde(default)]
+    pub ipv6_further: BTreeMap<EniId, BTreeSet<Ipv6Prefix>>,
     /// Those of the primary ENI, as daemons wrote them that knew no others.
     #[serde(default, skip_serializing)]
     pub ipv6_prefixes: BTreeSet<Ipv6Prefix>,
@@ -76,9 +79,8 @@ impl Node {
     /// Takes in what the daemon before knew: it is used when nobody tells anything newer.
     pub(super) fn remembered(&mut self, mut remembered: Remembered) {
         let primary = remembered.enis.iter().find(|eni| eni.role == Role::Primary);
-        if let Some(primary) = primary.filter(|_| !remembered.ipv6_prefixes.is_empty()) {
-            let prefixes = std::mem::take(&mut remembered.ipv6_prefixes);
-            remembered.ipv6.insert(primary.id.clone(), prefixes);
+        if let Some((primary, prefix)) = primary.zip(remembered.ipv6_prefixes.pop_first()) {
+            remembered.ipv6.insert(primary.id.clone(), prefix);
         }
         self.memory.before = Some(Box::new(remembered));
     }
@@ -116,7 +118,7 @@ impl Node {
             occupied,
             efa_only,
             subnets,
-            ipv6_prefixes: ipv6,
+            ipv6_prefixes: ipv6.into_iter().map(|(eni, prefix)| (eni, [prefix].into())).collect(),
             from_metadata: true,
             recalled: true,
             ..Picture::default()
@@ -146,9 +148,15 @@ impl Node {
         self.of_before().into_iter().flat_map(|before| before.enis.iter().chain(&before.unlinked))
     }
 
-    /// The IPv6 prefixes of an ENI that the daemon before knew.
-    pub(super) fn prefixes_before(&self, eni: &EniId) -> Option<&BTreeSet<Ipv6Prefix>> {
-        self.of_before()?.ipv6.get(eni)
+    /// The IPv6 prefix that an ENI had as far as the daemon before knew.
+    pub(super) fn prefix_before(&self, eni: &EniId) -> Option<Ipv6Prefix> {
+        self.of_before()?.ipv6.get(eni).copied()
+    }
+
+    /// All that pods may have addresses of that leave by an ENI, as far as the daemon before knew.
+    pub(super) fn prefixes_before(&self, eni: &EniId) -> Option<BTreeSet<Ipv6Prefix>> {
+        let further = self.of_before()?.ipv6_further.get(eni).cloned().unwrap_or_default();
+        Some(self.prefix_before(eni).into_iter().chain(further).collect())
     }
 
     /// The range of a subnet, as it is known or as it was before.
@@ -210,7 +218,8 @@ impl Node {
             efa_only: self.efa_only.clone(),
             subnets,
             excluded: self.pool.excluded().clone(),
-            ipv6: self.ipv6.to_remember(),
+            ipv6: self.ipv6.all(),
+            ipv6_further: self.ipv6.further(),
             ipv6_prefixes: BTreeSet::new(),
         };
         if self.memory.last.as_deref() != Some(&remembered) {

@@ -208,7 +208,7 @@ fn started(pool: Pool, before: &World) -> World {
     let mut remembered = remembered();
     remembered.facts.clone_from(before.node.facts.as_ref().unwrap());
     remembered.enis = vec![eni(0, 4), eni(1, 4)];
-    remembered.ipv6 = [(id(0), [prefix(0)].into()), (id(1), [prefix(1)].into())].into();
+    remembered.ipv6 = [(id(0), prefix(0)), (id(1), prefix(1))].into();
     let facts = remembered.facts.clone();
     next.node.remembered(remembered);
     next.handle(Event::Identified(Box::new(facts)));
@@ -216,7 +216,7 @@ fn started(pool: Pool, before: &World) -> World {
 }
 
 #[test]
-fn a_description_of_before_the_start_takes_no_prefix_that_pods_have_addresses_of() {
+fn a_prefix_that_pods_have_addresses_of_goes_on_being_led_whatever_descriptions_show() {
     let mut world = world(Families::Dual);
     world.handle(Event::Held(Hold::Releases));
     look(&mut world, vec![eni(0, 4), eni(1, 4)], true);
@@ -234,24 +234,27 @@ fn a_description_of_before_the_start_takes_no_prefix_that_pods_have_addresses_of
     };
     let effects = next.handle(Event::Looked(Ok(old.clone())));
     assert_eq!(led(&effects), [(1, prefix(1))]);
-    let effects = next.converge(&effects);
-    assert!(asked(&effects).is_empty(), "{effects:?}");
-    assert!(asked(&next.handle(Event::Tick)).is_empty());
+    // It may be gone for good: new pods get addresses of another one.
+    assert_eq!(asked(&next.converge(&effects)), ["eni-1"]);
+    let effects = next.handle(Event::Ipv6Assigned(id(1), Ok(prefix(7))));
+    assert_eq!(led(&effects), [(1, prefix(1)), (1, prefix(7))]);
+    next.converge(&effects);
 
-    // One that was asked for much later has it, and one more.
+    // One that was asked for much later has both.
     next.now = next.now.plus(Duration::from_secs(400));
     let enis = [(id(0), [prefix(0)].into()), (id(1), [prefix(1), prefix(7)].into())];
     let picture = Picture { as_of: next.now, ipv6_prefixes: enis.into(), ..old.clone() };
     let effects = next.handle(Event::Looked(Ok(picture)));
     next.converge(&effects);
-    assert_eq!(next.node.report(next.now).enis[1].ipv6_prefix, Some(prefix(1)));
+    assert_eq!(next.node.report(next.now).enis[1].ipv6_prefix, Some(prefix(7)));
+    let remembered = next.node.report(next.now).cloud;
+    assert!(remembered.iter().all(|line| !line.contains("has lost")), "{remembered:?}");
 
     // Then it is gone, as far as EC2 says: pods get addresses of the other one, and those that are there leave as before.
     next.now = next.now.plus(Duration::from_secs(400));
     let enis = [(id(0), [prefix(0)].into()), (id(1), [prefix(7)].into())];
     let picture = Picture { as_of: next.now, ipv6_prefixes: enis.into(), ..old };
     let effects = next.handle(Event::Looked(Ok(picture)));
-    let effects = next.converge(&effects);
     assert_eq!(led(&effects), [(1, prefix(1)), (1, prefix(7))]);
     next.converge(&effects);
     let new = wired(&add_on_all(&mut next, "b").1);
@@ -357,4 +360,49 @@ fn no_name_of_the_pool_gets_into_the_kernel_and_the_trunk_stays_what_it_is() {
     assert!(further.sources.is_empty(), "{further:?}");
     world.converge(&effects);
     assert!(world.node.pool.seen().any(|eni| eni.role == Role::Trunk));
+}
+
+#[test]
+fn a_prefix_that_an_answer_was_lost_of_stays_when_another_answer_comes_too() {
+    let mut world = world(Families::V6 { egress: false });
+    look(&mut world, vec![eni(0, 0), eni(1, 0)], false);
+    let unclear = CloudError::new(CloudErrorKind::Unclear, "AssignIpv6Addresses", "no answer");
+    world.handle(Event::Ipv6Assigned(id(1), Err(unclear)));
+    assert_eq!(asked(&look(&mut world, vec![eni(0, 0), eni(1, 0)], false)), ["eni-1"]);
+    // The first call has given one after all.
+    look(&mut world, vec![eni(0, 0), eni(1, 0)], true);
+    assert_eq!(wired(&add_on_all(&mut world, "a").1)[1], ["2001:db8:0:1:1:0:1:2"]);
+
+    let effects = world.handle(Event::Ipv6Assigned(id(1), Ok(prefix(7))));
+
+    assert_eq!(led(&effects), [(1, prefix(1)), (1, prefix(7))]);
+}
+
+#[test]
+fn an_unclear_answer_leads_to_a_look_now_and_then_where_metadata_alone_tells() {
+    let mut world = world(Families::V6 { egress: false });
+    look(&mut world, vec![eni(0, 0), eni(1, 0)], false);
+    let unclear = CloudError::new(CloudErrorKind::Unclear, "AssignIpv6Addresses", "no answer");
+    world.handle(Event::Ipv6Assigned(id(1), Err(unclear)));
+    let mut looks = 0;
+    for _ in 0..120 {
+        world.now = world.now.plus(Duration::from_secs(1));
+        let mut effects = world.handle(Event::Tick);
+        for _ in 0..3 {
+            if !effects.iter().any(|effect| matches!(effect, Effect::Look)) {
+                break;
+            }
+            looks += 1;
+            let told = Picture {
+                as_of: world.now,
+                enis: vec![eni(0, 0), eni(1, 0)],
+                ipv6_prefixes: [(id(0), [prefix(0)].into())].into(),
+                from_metadata: true,
+                ..Picture::default()
+            };
+            effects = world.handle(Event::Looked(Ok(told)));
+            effects = if wished(&effects).is_some() { world.converge(&effects) } else { effects };
+        }
+    }
+    assert!((1..=12).contains(&looks), "{looks} looks in two minutes");
 }

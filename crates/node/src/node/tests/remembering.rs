@@ -47,6 +47,7 @@ pub(super) fn remembered() -> Remembered {
         occupied: BTreeSet::new(),
         efa_only: BTreeSet::new(),
         ipv6: BTreeMap::new(),
+        ipv6_further: BTreeMap::new(),
         ipv6_prefixes: BTreeSet::new(),
         facts,
     }
