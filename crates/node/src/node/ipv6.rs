@@ -88,7 +88,7 @@ impl Ipv6State {
     }
 
     /// What else pods may have addresses of, by ENI.
-    pub(super) fn further(&self) -> BTreeMap<EniId, BTreeSet<Ipv6Prefix>> {
+    fn further(&self) -> BTreeMap<EniId, BTreeSet<Ipv6Prefix>> {
         let of_eni = |of: &EniIpv6| of.others.union(&of.lost).copied().collect::<BTreeSet<_>>();
         let all = self.enis.iter().map(|(eni, of)| (eni.clone(), of_eni(of)));
         all.filter(|(_, further)| !further.is_empty()).collect()
@@ -168,6 +168,13 @@ impl Node {
         let known = of.into_iter().flat_map(EniIpv6::known).chain(told).chain(before.into_iter().flatten());
         let leads = |prefix: &Ipv6Prefix| Some(*prefix) == current || pods_in(&self.pool, *prefix) > 0;
         known.filter(leads).collect()
+    }
+
+    /// What else than the prefixes that ENIs have pods may have addresses of, by the ENI by which these leave.
+    pub(super) fn further_prefixes(&self) -> BTreeMap<EniId, BTreeSet<Ipv6Prefix>> {
+        let untold = self.host.led.iter().filter(|eni| !self.ipv6.enis.contains_key(&eni.id));
+        let untold = untold.filter_map(|eni| Some((eni.id.clone(), self.prefixes_before(&eni.id)?)));
+        self.ipv6.further().into_iter().chain(untold).collect()
     }
 
     /// Which of the prefixes that an ENI has pods get addresses of: one of which some have one, or the one of before.
@@ -269,12 +276,16 @@ impl Node {
 
     /// Takes in which prefixes the ENIs have.
     pub(super) fn ipv6_pictured(&mut self, picture: &Picture, now: Moment) {
+        // What is older than what was seen already says nothing, of the pool's addresses neither.
+        if picture.as_of < self.pool.pictured() {
+            return;
+        }
         let primary = picture.enis.iter().find(|eni| eni.role == Role::Primary).map(|eni| &eni.id);
         self.ipv6.primary = primary.or(self.ipv6.primary.as_ref()).cloned();
         let shown: BTreeSet<EniId> = picture.enis.iter().map(|eni| eni.id.clone()).collect();
-        // A picture may lack one that was just made.
-        let kept = self.pool.seen().map(|eni| eni.id.clone()).chain(self.ipv6.primary.clone());
-        let kept: BTreeSet<EniId> = kept.chain(shown.clone()).collect();
+        // A picture may lack one that was just made, or that leads pods out.
+        let kept = self.pool.seen().chain(&self.host.led).map(|eni| eni.id.clone());
+        let kept: BTreeSet<EniId> = kept.chain(self.ipv6.primary.clone()).chain(shown.clone()).collect();
         self.ipv6.enis.retain(|eni, of| kept.contains(eni) || of.asking);
         for eni in shown.into_iter().chain(self.ipv6.primary.clone()).collect::<BTreeSet<EniId>>() {
             let seen = picture.ipv6_prefixes.get(&eni).cloned().unwrap_or_default();
@@ -311,7 +322,7 @@ impl Node {
         if of.given_at.is_some_and(|at| as_of < at.plus(PICTURE_LAG_MAX)) {
             return;
         }
-        of.unsure = of.unsure.filter(|at| as_of < at.plus(PICTURE_LAG));
+        of.unsure = of.unsure.filter(|at| seen.is_empty() && as_of < at.plus(PICTURE_LAG));
         let had = of.prefix;
         of.lost.extend(before.into_iter().chain(had));
         of.lost.retain(|lost| !seen.contains(lost));

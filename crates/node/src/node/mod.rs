@@ -11,7 +11,7 @@
 //! | `cluster.rs` | Kubernetes: what the node object changes |
 //! | `custom.rs` | Kubernetes: where new ENIs go, with custom networking |
 //! | `hosting.rs` | the host: what its kernel should hold |
-//! | `ipv6.rs` | the IPv6 prefix: when to ask for it; IPv6 by the node's address |
+//! | `ipv6.rs` | the ENIs' IPv6 prefixes: when to ask for one, which are led out; IPv6 by the node's address |
 //! | `ranges.rs` | ranges of subnets, without which an ENI has no way out |
 //! | `remembering.rs` | what a start goes on from while nobody tells anything |
 //! | `glancing.rs` | the glances at instance metadata between two looks at EC2 |

@@ -46,8 +46,8 @@ pub struct Remembered {
     /// Others that pods may have addresses of, by the ENI by which these leave; EC2 may show them no more.
     #[serde(default)]
     pub ipv6_further: BTreeMap<EniId, BTreeSet<Ipv6Prefix>>,
-    /// Those of the primary ENI, as daemons wrote them that knew no others.
-    #[serde(default, skip_serializing)]
+    /// That of the primary ENI, for daemons that know no others.
+    #[serde(default)]
     pub ipv6_prefixes: BTreeSet<Ipv6Prefix>,
 }
 
@@ -219,8 +219,8 @@ impl Node {
             subnets,
             excluded: self.pool.excluded().clone(),
             ipv6: self.ipv6.all(),
-            ipv6_further: self.ipv6.further(),
-            ipv6_prefixes: BTreeSet::new(),
+            ipv6_further: self.further_prefixes(),
+            ipv6_prefixes: self.ipv6.prefix().into_iter().collect(),
         };
         if self.memory.last.as_deref() != Some(&remembered) {
             self.memory.last = Some(Box::new(remembered.clone()));

@@ -406,3 +406,64 @@ fn an_unclear_answer_leads_to_a_look_now_and_then_where_metadata_alone_tells() {
     }
     assert!((1..=12).contains(&looks), "{looks} looks in two minutes");
 }
+
+#[test]
+fn a_picture_that_is_older_than_the_last_one_takes_no_prefix_away() {
+    let mut world = world(Families::V6 { egress: false });
+    look(&mut world, vec![eni(0, 0), eni(1, 0)], true);
+    let seconds_before = Picture {
+        as_of: Moment(world.now.0 - 5_000),
+        enis: vec![eni(0, 0), eni(1, 0)],
+        ..Picture::default()
+    };
+
+    let effects = world.handle(Event::Looked(Ok(seconds_before)));
+    world.converge(&effects);
+
+    assert_eq!(world.node.report(world.now).ipv6_prefix, Some(prefix(0)));
+    assert_eq!(wired(&add_on_all(&mut world, "a").1).len(), 2);
+}
+
+#[test]
+fn an_eni_that_pictures_lack_goes_on_leading_out_the_ipv6_of_its_pods_also_after_a_start() {
+    let mut world = world(Families::Dual);
+    world.handle(Event::Held(Hold::Releases));
+    look(&mut world, vec![eni(0, 4), eni(1, 4)], true);
+    assert_eq!(wired(&add_on_all(&mut world, "a").1).len(), 2);
+    let pool = Pool::restore(world.node.pool.snapshot(), Duration::from_secs(30), world.now);
+    let mut next = started(pool, &world);
+
+    let effects = look_at(&mut next, vec![eni(0, 4)], Duration::from_secs(1));
+    assert_eq!(led(&effects), [(1, prefix(1))]);
+    all_granted(&mut next, effects);
+    let effects = look_at(&mut next, vec![eni(0, 4)], Duration::from_secs(10));
+    all_granted(&mut next, effects);
+
+    next.now = next.now.plus(Duration::from_secs(31));
+    assert_eq!(led(&next.handle(Event::Tick)), [(1, prefix(1))]);
+    assert_eq!(next.node.further_prefixes()[&id(1)], [prefix(1)].into());
+}
+
+/// Grants each wish, also those that follow.
+fn all_granted(world: &mut World, mut effects: Vec<Effect>) {
+    for _ in 0..4 {
+        if wished(&effects).is_none() {
+            return;
+        }
+        effects = world.converge(&effects);
+    }
+    panic!("it wishes for ever: {effects:?}");
+}
+
+/// What a picture of these ENIs leads to, some time later.
+fn look_at(world: &mut World, enis: Vec<EniSeen>, later: Duration) -> Vec<Effect> {
+    world.now = world.now.plus(later);
+    let picture = Picture {
+        as_of: world.now,
+        ipv6_prefixes: enis.iter().map(|eni| (eni.id.clone(), [prefix(eni.card.0)].into())).collect(),
+        enis,
+        subnets: [("subnet-1".parse().unwrap(), "10.0.0.0/20".parse().unwrap())].into(),
+        ..Picture::default()
+    };
+    world.handle(Event::Looked(Ok(picture)))
+}
