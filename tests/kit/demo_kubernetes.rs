@@ -161,10 +161,7 @@ impl Cluster {
         );
         self.pods.push(pod);
         let wanted = json!([{"name": "CustomNetworking", "value": "zone-a"}]);
-        let until = Instant::now() + PATIENCE;
-        while self.api.features("node2") != wanted && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        patiently(|| self.api.features("node2") == wanted);
         let features = self.api.features("node2");
         self.tell(features == wanted, &format!("CNINode node2, features: {features}"), say);
         Ok(())
@@ -188,12 +185,9 @@ impl Cluster {
         let full = answer.stdout.to_string().contains(Reason::SubnetFull.word());
         let line = format!("ADD of late, after {ADD_TIMEOUT} s: [{}] {}", Reason::SubnetFull, cut(said));
         self.tell(!answer.success && full, &line, say);
-        let until = Instant::now() + PATIENCE;
         // Once held and once failed.
         let twice = |event: &Value| event["series"]["count"].as_u64() >= Some(2);
-        while !self.events().iter().any(twice) && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        patiently(|| self.events().iter().any(twice));
         say("   $ kubectl get events");
         let events = self.events();
         for event in &events {
@@ -239,10 +233,7 @@ impl Cluster {
         let controller = self.api.resource_controller(self.fabric.ec2(), &instances, manners);
         let controller = controller.map_err(LabError::doing("start the resource controller"))?;
         node.wait_ready()?;
-        let until = Instant::now() + PATIENCE;
-        while controller.trunk_of(&node.instance().id).is_none() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        patiently(|| controller.trunk_of(&node.instance().id).is_some());
         let trunk = controller.trunk_of(&node.instance().id).map(|trunk| trunk.id.to_string());
         let (there, trunk) = (trunk.is_some(), trunk.unwrap_or_default());
         self.tell(there, &format!("CNINode node3 has asked for a trunk, and {trunk} is attached"), say);
@@ -327,6 +318,14 @@ impl Cluster {
         );
         self.tell(open.is_empty(), &line, say);
         Ok(())
+    }
+}
+
+/// Waits for what happens by itself, but not for ever: what has not come is told as it is.
+fn patiently(is: impl Fn() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !is() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

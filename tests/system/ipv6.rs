@@ -160,9 +160,7 @@ fn ipv6_only() -> Outcome {
     let reached = ask_at(&pods[11].0.netns, pods[0].1)?;
     ensure!(reached == Some(pods[11].1), "by IPv6 it is seen as {reached:?}");
 
-    let calls = setting.fabric.ec2().calls();
-    let changes: Vec<&str> =
-        calls.iter().map(|call| call.action.as_str()).filter(|a| !a.starts_with("Describe")).collect();
+    let changes = setting.changes();
     ensure!(changes == ["AssignIpv6Addresses"], "EC2 was asked for {changes:?}");
     Ok(())
 }

@@ -280,12 +280,6 @@ fn switched_off() -> Outcome {
     setting.fabric.troubles()
 }
 
-/// What EC2 was asked to change.
-fn changes(setting: &Setting) -> Vec<String> {
-    let calls = setting.fabric.ec2().calls().into_iter().map(|call| call.action.as_str().to_owned());
-    calls.filter(|action| !action.starts_with("Describe")).collect()
-}
-
 /// Whether the rules that lead out IPv6 of secondary ENIs are these.
 fn leads_out(setting: &Setting, tables: &[u32]) -> Outcome {
     let rules = setting.node.netns().read("ip -6 rule show pref 1536")?;
@@ -342,7 +336,7 @@ fn ipv6_only() -> Outcome {
     let enis = setting.fabric.ec2().enis_of(&setting.node.instance().id);
     let of_enis: Vec<_> = enis.iter().map(|eni| (eni.secondary.len(), eni.ipv6_prefixes.len())).collect();
     ensure!(of_enis == [(0, 1), (0, 1)], "addresses and prefixes of the ENIs: {of_enis:?}");
-    let mut made = changes(&setting);
+    let mut made = setting.changes();
     made.sort();
     let want = [
         "AssignIpv6Addresses",

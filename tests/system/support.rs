@@ -123,6 +123,12 @@ impl Setting {
             .collect()
     }
 
+    /// What EC2 was asked to change.
+    pub(crate) fn changes(&self) -> Vec<String> {
+        let calls = self.fabric.ec2().calls().into_iter().map(|call| call.action.as_str().to_owned());
+        calls.filter(|action| !action.starts_with("Describe")).collect()
+    }
+
     /// Checks that the daemon's books are those of these pods, address by address.
     pub(crate) fn accounts_for(&self, pods: &[Pod]) -> Result<Report, LabError> {
         let report = self.node.report()?;

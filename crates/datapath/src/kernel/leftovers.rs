@@ -46,14 +46,12 @@ const fn is_for_all(parts: &RuleParts) -> bool {
 /// A rule that the kernel told, if the Go version may have made it.
 pub(super) fn to_rule(message: &RuleMessage) -> Option<GoRule> {
     let parts = rule_parts(message)?;
-    if parts.carries.is_some() {
+    let from = parts.only_source();
+    if parts.carries.is_some() || parts.from.is_some() != from.is_some() {
         return None;
     }
     let (family, table) = (parts.family, parts.table);
-    if parts.from.is_some() != parts.only_source().is_some() {
-        return None;
-    }
-    let rule = match (parts.value, parts.mask, parts.only_source(), parts.to) {
+    let rule = match (parts.value, parts.mask, from, parts.to) {
         (Some(value), Some(mask), None, None) if value == mask => GoRule::Connmark { family, mark: mask },
         (None, None, None, Some(IpNetwork::V4(range))) if parts.priority == EXTERNAL => {
             GoRule::ExternalService(range)

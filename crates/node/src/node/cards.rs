@@ -36,13 +36,12 @@ impl Node {
     /// What a card can hold; `None` as long as nothing is known of the instance.
     pub(super) fn limits_of(&self, card: NetworkCard) -> Option<Limits> {
         let facts = self.facts.as_ref()?;
+        let max_enis = facts.limits.enis_on(card, self.settings.max_enis);
         if !self.settings.families.has_ipv4_of_vpc() {
             // The primary ENI is there; and one is enough for all pods of a card, beside those of others.
-            let most = facts.limits.enis_on(card, self.settings.max_enis);
-            let max_enis = self.pool.foreign_on(card).saturating_add(1).min(most);
+            let max_enis = self.pool.foreign_on(card).saturating_add(1).min(max_enis);
             return Some(Limits { max_enis, slots_per_eni: u8::from(card != NetworkCard(0)), card });
         }
-        let max_enis = facts.limits.enis_on(card, self.settings.max_enis);
         // Before the trunk is there it holds its place.
         let trunk = u8::from(card == NetworkCard(0) && self.awaits_trunk());
         let max_enis = max_enis.saturating_sub(trunk).max(1);

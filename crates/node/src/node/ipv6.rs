@@ -164,7 +164,7 @@ impl Node {
         let told = self.host.prefixes_told(&eni.id).cloned().unwrap_or_default();
         let current = of.and_then(|of| of.prefix).or_else(|| self.best_of(&eni.id, &told));
         let current = current.filter(|_| self.serves_ipv6(eni));
-        let before = self.prefixes_before(&eni.id).filter(|_| of.is_none());
+        let before = if of.is_none() { self.prefixes_before(&eni.id) } else { None };
         let known = of.into_iter().flat_map(EniIpv6::known).chain(told).chain(before.into_iter().flatten());
         let leads = |prefix: &Ipv6Prefix| Some(*prefix) == current || pods_in(&self.pool, *prefix) > 0;
         known.filter(leads).collect()
@@ -494,15 +494,15 @@ impl Node {
         if self.settings.families.has_ipv4_of_vpc() {
             return;
         }
-        let mut firsts = BTreeMap::<NetworkCard, (bool, DeviceIndex)>::new();
-        for eni in enis.iter().filter(|eni| eni.card != NetworkCard(0) && eni.role.is_for_pods()) {
-            // One that pods have addresses of stays the one.
-            let rank = (!self.is_local_eni(&eni.id), eni.device);
-            firsts.entry(eni.card).and_modify(|first| *first = rank.min(*first)).or_insert(rank);
-        }
+        // The first of each further card; one that pods have addresses of stays the one.
+        let further = enis.iter().filter(|eni| eni.card != NetworkCard(0) && eni.role.is_for_pods());
+        let ranked = further.map(|eni| (eni.card, !self.is_local_eni(&eni.id), eni.device));
+        let mut ranked: Vec<(NetworkCard, bool, DeviceIndex)> = ranked.collect();
+        ranked.sort_unstable();
+        ranked.dedup_by_key(|(card, ..)| *card);
         for eni in enis {
-            let rank = (!self.is_local_eni(&eni.id), eni.device);
-            let is_the_one = eni.role.is_for_pods() && firsts.get(&eni.card) == Some(&rank);
+            let is_the_one =
+                ranked.iter().any(|(card, _, device)| (*card, *device) == (eni.card, eni.device));
             eni.prefixes.clear();
             match eni.role {
                 Role::Primary => eni.addresses = local_addresses(eni.card),

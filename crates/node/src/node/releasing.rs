@@ -1,7 +1,6 @@
 //! DEL, GC, and those whose DEL may never come: what a sandbox held comes back.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use pool::{Grant, Owner};
@@ -130,10 +129,8 @@ impl Node {
     /// pod's next one lives. Where the result of the ADD does not tell its address, it is the kernel that tells its end.
     fn is_meant(&self, detachment: &Detachment, held: &SandboxKey) -> bool {
         let Some((owner, grant)) = self.pool.owner(held) else { return false };
-        let of_branch = owner.branch.iter().flat_map(|branch| branch.eni.addresses());
-        let own = [Some(IpAddr::V4(grant.address)), owner.ipv6.map(IpAddr::V6)].into_iter().flatten();
-        let mut own = own.chain(of_branch);
-        detachment.pod.name.is_empty() || own.any(|address| detachment.addresses.contains(&address))
+        let own = self.settings.families.pod_spec(owner, grant.address, MTU_DEFAULT).addresses;
+        detachment.pod.name.is_empty() || own.iter().any(|address| detachment.addresses.contains(address))
     }
 
     /// The attachments that come and go with one that the runtime knows, itself included.

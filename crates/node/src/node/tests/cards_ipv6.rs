@@ -27,19 +27,34 @@ fn world(families: Families) -> World {
     world
 }
 
-/// A picture of these ENIs; those of the second card have their prefix only if it is `told`.
-fn look(world: &mut World, enis: Vec<EniSeen>, told: bool) -> Vec<Effect> {
-    world.now = world.now.plus(Duration::from_secs(120));
+/// A picture of these ENIs as of now; those of the second card have their prefix only if it is `told`.
+fn picture(world: &World, enis: Vec<EniSeen>, told: bool) -> Picture {
     let with_prefix = enis.iter().filter(|eni| told || eni.card == NetworkCard(0));
-    let picture = Picture {
+    Picture {
         as_of: world.now,
         ipv6_prefixes: with_prefix.map(|eni| (eni.id.clone(), [prefix(eni.card.0)].into())).collect(),
         enis,
         subnets: [("subnet-1".parse().unwrap(), "10.0.0.0/20".parse().unwrap())].into(),
         ..Picture::default()
-    };
+    }
+}
+
+/// What a picture leads to some time later, and its wish, which is granted.
+fn look(world: &mut World, enis: Vec<EniSeen>, told: bool) -> Vec<Effect> {
+    world.now = world.now.plus(Duration::from_secs(120));
+    let picture = picture(world, enis, told);
     let effects = world.handle(Event::Looked(Ok(picture)));
     world.converge(&effects)
+}
+
+/// A pod's interface on a card as the kernel has it, with an address that ends as those of other cards do.
+fn in_kernel(card: u8, by_us: bool) -> PodInKernel {
+    PodInKernel {
+        host_if: HostVeth::of_pod(&VethPrefix::default(), &attachment("c1", "a").pod, card),
+        addresses: vec![prefix(card).beside([0, 0, 0, 5].into()).into()],
+        by_us,
+        branch: None,
+    }
 }
 
 /// ENIs that EC2 was asked for a prefix for.
@@ -168,13 +183,7 @@ fn pods_of_the_go_version_keep_their_addresses_of_every_card_though_these_end_al
         (NetworkCard(card), parse(text.as_bytes(), &VethPrefix::default()).unwrap())
     };
     let checkpoint = Checkpoint::of_cards([file(0, 5), file(1, 5)], &VethPrefix::default());
-    let kernel = |index: u8| PodInKernel {
-        host_if: HostVeth::of_pod(&VethPrefix::default(), &attachment("c1", "a").pod, index),
-        addresses: vec![prefix(index).beside([0, 0, 0, 5].into()).into()],
-        by_us: false,
-        branch: None,
-    };
-    let kernel = [kernel(0), kernel(1)];
+    let kernel = [in_kernel(0, false), in_kernel(1, false)];
     let cooldown = Duration::from_secs(30);
     let now = Moment(1_000_000);
     let loaded = Loaded { records: Vec::new(), damage: None, checkpoint };
@@ -225,13 +234,7 @@ fn a_prefix_that_pods_have_addresses_of_goes_on_being_led_whatever_descriptions_
     let mut next = started(pool, &world);
 
     next.now = next.now.plus(Duration::from_secs(1));
-    let old = Picture {
-        as_of: next.now,
-        enis: vec![eni(0, 4), eni(1, 4)],
-        ipv6_prefixes: [(id(0), [prefix(0)].into())].into(),
-        subnets: [("subnet-1".parse().unwrap(), "10.0.0.0/20".parse().unwrap())].into(),
-        ..Picture::default()
-    };
+    let old = picture(&next, vec![eni(0, 4), eni(1, 4)], false);
     let effects = next.handle(Event::Looked(Ok(old.clone())));
     assert_eq!(led(&effects), [(1, prefix(1))]);
     // It may be gone for good: new pods get addresses of another one.
@@ -263,13 +266,8 @@ fn a_prefix_that_pods_have_addresses_of_goes_on_being_led_whatever_descriptions_
 
 #[test]
 fn pods_of_a_card_that_ipv6_comes_to_wait_for_its_prefix_and_no_longer() {
-    let mut world = World::new();
-    world.node.settings.multi_nic = true;
+    let mut world = world(Families::V4 { egress: false });
     world.handle(Event::Held(Hold::Releases));
-    let mut facts = remembered().facts;
-    facts.limits = InstanceTable::builtin().get("p4d.24xlarge").unwrap().clone();
-    facts.limits.cards.truncate(2);
-    world.handle(Event::Identified(Box::new(facts)));
     look(&mut world, vec![eni(0, 4), eni(1, 4)], false);
     assert_eq!(wired(&add_on_all(&mut world, "a").1).len(), 2);
     let pool = Pool::restore(world.node.pool.snapshot(), Duration::from_secs(30), world.now);
@@ -288,12 +286,7 @@ fn an_unclear_answer_is_looked_into_before_a_second_prefix_is_asked_for() {
     let unclear = CloudError::new(CloudErrorKind::Unclear, "AssignIpv6Addresses", "no answer");
     world.handle(Event::Ipv6Assigned(id(1), Err(unclear)));
     world.now = world.now.plus(Duration::from_secs(6));
-    let soon = Picture {
-        as_of: world.now,
-        enis: vec![eni(0, 0), eni(1, 0)],
-        ipv6_prefixes: [(id(0), [prefix(0)].into())].into(),
-        ..Picture::default()
-    };
+    let soon = picture(&world, vec![eni(0, 0), eni(1, 0)], false);
 
     let effects = world.handle(Event::Looked(Ok(soon)));
     assert!(asked(&world.converge(&effects)).is_empty(), "it may be too old to know");
@@ -304,13 +297,7 @@ fn an_unclear_answer_is_looked_into_before_a_second_prefix_is_asked_for() {
 
 #[test]
 fn without_books_two_pods_whose_addresses_end_alike_are_both_held() {
-    let kernel = |card: u8| PodInKernel {
-        host_if: HostVeth::of_pod(&VethPrefix::default(), &attachment("c1", "a").pod, card),
-        addresses: vec![prefix(card).beside([0, 0, 0, 5].into()).into()],
-        by_us: true,
-        branch: None,
-    };
-    let kernel = [kernel(0), kernel(1)];
+    let kernel = [in_kernel(0, true), in_kernel(1, true)];
 
     let restored =
         restore(Duration::from_secs(30), Loaded::default(), &kernel, &mut |_| true, true, Moment(1_000_000));
@@ -341,14 +328,7 @@ fn no_name_of_the_pool_gets_into_the_kernel_and_the_trunk_stays_what_it_is() {
         role: Role::Trunk,
         ..eni(0, 0)
     };
-    let enis = vec![eni(0, 0), eni(1, 0), trunk];
-    let picture = Picture {
-        as_of: world.now,
-        enis,
-        ipv6_prefixes: [(id(0), [prefix(0)].into()), (id(1), [prefix(1)].into())].into(),
-        subnets: [("subnet-1".parse().unwrap(), "10.0.0.0/20".parse().unwrap())].into(),
-        ..Picture::default()
-    };
+    let picture = picture(&world, vec![eni(0, 0), eni(1, 0), trunk], true);
 
     let effects = world.handle(Event::Looked(Ok(picture)));
 
@@ -393,13 +373,8 @@ fn an_unclear_answer_leads_to_a_look_now_and_then_where_metadata_alone_tells() {
                 break;
             }
             looks += 1;
-            let told = Picture {
-                as_of: world.now,
-                enis: vec![eni(0, 0), eni(1, 0)],
-                ipv6_prefixes: [(id(0), [prefix(0)].into())].into(),
-                from_metadata: true,
-                ..Picture::default()
-            };
+            let told = picture(&world, vec![eni(0, 0), eni(1, 0)], false);
+            let told = Picture { from_metadata: true, ..told };
             effects = world.handle(Event::Looked(Ok(told)));
             effects = if wished(&effects).is_some() { world.converge(&effects) } else { effects };
         }
@@ -458,12 +433,6 @@ fn all_granted(world: &mut World, mut effects: Vec<Effect>) {
 /// What a picture of these ENIs leads to, some time later.
 fn look_at(world: &mut World, enis: Vec<EniSeen>, later: Duration) -> Vec<Effect> {
     world.now = world.now.plus(later);
-    let picture = Picture {
-        as_of: world.now,
-        ipv6_prefixes: enis.iter().map(|eni| (eni.id.clone(), [prefix(eni.card.0)].into())).collect(),
-        enis,
-        subnets: [("subnet-1".parse().unwrap(), "10.0.0.0/20".parse().unwrap())].into(),
-        ..Picture::default()
-    };
+    let picture = picture(world, enis, true);
     world.handle(Event::Looked(Ok(picture)))
 }
