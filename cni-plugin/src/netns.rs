@@ -1,7 +1,7 @@
 //! The pod's network namespace: opened once by path, entered once by a thread that ends there.
 
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread;
 
@@ -13,9 +13,10 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 /// `NSFS_MAGIC` of `linux/magic.h`: the file system on which namespaces are files.
 const NSFS_MAGIC: i64 = 0x6e73_6673;
 
-/// Where IPv6 is switched off, "1", or on: for interfaces to come, and for the loopback ("IP Sysctl" of the kernel's documentation).
-const IPV6_SWITCHES: [&str; 2] =
-    ["/proc/sys/net/ipv6/conf/default/disable_ipv6", "/proc/sys/net/ipv6/conf/lo/disable_ipv6"];
+/// Settings of IPv6 by interface ("IP Sysctl" of the kernel's documentation).
+const IPV6_SETTINGS: &str = "/proc/sys/net/ipv6/conf";
+/// Where of them IPv6 is switched off, "1", or on: for interfaces to come, and for the loopback.
+const IPV6_SWITCHES: [&str; 2] = ["default/disable_ipv6", "lo/disable_ipv6"];
 
 /// This process's own network namespace.
 const OWN: &str = "/proc/self/ns/net";
@@ -37,8 +38,8 @@ pub(crate) enum NetnsError {
     Enter(#[source] Errno),
     #[error("cannot open a netlink socket in the netns")]
     Socket(#[source] Errno),
-    #[error("cannot switch IPv6 on in the netns by {path}")]
-    Ipv6 { path: &'static str, source: std::io::Error },
+    #[error("cannot switch IPv6 on in the netns by {IPV6_SETTINGS}/{switch}")]
+    Ipv6 { switch: &'static str, source: std::io::Error },
     #[error("the thread in the netns died")]
     Thread,
 }
@@ -88,14 +89,26 @@ impl PodNetns {
 }
 
 /// Writes what says otherwise, in the namespace of this thread. A kernel without IPv6 has no such files, and the daemon says so.
+///
+/// The way down from the root is gone once: on it the kernel compares the entries of all network namespaces, which have the same name.
 fn switch_ipv6_on() -> Result<(), NetnsError> {
-    for path in IPV6_SWITCHES {
-        let failed = |source| NetnsError::Ipv6 { path, source };
-        match fs::read(path) {
-            Ok(text) if text.starts_with(b"0") => {}
-            Ok(_) => fs::write(path, "0").map_err(failed)?,
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let settings = match rustix::fs::open(IPV6_SETTINGS, flags, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(()),
+        opened => opened.map_err(|source| NetnsError::Ipv6 { switch: "", source: source.into() })?,
+    };
+    for switch in IPV6_SWITCHES {
+        let failed = |source| NetnsError::Ipv6 { switch, source };
+        let open = |flags| rustix::fs::openat(&settings, switch, flags | OFlags::CLOEXEC, Mode::empty());
+        let mut value = [0];
+        match open(OFlags::RDONLY).and_then(|file| rustix::io::read(file, &mut value)) {
+            Ok(_) if value == *b"0" => {}
+            Ok(_) => {
+                let file = open(OFlags::WRONLY).map_err(|errno| failed(errno.into()))?;
+                File::from(file).write_all(b"0").map_err(failed)?;
+            }
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(failed(errno.into())),
         }
     }
     Ok(())
@@ -109,6 +122,8 @@ impl AsFd for PodNetns {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

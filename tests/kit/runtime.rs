@@ -132,11 +132,12 @@ impl Pod {
 pub fn conf(node: &Node) -> Value {
     let conflist = std::fs::read_to_string(node.conflist()).unwrap_or_default();
     let conflist: Value = serde_json::from_str(&conflist).unwrap_or_default();
-    let prefix = conflist["plugins"][0]["vethPrefix"].as_str().unwrap_or("eni");
+    let written = &conflist["plugins"][0];
+    let prefix = written["vethPrefix"].as_str().unwrap_or("eni");
     json!({
         "cniVersion": "1.0.0", "name": "aws-cni", "type": "aws-cni", "vethPrefix": prefix, "mtu": "9001",
-        // As the conflist of a node whose pods get IPv6 has it; elsewhere there is nothing to switch.
-        "ipv6": true,
+        // Where there is no conflist yet, the pod is one of a node whose pods get IPv6: else there is nothing to switch.
+        "ipv6": written.is_null() || written["ipv6"] == true,
         "socket": node.socket(), "queueDir": node.run_dir().join("delete-queue"),
         "runtimeConfig": {"io.kubernetes.cri.pod-annotations": {"example.com/any": "thing"}},
     })

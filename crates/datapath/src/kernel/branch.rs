@@ -15,7 +15,7 @@ use super::leftovers::plain_rule;
 use super::message::{ADD, PUT, in_header, number_of, of_route, rule_parts, set_up, to_route};
 use super::pod;
 use super::socket::{Ask, Socket};
-use super::sysctl;
+use super::sysctl::LinkSettings;
 use super::wirer::{WireError, all_of, known, routes_of, settle, step};
 use crate::PROTOCOL;
 use crate::branch::{BranchRule, BranchSelector, PRIORITY, rules, ways_out};
@@ -148,6 +148,7 @@ pub(super) fn make(
     branch: &Branch,
     seen: Option<&[(BranchRule, bool)]>,
     trunks: &mut Trunks,
+    settings: &LinkSettings,
     host: &mut Socket,
 ) -> Result<(), WireError> {
     let vlan = place(branch, trunks, host)?;
@@ -168,7 +169,7 @@ pub(super) fn make(
     for stray in strays(pod, branch, seen.unwrap_or_default()) {
         settle(host, delete_rule(stray), "remove another branch ENI's rule")?;
     }
-    lead(pod, branch, vlan, host)
+    lead(pod, branch, vlan, settings, host)
 }
 
 /// The VLAN's link, on a trunk that is up if it has to be brought up itself.
@@ -242,10 +243,16 @@ fn create(branch: &Branch, trunks: &mut Trunks, host: &mut Socket) -> Result<IfI
 
 /// Brings the VLAN's link up, with the routes out by it. Settings come before that: no router but the VPC's is on it, and what comes in by
 /// it goes out by it only as the rules say, which a strict check of sources does not know.
-fn lead(pod: &PodSpec, branch: &Branch, vlan: IfIndex, host: &mut Socket) -> Result<(), WireError> {
-    sysctl::settle_branch(&branch.eni.vlan.link()).map_err(step("set up the VLAN's link"))?;
+fn lead(
+    pod: &PodSpec,
+    branch: &Branch,
+    vlan: IfIndex,
+    settings: &LinkSettings,
+    host: &mut Socket,
+) -> Result<(), WireError> {
+    settings.settle_branch(&branch.eni.vlan.link()).map_err(step("set up the VLAN's link"))?;
     if branch.is_strict() {
-        sysctl::check_sources_loosely(pod.host_if.as_str()).map_err(step("set up the pod's link"))?;
+        settings.check_sources_loosely(pod.host_if.as_str()).map_err(step("set up the pod's link"))?;
     }
     let routes = ways_out(branch, vlan).into_iter();
     let routes = routes.map(|route| (RouteNetlinkMessage::NewRoute(of_route(&route)), PUT));

@@ -171,8 +171,9 @@ impl RouteJudge {
                 let role = self.role(message, &link);
                 let is_eni = role == Role::Device || self.enis.contains_key(&link.index);
                 let is_new = !self.links.contains_key(&link.index);
-                // A new device may be an ENI that was waited for.
-                went_down(message) && (is_eni || role == Role::HostEnd) || is_new && role == Role::Device
+                // A new device may be an ENI that was waited for. A new host end has not gone down: its ADD brings it up.
+                went_down(message) && (is_eni || role == Role::HostEnd && !is_new)
+                    || is_new && role == Role::Device
             }
             _ => false,
         }
@@ -415,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn veths_of_others_and_those_set_aside_may_go_down() {
+    fn veths_of_others_may_go_down_and_those_that_are_set_aside_or_new() {
         let veth = |name: &str, group| {
             let mut link = LinkMessage::default();
             link.header.change_mask = LinkFlags::Up;
@@ -427,8 +428,11 @@ mod tests {
             RouteNetlinkMessage::NewLink(link)
         };
 
-        assert!(told(veth("eni0123456789a", 0), 0));
-        assert!(!told(veth("eni0123456789a", TRASH_GROUP), 0));
-        assert!(!told(veth("veth12345", 0), 0));
+        let mut judge = RouteJudge::new(ours());
+        let mut told = |link| judge.touches_ours(&notice(link, 0));
+        assert!(!told(veth("eni0123456789a", 0)), "a new one");
+        assert!(told(veth("eni0123456789a", 0)));
+        assert!(!told(veth("eni0123456789a", TRASH_GROUP)));
+        assert!(!told(veth("veth12345", 0)));
     }
 }

@@ -7,9 +7,7 @@ use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressMessage;
-use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteProtocol};
 use netlink_packet_route::rule::RuleMessage;
@@ -56,7 +54,7 @@ impl LinkSeen {
     }
 }
 
-/// The pair in one message: the host end up; the other end in the pod's namespace.
+/// The pair in one message, the other end in the pod's namespace. Both are down: settings of the host end come before its first packet.
 ///
 /// The MACs are given so that udev's `MACAddressPolicy=persistent` leaves the one alone, and the plugin can tell the other.
 pub(super) fn create_pair(pod: &PodSpec, netns: BorrowedFd<'_>) -> Ask {
@@ -68,8 +66,6 @@ pub(super) fn create_pair(pod: &PodSpec, netns: BorrowedFd<'_>) -> Ask {
         LinkAttribute::NetNsFd(netns.as_raw_fd()),
     ];
     let mut message = LinkMessage::default();
-    message.header.flags = LinkFlags::Up;
-    message.header.change_mask = LinkFlags::Up;
     message.attributes = vec![
         LinkAttribute::IfName(pod.host_if.as_str().to_owned()),
         LinkAttribute::Mtu(pod.mtu),

@@ -1,9 +1,12 @@
 //! Kernel settings: read, compare, write only what differs. The files are those of the calling thread's namespace.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Once;
+
+use rustix::fs::{Mode, OFlags};
 
 use crate::model::Sysctl;
 
@@ -43,32 +46,65 @@ pub fn put_below(root: &Path, sysctl: &Sysctl) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Keeps a new host link from taking router advertisements: a pod could otherwise make itself the node's IPv6
-/// gateway (CVE-2020-10749).
-pub(super) fn refuse_router_advertisements(link: &str) -> io::Result<()> {
-    set_of_link("ipv6", link, "accept_ra", "0")
+/// Settings of the host's links.
+///
+/// The directories are opened once. On each way down from the root the kernel compares the entry of every network namespace that it knows
+/// with the wanted one, because they all have the same name: with 700 pods that took longer than all other work on a link together.
+#[derive(Debug)]
+pub(super) struct LinkSettings {
+    /// `net/ipv4/conf`.
+    ipv4: Option<OwnedFd>,
+    /// `net/ipv6/conf`; a kernel without IPv6 has none.
+    ipv6: Option<OwnedFd>,
 }
 
-/// Has the host check of packets that come in by a link no more than that it knows some way back: which one is a matter of rules, that a
-/// strict check does not ask.
-pub(super) fn check_sources_loosely(link: &str) -> io::Result<()> {
-    set_of_link("ipv4", link, "rp_filter", "2")
-}
+impl LinkSettings {
+    /// Those of the network namespace of the calling thread.
+    pub(super) fn open() -> Self {
+        let conf = |family| {
+            let path = root().join("net").join(family).join("conf");
+            rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
+        };
+        Self { ipv4: conf("ipv4"), ipv6: conf("ipv6") }
+    }
 
-/// Settings of a branch ENI's link: nobody on it may tell the host where the way goes, and the host is no router on it.
-pub(super) fn settle_branch(link: &str) -> io::Result<()> {
-    refuse_router_advertisements(link)?;
-    set_of_link("ipv6", link, "accept_redirects", "0")?;
-    set_of_link("ipv6", link, "forwarding", "0")?;
-    check_sources_loosely(link)
+    /// Keeps a new link from taking router advertisements: a pod could otherwise make itself the node's IPv6 gateway (CVE-2020-10749).
+    pub(super) fn refuse_router_advertisements(&self, link: &str) -> io::Result<()> {
+        set(self.ipv6.as_ref(), link, "accept_ra", "0")
+    }
+
+    /// Does without IPv6 on a link, before it comes up. The address that it would get of itself brings routes, and all IPv6 routes of the
+    /// host are walked whenever a link's state changes: an ADD and a DEL would cost more with each pod.
+    pub(super) fn do_without_ipv6(&self, link: &str) -> io::Result<()> {
+        set(self.ipv6.as_ref(), link, "disable_ipv6", "1")
+    }
+
+    /// Has the host check of packets that come in by a link no more than that it knows some way back: which one is a matter of rules,
+    /// that a strict check does not ask.
+    pub(super) fn check_sources_loosely(&self, link: &str) -> io::Result<()> {
+        set(self.ipv4.as_ref(), link, "rp_filter", "2")
+    }
+
+    /// Settings of a branch ENI's link: nobody on it may tell the host where the way goes, and the host is no router on it.
+    pub(super) fn settle_branch(&self, link: &str) -> io::Result<()> {
+        self.refuse_router_advertisements(link)?;
+        set(self.ipv6.as_ref(), link, "accept_redirects", "0")?;
+        set(self.ipv6.as_ref(), link, "forwarding", "0")?;
+        self.check_sources_loosely(link)
+    }
 }
 
 /// Sets something of a link. A kernel without the family has no such file and no need of it.
 ///
 /// Where settings cannot be written, pods are wired all the same, and the log says once what is amiss.
-fn set_of_link(family: &str, link: &str, name: &str, value: &str) -> io::Result<()> {
+fn set(family: Option<&OwnedFd>, link: &str, name: &str, value: &str) -> io::Result<()> {
     static TOLD: Once = Once::new();
-    match fs::write(root().join("net").join(family).join("conf").join(link).join(name), value) {
+    let Some(family) = family else { return Ok(()) };
+    let path = Path::new(link).join(name);
+    let written = rustix::fs::openat(family, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(io::Error::from)
+        .and_then(|file| File::from(file).write_all(value.as_bytes()));
+    match written {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error)
             if matches!(

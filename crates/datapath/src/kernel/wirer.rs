@@ -13,10 +13,10 @@ use types::{Branch, HostVeth, Mac, TableId};
 use super::branch::{self, Trunks};
 use super::check;
 use super::leftovers;
-use super::message::{ADD, any_address, to_route};
+use super::message::{ADD, any_address, set_up, to_route};
 use super::pod;
 use super::socket::{Ask, Socket, SocketError};
-use super::sysctl;
+use super::sysctl::LinkSettings;
 use crate::branch::BranchRule;
 use crate::leftovers::GoRule;
 use crate::model::{Family, IfIndex, LinkSeen, PodSpec, Route};
@@ -146,6 +146,7 @@ pub struct Wirer {
     /// By host end: from the pod's ADD, or as it was when it was first seen.
     counted_on: BTreeMap<IfIndex, CountedOn>,
     trunks: Trunks,
+    settings: LinkSettings,
 }
 
 impl Wirer {
@@ -155,7 +156,8 @@ impl Wirer {
     /// When the kernel gives no socket.
     pub fn open() -> Result<Self, WireError> {
         let host = Socket::open().map_err(WireError::Open)?;
-        Ok(Self { host, counted_on: BTreeMap::new(), trunks: Trunks::default() })
+        let settings = LinkSettings::open();
+        Ok(Self { host, counted_on: BTreeMap::new(), trunks: Trunks::default(), settings })
     }
 
     /// The port of its socket: notices of our own changes carry it.
@@ -296,8 +298,8 @@ impl Wirer {
     }
 
     fn wire(&mut self, pod: &PodSpec, outer: &LinkSeen, inside: &mut Socket) -> Result<(), WireError> {
-        sysctl::refuse_router_advertisements(&outer.name)
-            .map_err(step("refuse router advertisements from the pod"))?;
+        self.prepare(pod, &outer.name).map_err(step("set up the pod's link"))?;
+        self.host.batch(vec![(set_up(outer.index, None), 0)]).map_err(step("bring the pod's link up"))?;
         let found = known(inside.batch(vec![pod::get_link(&pod.container_if)]))?;
         // Another pod's interface may well have the same name and number, but it has another peer.
         let inner = found
@@ -315,10 +317,19 @@ impl Wirer {
             }
         }
         if let Some(branch) = &pod.branch {
-            branch::make(pod, branch, None, &mut self.trunks, &mut self.host)?;
+            branch::make(pod, branch, None, &mut self.trunks, &self.settings, &mut self.host)?;
         }
         self.host.batch(pod::reach(pod, outer.index)).map_err(step("add the pod's routes"))?;
         Ok(())
+    }
+
+    /// Settings of a host end that is still down.
+    fn prepare(&self, pod: &PodSpec, outer: &str) -> io::Result<()> {
+        if !pod.addresses.iter().any(IpAddr::is_ipv6) {
+            self.settings.do_without_ipv6(outer)?;
+        }
+        // Also where IPv6 is off, because somebody may switch it on.
+        self.settings.refuse_router_advertisements(outer)
     }
 
     /// Compares a pod that has one interface with what it should be: [`Self::check_all`].
@@ -423,7 +434,7 @@ impl Wirer {
         let Some(branch) = &pod.branch else { return Ok(Vec::new()) };
         let what = branch::differences(pod, branch, outer, rules, &mut self.host)?;
         if !what.is_empty() {
-            branch::make(pod, branch, Some(rules), &mut self.trunks, &mut self.host)?;
+            branch::make(pod, branch, Some(rules), &mut self.trunks, &self.settings, &mut self.host)?;
         }
         Ok(what)
     }

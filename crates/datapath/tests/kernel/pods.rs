@@ -78,6 +78,15 @@ impl Pod {
     }
 }
 
+/// Whether the host takes router advertisements from a pod, and whether its end does without IPv6. No such files without IPv6 in the kernel.
+fn ipv6_settings(pod: &Pod) -> Option<[String; 2]> {
+    let read = |name| {
+        let text = std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{}/{name}", pod.spec.host_if));
+        Some(text.ok()?.trim().to_owned())
+    };
+    Some([read("accept_ra")?, read("disable_ipv6")?])
+}
+
 pub(crate) fn pod_life() -> Outcome {
     let spec = node()?;
     converge(&spec)?;
@@ -106,9 +115,7 @@ pub(crate) fn pod_life() -> Outcome {
     })?;
     assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new());
     assert_eq!(wirer.pods()?.len(), 1);
-    let setting = format!("/proc/sys/net/ipv6/conf/{}/accept_ra", pod.spec.host_if);
-    // No such file without IPv6 in the kernel.
-    assert!(std::fs::read_to_string(setting).is_ok_and(|v| v.trim() == "0") || !ipv6());
+    assert_eq!(ipv6_settings(&pod), ipv6().then(|| ["0", "1"].map(str::to_owned)));
 
     ip("route flush table 51200")?;
     let found = wirer.check(&pod.spec, pod.socket()?)?;
@@ -196,6 +203,7 @@ pub(crate) fn dual_stack() -> Outcome {
     let (one, two) = (Pod::dual(1)?, Pod::dual(2)?);
     one.add(&mut wirer)?;
     two.add(&mut wirer)?;
+    assert_eq!(ipv6_settings(&one), Some(["0", "0"].map(str::to_owned)));
     let server = two.inside(|| Ok(UdpSocket::bind("[2001:db8:0:1::2]:7000")?))?;
     server.set_read_timeout(Some(Duration::from_millis(900)))?;
 
