@@ -212,7 +212,7 @@ fn serve_grpc(config: &Config, cloud: Arc<CloudTasks>, readers: Readers, calls: 
     let (multi_nic, veth_prefix) = (config.multi_nic, config.veth_prefix.clone());
     let backend = Backend { policy_mode, multi_nic, veth_prefix, cloud, readers, calls, served: 0.into() };
     match server::bind(&grpc::socket_in(&config.run_dir), GRPC_MODE) {
-        Ok(listener) => drop(tokio::spawn(grpc::server::serve(listener, Arc::new(backend)))),
+        Ok(listener) => drop(tokio::spawn(grpc::server::serve(listener, backend))),
         Err(error) => tracing::warn!(error = chain(&error), "gRPC is not served"),
     }
 }

@@ -16,6 +16,9 @@ use lab::node::Node;
 use lab::policy_agent::{AgentWeather, PolicyAgent};
 use lab::runtime::{Answer, Pod};
 use tonic::{Code, Status};
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
 
 use crate::support::{Outcome, Setting, Test, ensure, eventually};
 
@@ -25,6 +28,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_absent_agent_fails_adds_with_its_reason_and_no_del", absent),
     ("a_del_does_not_wait_for_an_agent_that_hangs_and_is_heard_after_the_add", hanging),
     ("the_agent_and_probes_find_what_they_ask_for_on_the_grpc_socket", served),
+    ("who_asks_the_grpc_socket_what_it_serves_is_told", reflected),
     ("the_agent_is_told_that_pods_can_have_several_interfaces_where_they_can", several_interfaces),
     ("a_plugin_of_the_go_version_is_refused_its_add_and_served_its_del", go_plugin),
     ("hostile_clients_of_the_grpc_socket_harm_nobody", hostile_clients),
@@ -164,6 +168,39 @@ fn served() -> Outcome {
     let socket = std::fs::metadata(socket_in(setting.node.run_dir()));
     let mode = socket.map_err(LabError::doing("look at the socket"))?.permissions().mode();
     ensure!(mode & 0o777 == 0o660, "the socket's mode is {mode:o}");
+    Ok(())
+}
+
+/// As `grpcurl` asks: for the services, and for the file that describes one of them.
+fn reflected() -> Outcome {
+    let setting = Setting::start(&[])?;
+    let client = client(&setting.node)?;
+    let ask = |path: &str, message: MessageRequest| {
+        let request = ServerReflectionRequest { host: String::new(), message_request: Some(message) };
+        let answer: ServerReflectionResponse = client.call(path, request, CALL).map_err(said)?;
+        answer.message_response.ok_or_else(|| LabError::Otherwise("an empty answer".to_owned()))
+    };
+
+    let unexpected = |what: &str| LabError::Otherwise(format!("asked for {what}, it tells something else"));
+    for path in [method::REFLECTION, &method::REFLECTION.replace(".v1.", ".v1alpha.")] {
+        let list = MessageRequest::ListServices(String::new());
+        let MessageResponse::ListServicesResponse(told) = ask(path, list)? else {
+            return Err(unexpected("services"));
+        };
+        let names: Vec<&str> = told.service.iter().map(|service| service.name.as_str()).collect();
+        for service in ["rpc.CNIBackend", "rpc.ConfigServerBackend", "grpc.health.v1.Health"] {
+            ensure!(names.contains(&service), "{service} is not among {names:?}");
+        }
+        let file = MessageRequest::FileContainingSymbol("rpc.CNIBackend".to_owned());
+        let MessageResponse::FileDescriptorResponse(told) = ask(path, file)? else {
+            return Err(unexpected("a file"));
+        };
+        let has_field = |file: &Vec<u8>| String::from_utf8_lossy(file).contains("K8S_POD_INFRA_CONTAINER_ID");
+        ensure!(told.file_descriptor_proto.iter().any(has_field), "the file does not tell the fields");
+        let agents = MessageRequest::FileContainingSymbol("rpc.NPBackend".to_owned());
+        let answer = ask(path, agents);
+        ensure!(answer.is_err(), "what only the agent serves is told: {answer:?}");
+    }
     Ok(())
 }
 

@@ -122,12 +122,7 @@ pub fn sources(
 
 /// The host's routes to one pod, one for each of its addresses.
 pub fn pod_routes(pod: &PodSpec, link: IfIndex) -> impl Iterator<Item = Route> {
-    pod.addresses.iter().map(move |address| Route {
-        table: pod.table_on_host(),
-        destination: IpNetwork::from(*address),
-        via: None,
-        link,
-    })
+    pod.addresses.iter().map(move |address| pod.way_in(*address).by(link))
 }
 
 /// The host part and the routes of the pods whose link is there.

@@ -41,6 +41,7 @@ mod model;
 pub mod netfilter;
 mod seen;
 mod watch;
+mod wiring;
 
 pub use branch::{BranchLack, PRIORITY as BRANCH_PRIORITY, branch_lacks, branch_rules};
 pub use diff::{Op, diff};
@@ -56,6 +57,7 @@ pub use model::{
 };
 pub use seen::{HostSeen, Maker, RouteSeen, RuleSeen};
 pub use watch::{Ours, Watch};
+pub use wiring::{Part, Side, Way, missing};
 
 /// Number by which routes and rules of ours can be told (`rtm_protocol`, `FRA_PROTOCOL`).
 pub const PROTOCOL: u8 = 0x56;

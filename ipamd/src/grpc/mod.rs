@@ -2,7 +2,7 @@
 //!
 //! | socket | who serves it | what for |
 //! |---|---|---|
-//! | `ipamd.sock` | we | health probes; the network policy agent's configuration; DELs of a Go plugin that an upgrade left behind |
+//! | `ipamd.sock` | we | health probes; the network policy agent's configuration; DELs of a Go plugin that an upgrade left behind; reflection |
 //! | `npa.sock` | the network policy agent | enforcing a pod's policies, and forgetting them |
 //!
 //! The messages are written down by hand, as few as there are: no compiler of protobuf is needed to build.
@@ -10,6 +10,7 @@
 pub(crate) mod agent;
 pub(crate) mod backend;
 pub mod messages;
+mod reflection;
 pub(crate) mod server;
 
 use std::path::{Path, PathBuf};
@@ -31,6 +32,8 @@ pub mod method {
     pub const DELETE_POD: &str = "/rpc.NPBackend/DeletePodNp";
     /// A probe asks whether a service is there.
     pub const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
+    /// Somebody asks what there is. `v1alpha` is served too.
+    pub const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 }
 
 /// Where the daemon listens whose directory this is.

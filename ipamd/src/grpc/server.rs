@@ -16,8 +16,10 @@ use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
 use tonic::server::Grpc;
 use tonic_prost::ProstCodec;
+use tower::Service;
 
 use super::backend::Backend;
+use super::reflection::{self, Reflection};
 use super::{MESSAGE_BYTES_MAX, method};
 use crate::server::allowed;
 
@@ -34,17 +36,26 @@ const LIFE: Duration = Duration::from_secs(60);
 /// How often a connection is asked whether anybody is there, and how long that may take.
 const ALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
 
+/// Who answers.
+struct Served {
+    backend: Arc<Backend>,
+    reflection: Option<Reflection>,
+}
+
 /// Serves until the process ends.
-pub(crate) async fn serve(listener: UnixListener, backend: Arc<Backend>) {
+pub(crate) async fn serve(listener: UnixListener, backend: Backend) {
+    let reflection = reflection::service();
+    let reflection = reflection.inspect_err(|error| tracing::error!(%error, "no gRPC reflection")).ok();
+    let served = Arc::new(Served { backend: Arc::new(backend), reflection });
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         // Never closed. Who comes when all places are taken waits in the kernel's queue.
         let place = Arc::clone(&places).acquire_owned().await.ok();
         match listener.accept().await {
             Ok((stream, _)) => {
-                let backend = Arc::clone(&backend);
+                let served = Arc::clone(&served);
                 tokio::spawn(async move {
-                    connection(stream, backend).await;
+                    connection(stream, served).await;
                     drop(place);
                 });
             }
@@ -58,14 +69,14 @@ pub(crate) async fn serve(listener: UnixListener, backend: Arc<Backend>) {
 }
 
 /// One connection to its end; what its client does wrong ends it and nothing else.
-async fn connection(stream: UnixStream, backend: Arc<Backend>) {
+async fn connection(stream: UnixStream, served: Arc<Served>) {
     if let Err(refusal) = allowed(&stream) {
         tracing::warn!(reason = %refusal.reason, "gRPC: {}", refusal.message);
         return;
     }
     let service = service_fn(move |request| {
-        let backend = Arc::clone(&backend);
-        async move { Ok::<_, Infallible>(answer(request, backend).await) }
+        let served = Arc::clone(&served);
+        async move { Ok::<_, Infallible>(answer(request, &served).await) }
     });
     let (every, within) = ALIVE;
     let served = http2::Builder::new(TokioExecutor::new())
@@ -93,12 +104,19 @@ async fn connection(stream: UnixStream, backend: Arc<Backend>) {
 }
 
 /// One request, within its time.
-async fn answer(request: Request<Incoming>, backend: Arc<Backend>) -> Response<Body> {
+async fn answer(request: Request<Incoming>, served: &Served) -> Response<Body> {
     let late = |_elapsed| Status::deadline_exceeded("the request took too long").into_http();
-    timeout(REQUEST, dispatch(request, backend)).await.unwrap_or_else(late)
+    timeout(REQUEST, dispatch(request, served)).await.unwrap_or_else(late)
 }
 
-async fn dispatch(request: Request<Incoming>, backend: Arc<Backend>) -> Response<Body> {
+async fn dispatch(request: Request<Incoming>, served: &Served) -> Response<Body> {
+    let backend = Arc::clone(&served.backend);
+    if let Some(reflection) =
+        served.reflection.as_ref().filter(|_| request.uri().path().starts_with(reflection::PATHS))
+    {
+        let Ok(response) = reflection.clone().call(request).await;
+        return response;
+    }
     match request.uri().path() {
         method::ADD_NETWORK => unary(request, backend, async |backend, add| backend.add(&add)).await,
         method::DEL_NETWORK => unary(request, backend, async |backend, del| backend.del(del).await).await,

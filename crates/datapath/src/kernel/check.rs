@@ -2,6 +2,7 @@
 //!
 //! MTU and the container's MAC are not compared: a chained `tuning` plugin may change them.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use netlink_packet_route::RouteNetlinkMessage;
@@ -18,6 +19,7 @@ use super::pod;
 use super::socket::Socket;
 use super::wirer::{WireError, known, step};
 use crate::model::{Family, IfIndex, LinkSeen, PodSpec, Route};
+use crate::wiring::{Part, Side, Way, missing};
 
 /// The differences in words.
 pub(super) fn differences(
@@ -33,41 +35,62 @@ pub(super) fn differences(
         (Some(_), None) => return Ok(vec![format!("the host has no interface {}", pod.host_if)]),
     };
     if inner.peer != Some(outer.index) || outer.peer != Some(inner.index) {
-        return Ok(vec![format!("{} and {} are not one pair", pod.container_if, pod.host_if)]);
+        return Ok(vec![Part::Pair.lack(pod)]);
     }
-    let down = [&inner, &outer].into_iter().filter(|link| !link.up);
-    let mut found: Vec<String> = down.map(|link| format!("{} is down", link.name)).collect();
-    for address in &pod.addresses {
-        let family = Family::of(*address);
-        if !has_address(*address, inner.index, inside)? {
-            found.push(format!("{} has no address {address}", inner.name));
-        }
-        found.extend(of_routes(pod, family, &inner, inside)?);
-        let gateway = pod::gateway_of(family, pod.index);
-        if gateway_mac(gateway, inner.index, inside)? != outer.mac {
-            found.push(format!("the gateway {gateway} is not {}", outer.name));
-        }
-        // Whether a strict branch ENI's table leads to it is asked below: the host's own packets go elsewhere.
-        let among_all = pod.table_on_host() == TableId::PODS;
-        if among_all && route(*address, host)? != Some((TableId::PODS, outer.index)) {
-            found.push(format!("{address} is not routed to {}", outer.name));
-        }
-    }
+    let mut seen: BTreeSet<Part> = [Part::Pair].into();
+    let up = [(&inner, Side::Pod), (&outer, Side::Host)].into_iter().filter(|(link, _)| link.up);
+    seen.extend(up.map(|(_, side)| Part::Up(side)));
+    seen.extend(seen_inside(pod, &inner, &outer, inside)?);
+    seen.extend(seen_on_host(pod, &outer, host)?);
+    let mut found: Vec<String> =
+        missing(pod, |part| seen.contains(part)).iter().map(|part| part.lack(pod)).collect();
     if let Some(branch) = &pod.branch {
         let rules = branch::rules_seen(host)?;
         found.extend(branch::differences(pod, branch, outer.index, &rules, host)?);
     }
-    if let Some(own) = pod::own_address(pod)
-        && !has_address(own, outer.index, host)?
-    {
-        found.push(format!("{} has no address {own}", outer.name));
-    }
-    for rule in pod::rules_inside(pod) {
-        if !has_rule(&rule, inside)? {
-            found.push(format!("the pod has no rule for packets of {}", inner.name));
+    Ok(found)
+}
+
+/// What there is in the pod.
+fn seen_inside(
+    pod: &PodSpec,
+    inner: &LinkSeen,
+    outer: &LinkSeen,
+    inside: &mut Socket,
+) -> Result<Vec<Part>, WireError> {
+    let mut seen = Vec::new();
+    for address in &pod.addresses {
+        let family = Family::of(*address);
+        if has_address(*address, inner.index, inside)? {
+            seen.push(Part::Address(Side::Pod, *address));
+        }
+        seen.extend(ways(family, inner.index, inside)?.map(|way| Part::Route(Side::Pod, way)));
+        let gateway = pod.gateway(family);
+        if gateway_mac(gateway, inner.index, inside)? == outer.mac {
+            seen.push(Part::Gateway(gateway));
+        }
+        if pod.index > 0 && has_rule(&pod::rule_inside(pod, *address), inside)? {
+            seen.push(Part::Rule(*address));
         }
     }
-    Ok(found)
+    Ok(seen)
+}
+
+/// What there is on the host.
+fn seen_on_host(pod: &PodSpec, outer: &LinkSeen, host: &mut Socket) -> Result<Vec<Part>, WireError> {
+    let mut seen = Vec::new();
+    for address in &pod.addresses {
+        let way = pod.way_in(*address);
+        // Whether a strict branch ENI's table leads to it is asked with the rest of that: the host's own packets go elsewhere.
+        if way.table != TableId::PODS || route(*address, host)? == Some((way.table, outer.index)) {
+            seen.push(Part::Route(Side::Host, way));
+        }
+    }
+    let own = pod.gateway(Family::V6);
+    if pod.addresses.iter().any(IpAddr::is_ipv6) && has_address(own, outer.index, host)? {
+        seen.push(Part::Address(Side::Host, own));
+    }
+    Ok(seen)
 }
 
 /// Whether the pod has a rule with all that this one says.
@@ -85,7 +108,7 @@ fn has_address(address: IpAddr, link: IfIndex, there: &mut Socket) -> Result<boo
     message.header.family = number_of(Family::of(address));
     message.header.index = link.0;
     let replies = there.dump(&RouteNetlinkMessage::GetAddress(message));
-    let replies = replies.map_err(step("look at the pod's addresses"))?;
+    let replies = replies.map_err(step("look at addresses"))?;
     Ok(replies.iter().any(|reply| match reply {
         RouteNetlinkMessage::NewAddress(message) => any_address(message) == Some((address, link)),
         _ => false,
@@ -93,26 +116,22 @@ fn has_address(address: IpAddr, link: IfIndex, there: &mut Socket) -> Result<boo
 }
 
 /// The routes by which the pod leaves.
-fn of_routes(
-    pod: &PodSpec,
+fn ways(
     family: Family,
-    inner: &LinkSeen,
+    inner: IfIndex,
     inside: &mut Socket,
-) -> Result<Vec<String>, WireError> {
+) -> Result<impl Iterator<Item = Way> + use<>, WireError> {
     let mut message = RouteMessage::default();
     message.header.address_family = number_of(family);
-    message.attributes = vec![RouteAttribute::Oif(inner.index.0)];
+    message.attributes = vec![RouteAttribute::Oif(inner.0)];
     let replies = inside.dump(&RouteNetlinkMessage::GetRoute(message));
     let replies = replies.map_err(step("look at the pod's routes"))?;
-    let routes: Vec<Route> = replies
-        .iter()
-        .filter_map(|reply| match reply {
-            RouteNetlinkMessage::NewRoute(message) => to_route(message).map(|(_, route)| route),
-            _ => None,
-        })
-        .collect();
-    let missing = pod::ways_out(pod, family, inner.index).into_iter().filter(|route| !routes.contains(route));
-    Ok(missing.map(|route| format!("the pod has no route to {}", route.destination)).collect())
+    let routes = replies.into_iter().filter_map(|reply| match reply {
+        RouteNetlinkMessage::NewRoute(message) => to_route(&message).map(|(_, route)| route),
+        _ => None,
+    });
+    let by_it = routes.filter(move |route| route.link == inner);
+    Ok(by_it.map(|Route { table, destination, via, .. }| Way { table, destination, via }))
 }
 
 /// The permanent neighbour entry of the pod's gateway.

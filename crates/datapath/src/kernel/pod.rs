@@ -1,6 +1,6 @@
 //! The messages that make, look at and take away one pod's wiring.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use ipnetwork::IpNetwork;
@@ -16,21 +16,9 @@ use types::{Mac, TableId};
 
 use super::message::{ADD, PUT, address_on, any_link, number_of, of_route, rule_from, set_up, to_link};
 use super::socket::Ask;
-use crate::desired::{everywhere, pod_routes};
-use crate::model::{Family, IfIndex, LinkSeen, PodSpec, Route};
-
-/// Priority of the rules inside a pod by which packets of a further interface's address find its table.
-const INSIDE_PRIORITY: u32 = 1;
-
-/// The gateway that a pod sees by its interface of this number: link-local, and the host end answers to it by a permanent
-/// neighbour entry.
-pub(super) fn gateway_of(family: Family, index: u8) -> IpAddr {
-    let host = index.saturating_add(1);
-    match family {
-        Family::V4 => IpAddr::V4(Ipv4Addr::new(169, 254, 1, host)),
-        Family::V6 => IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, host.into())),
-    }
-}
+use crate::desired::pod_routes;
+use crate::model::{Family, IfIndex, LinkSeen, PodSpec};
+use crate::wiring::{INSIDE_PRIORITY, Part, Side};
 
 /// Link group of host ends whose pod is gone, until the next sweep.
 pub const TRASH_GROUP: u32 = 0x5652_4153;
@@ -44,6 +32,13 @@ const MTU_BITS: u32 = 0xffff;
 /// The MTU with which a host end was made, if we have made it.
 pub(super) const fn made_with_mtu(link: &LinkSeen) -> Option<u32> {
     if link.group & !MTU_BITS == MADE_GROUPS { Some(link.group & MTU_BITS) } else { None }
+}
+
+impl PodSpec {
+    /// The link group of its host end.
+    pub(crate) const fn group(&self) -> u32 {
+        MADE_GROUPS | self.mtu & MTU_BITS
+    }
 }
 
 impl LinkSeen {
@@ -70,7 +65,7 @@ pub(super) fn create_pair(pod: &PodSpec, netns: BorrowedFd<'_>) -> Ask {
         LinkAttribute::IfName(pod.host_if.as_str().to_owned()),
         LinkAttribute::Mtu(pod.mtu),
         LinkAttribute::Address(pod.host_if.mac().0.to_vec()),
-        LinkAttribute::Group(MADE_GROUPS | pod.mtu & MTU_BITS),
+        LinkAttribute::Group(pod.group()),
         LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
@@ -79,62 +74,47 @@ pub(super) fn create_pair(pod: &PodSpec, netns: BorrowedFd<'_>) -> Ask {
     (RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
 }
 
-/// Everything inside the pod, in the order in which the kernel accepts it. A default route that is there already
-/// is somebody else's network, so it is refused, not replaced.
-pub(super) fn inside(pod: &PodSpec, link: IfIndex) -> Vec<Ask> {
-    let of_address = |address: &IpAddr| {
-        let family = Family::of(*address);
-        let add = (RouteNetlinkMessage::NewAddress(address_on(link, (*address).into())), ADD);
-        let route = |route: Route| {
-            let mut message = of_route(&route);
+/// The request that makes a part of a pod's wiring, by the end that is on its side. The pair has one of its own, and settings are files.
+pub(super) fn of_part(part: &Part, pod: &PodSpec, link: IfIndex) -> Option<Ask> {
+    let ask = match part {
+        Part::Pair | Part::Setting { .. } => return None,
+        Part::Up(_) => (set_up(link, None), 0),
+        Part::Address(side, address) => {
+            let how = if *side == Side::Host { PUT } else { ADD };
+            (RouteNetlinkMessage::NewAddress(address_on(link, (*address).into())), how)
+        }
+        // It takes the place of one that is there.
+        Part::Route(Side::Host, way) => (RouteNetlinkMessage::NewRoute(of_route(&way.by(link))), PUT),
+        // One that is there already is of somebody else's network.
+        Part::Route(Side::Pod, way) => {
+            let mut message = of_route(&way.by(link));
             message.header.protocol = RouteProtocol::Boot;
             (RouteNetlinkMessage::NewRoute(message), ADD)
-        };
-        let [to_gateway, everywhere] = ways_out(pod, family, link).map(route);
-        [add, to_gateway, everywhere, (RouteNetlinkMessage::NewNeighbour(gateway(pod, family, link)), ADD)]
+        }
+        Part::Gateway(gateway) => {
+            (RouteNetlinkMessage::NewNeighbour(neighbour(*gateway, pod.host_if.mac(), link)), ADD)
+        }
+        Part::Rule(address) => (RouteNetlinkMessage::NewRule(rule_inside(pod, *address)), ADD),
     };
-    std::iter::once((set_up(link, None), 0)).chain(pod.addresses.iter().flat_map(of_address)).collect()
+    Some(ask)
 }
 
-/// The rules inside the pod that lead packets of a further interface's addresses to its table.
-pub(super) fn rules_inside(pod: &PodSpec) -> impl Iterator<Item = RuleMessage> {
-    let further = pod.addresses.iter().filter(|_| pod.index > 0);
-    further.map(|address| rule_from(*address, INSIDE_PRIORITY, pod.table()))
+/// The rule inside the pod that leads packets of a further interface's address to its table.
+pub(super) fn rule_inside(pod: &PodSpec, address: IpAddr) -> RuleMessage {
+    rule_from(address, INSIDE_PRIORITY, pod.table())
 }
 
-/// The routes by which a pod leaves: to the gateway, and by it to everywhere.
-pub(super) fn ways_out(pod: &PodSpec, family: Family, link: IfIndex) -> [Route; 2] {
-    let (table, gateway) = (pod.table(), gateway_of(family, pod.index));
-    [
-        Route { table, destination: gateway.into(), via: None, link },
-        Route { table, destination: everywhere(family), via: Some(gateway), link },
-    ]
-}
-
-/// The gateway's permanent neighbour entry: it has the host end's MAC, without asking.
-fn gateway(pod: &PodSpec, family: Family, link: IfIndex) -> NeighbourMessage {
+/// A permanent neighbour entry.
+fn neighbour(address: IpAddr, mac: Mac, link: IfIndex) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
-    message.header.family = number_of(family);
+    message.header.family = number_of(Family::of(address));
     message.header.ifindex = link.0;
     message.header.state = NeighbourState::Permanent;
     message.attributes = vec![
-        NeighbourAttribute::Destination(gateway_of(family, pod.index).into()),
-        NeighbourAttribute::LinkLayerAddress(pod.host_if.mac().0.to_vec()),
+        NeighbourAttribute::Destination(address.into()),
+        NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
     ];
     message
-}
-
-/// The address on the host end of a pod with IPv6, from which the host asks who has the pod's: without one it cannot. The kernel
-/// gives the link one too, and uses it once a second has passed; somebody may remove either.
-pub(super) fn own_address(pod: &PodSpec) -> Option<IpAddr> {
-    pod.addresses.iter().any(IpAddr::is_ipv6).then(|| gateway_of(Family::V6, pod.index))
-}
-
-/// What the host needs to reach the pod: the routes, which replace those that are there, and the address of its end.
-pub(super) fn reach(pod: &PodSpec, link: IfIndex) -> Vec<Ask> {
-    let routes = pod_routes(pod, link).map(|route| (RouteNetlinkMessage::NewRoute(of_route(&route)), PUT));
-    let own = own_address(pod).map(|own| address_on(link, own.into()));
-    routes.chain(own.map(|own| (RouteNetlinkMessage::NewAddress(own), PUT))).collect()
 }
 
 /// Asks for the IPv6 addresses of all links.

@@ -68,15 +68,9 @@ impl LinkSettings {
         Self { ipv4: conf("ipv4"), ipv6: conf("ipv6") }
     }
 
-    /// Keeps a new link from taking router advertisements: a pod could otherwise make itself the node's IPv6 gateway (CVE-2020-10749).
-    pub(super) fn refuse_router_advertisements(&self, link: &str) -> io::Result<()> {
-        set(self.ipv6.as_ref(), link, "accept_ra", "0")
-    }
-
-    /// Does without IPv6 on a link, before it comes up. The address that it would get of itself brings routes, and all IPv6 routes of the
-    /// host are walked whenever a link's state changes: an ADD and a DEL would cost more with each pod.
-    pub(super) fn do_without_ipv6(&self, link: &str) -> io::Result<()> {
-        set(self.ipv6.as_ref(), link, "disable_ipv6", "1")
+    /// A setting of IPv6.
+    pub(super) fn set_ipv6(&self, link: &str, name: &str, value: &str) -> io::Result<()> {
+        set(self.ipv6.as_ref(), link, name, value)
     }
 
     /// Has the host check of packets that come in by a link no more than that it knows some way back: which one is a matter of rules,
@@ -87,9 +81,9 @@ impl LinkSettings {
 
     /// Settings of a branch ENI's link: nobody on it may tell the host where the way goes, and the host is no router on it.
     pub(super) fn settle_branch(&self, link: &str) -> io::Result<()> {
-        self.refuse_router_advertisements(link)?;
-        set(self.ipv6.as_ref(), link, "accept_redirects", "0")?;
-        set(self.ipv6.as_ref(), link, "forwarding", "0")?;
+        for name in ["accept_ra", "accept_redirects", "forwarding"] {
+            self.set_ipv6(link, name, "0")?;
+        }
         self.check_sources_loosely(link)
     }
 }

@@ -13,7 +13,7 @@ use types::{Branch, HostVeth, Mac, TableId};
 use super::branch::{self, Trunks};
 use super::check;
 use super::leftovers;
-use super::message::{ADD, any_address, set_up, to_route};
+use super::message::{ADD, any_address, to_route};
 use super::pod;
 use super::socket::{Ask, Socket, SocketError};
 use super::sysctl::LinkSettings;
@@ -21,6 +21,7 @@ use crate::branch::BranchRule;
 use crate::leftovers::GoRule;
 use crate::model::{Family, IfIndex, LinkSeen, PodSpec, Route};
 use crate::seen::Maker;
+use crate::wiring::{Part, Side, missing};
 
 /// How often a veth pair is tried: once, after its name was freed, after the old pair was deleted, and once more for
 /// each of the two that the kernel may have taken away just before.
@@ -37,6 +38,15 @@ pub enum WireError {
     Step {
         /// Which.
         step: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A part of the pod's wiring was refused.
+    #[error("cannot wire the pod: {command}")]
+    Refused {
+        /// The command that would have made it, the pod's namespace being `POD`.
+        command: String,
         /// The kernel's answer.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -127,7 +137,7 @@ struct Reached {
     /// Where our table leads addresses.
     routes: BTreeSet<(IpAddr, IfIndex)>,
     /// The IPv6 addresses of its links.
-    own: BTreeSet<(IpAddr, IfIndex)>,
+    addresses: BTreeSet<(IpAddr, IfIndex)>,
 }
 
 impl Reached {
@@ -215,8 +225,12 @@ impl Wirer {
             made.into_iter().for_each(|outer| drop(self.host.batch(vec![pod::delete_link(outer)])));
             let branches = pods.iter().filter_map(|pod| Some((pod, pod.branch.as_ref()?)));
             branches.for_each(|(pod, of)| drop(branch::remove(pod, of, &mut self.host)));
-            let rules = pods.iter().flat_map(pod::rules_inside);
-            rules.for_each(|rule| drop(inside.batch(vec![(RouteNetlinkMessage::DelRule(rule), 0)])));
+            for pod in pods {
+                let rules = pod.addresses.iter().filter(|_| pod.index > 0);
+                let rules =
+                    rules.map(|address| RouteNetlinkMessage::DelRule(pod::rule_inside(pod, *address)));
+                rules.for_each(|rule| drop(inside.batch(vec![(rule, 0)])));
+            }
         } else {
             let counted_on = pods.iter().map(|pod| CountedOn { mac: pod.host_if.mac(), mtu: pod.mtu });
             self.counted_on.extend(made.into_iter().zip(counted_on));
@@ -297,39 +311,40 @@ impl Wirer {
         settle(&mut self.host, pod::delete_link(old), "delete the old link").map(|_existed| ())
     }
 
+    /// Makes what is still missing once the pair is there; what leads packets to the pod comes last, after its branch ENI.
     fn wire(&mut self, pod: &PodSpec, outer: &LinkSeen, inside: &mut Socket) -> Result<(), WireError> {
-        self.prepare(pod, &outer.name).map_err(step("set up the pod's link"))?;
-        self.host.batch(vec![(set_up(outer.index, None), 0)]).map_err(step("bring the pod's link up"))?;
+        let parts = pod.parts();
+        let leads = |part: &Part| matches!(part, Part::Route(Side::Host, _));
+        let (own, ways_in) = parts.split_at(parts.iter().position(leads).unwrap_or(parts.len()));
+        let own = own.strip_prefix(&[Part::Pair]).unwrap_or(own);
         let found = known(inside.batch(vec![pod::get_link(&pod.container_if)]))?;
         // Another pod's interface may well have the same name and number, but it has another peer.
         let inner = found
             .filter(|inner| inner.peer == Some(outer.index) && outer.peer == Some(inner.index))
             .ok_or_else(|| WireError::OtherNamespace(pod.container_if.clone()))?;
-        let asks = pod::inside(pod, inner.index);
-        inside.batch(asks).map_err(step("set up the pod's interface"))?;
-        for rule in pod::rules_inside(pod) {
-            // An ADD that is repeated finds the one of before.
-            match inside.batch(vec![(RouteNetlinkMessage::NewRule(rule), ADD)]) {
-                Err(error) if error.errno() != Some(Errno::EXIST) => {
-                    return Err(step("add the pod's rule")(error));
+        for run in own.chunk_by(go_together) {
+            match run {
+                [Part::Setting { name, value }] => {
+                    let set = self.settings.set_ipv6(&outer.name, name, value);
+                    set.map_err(step("set up the pod's link"))?;
                 }
-                Ok(_) | Err(_) => {}
+                [Part::Rule(_)] => match make(run, pod, inner.index, inside) {
+                    // An ADD that is repeated finds the one of before.
+                    Err(error) if error.errno() != Some(Errno::EXIST) => {
+                        return Err(refused(run, pod)(error));
+                    }
+                    Ok(()) | Err(_) => {}
+                },
+                [part, ..] if part.side() == Side::Pod => {
+                    make(run, pod, inner.index, inside).map_err(refused(run, pod))?;
+                }
+                _ => make(run, pod, outer.index, &mut self.host).map_err(refused(run, pod))?,
             }
         }
         if let Some(branch) = &pod.branch {
             branch::make(pod, branch, None, &mut self.trunks, &self.settings, &mut self.host)?;
         }
-        self.host.batch(pod::reach(pod, outer.index)).map_err(step("add the pod's routes"))?;
-        Ok(())
-    }
-
-    /// Settings of a host end that is still down.
-    fn prepare(&self, pod: &PodSpec, outer: &str) -> io::Result<()> {
-        if !pod.addresses.iter().any(IpAddr::is_ipv6) {
-            self.settings.do_without_ipv6(outer)?;
-        }
-        // Also where IPv6 is off, because somebody may switch it on.
-        self.settings.refuse_router_advertisements(outer)
+        make(ways_in, pod, outer.index, &mut self.host).map_err(refused(ways_in, pod))
     }
 
     /// Compares a pod that has one interface with what it should be: [`Self::check_all`].
@@ -383,7 +398,7 @@ impl Wirer {
     pub fn mend<'a>(&mut self, pods: &'a [PodSpec]) -> Result<Mending<'a>, MendError<'a>> {
         let there = Reached {
             routes: self.pod_routes()?.iter().map(|route| (route.destination.ip(), route.link)).collect(),
-            own: match pods.iter().any(|pod| pod::own_address(pod).is_some()) {
+            addresses: match pods.iter().any(|pod| pod.addresses.iter().any(IpAddr::is_ipv6)) {
                 true => self.ipv6_addresses()?,
                 false => BTreeSet::new(),
             },
@@ -412,8 +427,12 @@ impl Wirer {
             if what.is_empty() {
                 continue;
             }
+            // All of it, because a link that comes up has nothing of what it had.
             let set = pod::restore(veth.index, counted_on.mtu, counted_on.mac);
-            match self.host.batch(std::iter::once(set).chain(pod::reach(pod, veth.index)).collect()) {
+            let parts = pod.parts();
+            let parts = parts.iter().filter(|part| part.side() == Side::Host);
+            let asks = parts.filter_map(|part| pod::of_part(part, pod, veth.index));
+            match self.host.batch(std::iter::once(set).chain(asks).collect()) {
                 Ok(_) => found.mended.push(Mended { pod, what }),
                 Err(error) => refused = refused.or(Some(step("put back what others took of a pod")(error))),
             }
@@ -607,22 +626,53 @@ pub(super) fn routes_of(
 /// What is wrong with a pod's host end and routes, in words.
 fn wrong(pod: &PodSpec, veth: &LinkSeen, counted_on: CountedOn, there: &Reached) -> Vec<String> {
     let mut found = Vec::new();
-    if !veth.up {
-        found.push("the link was down".to_owned());
-    }
     if veth.mtu != counted_on.mtu {
         found.push(format!("its MTU was {}, not {}", veth.mtu, counted_on.mtu));
     }
     if let Some(mac) = veth.mac.filter(|mac| *mac != counted_on.mac) {
         found.push(format!("its MAC address was {mac}, not {}", counted_on.mac));
     }
-    let among_all = pod.table_on_host() == TableId::PODS;
-    let missing = pod.addresses.iter().filter(|_| among_all);
-    let missing = missing.filter(|address| !there.routes.contains(&(**address, veth.index)));
-    found.extend(missing.map(|address| format!("{address} was not routed to it")));
-    let own = pod::own_address(pod).filter(|own| !there.own.contains(&(*own, veth.index)));
-    found.extend(own.map(|own| format!("it had no address {own}")));
+    let lacks = missing(pod, |part| match part {
+        Part::Up(Side::Host) => veth.up,
+        // The table of a branch ENI is compared with it.
+        Part::Route(Side::Host, way) => {
+            way.table != TableId::PODS || there.routes.contains(&(way.destination.ip(), veth.index))
+        }
+        Part::Address(Side::Host, address) => there.addresses.contains(&(*address, veth.index)),
+        // Nobody looks into the pod: that is for CHECK.
+        Part::Pair | Part::Setting { .. } | Part::Gateway(_) | Part::Rule(_) => true,
+        Part::Up(Side::Pod) | Part::Address(Side::Pod, _) | Part::Route(Side::Pod, _) => true,
+    });
+    found.extend(lacks.iter().map(|part| part.lack(pod)));
     found
+}
+
+/// Parts that go into one batch.
+fn go_together(one: &Part, next: &Part) -> bool {
+    let alone = |part: &Part| matches!(part, Part::Setting { .. } | Part::Rule(_));
+    one.side() == next.side() && !alone(one) && !alone(next)
+}
+
+/// Makes parts of one side.
+fn make(parts: &[Part], pod: &PodSpec, link: IfIndex, there: &mut Socket) -> Result<(), SocketError> {
+    let asks = parts.iter().filter_map(|part| pod::of_part(part, pod, link));
+    there.batch(asks.collect()).map(drop)
+}
+
+/// The part that was refused, as the command that would have made it.
+fn refused(parts: &[Part], pod: &PodSpec) -> impl FnOnce(SocketError) -> WireError {
+    |error| {
+        let refused = match &error {
+            SocketError::Refused { index, .. } => parts.get(*index),
+            SocketError::Io(_) | SocketError::Silent | SocketError::Nonsense | SocketError::Interrupted => {
+                None
+            }
+        };
+        match refused {
+            Some(part) => WireError::Refused { command: part.command(pod, "POD"), source: Box::new(error) },
+            None => step("wire the pod")(error),
+        }
+    }
 }
 
 /// The link that an answer tells, if there is one.

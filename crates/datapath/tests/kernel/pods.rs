@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use datapath::{Host, Mending, NodeSpec, PROTOCOL, PodSpec, Wirer};
@@ -231,7 +231,10 @@ pub(crate) fn dual_stack() -> Outcome {
     ip(&format!("-6 neigh flush dev {name}"))?;
     assert_eq!(wirer.check(&two.spec, two.socket()?)?, [format!("{name} has no address fe80::1")]);
     let lost = wirer.mend(std::slice::from_ref(&two.spec))?.mended;
-    assert_eq!(lost.iter().map(|it| it.what.join(", ")).collect::<Vec<_>>(), ["it had no address fe80::1"]);
+    assert_eq!(
+        lost.iter().map(|it| it.what.join(", ")).collect::<Vec<_>>(),
+        [format!("{name} has no address fe80::1")]
+    );
     assert_eq!(wirer.check(&two.spec, two.socket()?)?, Vec::<String>::new());
     assert_eq!(mended(&mut wirer, std::slice::from_ref(&two.spec))?, Vec::<String>::new());
     server.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -249,6 +252,40 @@ pub(crate) fn dual_stack() -> Outcome {
     Ok(())
 }
 
+/// What the data prints is what an ADD does: made by the real `ip`, neither CHECK nor repair finds anything amiss.
+pub(crate) fn printed() -> Outcome {
+    converge(&NodeSpec { ipv6: ipv6(), ..node()? })?;
+    let mut wirer = Wirer::open()?;
+    let mut further = Pod::new(3)?;
+    further.spec = PodSpec { container_if: "mNicIf2".to_owned(), index: 2, ..further.spec };
+    let mut pods = vec![Pod::new(1)?, further];
+    pods.extend(if ipv6() { Some(Pod::dual(2)?) } else { None });
+    for pod in pods {
+        let netns = format!("/proc/{}/fd/{}", std::process::id(), pod.netns.as_raw_fd());
+        for part in pod.spec.parts() {
+            let command = part.command(&pod.spec, &netns);
+            // `ip -n` takes names alone.
+            if let Some(inside) = command.strip_prefix(&format!("ip -n {netns} ")) {
+                pod.inside(|| ip(inside))?;
+                continue;
+            }
+            match (command.strip_prefix("ip "), command.strip_prefix("sysctl -w ")) {
+                (Some(on_host), _) => drop(ip(on_host)?),
+                (None, Some(setting)) if ipv6() => {
+                    let (name, value) = setting.split_once('=').ok_or("no value")?;
+                    std::fs::write(format!("/proc/sys/{name}"), value)?;
+                }
+                (None, _) => assert!(command.starts_with("sysctl"), "{command}"),
+            }
+        }
+
+        assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new());
+        assert_eq!(wirer.mend(std::slice::from_ref(&pod.spec))?, Mending::default());
+        assert_eq!(ipv6_settings(&pod).map(|it| it[0].clone()), ipv6().then(|| "0".to_owned()));
+    }
+    Ok(())
+}
+
 pub(crate) fn pod_mended() -> Outcome {
     converge(&node()?)?;
     let mut wirer = Wirer::open()?;
@@ -260,10 +297,11 @@ pub(crate) fn pod_mended() -> Outcome {
     let like_before = || ip(&format!("-o link show {link}"));
     let before = like_before()?;
 
+    let unrouted = format!("10.0.4.7 is not routed to {link}");
     for (damage, what) in [
-        ("route flush table 51200".to_owned(), "10.0.4.7 was not routed to it"),
-        (format!("link set {link} down"), "the link was down"),
-        ("route replace 10.0.4.7/32 dev lo table 51200".to_owned(), "10.0.4.7 was not routed to it"),
+        ("route flush table 51200".to_owned(), unrouted.as_str()),
+        (format!("link set {link} down"), &*format!("{link} is down")),
+        ("route replace 10.0.4.7/32 dev lo table 51200".to_owned(), &unrouted),
         (format!("link set {link} mtu 1400"), "its MTU was 1400, not 9001"),
         (format!("link set {link} address 02:00:00:00:00:77"), "its MAC address was 02:00:00:00:00:77, not"),
     ] {
