@@ -38,8 +38,8 @@ pub(crate) enum NetnsError {
     Enter(#[source] Errno),
     #[error("cannot open a netlink socket in the netns")]
     Socket(#[source] Errno),
-    #[error("cannot switch IPv6 on in the netns by {IPV6_SETTINGS}/{switch}")]
-    Ipv6 { switch: &'static str, source: std::io::Error },
+    #[error("cannot switch IPv6 on in the netns by {path}")]
+    Ipv6 { path: String, source: std::io::Error },
     #[error("the thread in the netns died")]
     Thread,
 }
@@ -95,10 +95,11 @@ fn switch_ipv6_on() -> Result<(), NetnsError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let settings = match rustix::fs::open(IPV6_SETTINGS, flags, Mode::empty()) {
         Err(Errno::NOENT) => return Ok(()),
-        opened => opened.map_err(|source| NetnsError::Ipv6 { switch: "", source: source.into() })?,
+        opened => opened
+            .map_err(|source| NetnsError::Ipv6 { path: IPV6_SETTINGS.to_owned(), source: source.into() })?,
     };
     for switch in IPV6_SWITCHES {
-        let failed = |source| NetnsError::Ipv6 { switch, source };
+        let failed = |source| NetnsError::Ipv6 { path: format!("{IPV6_SETTINGS}/{switch}"), source };
         let open = |flags| rustix::fs::openat(&settings, switch, flags | OFlags::CLOEXEC, Mode::empty());
         let mut value = [0];
         match open(OFlags::RDONLY).and_then(|file| rustix::io::read(file, &mut value)) {

@@ -66,6 +66,9 @@ struct Measured {
     add: Times,
     del: Times,
     parallel: Times,
+    /// Namespaces of pods that are gone. They stay until all of the level is measured: the kernel holds the lock that every ADD needs while it
+    /// takes one apart, and the longer the more namespaces there are.
+    kept: Vec<Netns>,
 }
 
 /// Something that can wire and unwire a pod.
@@ -142,7 +145,7 @@ pub fn run(say: &mut dyn FnMut(&str)) -> Result<Value, LabError> {
 pub struct Grown {
     /// Times of ADD and DEL by number of pods.
     pub figures: Value,
-    _residents: Vec<Netns>,
+    _namespaces: Vec<Netns>,
     _node: Node,
     _fabric: Fabric,
 }
@@ -163,16 +166,18 @@ pub fn growth(levels: &[u32], pods: u32, say: &mut dyn FnMut(&str)) -> Result<Op
     ])?;
     node.wait_ready()?;
     node.wait_for("a full pool", |report| report.addresses.free >= most + pods)?;
-    let (mut figures, mut residents) = (json!({}), Vec::new());
+    let (mut figures, mut residents, mut gone) = (json!({}), Vec::new(), Vec::new());
     let ours = Ours { node: &node };
     for level in levels {
         fill(&ours, &mut residents, *level)?;
-        let measured = one_by_one(&ours, *level, pods)?;
+        let mut measured = one_by_one(&ours, *level, pods)?;
+        gone.append(&mut measured.kept);
         let ms = |times: &Times| format!("{:.2} / {:.2} ms", millis(times.at(50)), millis(times.at(99)));
         say(&format!("   {level:>5}  ADD p50 / p99 {}, DEL {}", ms(&measured.add), ms(&measured.del)));
         figures[level.to_string()] = json!({"add": measured.add.json(), "del": measured.del.json()});
     }
-    Ok(Some(Grown { figures, _residents: residents, _node: node, _fabric: fabric }))
+    residents.extend(gone);
+    Ok(Some(Grown { figures, _namespaces: residents, _node: node, _fabric: fabric }))
 }
 
 fn millis(micros: u128) -> f64 {
@@ -192,18 +197,15 @@ fn fill(contender: &dyn Contender, residents: &mut Vec<Netns>, level: u32) -> Re
 }
 
 /// ADD and DEL, one pod after the other.
-///
-/// Namespaces stay until all is measured: the kernel holds the lock that every ADD needs while it takes one apart, and the more the more
-/// namespaces there are.
 fn one_by_one(contender: &dyn Contender, level: u32, pods: u32) -> Result<Measured, LabError> {
-    let (mut measured, mut kept) = (Measured::default(), Vec::new());
+    let mut measured = Measured::default();
     let name = contender.name();
     for number in 0..pods {
         let id = format!("{name}s{level}n{number}");
         let netns = Netns::create(&id)?;
         measured.add.push(contender.add(&netns, &id)?);
         measured.del.push(contender.del(&netns, &id)?);
-        kept.push(netns);
+        measured.kept.push(netns);
     }
     Ok(measured)
 }
@@ -220,6 +222,7 @@ fn measure(contender: &dyn Contender, level: u32) -> Result<Measured, LabError> 
         for (netns, id) in pods.iter().zip(&ids) {
             contender.del(netns, id)?;
         }
+        measured.kept.extend(pods);
     }
     Ok(measured)
 }

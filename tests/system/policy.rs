@@ -200,6 +200,8 @@ fn reflected() -> Outcome {
         let agents = MessageRequest::FileContainingSymbol("rpc.NPBackend".to_owned());
         let answer = ask(path, agents);
         ensure!(answer.is_err(), "what only the agent serves is told: {answer:?}");
+        let long = ask(path, MessageRequest::FileContainingSymbol("x".repeat(2048)));
+        ensure!(long.is_err(), "a long name is read: {long:?}");
     }
     Ok(())
 }

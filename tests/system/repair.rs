@@ -81,7 +81,7 @@ fn damages(setting: &Setting, pods: &[Pod]) -> Result<Vec<Damage>, LabError> {
     let eni = eni.split_whitespace().nth(3).unwrap_or_default();
     let gateway = netns.read("ip route show default table 2")?;
     let gateway = gateway.split_whitespace().nth(2).unwrap_or_default();
-    let routed = format!("{address} is not routed to {link}");
+    let routed = format!("{address} was not routed to {link}");
     let (to_gateway, by_gateway) = (
         format!("route replace {gateway}/32 dev ens6"),
         format!("route replace 0.0.0.0/0 via {gateway} dev ens6"),
@@ -108,7 +108,7 @@ fn damages(setting: &Setting, pods: &[Pod]) -> Result<Vec<Damage>, LabError> {
             &["its MAC address was 02:00:00:00:00:77"],
         ),
         by_ip(&format!("link set {link} mtu 1400\n"), &["its MTU was 1400"]),
-        by_ip(&format!("link set {link} down\n"), &[&format!("{link} is down")]),
+        by_ip(&format!("link set {link} down\n"), &[&format!("{link} was down")]),
         by_ip("link set ens6 mtu 1400\n", &["ip link set ens6 mtu 9001 up"]),
         by_ip("link set ens5 mtu 1400\n", &["ip link set ens5 mtu 9001 up"]),
         // Its routes go with either.

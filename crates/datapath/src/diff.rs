@@ -39,13 +39,7 @@ impl Op {
     #[must_use]
     pub fn command(&self, names: &BTreeMap<IfIndex, String>) -> String {
         let dev = |link: &IfIndex| names.get(link).cloned().unwrap_or_else(|| format!("if{}", link.0));
-        let route = |route: &Route| {
-            let link = dev(&route.link);
-            match route.via {
-                Some(via) => format!("{} via {via} dev {link} table {}", route.destination, route.table),
-                None => format!("{} dev {link} scope link table {}", route.destination, route.table),
-            }
-        };
+        let route = |route: &Route| route_words(route, &dev(&route.link));
         match self {
             Self::SetLink { link, mtu } => format!("ip link set {} mtu {mtu} up", dev(link)),
             Self::AddAddress(a) => format!("ip addr add {} dev {} noprefixroute", a.address, dev(&a.link)),
@@ -55,6 +49,14 @@ impl Op {
             Self::AddRule(rule) => format!("ip{} rule add {rule} protocol {PROTOCOL}", rule.family.option()),
             Self::DelRule(rule) => format!("ip{} rule del {rule} protocol {PROTOCOL}", rule.family.option()),
         }
+    }
+}
+
+/// A route in the words of `ip`, its link having this name.
+pub(crate) fn route_words(route: &Route, link: &str) -> String {
+    match route.via {
+        Some(via) => format!("{} via {via} dev {link} table {}", route.destination, route.table),
+        None => format!("{} dev {link} scope link table {}", route.destination, route.table),
     }
 }
 

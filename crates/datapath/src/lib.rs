@@ -57,7 +57,7 @@ pub use model::{
 };
 pub use seen::{HostSeen, Maker, RouteSeen, RuleSeen};
 pub use watch::{Ours, Watch};
-pub use wiring::{Part, Side, Way, missing};
+pub use wiring::{Part, Side, Way};
 
 /// Number by which routes and rules of ours can be told (`rtm_protocol`, `FRA_PROTOCOL`).
 pub const PROTOCOL: u8 = 0x56;

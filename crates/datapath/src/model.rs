@@ -74,6 +74,13 @@ pub struct LinkSeen {
     pub peer: Option<IfIndex>,
 }
 
+impl LinkSeen {
+    /// The MTU with which a host end was made, if we have made it.
+    pub(crate) const fn made_with_mtu(&self) -> Option<u32> {
+        if self.group & !MTU_BITS == MADE_GROUPS { Some(self.group & MTU_BITS) } else { None }
+    }
+}
+
 /// An ENI as the kernel should have it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EniSpec {
@@ -157,7 +164,25 @@ pub struct PodSpec {
     pub branch: Option<Branch>,
 }
 
+/// The upper half of the link group of host ends that we have made: with the MAC address that their name gives
+/// ([`types::HostVeth::mac`]), and the MTU that the lower half says. Others have any: the Go version's MAC addresses are random.
+const MADE_GROUPS: u32 = 0x5653_0000;
+/// What of the group says the MTU.
+const MTU_BITS: u32 = 0xffff;
+
 impl PodSpec {
+    /// The link group of its host end.
+    #[must_use]
+    pub const fn group(&self) -> u32 {
+        MADE_GROUPS | self.mtu & MTU_BITS
+    }
+
+    /// Whether it has an IPv6 address.
+    #[must_use]
+    pub fn has_ipv6(&self) -> bool {
+        self.addresses.iter().any(IpAddr::is_ipv6)
+    }
+
     /// The table inside the pod by which packets of this interface's addresses leave.
     #[must_use]
     pub fn table(&self) -> TableId {

@@ -1,6 +1,6 @@
 //! A pod's wiring as data: the things that it is made of, in the order in which the kernel accepts them. Pure.
 //!
-//! An ADD makes all of them, which is the difference to nothing. CHECK and repair tell what is there, and what is [`missing`].
+//! An ADD makes all of them, which is the difference to nothing. CHECK and repair ask for each whether it is there.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,6 +9,7 @@ use types::TableId;
 
 use crate::PROTOCOL;
 use crate::desired::everywhere;
+use crate::diff::route_words;
 use crate::model::{Family, IfIndex, PodSpec, Route};
 
 /// Priority of the rules inside a pod by which packets of a further interface's address find its table.
@@ -21,6 +22,15 @@ pub enum Side {
     Host,
     /// The pod's.
     Pod,
+}
+
+/// When something was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    /// Just now, and it is still so.
+    Now,
+    /// Before it was put right.
+    Before,
 }
 
 /// A route by an end of the pair.
@@ -78,7 +88,7 @@ impl Part {
     }
 
     /// Whether it can be seen to be missing: settings are not asked for, which anybody on the node may have reason to change.
-    const fn is_looked_for(&self) -> bool {
+    pub(crate) const fn is_looked_for(&self) -> bool {
         !matches!(self, Self::Setting { .. })
     }
 
@@ -112,13 +122,11 @@ impl Part {
             Self::Route(side, way) => {
                 let (ip, link) = on(*side);
                 let family = Family::of(way.destination.ip()).option();
-                let (to, table) = (way.destination, way.table);
-                let by = way.via.map_or_else(|| " scope link".to_owned(), |via| format!(" via {via}"));
-                let (verb, of) = match side {
-                    Side::Host => ("replace", format!(" proto {PROTOCOL}")),
-                    Side::Pod => ("add", String::new()),
-                };
-                format!("{ip}{family} route {verb} {to}{by} dev {link} table {table}{of}")
+                let words = route_words(&way.by(IfIndex(0)), link);
+                match side {
+                    Side::Host => format!("{ip}{family} route replace {words} proto {PROTOCOL}"),
+                    Side::Pod => format!("{ip}{family} route add {words}"),
+                }
             }
             Self::Gateway(gateway) => {
                 let (ip, link) = on(Side::Pod);
@@ -132,24 +140,23 @@ impl Part {
         }
     }
 
-    /// What a pod lacks that is without it, in words.
-    #[must_use]
-    pub fn lack(&self, pod: &PodSpec) -> String {
-        let name = |side| match side {
-            Side::Host => pod.host_if.as_str(),
-            Side::Pod => pod.container_if.as_str(),
+    /// What a pod lacks, or lacked, that is without it, in words.
+    pub(crate) fn lack(&self, pod: &PodSpec, when: When) -> String {
+        let (is, has, are) = match when {
+            When::Now => ("is", "has", "are"),
+            When::Before => ("was", "had", "were"),
         };
+        let (host_if, container_if) = (pod.host_if.as_str(), pod.container_if.as_str());
+        let name = |side| if side == Side::Host { host_if } else { container_if };
         match self {
-            Self::Pair => format!("{} and {} are not one pair", pod.container_if, pod.host_if),
-            Self::Setting { name, value } => format!("{} of {} is not {value}", name, pod.host_if),
-            Self::Up(side) => format!("{} is down", name(*side)),
-            Self::Address(side, address) => format!("{} has no address {address}", name(*side)),
-            Self::Route(Side::Host, way) => {
-                format!("{} is not routed to {}", way.destination.ip(), pod.host_if)
-            }
-            Self::Route(Side::Pod, way) => format!("the pod has no route to {}", way.destination),
-            Self::Gateway(gateway) => format!("the gateway {gateway} is not {}", pod.host_if),
-            Self::Rule(_) => format!("the pod has no rule for packets of {}", pod.container_if),
+            Self::Pair => format!("{container_if} and {host_if} {are} not one pair"),
+            Self::Setting { name, value } => format!("{name} of {host_if} {is} not {value}"),
+            Self::Up(side) => format!("{} {is} down", name(*side)),
+            Self::Address(side, address) => format!("{} {has} no address {address}", name(*side)),
+            Self::Route(Side::Host, way) => format!("{} {is} not routed to {host_if}", way.destination.ip()),
+            Self::Route(Side::Pod, way) => format!("the pod {has} no route to {}", way.destination),
+            Self::Gateway(gateway) => format!("the gateway {gateway} {is} not {host_if}"),
+            Self::Rule(_) => format!("the pod {has} no rule for packets of {container_if}"),
         }
     }
 }
@@ -159,15 +166,15 @@ impl PodSpec {
     /// comes last.
     #[must_use]
     pub fn parts(&self) -> Vec<Part> {
-        let has_ipv6 = self.addresses.iter().any(IpAddr::is_ipv6);
         // All IPv6 routes of the host are walked whenever the state of a link with IPv6 changes, and an end that has it brings routes of its
         // own: an ADD and a DEL would cost more with each pod.
         let without_ipv6 = Part::Setting { name: "disable_ipv6", value: "1" };
         // A pod could otherwise make itself the node's IPv6 gateway (CVE-2020-10749). Also where IPv6 is off: somebody may switch it on.
         let no_routers = Part::Setting { name: "accept_ra", value: "0" };
         let mut parts = vec![Part::Pair];
-        parts.extend((!has_ipv6).then_some(without_ipv6));
-        parts.extend([no_routers, Part::Up(Side::Host), Part::Up(Side::Pod)]);
+        parts.push(no_routers);
+        parts.extend((!self.has_ipv6()).then_some(without_ipv6));
+        parts.extend([Part::Up(Side::Host), Part::Up(Side::Pod)]);
         for address in &self.addresses {
             parts.push(Part::Address(Side::Pod, *address));
             parts.extend(self.ways_out(Family::of(*address)).map(|way| Part::Route(Side::Pod, way)));
@@ -177,7 +184,7 @@ impl PodSpec {
         parts.extend(self.addresses.iter().map(|address| Part::Route(Side::Host, self.way_in(*address))));
         // From it the host asks who has the pod's address: without one it cannot. The kernel gives the link one too, and uses it once a second
         // has passed; somebody may remove either.
-        parts.extend(has_ipv6.then(|| Part::Address(Side::Host, self.gateway(Family::V6))));
+        parts.extend(self.has_ipv6().then(|| Part::Address(Side::Host, self.gateway(Family::V6))));
         parts
     }
 
@@ -204,12 +211,6 @@ impl PodSpec {
     pub(crate) fn way_in(&self, address: IpAddr) -> Way {
         Way { table: self.table_on_host(), destination: address.into(), via: None }
     }
-}
-
-/// What a pod lacks of what can be looked for, in the order in which it is made.
-#[must_use]
-pub fn missing(pod: &PodSpec, is_there: impl Fn(&Part) -> bool) -> Vec<Part> {
-    pod.parts().into_iter().filter(|part| part.is_looked_for() && !is_there(part)).collect()
 }
 
 #[cfg(test)]
@@ -249,15 +250,15 @@ mod tests {
                     "ip link add eni0123456789a address {mac} mtu 9001 group {group} type veth \
                      peer name eth0 address {inside} mtu 9001 netns POD"
                 ),
-                "sysctl -w net/ipv6/conf/eni0123456789a/disable_ipv6=1",
                 "sysctl -w net/ipv6/conf/eni0123456789a/accept_ra=0",
+                "sysctl -w net/ipv6/conf/eni0123456789a/disable_ipv6=1",
                 "ip link set eni0123456789a up",
                 "ip -n POD link set eth0 up",
                 "ip -n POD addr add 10.0.4.7/32 dev eth0",
-                "ip -n POD route add 169.254.1.1/32 scope link dev eth0 table main",
+                "ip -n POD route add 169.254.1.1/32 dev eth0 scope link table main",
                 "ip -n POD route add 0.0.0.0/0 via 169.254.1.1 dev eth0 table main",
                 &*format!("ip -n POD neigh add 169.254.1.1 lladdr {mac} dev eth0 nud permanent"),
-                "ip route replace 10.0.4.7/32 scope link dev eni0123456789a table 51200 proto 86",
+                "ip route replace 10.0.4.7/32 dev eni0123456789a scope link table 51200 proto 86",
             ]
         );
     }
@@ -288,20 +289,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_seen_and_what_is_missing_are_all_there_is_and_in_its_order(
-            pod in any_pod(),
-            seen in prop::collection::vec(any::<bool>(), 32),
-        ) {
-            let all: Vec<Part> = pod.parts().into_iter().filter(Part::is_looked_for).collect();
-            let seen: BTreeSet<Part> = all.iter().zip(seen).filter_map(|(part, seen)| seen.then_some(*part)).collect();
-
-            let lacks = missing(&pod, |part| seen.contains(part));
-
-            prop_assert!(lacks.is_sorted_by_key(|part| all.iter().position(|it| it == part)));
-            prop_assert_eq!(lacks.iter().filter(|part| seen.contains(part)).count(), 0);
-            let after: BTreeSet<Part> = seen.into_iter().chain(lacks).collect();
-            prop_assert_eq!(&after, &all.iter().copied().collect());
-            prop_assert_eq!(missing(&pod, |part| after.contains(part)), []);
+        fn each_part_is_there_once_and_rules_are_for_further_interfaces(pod in any_pod()) {
+            let parts = pod.parts();
+            prop_assert_eq!(parts.iter().collect::<BTreeSet<_>>().len(), parts.len());
+            let rules = parts.iter().filter(|part| matches!(part, Part::Rule(_))).count();
+            prop_assert_eq!(rules, if pod.index == 0 { 0 } else { pod.addresses.len() });
         }
 
         #[test]
@@ -310,7 +302,8 @@ mod tests {
             let first = parts.iter().position(|part| matches!(part, Part::Route(Side::Host, _))).unwrap();
             prop_assert!(parts[first..].iter().all(|part| part.side() == Side::Host));
             let up = parts.iter().position(|part| *part == Part::Up(Side::Host)).unwrap();
-            prop_assert!(parts[up..].iter().all(Part::is_looked_for), "a setting comes after the first packet");
+            let late = parts[up..].iter().any(|part| matches!(part, Part::Setting { .. }));
+            prop_assert!(!late, "a setting comes after the first packet");
         }
     }
 }

@@ -542,8 +542,11 @@ impl Pool {
         }
         // As a rule there is one card, and nobody's ENI has to be looked up: this is asked with each event, and hundreds may hold something.
         let one_card = self.enis.values().all(|eni| eni.seen.card == NetworkCard(0));
-        let card_of = |held: &Held| if one_card { NetworkCard(0) } else { self.card_of(held.eni.as_ref()) };
-        let of_card = |held: &&Held| held.owner.branch.is_none() && card_of(held) == card;
+        let is_on = |held: &Held| match one_card {
+            true => card == NetworkCard(0),
+            false => self.card_of(held.eni.as_ref()) == card,
+        };
+        let of_card = |held: &&Held| held.owner.branch.is_none() && is_on(held);
         for held in self.held.values().filter(of_card) {
             *if held.committed { &mut counts.assigned } else { &mut counts.reserved } += 1;
         }

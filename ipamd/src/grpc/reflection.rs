@@ -16,12 +16,13 @@ use tonic_reflection::server::{Builder, Error};
 use tower::Service;
 use tower::util::BoxCloneSyncService;
 
-use super::MESSAGE_BYTES_MAX;
-
 /// What the paths of its requests begin with.
 pub(super) const PATHS: &str = "/grpc.reflection.";
 /// The version that everybody had before there was a first; newer clients ask by it where the other is missing.
 const OLD_PATHS: &str = "/grpc.reflection.v1alpha.";
+
+/// The longest question, in bytes: a name that is not known comes back with the answer.
+const QUESTION_BYTES_MAX: usize = 1024;
 
 const EMPTY: &str = ".google.protobuf.Empty";
 
@@ -173,8 +174,8 @@ pub(super) type Reflection = BoxCloneSyncService<Request<Incoming>, Response<Bod
 pub(super) fn service() -> Result<Reflection, Error> {
     let builder = || Builder::configure().register_file_descriptor_set(files());
     let (v1, old) = (builder().build_v1()?, builder().build_v1alpha()?);
-    let v1 = v1.max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let old = old.max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let v1 = v1.max_decoding_message_size(QUESTION_BYTES_MAX);
+    let old = old.max_decoding_message_size(QUESTION_BYTES_MAX);
     let either = tower::service_fn(move |request: Request<Incoming>| {
         let (mut v1, mut old) = (v1.clone(), old.clone());
         async move {
@@ -267,14 +268,6 @@ mod tests {
     use super::super::method;
     use super::*;
 
-    /// The fields of a message that have a value, by the names that are described, and their values.
-    fn described(pool: &DescriptorPool, name: &str, message: &impl Message) -> Vec<String> {
-        let descriptor = pool.get_message_by_name(name).unwrap();
-        let read = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice()).unwrap();
-        assert_eq!(read.unknown_fields().count(), 0, "{name}");
-        read.fields().map(|(field, value)| format!("{} {value}", field.name())).collect()
-    }
-
     #[test]
     fn what_is_described_is_what_is_served() {
         let pool = DescriptorPool::from_file_descriptor_set(files()).unwrap();
@@ -294,30 +287,77 @@ mod tests {
     #[test]
     fn our_messages_are_read_by_the_names_of_the_go_version() {
         let pool = DescriptorPool::from_file_descriptor_set(files()).unwrap();
-        let allocation =
-            Allocation { ipv4: "10.0.0.9".to_owned(), ipv6: "::1".to_owned(), device: 1, table: 2 };
-        let all = [r#"IPv4Addr "10.0.0.9""#, r#"IPv6Addr "::1""#, "DeviceNumber 1", "RouteTableId 2"];
-        assert_eq!(described(&pool, "rpc.IPAllocationMetadata", &allocation), all);
+        let text = |word: &str| word.to_owned();
+        let reads = |name: &str, message: &dyn Fn() -> Vec<u8>, fields: &[&str]| {
+            let read = DynamicMessage::decode(pool.get_message_by_name(name).unwrap(), message().as_slice());
+            let read = read.unwrap();
+            assert_eq!(read.unknown_fields().count(), 0, "{name}");
+            let read: Vec<String> =
+                read.fields().map(|(field, value)| format!("{}={value}", field.name())).collect();
+            assert_eq!(read, fields, "{name}");
+        };
+        let allocation = Allocation { ipv4: text("10.0.0.9"), ipv6: text("::1"), device: 1, table: 2 };
+        let fields = [r#"IPv4Addr="10.0.0.9""#, r#"IPv6Addr="::1""#, "DeviceNumber=1", "RouteTableId=2"];
+        reads("rpc.IPAllocationMetadata", &|| allocation.encode_to_vec(), &fields);
 
-        let reply = messages::DelNetworkReply {
+        let add = messages::AddNetworkRequest {
+            pod_name: text("p"),
+            pod_namespace: text("ns"),
+            netns: text("/n"),
+            if_name: text("eth0"),
+            network_name: text("net"),
+            container_id: text("c"),
+            client_version: text("v"),
+        };
+        let [pod, namespace] = [r#"K8S_POD_NAME="p""#, r#"K8S_POD_NAMESPACE="ns""#];
+        let [interface, network] = [r#"IfName="eth0""#, r#"NetworkName="net""#];
+        let [container, version] = [r#"ContainerID="c""#, r#"ClientVersion="v""#];
+        let fields = [pod, namespace, r#"Netns="/n""#, interface, network, container, version];
+        reads("rpc.AddNetworkRequest", &|| add.encode_to_vec(), &fields);
+        let del = messages::DelNetworkRequest {
+            pod_name: text("p"),
+            pod_namespace: text("ns"),
+            reason: text("r"),
+            if_name: text("eth0"),
+            network_name: text("net"),
+            container_id: text("c"),
+            client_version: text("v"),
+        };
+        let fields = [pod, namespace, r#"Reason="r""#, interface, network, container, version];
+        reads("rpc.DelNetworkRequest", &|| del.encode_to_vec(), &fields);
+
+        let added = messages::AddNetworkReply { success: true, addresses: vec![Allocation::default()] };
+        let fields = ["Success=true", "IPAllocationMetadata=[{}]"];
+        reads("rpc.AddNetworkReply", &|| added.encode_to_vec(), &fields);
+        let deleted = messages::DelNetworkReply {
             success: true,
-            addresses: vec![allocation],
+            addresses: vec![Allocation::default()],
             vlan: 7,
-            policy_mode: "strict".to_owned(),
+            policy_mode: text("strict"),
         };
-        let read = described(&pool, "rpc.DelNetworkReply", &reply);
-        let names: Vec<&str> = read.iter().filter_map(|field| field.split(' ').next()).collect();
-        assert_eq!(names, ["Success", "IPAllocationMetadata", "PodVlanId", "NetworkPolicyMode"]);
+        let fields = [fields[0], fields[1], "PodVlanId=7", r#"NetworkPolicyMode="strict""#];
+        reads("rpc.DelNetworkReply", &|| deleted.encode_to_vec(), &fields);
+        let config = messages::PolicyConfigReply {
+            mode: text("strict"),
+            multi_nic: true,
+            node_ipv4: text("10.0.0.4"),
+            node_ipv6: text("::4"),
+            instance_id: text("i-1"),
+            region: text("eu"),
+        };
+        let fields = [
+            fields[3],
+            "MultiNICEnabled=true",
+            r#"NodeIPv4="10.0.0.4""#,
+            r#"NodeIPv6="::4""#,
+            r#"InstanceID="i-1""#,
+            r#"Region="eu""#,
+        ];
+        reads("rpc.NetworkPolicyAgentConfigReply", &|| config.encode_to_vec(), &fields);
 
+        let asked = messages::HealthCheckRequest { service: text("s") };
+        reads("grpc.health.v1.HealthCheckRequest", &|| asked.encode_to_vec(), &[r#"service="s""#]);
         let serving = messages::HealthCheckResponse { status: messages::SERVING };
-        assert_eq!(described(&pool, "grpc.health.v1.HealthCheckResponse", &serving), ["status 1"]);
-        let asked = messages::DelNetworkRequest {
-            pod_name: "web".to_owned(),
-            reason: "PodDeleted".to_owned(),
-            container_id: "abc".to_owned(),
-            ..messages::DelNetworkRequest::default()
-        };
-        let all = [r#"K8S_POD_NAME "web""#, r#"Reason "PodDeleted""#, r#"ContainerID "abc""#];
-        assert_eq!(described(&pool, "rpc.DelNetworkRequest", &asked), all);
+        reads("grpc.health.v1.HealthCheckResponse", &|| serving.encode_to_vec(), &["status=1"]);
     }
 }

@@ -16,7 +16,7 @@ use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
 use tonic::server::Grpc;
 use tonic_prost::ProstCodec;
-use tower::Service;
+use tower::ServiceExt;
 
 use super::backend::Backend;
 use super::reflection::{self, Reflection};
@@ -29,7 +29,8 @@ const CONNECTIONS_MAX: usize = 64;
 const STREAMS_MAX: u32 = 32;
 /// The longest headers of a request, in bytes.
 const HEADERS_MAX: u32 = 16 * 1024;
-/// How long a request may take from its headers to its answer: longer than the policy agent waits for its configuration.
+/// How long a request may take from its headers to its answer: longer than the policy agent waits for its configuration. What is asked by
+/// reflection is answered for as long as the connection lives.
 const REQUEST: Duration = Duration::from_secs(40);
 /// How long a connection takes new requests. The client is then told to make another, and what is under way is answered.
 const LIFE: Duration = Duration::from_secs(60);
@@ -110,13 +111,13 @@ async fn answer(request: Request<Incoming>, served: &Served) -> Response<Body> {
 }
 
 async fn dispatch(request: Request<Incoming>, served: &Served) -> Response<Body> {
-    let backend = Arc::clone(&served.backend);
-    if let Some(reflection) =
-        served.reflection.as_ref().filter(|_| request.uri().path().starts_with(reflection::PATHS))
+    if let Some(reflection) = &served.reflection
+        && request.uri().path().starts_with(reflection::PATHS)
     {
-        let Ok(response) = reflection.clone().call(request).await;
+        let Ok(response) = reflection.clone().oneshot(request).await;
         return response;
     }
+    let backend = Arc::clone(&served.backend);
     match request.uri().path() {
         method::ADD_NETWORK => unary(request, backend, async |backend, add| backend.add(&add)).await,
         method::DEL_NETWORK => unary(request, backend, async |backend, del| backend.del(del).await).await,

@@ -2,7 +2,6 @@
 //!
 //! MTU and the container's MAC are not compared: a chained `tuning` plugin may change them.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use netlink_packet_route::RouteNetlinkMessage;
@@ -19,7 +18,7 @@ use super::pod;
 use super::socket::Socket;
 use super::wirer::{WireError, known, step};
 use crate::model::{Family, IfIndex, LinkSeen, PodSpec, Route};
-use crate::wiring::{Part, Side, Way, missing};
+use crate::wiring::{Part, Side, When};
 
 /// The differences in words.
 pub(super) fn differences(
@@ -35,15 +34,15 @@ pub(super) fn differences(
         (Some(_), None) => return Ok(vec![format!("the host has no interface {}", pod.host_if)]),
     };
     if inner.peer != Some(outer.index) || outer.peer != Some(inner.index) {
-        return Ok(vec![Part::Pair.lack(pod)]);
+        return Ok(vec![Part::Pair.lack(pod, When::Now)]);
     }
-    let mut seen: BTreeSet<Part> = [Part::Pair].into();
-    let up = [(&inner, Side::Pod), (&outer, Side::Host)].into_iter().filter(|(link, _)| link.up);
-    seen.extend(up.map(|(_, side)| Part::Up(side)));
-    seen.extend(seen_inside(pod, &inner, &outer, inside)?);
-    seen.extend(seen_on_host(pod, &outer, host)?);
-    let mut found: Vec<String> =
-        missing(pod, |part| seen.contains(part)).iter().map(|part| part.lack(pod)).collect();
+    let mut found = Vec::new();
+    let mut there = There { inner: &inner, outer: &outer, host, inside };
+    for part in pod.parts() {
+        if part.is_looked_for() && !there.has(&part, pod)? {
+            found.push(part.lack(pod, When::Now));
+        }
+    }
     if let Some(branch) = &pod.branch {
         let rules = branch::rules_seen(host)?;
         found.extend(branch::differences(pod, branch, outer.index, &rules, host)?);
@@ -51,46 +50,33 @@ pub(super) fn differences(
     Ok(found)
 }
 
-/// What there is in the pod.
-fn seen_inside(
-    pod: &PodSpec,
-    inner: &LinkSeen,
-    outer: &LinkSeen,
-    inside: &mut Socket,
-) -> Result<Vec<Part>, WireError> {
-    let mut seen = Vec::new();
-    for address in &pod.addresses {
-        let family = Family::of(*address);
-        if has_address(*address, inner.index, inside)? {
-            seen.push(Part::Address(Side::Pod, *address));
-        }
-        seen.extend(ways(family, inner.index, inside)?.map(|way| Part::Route(Side::Pod, way)));
-        let gateway = pod.gateway(family);
-        if gateway_mac(gateway, inner.index, inside)? == outer.mac {
-            seen.push(Part::Gateway(gateway));
-        }
-        if pod.index > 0 && has_rule(&pod::rule_inside(pod, *address), inside)? {
-            seen.push(Part::Rule(*address));
-        }
-    }
-    Ok(seen)
+/// Where to look for a pod's wiring.
+struct There<'a> {
+    inner: &'a LinkSeen,
+    outer: &'a LinkSeen,
+    host: &'a mut Socket,
+    inside: &'a mut Socket,
 }
 
-/// What there is on the host.
-fn seen_on_host(pod: &PodSpec, outer: &LinkSeen, host: &mut Socket) -> Result<Vec<Part>, WireError> {
-    let mut seen = Vec::new();
-    for address in &pod.addresses {
-        let way = pod.way_in(*address);
-        // Whether a strict branch ENI's table leads to it is asked with the rest of that: the host's own packets go elsewhere.
-        if way.table != TableId::PODS || route(*address, host)? == Some((way.table, outer.index)) {
-            seen.push(Part::Route(Side::Host, way));
-        }
+impl There<'_> {
+    /// Whether a part is there; the pair is.
+    fn has(&mut self, part: &Part, pod: &PodSpec) -> Result<bool, WireError> {
+        Ok(match part {
+            Part::Pair | Part::Setting { .. } => true,
+            Part::Up(Side::Host) => self.outer.up,
+            Part::Up(Side::Pod) => self.inner.up,
+            Part::Address(Side::Host, address) => has_address(*address, self.outer.index, self.host)?,
+            Part::Address(Side::Pod, address) => has_address(*address, self.inner.index, self.inside)?,
+            // Whether a strict branch ENI's table leads to it is asked with the rest of that: the host's own packets go elsewhere.
+            Part::Route(Side::Host, way) => {
+                let led = |led: Option<_>| led == Some((way.table, self.outer.index));
+                way.table != TableId::PODS || led(route(way.destination.ip(), self.host)?)
+            }
+            Part::Route(Side::Pod, way) => has_route(&way.by(self.inner.index), self.inside)?,
+            Part::Gateway(gateway) => gateway_mac(*gateway, self.inner.index, self.inside)? == self.outer.mac,
+            Part::Rule(address) => has_rule(&pod::rule_inside(pod, *address), self.inside)?,
+        })
     }
-    let own = pod.gateway(Family::V6);
-    if pod.addresses.iter().any(IpAddr::is_ipv6) && has_address(own, outer.index, host)? {
-        seen.push(Part::Address(Side::Host, own));
-    }
-    Ok(seen)
 }
 
 /// Whether the pod has a rule with all that this one says.
@@ -115,23 +101,19 @@ fn has_address(address: IpAddr, link: IfIndex, there: &mut Socket) -> Result<boo
     }))
 }
 
-/// The routes by which the pod leaves.
-fn ways(
-    family: Family,
-    inner: IfIndex,
-    inside: &mut Socket,
-) -> Result<impl Iterator<Item = Way> + use<>, WireError> {
+/// Whether the pod has a route, whoever has made it.
+fn has_route(wanted: &Route, inside: &mut Socket) -> Result<bool, WireError> {
     let mut message = RouteMessage::default();
-    message.header.address_family = number_of(family);
-    message.attributes = vec![RouteAttribute::Oif(inner.0)];
+    message.header.address_family = number_of(wanted.family());
+    message.attributes = vec![RouteAttribute::Oif(wanted.link.0)];
     let replies = inside.dump(&RouteNetlinkMessage::GetRoute(message));
     let replies = replies.map_err(step("look at the pod's routes"))?;
-    let routes = replies.into_iter().filter_map(|reply| match reply {
-        RouteNetlinkMessage::NewRoute(message) => to_route(&message).map(|(_, route)| route),
-        _ => None,
-    });
-    let by_it = routes.filter(move |route| route.link == inner);
-    Ok(by_it.map(|Route { table, destination, via, .. }| Way { table, destination, via }))
+    Ok(replies.iter().any(|reply| match reply {
+        RouteNetlinkMessage::NewRoute(message) => {
+            to_route(message).is_some_and(|(_, route)| route == *wanted)
+        }
+        _ => false,
+    }))
 }
 
 /// The permanent neighbour entry of the pod's gateway.

@@ -171,9 +171,8 @@ impl RouteJudge {
                 let role = self.role(message, &link);
                 let is_eni = role == Role::Device || self.enis.contains_key(&link.index);
                 let is_new = !self.links.contains_key(&link.index);
-                // A new device may be an ENI that was waited for. A new host end has not gone down: its ADD brings it up.
-                went_down(message) && (is_eni || role == Role::HostEnd && !is_new)
-                    || is_new && role == Role::Device
+                // A new device may be an ENI that was waited for.
+                went_down(message) && (is_eni || role == Role::HostEnd) || is_new && role == Role::Device
             }
             _ => false,
         }
@@ -216,9 +215,13 @@ fn settings(datagram: &[u8]) -> Option<&[u8]> {
     is_of_settings.then(|| message.payload().get(SETTINGS_HEADER_BYTES..)).flatten()
 }
 
-/// The kernel removes a link's routes with it, and says nothing of them.
+/// Whether it is no longer up: the kernel removes a link's routes with that, and says nothing of them. A link that was just made has all of
+/// the mask, and has not been up (`rtnl_configure_link` of the kernel).
 fn went_down(message: &LinkMessage) -> bool {
-    message.header.change_mask.contains(LinkFlags::Up) && !message.header.flags.contains(LinkFlags::Up)
+    let changed = message.header.change_mask;
+    changed.bits() != u32::MAX
+        && changed.contains(LinkFlags::Up)
+        && !message.header.flags.contains(LinkFlags::Up)
 }
 
 #[cfg(test)]
@@ -417,9 +420,9 @@ mod tests {
 
     #[test]
     fn veths_of_others_may_go_down_and_those_that_are_set_aside_or_new() {
-        let veth = |name: &str, group| {
+        let veth_of = |changed, name: &str, group| {
             let mut link = LinkMessage::default();
-            link.header.change_mask = LinkFlags::Up;
+            link.header.change_mask = changed;
             link.attributes = vec![
                 LinkAttribute::IfName(name.to_owned()),
                 LinkAttribute::Group(group),
@@ -428,11 +431,10 @@ mod tests {
             RouteNetlinkMessage::NewLink(link)
         };
 
-        let mut judge = RouteJudge::new(ours());
-        let mut told = |link| judge.touches_ours(&notice(link, 0));
-        assert!(!told(veth("eni0123456789a", 0)), "a new one");
-        assert!(told(veth("eni0123456789a", 0)));
-        assert!(!told(veth("eni0123456789a", TRASH_GROUP)));
-        assert!(!told(veth("veth12345", 0)));
+        let veth = |name, group| veth_of(LinkFlags::Up, name, group);
+        assert!(!told(veth_of(LinkFlags::from_bits_retain(u32::MAX), "eni0123456789a", 0), 0), "a new one");
+        assert!(told(veth("eni0123456789a", 0), 0));
+        assert!(!told(veth("eni0123456789a", TRASH_GROUP), 0));
+        assert!(!told(veth("veth12345", 0), 0));
     }
 }

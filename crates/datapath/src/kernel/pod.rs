@@ -22,24 +22,6 @@ use crate::wiring::{INSIDE_PRIORITY, Part, Side};
 
 /// Link group of host ends whose pod is gone, until the next sweep.
 pub const TRASH_GROUP: u32 = 0x5652_4153;
-/// The upper half of the link group of host ends that we have made: with the MAC address that their name gives
-/// ([`types::HostVeth::mac`]), and the MTU that the lower half says. Others have any: the Go version's MAC addresses are random.
-const MADE_GROUPS: u32 = 0x5653_0000;
-
-/// What of the group says the MTU.
-const MTU_BITS: u32 = 0xffff;
-
-/// The MTU with which a host end was made, if we have made it.
-pub(super) const fn made_with_mtu(link: &LinkSeen) -> Option<u32> {
-    if link.group & !MTU_BITS == MADE_GROUPS { Some(link.group & MTU_BITS) } else { None }
-}
-
-impl PodSpec {
-    /// The link group of its host end.
-    pub(crate) const fn group(&self) -> u32 {
-        MADE_GROUPS | self.mtu & MTU_BITS
-    }
-}
 
 impl LinkSeen {
     /// Whether it is the host end of a pod that is gone, which the next sweep deletes.
@@ -191,9 +173,9 @@ pub(super) fn links_in(replies: &[RouteNetlinkMessage]) -> impl Iterator<Item = 
     })
 }
 
-/// Brings a host end up, with this MTU and MAC address.
+/// Gives a host end this MTU and MAC address.
 pub(super) fn restore(link: IfIndex, mtu: u32, mac: Mac) -> Ask {
-    let link = LinkUnspec::new_with_index(link.0).up().mtu(mtu).address(mac.0.to_vec());
+    let link = LinkUnspec::new_with_index(link.0).mtu(mtu).address(mac.0.to_vec());
     (RouteNetlinkMessage::SetLink(link.build()), 0)
 }
 

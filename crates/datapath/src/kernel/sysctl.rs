@@ -1,5 +1,6 @@
 //! Kernel settings: read, compare, write only what differs. The files are those of the calling thread's namespace.
 
+use std::cell::OnceCell;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -46,37 +47,26 @@ pub fn put_below(root: &Path, sysctl: &Sysctl) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Settings of the host's links.
+/// Settings of the host's links, in the network namespace of the thread that asks first.
 ///
-/// The directories are opened once. On each way down from the root the kernel compares the entry of every network namespace that it knows
-/// with the wanted one, because they all have the same name: with 700 pods that took longer than all other work on a link together.
-#[derive(Debug)]
+/// Their directories are opened once: on each way down from the root the kernel compares the entry of every network namespace that it knows
+/// with the wanted one, because they all have the same name.
+#[derive(Debug, Default)]
 pub(super) struct LinkSettings {
-    /// `net/ipv4/conf`.
-    ipv4: Option<OwnedFd>,
-    /// `net/ipv6/conf`; a kernel without IPv6 has none.
-    ipv6: Option<OwnedFd>,
+    ipv4: OnceCell<OwnedFd>,
+    ipv6: OnceCell<OwnedFd>,
 }
 
 impl LinkSettings {
-    /// Those of the network namespace of the calling thread.
-    pub(super) fn open() -> Self {
-        let conf = |family| {
-            let path = root().join("net").join(family).join("conf");
-            rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
-        };
-        Self { ipv4: conf("ipv4"), ipv6: conf("ipv6") }
-    }
-
     /// A setting of IPv6.
-    pub(super) fn set_ipv6(&self, link: &str, name: &str, value: &str) -> io::Result<()> {
-        set(self.ipv6.as_ref(), link, name, value)
+    pub(super) fn set_ipv6(&self, link: &str, name: &'static str, value: &str) -> io::Result<()> {
+        set((&self.ipv6, "ipv6"), link, name, value)
     }
 
     /// Has the host check of packets that come in by a link no more than that it knows some way back: which one is a matter of rules,
     /// that a strict check does not ask.
     pub(super) fn check_sources_loosely(&self, link: &str) -> io::Result<()> {
-        set(self.ipv4.as_ref(), link, "rp_filter", "2")
+        set((&self.ipv4, "ipv4"), link, "rp_filter", "2")
     }
 
     /// Settings of a branch ENI's link: nobody on it may tell the host where the way goes, and the host is no router on it.
@@ -91,14 +81,28 @@ impl LinkSettings {
 /// Sets something of a link. A kernel without the family has no such file and no need of it.
 ///
 /// Where settings cannot be written, pods are wired all the same, and the log says once what is amiss.
-fn set(family: Option<&OwnedFd>, link: &str, name: &str, value: &str) -> io::Result<()> {
+fn set(
+    (opened, family): (&OnceCell<OwnedFd>, &str),
+    link: &str,
+    name: &'static str,
+    value: &str,
+) -> io::Result<()> {
     static TOLD: Once = Once::new();
-    let Some(family) = family else { return Ok(()) };
-    let path = Path::new(link).join(name);
-    let written = rustix::fs::openat(family, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(io::Error::from)
-        .and_then(|file| File::from(file).write_all(value.as_bytes()));
-    match written {
+    let write = || {
+        let directory = match opened.get() {
+            Some(directory) => directory,
+            None => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let path = root().join("net").join(family).join("conf");
+                let directory = rustix::fs::open(path, flags, Mode::empty())?;
+                opened.get_or_init(|| directory)
+            }
+        };
+        let path = Path::new(link).join(name);
+        let file = rustix::fs::openat(directory, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        File::from(file).write_all(value.as_bytes())
+    };
+    match write() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error)
             if matches!(

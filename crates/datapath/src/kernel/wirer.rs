@@ -21,7 +21,7 @@ use crate::branch::BranchRule;
 use crate::leftovers::GoRule;
 use crate::model::{Family, IfIndex, LinkSeen, PodSpec, Route};
 use crate::seen::Maker;
-use crate::wiring::{Part, Side, missing};
+use crate::wiring::{Part, Side, When};
 
 /// How often a veth pair is tried: once, after its name was freed, after the old pair was deleted, and once more for
 /// each of the two that the kernel may have taken away just before.
@@ -166,7 +166,7 @@ impl Wirer {
     /// When the kernel gives no socket.
     pub fn open() -> Result<Self, WireError> {
         let host = Socket::open().map_err(WireError::Open)?;
-        let settings = LinkSettings::open();
+        let settings = LinkSettings::default();
         Ok(Self { host, counted_on: BTreeMap::new(), trunks: Trunks::default(), settings })
     }
 
@@ -279,7 +279,7 @@ impl Wirer {
             },
             Err(error) if error.errno() == Some(Errno::EXIST) => return Ok(None),
             Err(error @ SocketError::Refused { index: 0, .. }) => {
-                return Err(step("create the veth pair")(error));
+                return Err(refused(&Part::Pair, pod)(error));
             }
             Err(error) => error,
         };
@@ -313,38 +313,39 @@ impl Wirer {
 
     /// Makes what is still missing once the pair is there; what leads packets to the pod comes last, after its branch ENI.
     fn wire(&mut self, pod: &PodSpec, outer: &LinkSeen, inside: &mut Socket) -> Result<(), WireError> {
-        let parts = pod.parts();
-        let leads = |part: &Part| matches!(part, Part::Route(Side::Host, _));
-        let (own, ways_in) = parts.split_at(parts.iter().position(leads).unwrap_or(parts.len()));
-        let own = own.strip_prefix(&[Part::Pair]).unwrap_or(own);
         let found = known(inside.batch(vec![pod::get_link(&pod.container_if)]))?;
         // Another pod's interface may well have the same name and number, but it has another peer.
         let inner = found
             .filter(|inner| inner.peer == Some(outer.index) && outer.peer == Some(inner.index))
             .ok_or_else(|| WireError::OtherNamespace(pod.container_if.clone()))?;
-        for run in own.chunk_by(go_together) {
-            match run {
-                [Part::Setting { name, value }] => {
-                    let set = self.settings.set_ipv6(&outer.name, name, value);
-                    set.map_err(step("set up the pod's link"))?;
-                }
-                [Part::Rule(_)] => match make(run, pod, inner.index, inside) {
-                    // An ADD that is repeated finds the one of before.
-                    Err(error) if error.errno() != Some(Errno::EXIST) => {
-                        return Err(refused(run, pod)(error));
-                    }
-                    Ok(()) | Err(_) => {}
-                },
-                [part, ..] if part.side() == Side::Pod => {
-                    make(run, pod, inner.index, inside).map_err(refused(run, pod))?;
-                }
-                _ => make(run, pod, outer.index, &mut self.host).map_err(refused(run, pod))?,
+        let parts = pod.parts();
+        let leads = |part: &Part| matches!(part, Part::Route(Side::Host, _));
+        let (own, ways_in) = parts.split_at(parts.iter().position(leads).unwrap_or(parts.len()));
+        for run in own.chunk_by(|one, next| one.side() == next.side()) {
+            match run.first().map(Part::side) {
+                Some(Side::Pod) => in_pod(run, pod, inner.index, inside)?,
+                Some(Side::Host) | None => self.on_host(run, pod, outer)?,
             }
         }
         if let Some(branch) = &pod.branch {
             branch::make(pod, branch, None, &mut self.trunks, &self.settings, &mut self.host)?;
         }
-        make(ways_in, pod, outer.index, &mut self.host).map_err(refused(ways_in, pod))
+        self.on_host(ways_in, pod, outer)
+    }
+
+    /// Makes parts of the host. The pair is there.
+    fn on_host(&mut self, parts: &[Part], pod: &PodSpec, outer: &LinkSeen) -> Result<(), WireError> {
+        let alone = |part: &Part| matches!(part, Part::Pair | Part::Setting { .. });
+        for run in parts.chunk_by(|one, next| !alone(one) && !alone(next)) {
+            match run {
+                [Part::Pair] => {}
+                [part @ Part::Setting { name, value }] => {
+                    self.settings.set_ipv6(&outer.name, name, value).map_err(refused(part, pod))?;
+                }
+                run => make(run, pod, outer.index, &mut self.host)?,
+            }
+        }
+        Ok(())
     }
 
     /// Compares a pod that has one interface with what it should be: [`Self::check_all`].
@@ -398,7 +399,7 @@ impl Wirer {
     pub fn mend<'a>(&mut self, pods: &'a [PodSpec]) -> Result<Mending<'a>, MendError<'a>> {
         let there = Reached {
             routes: self.pod_routes()?.iter().map(|route| (route.destination.ip(), route.link)).collect(),
-            addresses: match pods.iter().any(|pod| pod.addresses.iter().any(IpAddr::is_ipv6)) {
+            addresses: match pods.iter().any(PodSpec::has_ipv6) {
                 true => self.ipv6_addresses()?,
                 false => BTreeSet::new(),
             },
@@ -427,20 +428,23 @@ impl Wirer {
             if what.is_empty() {
                 continue;
             }
-            // All of it, because a link that comes up has nothing of what it had.
-            let set = pod::restore(veth.index, counted_on.mtu, counted_on.mac);
-            let parts = pod.parts();
-            let parts = parts.iter().filter(|part| part.side() == Side::Host);
-            let asks = parts.filter_map(|part| pod::of_part(part, pod, veth.index));
-            match self.host.batch(std::iter::once(set).chain(asks).collect()) {
-                Ok(_) => found.mended.push(Mended { pod, what }),
-                Err(error) => refused = refused.or(Some(step("put back what others took of a pod")(error))),
+            match self.put_back(pod, veth, counted_on) {
+                Ok(()) => found.mended.push(Mended { pod, what }),
+                Err(error) => refused = refused.or(Some(error)),
             }
         }
         match refused {
             None => Ok(found),
             Some(source) => Err(MendError { found, source }),
         }
+    }
+
+    /// Makes the host's part of a pod's wiring anew: a link that comes up lacks its routes, and one whose MTU was below that of IPv6 its settings.
+    fn put_back(&mut self, pod: &PodSpec, veth: &LinkSeen, counted_on: CountedOn) -> Result<(), WireError> {
+        let ends = pod::restore(veth.index, counted_on.mtu, counted_on.mac);
+        self.host.batch(vec![ends]).map_err(step("put back a link's MTU and MAC address"))?;
+        let parts = pod.parts().into_iter().filter(|part| part.side() == Side::Host);
+        self.on_host(&parts.collect::<Vec<_>>(), pod, veth)
     }
 
     /// The same for what leads to and from a pod's branch ENI, its own route in the branch ENI's table apart. What was wrong, in words.
@@ -460,7 +464,7 @@ impl Wirer {
 
     /// What the pod counts on. A host end that is seen for the first time and was not made by us is taken to be right.
     fn counted_on(&mut self, host_if: &HostVeth, veth: &LinkSeen) -> Option<CountedOn> {
-        let seen = match pod::made_with_mtu(veth) {
+        let seen = match veth.made_with_mtu() {
             Some(mtu) => CountedOn { mac: host_if.mac(), mtu },
             None => CountedOn { mac: veth.mac?, mtu: veth.mtu },
         };
@@ -632,47 +636,61 @@ fn wrong(pod: &PodSpec, veth: &LinkSeen, counted_on: CountedOn, there: &Reached)
     if let Some(mac) = veth.mac.filter(|mac| *mac != counted_on.mac) {
         found.push(format!("its MAC address was {mac}, not {}", counted_on.mac));
     }
-    let lacks = missing(pod, |part| match part {
-        Part::Up(Side::Host) => veth.up,
+    let lacks = pod.parts().into_iter().filter(|part| match part {
+        Part::Up(Side::Host) => !veth.up,
         // The table of a branch ENI is compared with it.
         Part::Route(Side::Host, way) => {
-            way.table != TableId::PODS || there.routes.contains(&(way.destination.ip(), veth.index))
+            way.table == TableId::PODS && !there.routes.contains(&(way.destination.ip(), veth.index))
         }
-        Part::Address(Side::Host, address) => there.addresses.contains(&(*address, veth.index)),
+        Part::Address(Side::Host, address) => !there.addresses.contains(&(*address, veth.index)),
         // Nobody looks into the pod: that is for CHECK.
-        Part::Pair | Part::Setting { .. } | Part::Gateway(_) | Part::Rule(_) => true,
-        Part::Up(Side::Pod) | Part::Address(Side::Pod, _) | Part::Route(Side::Pod, _) => true,
+        Part::Pair | Part::Setting { .. } | Part::Gateway(_) | Part::Rule(_) => false,
+        Part::Up(Side::Pod) | Part::Address(Side::Pod, _) | Part::Route(Side::Pod, _) => false,
     });
-    found.extend(lacks.iter().map(|part| part.lack(pod)));
+    found.extend(lacks.map(|part| part.lack(pod, When::Before)));
     found
 }
 
-/// Parts that go into one batch.
-fn go_together(one: &Part, next: &Part) -> bool {
-    let alone = |part: &Part| matches!(part, Part::Setting { .. } | Part::Rule(_));
-    one.side() == next.side() && !alone(one) && !alone(next)
+/// Makes parts of the pod's inside.
+fn in_pod(parts: &[Part], pod: &PodSpec, inner: IfIndex, inside: &mut Socket) -> Result<(), WireError> {
+    let is_rule = |part: &Part| matches!(part, Part::Rule(_));
+    for run in parts.chunk_by(|one, next| !is_rule(one) && !is_rule(next)) {
+        let [part @ Part::Rule(_)] = run else {
+            make(run, pod, inner, inside)?;
+            continue;
+        };
+        match inside.batch(pod::of_part(part, pod, inner).into_iter().collect()) {
+            // An ADD that is repeated finds the one of before.
+            Err(error) if error.errno() == Some(Errno::EXIST) => {}
+            made => made.map(drop).map_err(refused(part, pod))?,
+        }
+    }
+    Ok(())
 }
 
-/// Makes parts of one side.
-fn make(parts: &[Part], pod: &PodSpec, link: IfIndex, there: &mut Socket) -> Result<(), SocketError> {
+/// Makes parts of one side in one batch. None of them is the pair or a setting.
+fn make(parts: &[Part], pod: &PodSpec, link: IfIndex, there: &mut Socket) -> Result<(), WireError> {
     let asks = parts.iter().filter_map(|part| pod::of_part(part, pod, link));
-    there.batch(asks.collect()).map(drop)
-}
-
-/// The part that was refused, as the command that would have made it.
-fn refused(parts: &[Part], pod: &PodSpec) -> impl FnOnce(SocketError) -> WireError {
-    |error| {
-        let refused = match &error {
+    there.batch(asks.collect()).map(drop).map_err(|error| {
+        let part = match &error {
             SocketError::Refused { index, .. } => parts.get(*index),
             SocketError::Io(_) | SocketError::Silent | SocketError::Nonsense | SocketError::Interrupted => {
                 None
             }
         };
-        match refused {
-            Some(part) => WireError::Refused { command: part.command(pod, "POD"), source: Box::new(error) },
+        match part {
+            Some(part) => refused(part, pod)(error),
             None => step("wire the pod")(error),
         }
-    }
+    })
+}
+
+/// Says which part was refused, as the command that would have made it.
+fn refused<E: std::error::Error + Send + Sync + 'static>(
+    part: &Part,
+    pod: &PodSpec,
+) -> impl FnOnce(E) -> WireError {
+    |source| WireError::Refused { command: part.command(pod, "POD"), source: Box::new(source) }
 }
 
 /// The link that an answer tells, if there is one.
