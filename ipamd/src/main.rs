@@ -112,7 +112,7 @@ fn main() -> ExitCode {
         Command::MetricsHelper { cloudwatch, prometheus } => help(Switches { cloudwatch, prometheus }),
         Command::Generate { root, check } => generate(&root, check),
         Command::Settings => {
-            say(&mut std::io::stdout(), config::listed().trim_end());
+            say(&mut std::io::stdout(), config::listed().trim());
             ExitCode::SUCCESS
         }
         Command::MaxPods { types, max_eni, json } => {

@@ -305,8 +305,7 @@ impl Cluster {
             }
         }
         for (panel, series) in &answered {
-            let value = series.first().and_then(|one| one["value"][1].as_str()).unwrap_or_default();
-            say(&format!("     {panel:<44} {:>3} series, the first {value:.8}", series.len()));
+            say(&format!("     {panel:<44} {:>3} series", series.len()));
         }
         for (panel, query) in &open {
             say(&format!("     {panel:<44} nothing for {query}"));

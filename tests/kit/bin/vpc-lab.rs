@@ -33,7 +33,7 @@ enum Command {
         /// Leave it standing until Enter.
         #[arg(long)]
         keep: bool,
-        /// The other act: two nodes and an API server.
+        /// The other act, of its own size: nodes with an API server.
         #[arg(long, conflicts_with_all = ["nodes", "pods", "keep"])]
         kubernetes: bool,
     },
@@ -125,7 +125,14 @@ fn main() -> ExitCode {
 fn kubernetes() -> Result<bool, LabError> {
     lab::netns::enter_lab()?;
     let paint = Paint::new(std::io::stdout().is_terminal());
-    lab::demo_kubernetes::show(paint, &mut |line: &str| println!("{line}"))
+    let good = lab::demo_kubernetes::show(paint, &mut |line: &str| println!("{line}"))?;
+    println!("{}", verdict(good));
+    Ok(good)
+}
+
+/// The last line of a demo.
+const fn verdict(good: bool) -> &'static str {
+    if good { "── all as expected" } else { "── something is WRONG, and marked so above" }
 }
 
 fn picture(file: &Path, frame: Frame) -> Result<bool, LabError> {
@@ -194,7 +201,7 @@ fn demo(wish: Wish, keep: bool) -> Result<bool, LabError> {
         let _read = std::io::stdin().read_line(&mut line);
     }
     let good = demo.tear_down(&mut say)? && good;
-    say(if good { "── all as expected" } else { "── something is WRONG, and marked so above" });
+    say(verdict(good));
     if good && !keep {
         say(
             "   next: cargo xtask demo --keep, to look around in it; \"How a packet goes\" in README.md says what there is to see",
