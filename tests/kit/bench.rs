@@ -380,11 +380,18 @@ impl Floor {
         self.with(|wirer| wirer.remove(&Self::pod(id)))
     }
 
-    fn with(&self, act: impl FnOnce(&mut Wirer) -> Result<(), WireError>) -> Result<Duration, LabError> {
-        let mut wirer = self.wirer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let started = Instant::now();
-        act(&mut wirer).map_err(|error| LabError::Otherwise(format!("{error:?}")))?;
-        Ok(started.elapsed())
+    /// On a thread in the host's namespace, whose settings are written there too.
+    fn with(
+        &self,
+        act: impl FnOnce(&mut Wirer) -> Result<(), WireError> + Send,
+    ) -> Result<Duration, LabError> {
+        let (done, took) = self.host.run(|| {
+            let mut wirer = self.wirer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let started = Instant::now();
+            (act(&mut wirer), started.elapsed())
+        })?;
+        done.map_err(|error| LabError::Otherwise(format!("{error:?}")))?;
+        Ok(took)
     }
 }
 

@@ -87,11 +87,6 @@ impl Part {
         }
     }
 
-    /// Whether it can be seen to be missing: settings are not asked for, which anybody on the node may have reason to change.
-    pub(crate) const fn is_looked_for(&self) -> bool {
-        !matches!(self, Self::Setting { .. })
-    }
-
     /// The command that would make it, the pod's network namespace having this name.
     #[must_use]
     pub fn command(&self, pod: &PodSpec, netns: &str) -> String {

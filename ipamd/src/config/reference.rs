@@ -33,7 +33,7 @@ const HELPERS_PREFIXES: [&str; 5] = ["USE_", "METRIC_", "AWS_CLUSTER_", "AWS_VPC
 
 const HEAD: &str = "# Configuration
 
-Environment variables of the daemon and of the metrics helper, written from the table that it reads them with (`cargo xtask gen`). `ipamd settings` prints the same.
+Environment variables of the daemon and of the metrics helper, written from the table that it reads them with (`cargo xtask gen`). `ipamd settings` prints the same, by what becomes of a value that cannot be.
 An empty variable is an unset one. A flag is `1 t T TRUE true True` or `0 f F FALSE false False`.
 
 | what becomes of it | |

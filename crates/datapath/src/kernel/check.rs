@@ -39,7 +39,7 @@ pub(super) fn differences(
     let mut found = Vec::new();
     let mut there = There { inner: &inner, outer: &outer, host, inside };
     for part in pod.parts() {
-        if part.is_looked_for() && !there.has(&part, pod)? {
+        if !there.has(&part, pod)? {
             found.push(part.lack(pod, When::Now));
         }
     }
@@ -62,6 +62,7 @@ impl There<'_> {
     /// Whether a part is there; the pair is.
     fn has(&mut self, part: &Part, pod: &PodSpec) -> Result<bool, WireError> {
         Ok(match part {
+            // It was seen; and settings anybody on the node may have reason to change.
             Part::Pair | Part::Setting { .. } => true,
             Part::Up(Side::Host) => self.outer.up,
             Part::Up(Side::Pod) => self.inner.up,

@@ -1,4 +1,5 @@
-//! Kernel settings: read, compare, write only what differs. The files are those of the calling thread's namespace.
+//! Kernel settings. Those of the host are read, compared, and written where they differ; those of links are written, by directories that are
+//! opened once. The files are those of the calling thread's network namespace, or of the one that opened the directory.
 
 use std::cell::OnceCell;
 use std::fs::{self, File};

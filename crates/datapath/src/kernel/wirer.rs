@@ -225,11 +225,13 @@ impl Wirer {
             made.into_iter().for_each(|outer| drop(self.host.batch(vec![pod::delete_link(outer)])));
             let branches = pods.iter().filter_map(|pod| Some((pod, pod.branch.as_ref()?)));
             branches.for_each(|(pod, of)| drop(branch::remove(pod, of, &mut self.host)));
-            for pod in pods {
-                let rules = pod.addresses.iter().filter(|_| pod.index > 0);
-                let rules =
-                    rules.map(|address| RouteNetlinkMessage::DelRule(pod::rule_inside(pod, *address)));
-                rules.for_each(|rule| drop(inside.batch(vec![(rule, 0)])));
+            for (pod, part) in
+                pods.iter().flat_map(|pod| pod.parts().into_iter().map(move |part| (pod, part)))
+            {
+                if let Part::Rule(address) = part {
+                    let rule = RouteNetlinkMessage::DelRule(pod::rule_inside(pod, address));
+                    drop(inside.batch(vec![(rule, 0)]));
+                }
             }
         } else {
             let counted_on = pods.iter().map(|pod| CountedOn { mac: pod.host_if.mac(), mtu: pod.mtu });
@@ -441,10 +443,16 @@ impl Wirer {
 
     /// Makes the host's part of a pod's wiring anew: a link that comes up lacks its routes, and one whose MTU was below that of IPv6 its settings.
     fn put_back(&mut self, pod: &PodSpec, veth: &LinkSeen, counted_on: CountedOn) -> Result<(), WireError> {
-        let ends = pod::restore(veth.index, counted_on.mtu, counted_on.mac);
-        self.host.batch(vec![ends]).map_err(step("put back a link's MTU and MAC address"))?;
+        let ends = vec![pod::restore(veth.index, counted_on.mtu, counted_on.mac)];
+        let ends = self.host.batch(ends).map(drop).map_err(step("put back a link's MTU and MAC address"));
         let parts = pod.parts().into_iter().filter(|part| part.side() == Side::Host);
-        self.on_host(&parts.collect::<Vec<_>>(), pod, veth)
+        let is_setting = |part: &Part| matches!(part, Part::Setting { .. });
+        let (settings, others): (Vec<Part>, Vec<Part>) = parts.partition(is_setting);
+        let settings = settings.iter().map(|part| self.on_host(std::slice::from_ref(part), pod, veth));
+        let settings = settings.fold(Ok(()), Result::and);
+        // Whether the pod can be reached does not wait for what of the rest is refused.
+        let others = self.on_host(&others, pod, veth);
+        ends.and(settings).and(others)
     }
 
     /// The same for what leads to and from a pod's branch ENI, its own route in the branch ENI's table apart. What was wrong, in words.

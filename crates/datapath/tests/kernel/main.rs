@@ -31,7 +31,7 @@ type Test = fn() -> Outcome;
 
 fn main() -> std::process::ExitCode {
     let entered = enter();
-    let tests: [(&str, Test); 30] = [
+    let tests: [(&str, Test); 31] = [
         ("a_node_with_two_enis_has_its_tables_and_rules", node_with_two_enis),
         ("a_second_convergence_changes_nothing", idempotent),
         ("what_is_removed_or_added_behind_our_back_is_mended", drift),
@@ -42,6 +42,7 @@ fn main() -> std::process::ExitCode {
         ("a_pod_of_both_families_is_reached_by_both_at_once", pods::dual_stack),
         ("what_the_wiring_prints_is_what_an_add_makes", pods::printed),
         ("what_others_take_of_a_pod_is_put_back", pods::pod_mended),
+        ("what_of_a_pod_cannot_be_put_back_keeps_nothing_else_from_it", pods::partly_refused),
         ("a_pod_without_link_and_route_is_told_as_gone", pods::lost_pods_are_told),
         ("what_a_pod_counts_on_is_known_after_a_restart", pods::mended_after_restart),
         ("changes_of_others_are_told_and_ours_are_not", notices),

@@ -252,6 +252,22 @@ pub(crate) fn dual_stack() -> Outcome {
     Ok(())
 }
 
+/// What `ip` tells of both ends, and of the pod's addresses.
+fn ends(pod: &Pod) -> Result<[String; 3], Failed> {
+    let link = |name: &str| -> Result<String, Failed> {
+        let told = json(&format!("-d link show dev {name}"))?;
+        let of = |field: &str| told[0][field].to_string();
+        Ok(["address", "mtu", "group"].map(of).join(" "))
+    };
+    let name = &pod.spec.container_if;
+    let inside =
+        pod.inside(|| Ok([link(name)?, json(&format!("addr show dev {name}"))?[0]["addr_info"].to_string()]));
+    let [inner, addresses] = inside?;
+    // The address that the kernel gives the link follows its MAC address, and comes when it likes.
+    let addresses = addresses.split("fe80:").next().unwrap_or_default().to_owned();
+    Ok([link(&pod.name())?, inner, addresses])
+}
+
 /// What the data prints is what an ADD does: made by the real `ip`, neither CHECK nor repair finds anything amiss.
 pub(crate) fn printed() -> Outcome {
     converge(&NodeSpec { ipv6: ipv6(), ..node()? })?;
@@ -281,7 +297,13 @@ pub(crate) fn printed() -> Outcome {
 
         assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new());
         assert_eq!(wirer.mend(std::slice::from_ref(&pod.spec))?, Mending::default());
-        assert_eq!(ipv6_settings(&pod).map(|it| it[0].clone()), ipv6().then(|| "0".to_owned()));
+        let printed = (ends(&pod)?, ipv6_settings(&pod));
+        ip(&format!("link del {}", pod.name()))?;
+        if pod.spec.index > 0 {
+            pod.inside(|| ip("rule del pref 1"))?;
+        }
+        pod.add(&mut wirer)?;
+        assert_eq!((ends(&pod)?, ipv6_settings(&pod)), printed);
     }
     Ok(())
 }
@@ -317,6 +339,22 @@ pub(crate) fn pod_mended() -> Outcome {
         assert_eq!(ipv6_settings(&pod), settings, "{damage}");
         assert_eq!(wirer.mend(&specs)?, Mending::default(), "{damage}");
     }
+    Ok(())
+}
+
+/// An MTU that the kernel does not take, here because the group of the link tells one of a single byte, keeps no route from coming back.
+pub(crate) fn partly_refused() -> Outcome {
+    converge(&node()?)?;
+    let mut wirer = Wirer::open()?;
+    let pod = Pod::new(7)?;
+    pod.add(&mut wirer)?;
+    ip(&format!("link set {} group {}", pod.name(), pod.spec.group() & !0xffff | 1))?;
+    ip("route flush table 51200")?;
+
+    let refused = Wirer::open()?.mend(std::slice::from_ref(&pod.spec)).is_err();
+
+    assert!(refused, "an MTU of one byte is taken");
+    assert_eq!(json("route show table 51200")?.len(), 1);
     Ok(())
 }
 
@@ -365,6 +403,7 @@ pub(crate) fn mended_after_restart() -> Outcome {
         assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new(), "{}", pod.name());
     }
     assert!(ip(&format!("link show {}", adopted.name()))?.contains("mtu 1400"));
+    assert_eq!(ipv6_settings(&adopted), ipv6().then(|| ["0", "1"].map(str::to_owned)));
     Ok(())
 }
 
