@@ -10,10 +10,12 @@ use ipnetwork::{Ipv4Network, Ipv6Network};
 use node::cloud::{CloudError, CloudErrorKind, ConnectionTracking, Effect};
 use node::{Chore, Event, Picture, Stray};
 use pool::{Action, ActionId, EniSeen, Given, Outcome, PICTURE_LAG, Role, Wanted};
-use types::{DeviceIndex, EniId, InstanceTable, Ipv6Prefix, Moment, Prefix, SecurityGroupId, SubnetId};
+use types::{
+    DeviceIndex, EniId, InstanceTable, Ipv6Prefix, Moment, NetworkCard, Prefix, SecurityGroupId, SubnetId,
+};
 
 use super::cluster::no_such_group;
-use super::foreign::Left;
+use super::foreign::{Foreign, Left};
 use super::met::{Manner, Met};
 use super::script::{Fault, Lags, Setup};
 use crate::rng::Rng;
@@ -26,6 +28,8 @@ const CREATE_ATTEMPTS: u32 = 3;
 const DELETE_ATTEMPTS: u32 = 5;
 const RETRY: Duration = Duration::from_secs(1);
 const DETACHING: Duration = Duration::from_secs(6);
+/// Where an instance is launched with an ENI for EFA alone: on the second network card.
+const EFA_DEVICE: u8 = 2;
 
 /// The cloud around one node.
 #[derive(Debug)]
@@ -53,7 +57,9 @@ pub(crate) struct Cloud {
     pub(super) foreign: BTreeMap<EniId, Left>,
     /// Which bad manners were met.
     pub(crate) met: Met,
-    /// ENIs that the instance has places for.
+    /// Network cards of the instance.
+    pub(super) cards: u8,
+    /// ENIs that the first of them has places for.
     pub(super) places: usize,
     pub(super) metadata: bool,
     pub(super) tagged_only: bool,
@@ -104,6 +110,7 @@ pub(crate) enum Act {
     Release(EniId, Given),
     Create {
         want: Box<NewEni>,
+        card: NetworkCard,
         device: DeviceIndex,
         attempt: u32,
     },
@@ -148,23 +155,31 @@ impl Cloud {
         });
         let cidr = |text: &str| text.parse().map_err(|_bad| ApiError::new("InvalidVpc.Range", text));
         let vpc = model.add_vpc(&[cidr("10.0.0.0/16")?]);
-        let ranges = ["10.0.0.0/24", "10.0.1.0/25", "10.0.2.0/27"];
+        // Those with several network cards fill a small subnet with what they keep at hand.
+        let ranges = match setup.cards {
+            true => ["10.0.0.0/22", "10.0.4.0/23", "10.0.6.0/23"],
+            false => ["10.0.0.0/24", "10.0.1.0/25", "10.0.2.0/27"],
+        };
         let subnet = |range: &&str| model.add_subnet(&vpc, cidr(range)?, "lab-1a");
         let subnets: Vec<SubnetId> =
             ranges.iter().take(setup.subnets.into()).map(subnet).collect::<Result<_, _>>()?;
         let first = subnets.first().ok_or_else(|| ApiError::new("InvalidSubnet", "there is none"))?;
-        let ipv6 = "2600:1f13:0:1::/64".parse().ok().filter(|_| setup.dual);
-        model.set_ipv6(first, ipv6)?;
+        // Of each network card above the first a pod gets an IPv6 address of that card's own ENI, wherever it is.
+        let with_ipv6 = subnets.iter().zip(1..).take(if setup.cards { subnets.len() } else { 1 });
+        for (subnet, number) in with_ipv6.filter(|_| setup.dual) {
+            model.set_ipv6(subnet, format!("2600:1f13:0:{number}::/64").parse().ok())?;
+        }
         let instance = model.launch(setup.instance_type, first, now)?;
         model.remember(now);
         let limits = InstanceTable::builtin().get(setup.instance_type);
-        Ok(Self {
+        let mut cloud = Self {
             model,
             instance,
             subnets,
             excluded: BTreeSet::new(),
             foreign: BTreeMap::new(),
             met: Met::default(),
+            cards: limits.map_or(1, |limits| u8::try_from(limits.cards.len()).unwrap_or(u8::MAX)),
             places: limits.map_or(1, |limits| limits.max_enis.into()),
             crowded: false,
             metadata: setup.metadata,
@@ -183,7 +198,11 @@ impl Cloud {
             changes: 0,
             latency: setup.latency,
             tokens: 0,
-        })
+        };
+        if setup.efa_only {
+            cloud.attach_foreign(Foreign::EfaOnly, EFA_DEVICE, 0, now);
+        }
+        Ok(cloud)
     }
 
     /// Lets what is due happen.
@@ -284,14 +303,13 @@ impl Cloud {
             Action::Assign { eni, wanted } => Act::Assign(eni, wanted),
             Action::Release { eni, given } => Act::Release(eni, given),
             Action::DeleteEni { eni } => Act::Describe(eni),
-            // An instance of one network card.
-            Action::CreateEni { card: _, device, subnet, wanted } => {
+            Action::CreateEni { card, device, subnet, wanted } => {
                 self.tokens += 1;
                 let tags = BTreeMap::from([(INSTANCE_TAG.to_owned(), self.instance.id.as_str().to_owned())]);
                 let token = Some(format!("token-{}", self.tokens));
                 let addresses = wish(wanted);
                 let want = NewEni { tags, addresses, groups, token, ..NewEni::plain(subnet) };
-                Act::Create { want: Box::new(want), device, attempt: 1 }
+                Act::Create { want: Box::new(want), card, device, attempt: 1 }
             }
         };
         Task::Act(id, act)
@@ -383,13 +401,13 @@ impl Cloud {
                 Step::End(granted.map(Outcome::Assigned))
             }
             Act::Release(eni, given) => Step::End(self.release(&eni, &given, now)),
-            Act::Create { want, device, attempt } => {
+            Act::Create { want, card, device, attempt } => {
                 let unknown = self.unknown_group(&want);
                 let create = |model: &mut Model| unknown.map_or_else(|| model.create_eni(&want), Err);
                 match self.change("CreateNetworkInterface", now, create) {
-                    Ok(eni) => Step::Then(at_once, Act::Attach(Box::new(self.seen(&eni, device)))),
+                    Ok(eni) => Step::Then(at_once, Act::Attach(Box::new(self.seen(&eni, card, device)))),
                     Err(error) if error.kind() == CloudErrorKind::Unclear && attempt < CREATE_ATTEMPTS => {
-                        Step::Then(RETRY, Act::Create { want, device, attempt: attempt + 1 })
+                        Step::Then(RETRY, Act::Create { want, card, device, attempt: attempt + 1 })
                     }
                     Err(error) => Step::End(Err(error)),
                 }
@@ -415,7 +433,7 @@ impl Cloud {
                 }
                 let seen = self.model.as_of(now, self.lags(now).attached).get(&eni);
                 let tie = seen.and_then(|eni| eni.attachment.clone());
-                let role = tie.as_ref().map(|tie| self.role(&eni, tie.device));
+                let role = tie.as_ref().map(|tie| self.role(&eni, tie.card, tie.device));
                 if role.is_some_and(|role| role != Role::Secondary) {
                     let stays = CloudError::new(CloudErrorKind::Unclear, "DetachNetworkInterface", "stays");
                     return Step::End(Err(stays));

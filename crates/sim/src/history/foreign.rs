@@ -87,7 +87,7 @@ impl Cloud {
         else {
             return;
         };
-        let (card, at) = (NetworkCard(0), DeviceIndex(device));
+        let (card, at) = (self.card_for(device), DeviceIndex(device));
         let instance = self.instance.id.clone();
         let attached = self.model.attach(&eni.id, &instance, card, at, now);
         let Ok(as_left) = attached.and_then(|_| self.model.eni(&eni.id).cloned()) else {
@@ -106,6 +106,11 @@ impl Cloud {
         self.foreign.insert(eni.id.clone(), Left { kind, as_left });
     }
 
+    /// Where somebody's ENI goes: on an instance of several network cards, to any of them.
+    fn card_for(&self, device: u8) -> NetworkCard {
+        NetworkCard(device / 2 % self.cards.max(1))
+    }
+
     /// Somebody takes one of their ENIs away; what pods have of it goes with it.
     pub(crate) fn detach_foreign(&mut self, number: u32) -> Vec<Ipv4Addr> {
         let index = usize::try_from(number).unwrap_or(0);
@@ -119,9 +124,9 @@ impl Cloud {
     }
 
     /// What the daemon's rules make of an ENI.
-    pub(crate) fn role(&self, eni: &EniId, device: DeviceIndex) -> Role {
+    pub(crate) fn role(&self, eni: &EniId, card: NetworkCard, device: DeviceIndex) -> Role {
         match self.foreign.get(eni) {
-            _ if device == DeviceIndex(0) => Role::Primary,
+            _ if (card, device) == (NetworkCard(0), DeviceIndex(0)) => Role::Primary,
             Some(left) => left.kind.role(),
             None => Role::Secondary,
         }
@@ -142,9 +147,10 @@ impl Cloud {
         self.foreign.contains_key(eni)
     }
 
-    /// ENIs that hold a place and nothing for pods.
-    pub(crate) fn closed(&self) -> usize {
-        self.foreign.values().filter(|left| left.kind != Foreign::Efa).count()
+    /// ENIs on a network card that hold a place and nothing for pods.
+    pub(crate) fn closed_on(&self, card: NetworkCard) -> usize {
+        let on_it = |left: &&Left| left.as_left.attachment.as_ref().is_some_and(|tie| tie.card == card);
+        self.foreign.values().filter(|left| left.kind != Foreign::Efa).filter(on_it).count()
     }
 
     /// Addresses of ENIs that pods may use and nobody may delete.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A bad manner of the world.
+/// A bad manner of the world, or what it takes pains to meet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manner {
     /// An ENI tagged to be left alone is attached while the daemon may run.
@@ -59,11 +59,15 @@ pub enum Manner {
     Cordoned,
     /// The daemon starts while neither instance metadata nor EC2 answers, and goes on from what was known.
     DarkStart,
+    /// A pod runs with an interface of each of several network cards.
+    WidePod,
+    /// Such a pod has fewer: of the other cards pods get nothing, for EFA alone stands there.
+    NarrowedPod,
 }
 
 impl Manner {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::Unmanaged,
         Self::Untagged,
         Self::EfaOnly,
@@ -91,6 +95,8 @@ impl Manner {
         Self::ConfigRestored,
         Self::Cordoned,
         Self::DarkStart,
+        Self::WidePod,
+        Self::NarrowedPod,
     ];
 }
 
@@ -124,6 +130,8 @@ impl fmt::Display for Manner {
             Self::ConfigRestored => "ENIConfigs restored",
             Self::Cordoned => "nodes cordoned",
             Self::DarkStart => "starts in the dark",
+            Self::WidePod => "pods on several cards",
+            Self::NarrowedPod => "pods on fewer cards",
         })
     }
 }

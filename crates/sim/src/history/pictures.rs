@@ -103,7 +103,7 @@ impl Cloud {
                 picture.efa_only.insert(tie.card);
                 continue;
             }
-            picture.enis.push(self.seen(eni, tie.device));
+            picture.enis.push(self.seen(eni, tie.card, tie.device));
             picture.ipv6_prefixes.insert(eni.id.clone(), ipv6_prefixes(&eni.ipv6_prefixes));
             if self.is_ours(eni) && !tie.delete_on_termination {
                 let chore = Chore::Tie { eni: eni.id.clone(), attachment: tie.id.clone() };
@@ -126,13 +126,15 @@ impl Cloud {
         let disagrees = listed != addressed || listed != prefixed;
         let mut picture = Picture { from_metadata: true, ..Picture::default() };
         for eni in listed.values().filter(|eni| eni.inside() == Some(&self.instance.id)) {
-            let device = eni.attachment.as_ref().map_or(DeviceIndex(0), |tie| tie.device);
-            let Some(told) = addressed.get(&eni.id).filter(|eni| !self.is_efa_only(&eni.id)) else {
-                picture.occupied.insert((NetworkCard(0), device));
-                picture.efa_only.insert(NetworkCard(0));
+            let Some((card, device)) = eni.attachment.as_ref().map(|tie| (tie.card, tie.device)) else {
                 continue;
             };
-            let seen = self.seen(told, device);
+            let Some(told) = addressed.get(&eni.id).filter(|eni| !self.is_efa_only(&eni.id)) else {
+                picture.occupied.insert((card, device));
+                picture.efa_only.insert(card);
+                continue;
+            };
+            let seen = self.seen(told, card, device);
             let prefixes = prefixed.get(&eni.id).map(|eni| prefixes(&eni.prefixes)).unwrap_or_default();
             // Only tags tell whose it is.
             let role = if seen.role == Role::Primary { Role::Primary } else { Role::Unmanaged };
@@ -161,17 +163,17 @@ impl Cloud {
         }
     }
 
-    pub(crate) fn seen(&self, eni: &EniView, device: DeviceIndex) -> EniSeen {
+    pub(crate) fn seen(&self, eni: &EniView, card: NetworkCard, device: DeviceIndex) -> EniSeen {
         EniSeen {
             id: eni.id.clone(),
             mac: eni.mac,
-            card: NetworkCard(0),
+            card,
             device,
             subnet: eni.subnet.clone(),
             primary_address: eni.primary,
             addresses: eni.secondary.iter().copied().collect(),
             prefixes: prefixes(&eni.prefixes),
-            role: self.role(&eni.id, device),
+            role: self.role(&eni.id, card, device),
         }
     }
 }

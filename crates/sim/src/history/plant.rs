@@ -5,7 +5,7 @@ use node::cluster::{EniConfigNews, News};
 use node::hold::Hold;
 use node::{Chore, Effect, Event, Picture};
 use pool::Role;
-use types::Moment;
+use types::{Moment, NetworkCard};
 
 /// A bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +50,8 @@ pub enum Plant {
     IgnoresTheCordon,
     /// What CPU pods leave is not heard.
     IgnoresTheFullness,
+    /// ENIs of all network cards are taken for the first one's.
+    TakesAllCardsForOne,
 }
 
 impl Plant {
@@ -75,6 +77,7 @@ impl Plant {
         Self::IgnoresTheBrake,
         Self::IgnoresTheCordon,
         Self::IgnoresTheFullness,
+        Self::TakesAllCardsForOne,
     ];
 
     /// Its name in reports.
@@ -101,6 +104,7 @@ impl Plant {
             Self::IgnoresTheBrake => "ignores-the-brake",
             Self::IgnoresTheCordon => "ignores-the-cordon",
             Self::IgnoresTheFullness => "ignores-the-fullness",
+            Self::TakesAllCardsForOne => "takes-all-cards-for-one",
         }
     }
 
@@ -128,6 +132,10 @@ impl Plant {
             }
             (Self::TakesEfaForPlain, Event::Looked(Ok(mut picture))) => {
                 take_for_plain(&mut picture, &[Role::Efa]);
+                Event::Looked(Ok(picture))
+            }
+            (Self::TakesAllCardsForOne, Event::Looked(Ok(mut picture))) => {
+                picture.enis.iter_mut().for_each(|eni| eni.card = NetworkCard(0));
                 Event::Looked(Ok(picture))
             }
             (Self::TakesAbsenceForTrouble, Event::Cluster(News::EniConfig(name, EniConfigNews::Absent))) => {

@@ -27,6 +27,10 @@ pub(crate) struct Script {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Setup {
     pub(crate) instance_type: &'static str,
+    /// It has several network cards, and some pods want an interface of each.
+    pub(crate) cards: bool,
+    /// It is launched with an ENI for EFA alone on one of the further ones.
+    pub(crate) efa_only: bool,
     pub(crate) prefixes: bool,
     pub(crate) warm_eni: u32,
     pub(crate) warm_ip: Option<u32>,
@@ -176,6 +180,8 @@ const FAULTS: &[Fault] =
     &[Fault::LoseAnswer, Fault::LoseRequest, Fault::Throttle, Fault::Half, Fault::Garbage];
 /// Small types, so that limits are met, and one without prefixes.
 const TYPES: &[&str] = &["t3.small", "m5.large", "t3.nano", "t2.micro", "c5.xlarge"];
+/// Types with several network cards, that hold one ENI, two, or many.
+const TYPES_OF_CARDS: &[&str] = &["hpc6id.32xlarge", "hpc7a.12xlarge", "c6in.32xlarge"];
 
 impl Script {
     pub(crate) fn of(seed: u64) -> Self {
@@ -217,6 +223,7 @@ impl Setup {
             },
             prefix_delegation: self.prefixes,
             custom_networking: self.custom,
+            multi_nic: self.cards,
             cooldown: self.cooldown,
             max_enis: self.max_enis,
             in_cluster: self.in_cluster,
@@ -231,10 +238,16 @@ impl Setup {
     fn of(rng: &mut Rng) -> Self {
         let by_addresses = rng.percent(50);
         let instance_type = rng.pick(TYPES).unwrap_or("m5.large");
+        // Not drawn: the other histories stay as they are.
+        let cards = rng.clone().below(1000) % 7 == 3;
+        let several = rng.clone().pick(TYPES_OF_CARDS).filter(|_| cards);
+        let instance_type = several.unwrap_or(instance_type);
         let can_ipv6 =
             InstanceTable::builtin().get(instance_type).is_some_and(|limits| limits.prefix_delegation);
         let setup = Self {
             instance_type,
+            cards,
+            efa_only: cards && rng.clone().percent(20),
             prefixes: rng.percent(40),
             warm_eni: rng.small(3),
             warm_ip: by_addresses.then(|| rng.small(6)),
@@ -254,7 +267,7 @@ impl Setup {
             subnets: if rng.percent(40) { 2 + u8::from(rng.percent(50)) } else { 1 },
             metadata: rng.percent(60),
             tagged_only: rng.percent(20),
-            // Neither is drawn: the other histories stay as they are.
+            // Neither is drawn.
             dual: can_ipv6 && rng.clone().percent(30),
             custom: rng.clone().below(1000) >= 800,
             policies: rng.clone().below(4) == 0,

@@ -7,11 +7,12 @@ use std::time::Duration;
 use node::hold::Hold;
 use node::{Chore, Node};
 use pool::{Action, Role};
-use types::{EniId, InstanceTable, Prefix, SecurityGroupId};
+use types::{EniId, InstanceTable, NetworkCard, Prefix, SecurityGroupId};
+use wire::CardReport;
 
 use super::super::cloud::ipv6_prefixes;
 use super::super::script::PODS;
-use super::{Held, PATIENCE, Phase, World, hold};
+use super::{End, Held, PATIENCE, Phase, World, hold};
 
 /// So many pods are replaced at the end of a history, and each may cost so many changes in EC2: an ENI goes and another comes. So
 /// many more were due anyway: the subnets had no room before, or what was to spare has been so for long enough.
@@ -32,12 +33,12 @@ impl World {
         // In order: this is done a hundred million times.
         let mut held: Vec<_> = pool.holders().map(|(owner, address)| (address, &owner.host_if)).collect();
         held.sort_unstable();
-        let mut owned: Vec<_> = self.live.iter().map(|(sandbox, (_, address))| (*address, sandbox)).collect();
+        let mut owned: Vec<_> = self.ends().map(|(sandbox, end)| (end.address, sandbox)).collect();
         owned.sort_unstable();
         if let Some([(address, one), (_, other)]) = owned.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             return Err(format!("I4: {address} is {one}'s and {other}'s"));
         }
-        for (sandbox, (host_if, address)) in &self.live {
+        for (sandbox, End { host_if, address }) in self.ends() {
             let holds = held.binary_search(&(*address, host_if)).is_ok();
             hold!(holds, "{sandbox} lives with {address}, the books do not have that under {host_if}");
         }
@@ -49,7 +50,7 @@ impl World {
         let touched = self.cloud.touched();
         hold!(touched.is_none(), "I7: {touched:?}, which is not ours, is not as it was left");
         let allowed = self.cloud.allowed();
-        let mut owned = owned.iter().map(|(address, _)| address);
+        let mut owned = self.ends().map(|(_, end)| end.address);
         let lost = owned.find(|address| !allowed.contains(address) && !self.robbed.contains(address));
         hold!(lost.is_none(), "I7: {lost:?} of a live pod is on no ENI any more");
         Ok(())
@@ -109,30 +110,49 @@ impl World {
         if !report.not_ready.is_empty() {
             return;
         }
-        let most = self.room(&report).saturating_add(LEFT_WAITING);
-        let wanted: Vec<u32> = (0..PODS).filter(|pod| self.pods.get(pod).is_some_and(|p| p.wanted)).collect();
-        let excess = wanted.len().saturating_sub(most);
-        let waiting: Vec<u32> = wanted.into_iter().filter(|pod| !self.runs(*pod)).collect();
-        for pod in waiting.into_iter().take(excess) {
+        let waiting = |wanted: Vec<u32>| wanted.into_iter().filter(|pod| !self.runs(*pod));
+        let (homeless, wanted): (Vec<u32>, _) =
+            (0..PODS).filter(|pod| self.is_wanted(*pod)).partition(|pod| self.is_homeless(*pod, &report));
+        let excess = wanted.len().saturating_sub(self.room(&report).saturating_add(LEFT_WAITING));
+        let leaving: Vec<u32> =
+            waiting(homeless).skip(LEFT_WAITING).chain(waiting(wanted).take(excess)).collect();
+        for pod in leaving {
             self.stop(pod);
         }
     }
 
-    /// How many pods can have an address.
+    fn is_wanted(&self, pod: u32) -> bool {
+        self.pods.get(&pod).is_some_and(|pod| pod.wanted)
+    }
+
+    /// Whether a pod wants an interface of each network card, and one of these has no room at all.
+    fn is_homeless(&self, pod: u32, report: &wire::Report) -> bool {
+        let full = |card: &CardReport| self.room_on(card, report) == 0;
+        self.is_wide(pod) && report.cards.iter().any(full)
+    }
+
+    /// How many pods can have an address. A few of those with one of each network card leave room for the others on any.
     fn room(&self, report: &wire::Report) -> usize {
+        let all: u32 = report.cards.iter().map(|card| self.room_on(card, report)).sum();
+        usize::try_from(all).unwrap_or(usize::MAX)
+    }
+
+    fn room_on(&self, card: &CardReport, report: &wire::Report) -> u32 {
         // A single address that a pod holds keeps a prefix from its slot. Of a prefix that is doubted not all addresses are there.
-        let open = report.enis.iter().filter(|eni| !self.cloud.is_closed(&eni.id));
+        let open = report.enis.iter().filter(|eni| eni.card == card.card && !self.cloud.is_closed(&eni.id));
         let singles = open.map(|eni| eni.addresses.total().saturating_sub(eni.prefixes * Prefix::ADDRESSES));
         let singles: u32 = singles.sum();
-        let lost = if self.script.setup.prefixes { singles * 15 } else { 0 } + self.held_by_others();
-        usize::try_from(report.capacity.saturating_sub(lost)).unwrap_or(usize::MAX)
+        let lost = if self.script.setup.prefixes { singles * 15 } else { 0 };
+        card.capacity.saturating_sub(lost + self.held_by_others(card.card))
     }
 
     /// Pods whose address was taken away, or whose namespace has vanished, are made again.
     pub(super) fn heal(&mut self) {
         let allowed = self.cloud.allowed();
-        let lives =
-            |pod: u32| self.live.get(&self.sandbox(pod)).map(|(_, address)| allowed.contains(address));
+        let lives = |pod: u32| {
+            let ends = self.live.get(&self.sandbox(pod))?;
+            Some(ends.iter().all(|end| allowed.contains(&end.address)))
+        };
         let runs = |pod: &u32| self.pods.get(pod).is_some_and(|pod| matches!(pod.phase, Phase::Running));
         let sick: Vec<u32> = (0..PODS).filter(runs).filter(|pod| lives(*pod) != Some(true)).collect();
         for pod in sick {
@@ -144,7 +164,8 @@ impl World {
     pub(super) fn rested(&self) -> Held {
         let Some(node) = &self.node else { return Err("the daemon is down".to_owned()) };
         let report = node.report(self.clock());
-        let wanted = self.pods.values().filter(|pod| pod.wanted).count();
+        let homed = |pod: &u32| self.is_wanted(*pod) && !self.is_homeless(*pod, &report);
+        let wanted = (0..PODS).filter(homed).count();
         let runs = self.live.len();
         let room = self.room(&report);
         hold!(
@@ -186,12 +207,12 @@ impl World {
         self.pods.get(&pod).is_some_and(|pod| matches!(pod.phase, Phase::Running))
     }
 
-    /// Addresses for which others hold the places.
-    fn held_by_others(&self) -> u32 {
+    /// Addresses for which others hold the places on a network card.
+    fn held_by_others(&self, card: NetworkCard) -> u32 {
         let limits = InstanceTable::builtin().get(self.script.setup.instance_type);
         let slots = limits.map_or(0, |limits| u32::from(limits.slots_per_eni()));
         let each = if self.script.setup.prefixes { slots * Prefix::ADDRESSES } else { slots };
-        each.saturating_mul(u32::try_from(self.cloud.closed()).unwrap_or(u32::MAX))
+        each.saturating_mul(u32::try_from(self.cloud.closed_on(card)).unwrap_or(u32::MAX))
     }
 
     pub(super) fn agreed(&self, report: &wire::Report) -> Held {
@@ -246,7 +267,7 @@ impl World {
         let prefixes = setup.prefixes && limits.is_some_and(|limits| limits.prefix_delegation);
         let by_address = setup.warm_ip.unwrap_or(0).max(setup.minimum_ip.unwrap_or(0));
         let step = if prefixes { Prefix::ADDRESSES - 1 } else { 0 };
-        if by_address > 0 {
+        let first = if by_address > 0 {
             by_address + step
         } else if setup.automatic {
             12 + step
@@ -255,7 +276,10 @@ impl World {
         } else {
             // What came with an ENI that is never deleted stays there.
             (setup.warm_eni + 1) * slots + self.cloud.lent()
-        }
+        };
+        // Of each further network card one address is kept at hand, whatever the settings are.
+        let further = if setup.cards { u32::from(self.cloud.cards) - 1 } else { 0 };
+        first + further * (1 + step)
     }
 }
 

@@ -9,7 +9,7 @@ use node::{Event, HostMade, HostWish};
 use types::{Mac, Moment};
 
 use super::super::plant::Plant;
-use super::{Held, World, hold};
+use super::{End, Held, World, hold};
 
 /// What the kernel steers by; it stays when the daemon dies.
 #[derive(Debug, Default)]
@@ -78,7 +78,7 @@ impl World {
         }
         let primary = &self.cloud.instance.primary_eni;
         let enis: Vec<_> = self.cloud.model.enis_of(&self.cloud.instance.id).collect();
-        for (sandbox, (_, address)) in &self.live {
+        for (sandbox, End { address, .. }) in self.ends() {
             let eni = enis.iter().find(|eni| eni.is_source(*address));
             let Some(eni) = eni.filter(|_| !self.robbed.contains(address)) else { continue };
             let led = self.host.steered.iter().filter(|(source, _)| source.contains(*address));

@@ -4,6 +4,7 @@ mod checks;
 mod host;
 mod life;
 mod operator;
+mod runtime;
 mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,9 +19,9 @@ use node::hold::Hold;
 use node::store::{Ipv6Books, Record, VERSION};
 use node::{BatchId, CallId, Effect, Event, Node, Remembered};
 use pool::{EniSeen, Snapshot};
-use types::{EniId, HostVeth, Moment, PodName, Reason, SandboxKey, VethPrefix};
+use types::{EniId, HostVeth, Moment, PodName, Reason, SandboxKey};
 use wire::queue::QueuedDel;
-use wire::{Detachment, Failure, Reply, Request, Verb};
+use wire::{Failure, Request, Verb};
 
 use super::cloud::{Cloud, Next, Task};
 use super::cluster::{Cluster, Told};
@@ -136,6 +137,13 @@ struct Pending {
     arrived: bool,
 }
 
+/// An interface of a pod that runs: its host end, and the address that the runtime was told.
+#[derive(Debug)]
+struct End {
+    host_if: HostVeth,
+    address: Ipv4Addr,
+}
+
 #[derive(Debug)]
 struct Link {
     sandbox: SandboxKey,
@@ -178,7 +186,7 @@ pub(crate) struct World {
     calls: BTreeMap<CallId, Pending>,
     last_call: u64,
     /// Sandboxes whose ADD has succeeded and whose DEL has not begun.
-    live: BTreeMap<SandboxKey, (HostVeth, Ipv4Addr)>,
+    live: BTreeMap<SandboxKey, Vec<End>>,
     /// Sandboxes whose DEL was answered.
     ended: BTreeSet<SandboxKey>,
     links: BTreeMap<HostVeth, Link>,
@@ -416,7 +424,10 @@ impl World {
     fn obey(&mut self, effect: Effect) -> Held {
         match effect {
             Effect::Reply(call, reply) => return self.answered(call, reply),
-            Effect::Wire(call, pods) => self.wiring(Job::Add(call, pods)),
+            Effect::Wire(call, pods) => {
+                self.check_interfaces(call, &pods)?;
+                self.wiring(Job::Add(call, pods));
+            }
             Effect::Check(call, _) => self.wiring(Job::Check(call)),
             Effect::Mend(pods) => self.wiring(Job::Mend(pods)),
             // Nobody reads them here.
@@ -594,8 +605,10 @@ impl World {
                 if ours {
                     self.links.remove(&pod.host_if);
                 }
-                let live = self.live.values().any(|(_, address)| *address == gone);
-                hold!(!live, "{gone} was unwired under a live pod");
+                hold!(
+                    !self.ends().any(|(_, end)| end.address == gone),
+                    "{gone} was unwired under a live pod"
+                );
                 self.lived_no_longer(gone);
                 Ok(())
             }
@@ -636,13 +649,13 @@ impl World {
         }
         let addresses = pod.addresses.clone();
         let address = address_in_pool(&addresses).ok_or("a pod without an address is wired")?;
-        let other = self.live.iter().find(|(key, (_, theirs))| **key != sandbox && *theirs == address);
+        let other = self.ends().find(|(key, end)| **key != sandbox && end.address == address);
         hold!(other.is_none(), "I4: {address} is given to {sandbox} and is {other:?}'s");
         self.check_cooling(address)?;
         hold!(!self.is_spared(address), "{address} of the primary ENI is given with custom networking");
         // What was taken away may have come to others before the node looks at EC2 again; not if it knows that it is there.
-        let innocent =
-            |eni: &EniId| self.robbed.contains(&address) && self.place_of(&sandbox).as_ref() != Some(eni);
+        let place = self.place_of(&attachment(&sandbox, pod.index));
+        let innocent = |eni: &EniId| self.robbed.contains(&address) && place.as_ref() != Some(eni);
         let others = self.cloud.closed_with(address).filter(|eni| !innocent(eni));
         hold!(others.is_none(), "I7: {address} of {others:?}, which is not ours, is given to {sandbox}");
         self.links.insert(pod.host_if.clone(), Link { sandbox, address, addresses });
@@ -686,99 +699,6 @@ impl World {
         }
         Ok(())
     }
-
-    fn answered(&mut self, call: CallId, reply: Reply) -> Held {
-        let Some(pending) = self.calls.remove(&call) else {
-            // Nobody waits any more: the caller hung up.
-            return Ok(());
-        };
-        match (&pending.request.verb, reply) {
-            (Verb::Add(attachment), Reply::Added(added)) => {
-                let sandbox = &attachment.sandbox;
-                hold!(!self.ended.contains(sandbox), "I13: {sandbox} is brought back after its DEL");
-                let address = added.interfaces.first().map(|interface| interface.address.ip());
-                let Some(IpAddr::V4(address)) = address else {
-                    return Err(format!("an ADD without an address: {added:?}"));
-                };
-                let dual = added.interfaces.iter().all(|interface| interface.other.is_some());
-                hold!(dual == self.script.setup.dual, "an ADD with the wrong families: {added:?}");
-                self.tally.adds += 1;
-                self.added(call, &pending, address);
-            }
-            (Verb::Add(_), Reply::Failed(failure)) => {
-                self.say(|| format!("ADD fails: {} {}", failure.reason, failure.message));
-                self.failed += u64::from(failure.reason != Reason::PolicyRefused);
-                if let Some(number) = pending.pod {
-                    self.refused(call, number);
-                }
-            }
-            (Verb::Del(detachment), Reply::Done) => {
-                self.ended.insert(detachment.sandbox.clone());
-                self.deleted(call, &pending);
-            }
-            (Verb::Gc { .. }, Reply::Collected { .. }) => {}
-            (verb, reply) => return Err(format!("{verb:?} is answered with {reply:?}")),
-        }
-        Ok(())
-    }
-
-    fn added(&mut self, call: CallId, pending: &Pending, address: Ipv4Addr) {
-        let Some(number) = pending.pod else { return };
-        let Some(pod) = self.pods.get_mut(&number) else { return };
-        if !matches!(pod.phase, Phase::Adding(of) if of == call) {
-            return;
-        }
-        pod.phase = Phase::Running;
-        let sandbox = self.sandbox(number);
-        let host_if = HostVeth::of_pod(&VethPrefix::default(), &name(number), 0);
-        self.say(|| format!("{sandbox} runs with {address}"));
-        // What was taken away may be given until the node looks at EC2 again, or hears by a call under way where it is now.
-        let on = self.place_of(&sandbox).and_then(|eni| self.cloud.model.eni(&eni).ok());
-        if on.is_some_and(|eni| eni.is_source(address)) {
-            self.robbed.remove(&address);
-        }
-        self.lived.insert(address);
-        self.live.insert(sandbox, (host_if, address));
-        self.compared_at = None;
-        self.host.compare();
-    }
-
-    /// The ENI that has a pod's address as far as the node knows.
-    fn place_of(&self, sandbox: &SandboxKey) -> Option<EniId> {
-        let (_, grant) = self.node.as_ref()?.pool().owner(sandbox)?;
-        grant.place.map(|place| place.eni)
-    }
-
-    /// An ADD failed: the runtime cleans up and tries again.
-    fn refused(&mut self, call: CallId, number: u32) {
-        let adding =
-            self.pods.get(&number).is_some_and(|pod| matches!(pod.phase, Phase::Adding(of) if of == call));
-        if adding {
-            self.delete(number);
-        }
-    }
-
-    fn deleted(&mut self, call: CallId, pending: &Pending) {
-        let Some(number) = pending.pod else { return };
-        let sandbox = pending.sandbox.clone();
-        let Some(pod) = self.pods.get_mut(&number) else { return };
-        if !matches!(pod.phase, Phase::Deleting(of) if of == call) {
-            return;
-        }
-        pod.phase = Phase::Absent;
-        let pause = self.rng.millis(0, 2_000);
-        if let Some(sandbox) = sandbox {
-            if let (Verb::Del(detachment), true) = (&pending.request.verb, self.rng.percent(50)) {
-                // As containerd does when it removes a sandbox that it has stopped, with nothing left of the result.
-                let again = Detachment { addresses: Vec::new(), ..detachment.clone() };
-                let later = self.rng.millis(0, 20_000);
-                self.send(Verb::Del(again), Some(sandbox.clone()), None, later);
-            }
-            self.at(pause, Due::NetnsGone(sandbox));
-        }
-        let retry = self.rng.millis(100, 3_000);
-        self.at(retry, Due::Retry(number));
-    }
 }
 
 const NETWORK: &str = "aws-cni";
@@ -793,4 +713,9 @@ fn sandbox(pod: u32, incarnation: u32) -> SandboxKey {
         Ok(key) => key,
         Err(error) => unreachable!("{id} is a container id: {error}"),
     }
+}
+
+/// A sandbox's attachment by its interface with this number.
+fn attachment(sandbox: &SandboxKey, index: u8) -> SandboxKey {
+    if index == 0 { sandbox.clone() } else { sandbox.further(index) }
 }

@@ -14,6 +14,9 @@ use super::super::script::Step;
 use super::{Due, Held, NETWORK, PATIENCE, Pending, Phase, World, name, sandbox};
 use ec2_double::EniView;
 
+/// Where there are several network cards, one pod of so many wants an interface of each.
+const WIDE: u32 = 3;
+
 /// Steps of the script.
 impl World {
     pub(super) fn take(&mut self, step: Step) -> Held {
@@ -118,6 +121,11 @@ impl World {
         sandbox(pod, incarnation)
     }
 
+    /// Whether a pod wants an interface of each network card.
+    pub(super) fn is_wide(&self, pod: u32) -> bool {
+        self.script.setup.cards && pod.is_multiple_of(WIDE)
+    }
+
     pub(super) fn start(&mut self, number: u32) {
         self.bind(number, true);
         let pod = self.pods.entry(number).or_default();
@@ -134,7 +142,7 @@ impl World {
             pod_uid: String::new(),
             veth_prefix: VethPrefix::default(),
             mtu: 9001,
-            multi_nic: false,
+            multi_nic: self.is_wide(number),
         });
         // The plugin may be slow to start: that is how a DEL overtakes it.
         let slow = if self.rng.percent(5) { self.rng.millis(0, 4_000) } else { self.rng.millis(0, 5) };
@@ -155,7 +163,8 @@ impl World {
     pub(super) fn delete(&mut self, number: u32) {
         let sandbox = self.sandbox(number);
         // The runtime keeps the result of an ADD that has succeeded.
-        let addresses = self.live.remove(&sandbox).map(|(_, address)| address.into()).into_iter().collect();
+        let ends = self.live.remove(&sandbox).into_iter().flatten();
+        let addresses = ends.map(|end| end.address.into()).collect();
         let (pod, veth_prefix) = (name(number), VethPrefix::default());
         let detachment = Detachment { sandbox: sandbox.clone(), pod, veth_prefix, addresses };
         let pause = self.rng.millis(0, 5);
