@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_annotation_of_the_node_changes_its_warm_target_while_it_runs", annotation),
     ("a_node_without_cpu_for_another_pod_keeps_two_addresses_to_spare", full),
     ("pods_are_served_without_the_api_server_which_is_heard_when_it_comes", away),
+    ("an_api_server_that_takes_connections_and_says_nothing_is_a_trouble_and_no_end", silent),
     ("a_list_of_a_server_that_lags_takes_nothing_back_that_was_heard", lagging),
     ("a_bookmark_spares_a_list_after_a_watch_has_ended", bookmarked),
     ("a_proxy_for_aws_keeps_nobody_from_the_api_server", proxied),
@@ -154,6 +155,20 @@ fn away() -> Outcome {
     stage.api.set_weather(ApiWeather::Slow(Duration::from_millis(200)));
     stage.hears("schedulable")?;
     stage.node().wait_for("fifteen", |report| report.addresses.total() >= 15).map(drop)
+}
+
+fn silent() -> Outcome {
+    let stage = Stage::set(&[], |api| {
+        put(api, &json!({}), &json!({}));
+        api.set_weather(ApiWeather::Silent);
+    })?;
+    let pods = stage.setting.pods(0..3)?;
+    stage.setting.accounts_for(&pods)?;
+    stage.hears("the API server does not answer within 30s")?;
+
+    // Who waits for an answer still does: nobody tells it that the server is another one now.
+    stage.api.set_weather(ApiWeather::Fair);
+    stage.hears("schedulable")
 }
 
 fn proxied() -> Outcome {

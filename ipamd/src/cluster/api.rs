@@ -52,6 +52,11 @@ const DENIED: Duration = Duration::from_secs(600);
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long a single request may take.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How long a list may say nothing; the API server gives one up after a minute.
+const LIST: Duration = Duration::from_secs(30);
+/// How long a connection may say nothing: longer than a watch lasts, which the API server ends after 290 seconds, and whose client gives it
+/// up after 295. What is left for this is a watch that never begins.
+const SILENT: Duration = Duration::from_secs(300);
 
 /// Objects of one page of a list.
 const PAGE: u32 = 500;
@@ -343,11 +348,38 @@ async fn keep_following<K>(
     while !post.events.is_closed() {
         let ended = follow(objects.clone(), list.clone(), &mut backoff, &mut read, post).await;
         let mut pause = backoff.next().unwrap_or(CLIENT_AGAIN);
-        if let Some(error) = ended.filter(|error| code_of(error) != GONE) {
-            post.tell(trouble(words(&error))).await;
-            pause = denied.filter(|_| code_of(&error) == FORBIDDEN).unwrap_or(pause);
+        if let Some(end) = ended.filter(|end| end.code() != GONE) {
+            post.tell(trouble(end.to_string())).await;
+            pause = denied.filter(|_| end.code() == FORBIDDEN).unwrap_or(pause);
         }
         tokio::time::sleep(pause).await;
+    }
+}
+
+/// Why a watch has ended.
+enum End {
+    Failed(watcher::Error),
+    /// The list that it begins with did not come.
+    Silent,
+}
+
+impl End {
+    /// What HTTP says of it; 0 if it does not.
+    fn code(&self) -> u16 {
+        match self {
+            Self::Failed(error) => code_of(error),
+            Self::Silent => 0,
+        }
+    }
+}
+
+/// In one line; a watch's own words repeat those of what is behind them.
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed(error) => f.write_str(&error.source().map_or_else(|| error.to_string(), chain)),
+            Self::Silent => write!(f, "the API server does not answer within {LIST:?}"),
+        }
     }
 }
 
@@ -358,26 +390,37 @@ async fn follow<K>(
     backoff: &mut watcher::DefaultBackoff,
     read: &mut impl FnMut(watcher::Event<K>) -> Option<News>,
     post: &Post,
-) -> Option<watcher::Error>
+) -> Option<End>
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let mut stream = watcher(objects, list).boxed();
-    while let Some(told) = stream.next().await {
-        let step = match told {
-            Ok(step) => step,
-            Err(error) => return Some(error),
+    // A watch may say nothing for long, a list may not.
+    let mut listed = false;
+    loop {
+        let told = if listed {
+            stream.next().await
+        } else {
+            match tokio::time::timeout(LIST, stream.next()).await {
+                Ok(told) => told,
+                Err(_elapsed) => return Some(End::Silent),
+            }
         };
-        if matches!(step, watcher::Event::Apply(_)) {
-            backoff.reset();
+        let step = match told? {
+            Ok(step) => step,
+            Err(error) => return Some(End::Failed(error)),
+        };
+        match step {
+            watcher::Event::Init | watcher::Event::InitApply(_) => listed = false,
+            watcher::Event::InitDone | watcher::Event::Delete(_) => listed = true,
+            watcher::Event::Apply(_) => backoff.reset(),
         }
         if let Some(news) = read(step)
             && !post.tell(news).await
         {
-            break;
+            return None;
         }
     }
-    None
 }
 
 /// Of a watch of one object: what it says, or that it is not there.
@@ -497,6 +540,9 @@ async fn client(cluster: &Cluster) -> Result<Client, BoxError> {
         config.cluster_url = endpoint.parse()?;
     }
     config.connect_timeout = Some(CONNECT);
+    config.read_timeout = Some(SILENT);
+    // Counted anew for each request: a connection that nobody used is not silent.
+    config.reset_reader_on_write = true;
     // One place that tries again is enough: the client's own attempts would come on top, and nobody would hear of them.
     config.default_retry = false;
     // A kubeconfig may name a program that gives the credentials, and the client waits for it here: nobody else is to.
@@ -533,9 +579,4 @@ fn code_of(error: &watcher::Error) -> u16 {
         | watcher::Error::WatchFailed(_)
         | watcher::Error::NoResourceVersion => 0,
     }
-}
-
-/// An error in one line; the watch's own words repeat those of what is behind them.
-fn words(error: &watcher::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), chain)
 }

@@ -49,6 +49,8 @@ pub enum ApiWeather {
     Garbage(String),
     /// Answers come after this time.
     Slow(Duration),
+    /// Connections are taken, and nothing is ever said on them.
+    Silent,
 }
 
 /// A running API server; it ends when this is dropped.
@@ -343,6 +345,7 @@ impl Desk {
             ApiWeather::Garbage(text) => {
                 return Some((vec![Value::String(text.clone())], Position { seen: ENDED, ..at }));
             }
+            ApiWeather::Silent => return Some((Vec::new(), at)),
             ApiWeather::Fair | ApiWeather::Slow(_) => {}
         }
         if seen < book.forgotten {
@@ -390,6 +393,7 @@ async fn answer(
         ApiWeather::Away => return refused(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", "away"),
         ApiWeather::Garbage(text) => return text.into_response(),
         ApiWeather::Slow(pause) => tokio::time::sleep(pause).await,
+        ApiWeather::Silent => return std::future::pending().await,
     }
     if let Some(target) = proxy::at(uri.path()) {
         return proxy::answer(&desk, &target).await;
