@@ -35,16 +35,32 @@ pub struct Seen {
     pub console: Vec<String>,
 }
 
+/// By which names there may be one.
+const PROGRAMS: [&str; 2] = ["chromium", "chromium-headless-shell"];
+
+/// The browser's program.
+///
+/// # Errors
+/// Why there is none, in words.
+fn program() -> Result<&'static str, String> {
+    let mut why = String::new();
+    for program in PROGRAMS {
+        match Command::new(program).arg("--version").stdin(Stdio::null()).output() {
+            Ok(output) if output.status.success() => return Ok(program),
+            Ok(output) => {
+                why = format!("{program} does not run: {}", String::from_utf8_lossy(&output.stderr).trim());
+            }
+            Err(error) if why.is_empty() => why = format!("no {program}: {error}"),
+            Err(_) => {}
+        }
+    }
+    Err(why)
+}
+
 /// Why there is no browser.
 #[must_use]
 pub fn missing() -> Option<String> {
-    match Command::new("chromium").arg("--version").stdin(Stdio::null()).output() {
-        Ok(output) if output.status.success() => None,
-        Ok(output) => {
-            Some(format!("chromium does not run: {}", String::from_utf8_lossy(&output.stderr).trim()))
-        }
-        Err(error) => Some(format!("no chromium: {error}")),
-    }
+    program().err()
 }
 
 /// Opens a page and lets so many milliseconds of its own time pass, in which timers run as soon as nothing is being fetched.
@@ -87,16 +103,17 @@ pub fn picture(netns: &Netns, url: &str, frame: Frame, file: &Path) -> Result<()
 
 fn run(netns: &Netns, arguments: &[&str]) -> Result<Output, LabError> {
     let profile = format!("--user-data-dir={PROFILE}");
+    let program = program().map_err(LabError::Otherwise)?;
     let mut command = Command::new("timeout");
-    command.args(["--kill-after=5", PATIENCE_SECONDS, "chromium"]).args(OPTIONS).arg(profile).args(arguments);
+    command.args(["--kill-after=5", PATIENCE_SECONDS, program]).args(OPTIONS).arg(profile).args(arguments);
     command.env("HOME", PROFILE).stdin(Stdio::null());
     // What an earlier run remembers would be shown in place of what the daemon says.
     let _gone = std::fs::remove_dir_all(PROFILE);
-    let output = netns.run(|| command.output())?.map_err(LabError::doing("run chromium"))?;
+    let output = netns.run(|| command.output())?.map_err(LabError::doing("run the browser"))?;
     match output.status.success() {
         true => Ok(output),
         false => Err(LabError::Program {
-            program: format!("chromium {}", arguments.join(" ")),
+            program: format!("{program} {}", arguments.join(" ")),
             said: format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr)),
         }),
     }

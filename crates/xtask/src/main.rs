@@ -61,7 +61,7 @@ enum Command {
         /// Only tests whose names contain this.
         name: Option<String>,
     },
-    /// Run the datapath's kernel tests in a virtual machine, with a kernel that has VLANs. Needs qemu-system-x86_64, cpio and Debian's packages.
+    /// Run the datapath's kernel tests in a virtual machine, with a kernel that has VLANs. Needs Debian's packages.
     Vm {
         /// Only tests whose names contain this.
         name: Option<String>,
@@ -216,11 +216,13 @@ fn test(name: Option<&str>) -> Result<(), Failure> {
         Some(name) => tests::named(&built, name)?.iter().any(|test| moto::is_needed_by(test)),
         None => true,
     };
+    let target = build::target_directory()?;
     let moto = match needs_moto {
-        true => moto::set_up(&build::target_directory()?)?,
+        true => moto::set_up(&target)?,
         false => moto::not_asked_for(),
     };
-    tests::run(&built, &moto, name)
+    let path = setup::path_for_tests(&target);
+    tests::run(&built, &moto, path, name)
 }
 
 fn sim(seeds: u64, seed: Option<u64>, json: Option<PathBuf>) -> Result<(), Failure> {

@@ -1,5 +1,6 @@
 //! The Debian packages that the demo and the tests need: installed where we may, asked for plainly where we may not.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -23,6 +24,21 @@ const FOR_TESTS: &[Needed] = &[
     ("podman", "podman"),
 ];
 
+/// The same, of which not every distribution has a package.
+const BROWSER: &[Needed] = &[("chromium-headless-shell", "chromium-headless-shell")];
+/// Any of these will do.
+const BROWSERS: &[&str] = &["chromium", "chromium-headless-shell"];
+/// What the virtual machine is made with.
+const FOR_VM: &[Needed] = &[
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("cpio", "cpio"),
+    ("depmod", "kmod"),
+    ("strip", "binutils"),
+    ("/etc/ssl/certs/ca-certificates.crt", "ca-certificates"),
+];
+/// A witness whose package starts a service: it is only unpacked, below the build's directory.
+const UNPACKED: (&str, &[&str]) = ("prometheus", &["prometheus", "promtool"]);
+
 /// What the demo needs.
 pub(crate) fn for_demo() -> Result<(), Failure> {
     install(&missing(BASE));
@@ -35,7 +51,47 @@ pub(crate) fn for_tests() -> Result<(), Failure> {
     let mut packages = missing(&all);
     packages.extend((!can_make_environments()).then_some("python3-venv"));
     install(&packages);
+    if !BROWSERS.iter().any(|browser| there(browser)) {
+        install(&missing(BROWSER));
+    }
     require(BASE)
+}
+
+/// What tests in a virtual machine need beside that.
+pub(crate) fn for_vm() -> Result<(), Failure> {
+    let all: Vec<Needed> = BASE.iter().chain(FOR_VM).copied().collect();
+    install(&missing(&all));
+    require(&all)
+}
+
+/// The path on which the tests find their programs: Prometheus' too, if it can be had.
+pub(crate) fn path_for_tests(target: &Path) -> Option<OsString> {
+    let (package, programs) = UNPACKED;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let place = target.join(package);
+    let bin = place.join("usr/bin");
+    let has = |bin: &Path| programs.iter().all(|program| bin.join(program).exists());
+    if !programs.iter().all(|program| there(program)) && !has(&bin) {
+        println!("── unpacking {package}");
+        if let Err(why) = unpack(package, &place) {
+            println!("   {why}; what needs it is skipped");
+        }
+    }
+    let own = std::iter::once(bin).filter(|bin| has(bin));
+    std::env::join_paths(own.chain(std::env::split_paths(&path))).ok()
+}
+
+/// Unpacks a package without installing it.
+fn unpack(package: &str, place: &Path) -> Result<(), String> {
+    std::fs::create_dir_all(place).map_err(|error| format!("{}: {error}", place.display()))?;
+    let script =
+        format!("apt-get -qq download {package} && dpkg-deb -x {package}_*.deb . && rm -f {package}_*.deb");
+    let made = Command::new("sh").args(["-c", &script]).current_dir(place).stdin(Stdio::null()).output();
+    let made = made.map_err(|error| format!("cannot run sh: {error}"))?;
+    match made.status.success() {
+        true => Ok(()),
+        false => Err(format!("{package} is not to be had: {}", String::from_utf8_lossy(&made.stderr).trim())),
+    }
 }
 
 fn missing(needed: &[Needed]) -> Vec<&'static str> {

@@ -1,6 +1,7 @@
 //! Running the tests and counting them: one closing line for all, and every skip with its reason.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -63,7 +64,12 @@ fn chosen(listed: &str, name: &str) -> Result<Vec<String>, String> {
 /// Runs the workspace's tests, or those whose names contain `name`.
 ///
 /// A test program that skips may say why in the file that `LAB_SKIPS` names, one `test: reason` per line.
-pub(crate) fn run(built: &Built, moto: &Moto, name: Option<&str>) -> Result<(), Failure> {
+pub(crate) fn run(
+    built: &Built,
+    moto: &Moto,
+    path: Option<OsString>,
+    name: Option<&str>,
+) -> Result<(), Failure> {
     println!("── tests");
     let skips = std::env::temp_dir().join(format!("vpc-cni-skips-{}", std::process::id()));
     let mut command = cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]);
@@ -71,6 +77,7 @@ pub(crate) fn run(built: &Built, moto: &Moto, name: Option<&str>) -> Result<(), 
         .args(name)
         .envs(built.environment())
         .envs([moto.environment()])
+        .envs(path.map(|path| ("PATH", path)))
         .env("LAB_SKIPS", &skips)
         .stdout(Stdio::piped());
     let mut child = command.spawn().map_err(|error| Failure::Why(format!("cannot run cargo: {error}")))?;

@@ -7,6 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::build::{self, Profile};
+use crate::setup;
 use crate::steps::{self, Failure};
 
 /// Makes kernel and file system.
@@ -22,6 +23,7 @@ const SYSTEM: &str = "branch_eni";
 
 /// Runs the tests whose names contain this.
 pub(crate) fn run(name: Option<&str>) -> Result<(), Failure> {
+    setup::for_vm()?;
     let built = build::all(Profile::Dev)?;
     steps::enter_workspace()?;
     let [kernel, system] = test_programs()?;

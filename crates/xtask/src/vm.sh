@@ -35,6 +35,8 @@ done
 # The daemon's client of the API server does not start without roots of trust.
 mkdir -p root/etc/ssl/certs
 cp -L /etc/ssl/certs/ca-certificates.crt root/etc/ssl/certs/
+# Rules are read as `ip` prints them, with the names of protocols.
+echo 'ipv6-icmp 58 IPv6-ICMP' > root/etc/protocols
 # The kernel asks modprobe for what nftables, VLANs and links need.
 version=$(basename kernel/lib/modules/*)
 modules=root/lib/modules/$version/kernel
