@@ -61,6 +61,8 @@ struct State {
     weather: AgentWeather,
     /// Pods whose policies are enforced, and in which mode.
     enforced: BTreeMap<String, String>,
+    /// By how many interfaces it attaches to each.
+    interfaces: BTreeMap<String, i32>,
     /// Calls that it has taken in, each as its method's name.
     calls: Vec<&'static str>,
 }
@@ -91,6 +93,12 @@ impl PolicyAgent {
     #[must_use]
     pub fn enforced(&self) -> BTreeMap<String, String> {
         self.agent.state().enforced.clone()
+    }
+
+    /// To how many interfaces of a pod, as `namespace/name`, it is attached.
+    #[must_use]
+    pub fn interfaces_of(&self, pod: &str) -> Option<i32> {
+        self.agent.state().interfaces.get(pod).copied()
     }
 
     /// How many calls it has taken in.
@@ -124,19 +132,26 @@ impl Agent {
     async fn enforce(&self, request: EnforceRequest) -> Result<PolicyReply, Status> {
         let weather = self.take_in(method::ENFORCE).await;
         let EnforceRequest { pod_name, pod_namespace, mode, interfaces } = request;
-        if !["standard", "strict"].contains(&mode.to_lowercase().as_str()) || interfaces != 1 {
+        if !["standard", "strict"].contains(&mode.to_lowercase().as_str()) || interfaces < 1 {
             return Err(Status::unknown(format!(
                 "Invalid Network Policy Mode {mode:?}, {interfaces} interfaces"
             )));
         }
         let pod = PodName { namespace: pod_namespace, name: pod_name };
-        let link = HostVeth::of_pod(&VethPrefix::default(), &pod, 0);
-        if self.netns.read(&format!("ip link show dev {}", link.as_str())).is_err() {
-            return Err(Status::unknown(format!("no link {link} to attach to")));
+        // It makes the links' names itself, of the pod's and of each interface's number.
+        for index in 0..u8::try_from(interfaces).unwrap_or(u8::MAX) {
+            let own = HostVeth::of_pod(&VethPrefix::default(), &pod, index);
+            let of_branch = (index == 0).then(|| HostVeth::of_branch(&pod));
+            let is_there = |link: &HostVeth| self.netns.read(&format!("ip link show dev {link}")).is_ok();
+            if !is_there(&own) && !of_branch.as_ref().is_some_and(is_there) {
+                return Err(Status::unknown(format!("no link {own} to attach to")));
+            }
         }
         let done = answered(weather)?;
         if done.success {
-            self.state().enforced.insert(pod.to_string(), mode);
+            let mut state = self.state();
+            state.interfaces.insert(pod.to_string(), interfaces);
+            state.enforced.insert(pod.to_string(), mode);
         }
         Ok(done)
     }
@@ -146,7 +161,9 @@ impl Agent {
         let done = answered(weather)?;
         if done.success {
             let pod = PodName { namespace: request.pod_namespace, name: request.pod_name };
-            self.state().enforced.remove(&pod.to_string());
+            let mut state = self.state();
+            state.interfaces.remove(&pod.to_string());
+            state.enforced.remove(&pod.to_string());
         }
         Ok(done)
     }

@@ -29,7 +29,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_del_does_not_wait_for_an_agent_that_hangs_and_is_heard_after_the_add", hanging),
     ("the_agent_and_probes_find_what_they_ask_for_on_the_grpc_socket", served),
     ("who_asks_the_grpc_socket_what_it_serves_is_told", reflected),
-    ("the_agent_is_told_that_pods_can_have_several_interfaces_where_they_can", several_interfaces),
+    ("the_agent_is_told_of_several_interfaces_where_pods_have_them", several_interfaces),
     ("a_plugin_of_the_go_version_is_refused_its_add_and_served_its_del", go_plugin),
     ("hostile_clients_of_the_grpc_socket_harm_nobody", hostile_clients),
 ];
@@ -207,12 +207,26 @@ fn reflected() -> Outcome {
 }
 
 fn several_interfaces() -> Outcome {
-    let settings = [("NETWORK_POLICY_ENFORCING_MODE", "strict"), ("ENABLE_MULTI_NIC", "true")];
+    let settings = [
+        ("NETWORK_POLICY_ENFORCING_MODE", "strict"),
+        ("ENABLE_MULTI_NIC", "true"),
+        ("WARM_IP_TARGET", "2"),
+        ("IPAMD_ADD_TIMEOUT_SECONDS", "20"),
+    ];
     let setting = Setting::start_on("c6in.32xlarge", &settings)?;
+    let agent = PolicyAgent::start(&setting.node)?;
     let asked = client(&setting.node)?.call(method::POLICY_CONFIGS, Empty {}, CALL);
     let got: PolicyConfigReply = asked.map_err(said)?;
     ensure!(got.multi_nic, "{got:?}");
-    Ok(())
+
+    let mut many = Pod { multi_nic: true, ..Pod::create("many", "many")? };
+    let addresses = many.add_any(&setting.node)?;
+    ensure!(addresses.len() == 2, "{addresses:?}");
+    let _one = setting.pods(0..1)?;
+    let told = ["default/many", "default/pod-0"].map(|pod| agent.interfaces_of(pod));
+    ensure!(told == [Some(2), Some(1)], "the agent is attached to {told:?} interfaces");
+    many.del(&setting.node)?;
+    eventually("that the agent forgets the pod", || agent.interfaces_of("default/many").is_none())
 }
 
 fn del_of(pod: &Pod) -> DelNetworkRequest {
