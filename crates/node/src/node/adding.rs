@@ -486,20 +486,15 @@ impl Node {
         if was_wired {
             self.forget_policies(name);
         }
-        let mut records = Vec::new();
-        for Reserved { sandbox, pod, .. } in interfaces {
-            if was_wired {
-                self.effects.push(Effect::Unwire(pod));
-                drop(self.let_go(&sandbox, now));
-            } else {
-                self.heed_astray(&sandbox);
-                self.pool.cancel(&sandbox);
-            }
-            records.push(Record::Released { sandbox, at: now });
+        let (deleted, mut records) = (!deleters.is_empty(), Vec::new());
+        for interface in interfaces {
+            records.extend(self.take_back(interface, was_wired, deleted, now));
         }
         // Also when the assignment could not be written: a snapshot taken meanwhile may hold it.
         let batch = self.next_batch();
-        self.effects.push(Effect::Append(batch, records));
+        if deleted || !records.is_empty() {
+            self.effects.push(Effect::Append(batch, records));
+        }
         for del in deleters {
             self.pending.insert(del, Pending::Release { batch, reply: Reply::Done });
         }
@@ -510,6 +505,22 @@ impl Node {
         } else {
             self.fail_add(id, &add.attachment, failure);
         }
+    }
+
+    /// Takes back one interface of an ADD that has failed; what the disk is to say of it. What an ADD before has brought stays where the
+    /// kernel has refused the repeated one, on disk too: the pod may live, or else it is found dead. Unless its DEL has come.
+    fn take_back(&mut self, of: Reserved, was_wired: bool, deleted: bool, now: Moment) -> Option<Record> {
+        let Reserved { sandbox, pod, .. } = of;
+        if was_wired {
+            self.effects.push(Effect::Unwire(pod));
+            drop(self.let_go(&sandbox, now));
+        } else if self.pool.is_reserved(&sandbox) {
+            self.heed_astray(&sandbox);
+            self.pool.cancel(&sandbox);
+        } else {
+            return if deleted { self.release(&sandbox, now) } else { None };
+        }
+        Some(Record::Released { sandbox, at: now })
     }
 
     /// The DEL of a sandbox came while its ADD was under way. If that is at work, the DEL is answered once it is undone on

@@ -8,6 +8,7 @@ use wire::{Failure, Reply, Request, Verb};
 use super::{World, attachment, batch, reply};
 use crate::cloud::{CloudError, CloudErrorKind};
 use crate::node::{CallId, Effect, Event};
+use crate::store::Record;
 
 /// Whether the ENIs are looked at soon after the first call was refused like this.
 fn looks_after(kind: CloudErrorKind) -> bool {
@@ -198,4 +199,55 @@ fn a_refusal_that_comes_after_the_answer_frees_the_address_and_is_told_to_nobody
     assert!(said(&effects, id).is_none(), "{effects:?}");
     let addresses = world.node.report(world.now).addresses;
     assert_eq!((addresses.free, addresses.reserved, addresses.cooling), (1, 0, 0));
+}
+
+/// An ADD of a pod that is there already is refused by the kernel; a DEL comes before that, or not. What follows.
+fn repeated_in_vain(world: &mut World, deleted: bool) -> Vec<Effect> {
+    world.added("a");
+    let (id, effects) = world.add("a");
+    let written = batch(&effects).expect("an append");
+    world.handle(Event::Written { batch: written, result: Ok(()) });
+    if deleted {
+        assert!(reply(&world.del("a", 200)).is_none());
+    }
+    let refusal = Failure::new(Reason::KernelRefused, "no");
+    let effects = world.handle(Event::Wired { id, result: Err(refusal) });
+    assert_eq!(said(&effects, id).and_then(Reply::failure).map(|f| f.reason), Some(Reason::KernelRefused));
+    effects
+}
+
+/// What the disk is told that sandboxes have given back.
+fn released(effects: &[Effect]) -> usize {
+    let records = effects.iter().filter_map(|effect| match effect {
+        Effect::Append(_, records) => Some(records),
+        _ => None,
+    });
+    records.flatten().filter(|record| matches!(record, Record::Released { .. })).count()
+}
+
+#[test]
+fn a_pod_whose_repeated_add_the_kernel_refuses_keeps_its_address_on_disk_too() {
+    let mut world = World::ready(3);
+
+    let effects = repeated_in_vain(&mut world, false);
+
+    // A start that read of a release would take away what may be a living pod's.
+    assert_eq!(released(&effects), 0, "{effects:?}");
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Unwire(_))), "{effects:?}");
+    assert_eq!(world.node.report(world.now).addresses.assigned, 1);
+}
+
+#[test]
+fn a_pod_that_is_deleted_while_its_repeated_add_fails_is_released_in_memory_too() {
+    let mut world = World::ready(3);
+
+    let effects = repeated_in_vain(&mut world, true);
+
+    assert_eq!(released(&effects), 1, "{effects:?}");
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Unwire(_))), "{effects:?}");
+    let addresses = world.node.report(world.now).addresses;
+    assert_eq!((addresses.assigned, addresses.reserved, addresses.cooling), (0, 0, 1));
+    let undone = batch(&effects).expect("the release");
+    let effects = world.handle(Event::Written { batch: undone, result: Ok(()) });
+    assert!(matches!(reply(&effects), Some(Reply::Done)), "{effects:?}");
 }
