@@ -1,5 +1,6 @@
 //! EC2: what to ask for, when to hold off, and why there is nothing.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pool::{Action, ActionId, Mode, Outcome, Wanted};
@@ -36,6 +37,12 @@ pub(super) struct CloudState {
     /// Why EC2 has not taken back what is to spare.
     kept: Option<Trouble>,
     failures: u32,
+    /// When the last call that counts has failed.
+    failed_at: Option<Moment>,
+    /// When it was last found that no new calls are to be made for a while.
+    held_at: Option<Moment>,
+    /// When each call that is under way began.
+    calls: BTreeMap<ActionId, Moment>,
     /// How many looks in a row have failed.
     blind_looks: u32,
     /// How often in a row EC2 has not taken something back.
@@ -76,6 +83,9 @@ impl CloudState {
             blind: None,
             kept: None,
             failures: 0,
+            failed_at: None,
+            held_at: None,
+            calls: BTreeMap::new(),
             blind_looks: 0,
             keeps: 0,
             hold_until: Moment(0),
@@ -99,6 +109,7 @@ impl CloudState {
         let pause = doubled(BACKOFF, self.failures);
         self.failures = self.failures.saturating_add(1);
         self.hold_until = now.plus(self.jitter(pause));
+        (self.failed_at, self.held_at) = (Some(now), Some(now));
         self.trouble(error);
     }
 
@@ -131,6 +142,7 @@ impl CloudState {
         self.wrong = false;
         if error.kind() == CloudErrorKind::Throttled {
             self.hold_until = self.hold_until.max(self.look_at);
+            self.held_at = Some(now);
         }
         self.blind = Some(told(error));
     }
@@ -160,14 +172,21 @@ impl CloudState {
     /// Forgets what was refused for a cause that is no more.
     pub(super) fn forget(&mut self, refused: CloudErrorKind) {
         if self.trouble.as_ref().is_some_and(|(kind, _)| *kind == refused) {
-            self.worked();
+            (self.trouble, self.failures, self.hold_until) = (None, 0, Moment(0));
         }
     }
 
-    pub(super) fn worked(&mut self) {
-        self.trouble = None;
-        self.failures = 0;
-        self.hold_until = Moment(0);
+    /// A call has succeeded that began then. One that began before another has failed says nothing of what EC2 makes of the next: the pause
+    /// after that failure is all that holds calls back, and stays.
+    pub(super) fn worked(&mut self, begun: Moment) {
+        let is_later = |failure: Option<Moment>| failure.is_none_or(|at| begun > at);
+        if is_later(self.failed_at) {
+            self.trouble = None;
+            self.failures = 0;
+        }
+        if is_later(self.held_at) {
+            self.hold_until = Moment(0);
+        }
     }
 
     /// Between half and one and a half times `d`, so that nodes do not march in step.
@@ -216,7 +235,7 @@ impl Node {
         self.memory.dirty = true;
         // The host was brought in line with the old ones.
         self.host.dirty |= std::mem::take(&mut self.memory.old_facts);
-        self.cloud.worked();
+        self.cloud.worked(now);
         self.cloud.sees();
         self.cloud.look_at = now;
     }
@@ -252,12 +271,13 @@ impl Node {
     pub(super) fn acted(&mut self, id: ActionId, result: Result<Outcome, CloudError>, now: Moment) {
         self.glance_later(now);
         let gives_back = self.pool.gives_back(id);
+        let begun = self.cloud.calls.remove(&id).unwrap_or(now);
         match result {
             Ok(mut outcome) => {
                 if let Outcome::Created(eni) = &mut outcome {
                     self.make_local(std::slice::from_mut(eni));
                 }
-                self.cloud.worked();
+                self.cloud.worked(begun);
                 if gives_back {
                     self.cloud.gave_back();
                 }
@@ -309,7 +329,7 @@ impl Node {
             tracing::info!(why = %planned.why, "{}", planned.action);
             let id = self.pool.begin(&planned.action);
             let Some(leaving) = planned.action.leaving() else {
-                self.act(id, planned.action);
+                self.act(id, planned.action, now);
                 continue;
             };
             let batch = self.next_batch();
@@ -335,7 +355,7 @@ impl Node {
         let Some((id, action)) = self.intents.remove(&batch) else { return };
         // Somebody may have put the brake on meanwhile.
         match result {
-            Ok(()) if self.may(true) && !self.keeps_all() => self.act(id, action),
+            Ok(()) if self.may(true) && !self.keeps_all() => self.act(id, action, now),
             Ok(()) | Err(_) => self.taken_back(id, now),
         }
     }
@@ -345,7 +365,7 @@ impl Node {
         self.settle(Gain::Action(id, Outcome::Failed), now);
     }
 
-    fn act(&mut self, id: ActionId, mut action: Action) {
+    fn act(&mut self, id: ActionId, mut action: Action, now: Moment) {
         if let Action::CreateEni { wanted, .. } = &mut action
             && !self.settings.families.has_ipv4_of_vpc()
         {
@@ -353,6 +373,7 @@ impl Node {
             *wanted = Wanted::Addresses(0);
         }
         let groups = self.groups_of_new();
+        self.cloud.calls.insert(id, now);
         self.effects.push(Effect::Act { id, action, groups });
     }
 

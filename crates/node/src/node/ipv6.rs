@@ -59,8 +59,8 @@ struct EniIpv6 {
     lost: BTreeSet<Ipv6Prefix>,
     /// When EC2 gave it to us: pictures asked for shortly after may lack it.
     given_at: Option<Moment>,
-    /// EC2 has been asked for one.
-    asking: bool,
+    /// EC2 has been asked for one, then.
+    asked_at: Option<Moment>,
     /// EC2 may have given one at this time: a picture tells that was asked for some time later.
     unsure: Option<Moment>,
     /// How often in a row EC2 has given none.
@@ -286,7 +286,7 @@ impl Node {
         // A picture may lack one that was just made, or that leads pods out.
         let kept = self.pool.seen().chain(&self.host.led).map(|eni| eni.id.clone());
         let kept: BTreeSet<EniId> = kept.chain(self.ipv6.primary.clone()).chain(shown.clone()).collect();
-        self.ipv6.enis.retain(|eni, of| kept.contains(eni) || of.asking);
+        self.ipv6.enis.retain(|eni, of| kept.contains(eni) || of.asked_at.is_some());
         for eni in shown.into_iter().chain(self.ipv6.primary.clone()).collect::<BTreeSet<EniId>>() {
             let seen = picture.ipv6_prefixes.get(&eni).cloned().unwrap_or_default();
             self.eni_ipv6_pictured(&eni, seen, picture.as_of);
@@ -363,8 +363,8 @@ impl Node {
         let lacking = self.pool.seen().filter(|eni| self.serves_ipv6(eni)).map(|eni| eni.id.clone());
         for eni in lacking.collect::<Vec<_>>() {
             let of = self.ipv6.enis.entry(eni.clone()).or_default();
-            if of.prefix.is_none() && !of.asking && of.unsure.is_none() && of.ask_at <= now {
-                of.asking = true;
+            if of.prefix.is_none() && of.asked_at.is_none() && of.unsure.is_none() && of.ask_at <= now {
+                of.asked_at = Some(now);
                 self.effects.push(Effect::AssignIpv6(eni));
             }
         }
@@ -379,10 +379,10 @@ impl Node {
     pub(super) fn ipv6_assigned(&mut self, eni: &EniId, result: Result<Ipv6Prefix, CloudError>, now: Moment) {
         let is_primary = self.ipv6.primary.as_ref() == Some(eni);
         let of = self.ipv6.enis.entry(eni.clone()).or_default();
-        of.asking = false;
+        let begun = of.asked_at.take().unwrap_or(now);
         match result {
             Ok(prefix) => {
-                self.cloud.worked();
+                self.cloud.worked(begun);
                 tracing::info!(%eni, %prefix, "EC2 has given an ENI an IPv6 prefix");
                 // A picture has shown one meanwhile, of a call before: pods may have addresses of that.
                 if let Some(one_more) = of.prefix.replace(prefix).filter(|had| *had != prefix) {

@@ -5,6 +5,14 @@ use crate::hold::Hold;
 
 /// A world on an instance with four network cards; so many free addresses on the first two, and EFA only on the others.
 fn world(free: [u8; 2]) -> World {
+    let mut world = identified();
+    let effects = look(&mut world, free);
+    world.converge(&effects);
+    world
+}
+
+/// Such a world before its ENIs are known.
+pub(super) fn identified() -> World {
     let mut world = World::new();
     world.node.settings.multi_nic = true;
     // What is too much stays.
@@ -18,8 +26,6 @@ fn world(free: [u8; 2]) -> World {
         ipv6: None,
     };
     world.handle(Event::Identified(Box::new(facts)));
-    let effects = look(&mut world, free);
-    world.converge(&effects);
     world
 }
 
@@ -38,7 +44,7 @@ pub(super) fn eni(card: u8, addresses: u8) -> EniSeen {
     }
 }
 
-fn look(world: &mut World, free: [u8; 2]) -> Vec<Effect> {
+pub(super) fn look(world: &mut World, free: [u8; 2]) -> Vec<Effect> {
     let subnets = BTreeMap::from([("subnet-1".parse().unwrap(), "10.0.0.0/20".parse().unwrap())]);
     let efa_only = [NetworkCard(2), NetworkCard(3)];
     let picture = Picture {

@@ -105,3 +105,98 @@ fn a_subnet_of_which_a_quarter_is_free_has_plenty() {
         assert_eq!(world.node.has_plenty(), plenty);
     }
 }
+
+/// The calls that are begun among these effects.
+fn calls(effects: &[Effect]) -> Vec<ActionId> {
+    let calls = effects.iter().filter_map(|effect| match effect {
+        Effect::Act { id, .. } => Some(*id),
+        _ => None,
+    });
+    calls.collect()
+}
+
+/// A node that has asked for addresses of two network cards at once; the calls.
+fn with_two_calls() -> (World, ActionId, ActionId) {
+    let mut world = cards::identified();
+    let effects = cards::look(&mut world, [0, 0]);
+    let effects = world.converge(&effects);
+    let [first, second] = calls(&effects)[..] else { panic!("{effects:?}") };
+    (world, first, second)
+}
+
+fn slow_down(call: &'static str) -> CloudError {
+    CloudError::new(CloudErrorKind::Throttled, call, "slow down")
+}
+
+/// EC2 has no time for a call, a moment later; what follows.
+fn throttled(world: &mut World, id: ActionId) -> Vec<Effect> {
+    world.now = world.now.plus(Duration::from_millis(10));
+    follows(world, Event::Acted { id, result: Err(slow_down("AssignPrivateIpAddresses")) })
+}
+
+/// A call gives an address, a moment later; what follows.
+fn gives(world: &mut World, id: ActionId, address: [u8; 4]) -> Vec<Effect> {
+    world.now = world.now.plus(Duration::from_millis(10));
+    let given = Given::addresses([address.into()].into());
+    follows(world, Event::Acted { id, result: Ok(Outcome::Assigned(given)) })
+}
+
+#[test]
+fn the_success_of_a_call_from_before_ec2_was_busy_does_not_cut_the_pause_short() {
+    let (mut world, first, second) = with_two_calls();
+    assert!(!asks(&throttled(&mut world, first)));
+
+    let effects = gives(&mut world, second, [10, 0, 1, 10]);
+
+    assert!(!asks(&effects), "{effects:?}");
+    assert_eq!(world.node.report(world.now).trouble, Some(Reason::Throttled));
+    assert!(asks(&pass(&mut world, 2)), "once the pause is over");
+}
+
+#[test]
+fn only_the_success_of_a_call_from_after_a_failure_ends_the_doubling_of_pauses() {
+    let (mut world, first, second) = with_two_calls();
+    throttled(&mut world, first);
+    gives(&mut world, second, [10, 0, 1, 10]);
+    for _ in 0..4 {
+        let asked = calls(&pass(&mut world, 60));
+        throttled(&mut world, asked[0]);
+    }
+    // The fifth pause: between 8 and 24 s.
+    assert!(!asks(&pass(&mut world, 7)));
+    let asked = calls(&pass(&mut world, 20));
+
+    let effects = gives(&mut world, asked[0], [10, 0, 0, 10]);
+
+    assert_eq!(world.node.report(world.now).trouble, None);
+    let next = calls(&effects);
+    throttled(&mut world, next[0]);
+    assert!(asks(&pass(&mut world, 2)), "the first pause again");
+}
+
+#[test]
+fn the_success_of_a_call_from_before_a_look_that_ec2_was_too_busy_for_does_not_cut_the_pause_short() {
+    let (mut world, first, _) = with_two_calls();
+    world.now = world.now.plus(Duration::from_millis(10));
+    world.handle(Event::Looked(Err(slow_down("DescribeNetworkInterfaces"))));
+
+    let effects = gives(&mut world, first, [10, 0, 0, 10]);
+
+    assert!(!asks(&effects), "{effects:?}");
+    assert!(asks(&pass(&mut world, 2)), "once the pause is over");
+}
+
+#[test]
+fn an_ipv6_prefix_that_was_asked_for_before_ec2_was_busy_does_not_cut_the_pause_short() {
+    let mut world = World::of(Families::Dual);
+    let effects = world.first_look(0);
+    let effects = world.converge(&effects);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::AssignIpv6(_))), "{effects:?}");
+    throttled(&mut world, calls(&effects)[0]);
+
+    let prefix = "2001:db8:0:1:4a2f::/80".parse().unwrap();
+    let effects = follows(&mut world, Event::Ipv6Assigned("eni-0".parse().unwrap(), Ok(prefix)));
+
+    assert!(!asks(&effects), "{effects:?}");
+    assert!(asks(&pass(&mut world, 2)), "once the pause is over");
+}
