@@ -238,7 +238,10 @@ impl Owner {
                 self.wire_or_fail(Some(Wiring::Survey(holders)), |_| Event::Dead(Vec::new()));
             }
             Effect::Unwire(pod) => self.wire_or_fail(Some(Wiring::Remove(pod)), |_| Event::Tick),
-            Effect::Mend(pods) => self.wire_or_fail(Some(Wiring::Mend(pods)), |_| Event::Tick),
+            Effect::Mend(pods) => {
+                let none = |_| Event::PodsCompared { put_back: false, lost: Vec::new() };
+                self.wire_or_fail(Some(Wiring::Mend(pods)), none);
+            }
             Effect::Append(batch, records) => {
                 if self.parts.writing.send(Writing::Append(batch, records)).is_err() {
                     self.step(Event::Written {

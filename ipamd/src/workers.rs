@@ -83,9 +83,6 @@ fn wire_pods(wirer: &mut Wirer, metrics: &Metrics, inbox: &Receiver<Wiring>, eve
             }
             Wiring::Mend(pods) => {
                 let (put_back, lost) = mend(wirer, metrics, &pods);
-                if !put_back && lost.is_empty() {
-                    continue;
-                }
                 Event::PodsCompared { put_back, lost }
             }
             Wiring::Remove(pod) => {

@@ -233,7 +233,8 @@ pub enum Event {
         /// What came of it; or the trouble that the whole node has.
         result: Result<HostMade, String>,
     },
-    /// The wiring of pods was compared with what it should be, and something was not.
+    /// The wiring of pods was compared with what it should be, or could not be. Told of each such look, also where it has found nothing: the
+    /// next one waits for that.
     PodsCompared {
         /// Others had changed it, and it was put back.
         put_back: bool,
@@ -294,7 +295,7 @@ pub enum Effect {
     Check(CallId, Vec<PodSpec>),
     /// Take a pod's wiring away; nobody waits for it.
     Unwire(PodSpec),
-    /// Put back what others have taken of the wiring of these pods; nobody waits for it.
+    /// Put back what others have taken of the wiring of these pods. Not asked for again before [`Event::PodsCompared`] has told the end.
     Mend(Vec<PodSpec>),
     /// See which of these sandboxes have no host link any more.
     Survey(Vec<(SandboxKey, HostVeth)>),

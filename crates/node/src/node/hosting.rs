@@ -66,6 +66,10 @@ pub(super) struct HostState {
     answered: bool,
     /// The last look has put something back.
     put_back: bool,
+    /// Pods are being compared with what they should be.
+    comparing: bool,
+    /// They are to be, since the last such look began.
+    compare_due: bool,
     /// Pause between two looks that notices lead to, of which the second may be to an answer to the first.
     pause: Duration,
     /// How many looks on end notices have led to, each after one that had to put something back.
@@ -427,7 +431,8 @@ impl Node {
         self.host.dirty = false;
         // The start looks too: others may have been here while nobody did.
         if repair || self.host.touched || !self.cloud.pictured {
-            self.effects.push(Effect::Mend(self.wired_pods()));
+            self.host.compare_due = true;
+            self.compare_pods();
             self.host.looks(self.settings.repair_every, now);
         }
         let mut settling = std::mem::take(&mut self.host.settling);
@@ -438,6 +443,21 @@ impl Node {
         }
         self.host.settling = settling;
         self.effects.push(Effect::Converge { generation: self.host.generation, host: Box::new(wish) });
+    }
+
+    /// Has pods compared with what they should be, if that is due: one look at a time, for ADDs wait behind each, and what a look finds late
+    /// it finds with the pods of then.
+    fn compare_pods(&mut self) {
+        if self.host.compare_due && !self.host.comparing {
+            (self.host.compare_due, self.host.comparing) = (false, true);
+            self.effects.push(Effect::Mend(self.wired_pods()));
+        }
+    }
+
+    /// The look at pods has ended, and what it has told was heeded.
+    pub(super) fn compared(&mut self) {
+        self.host.comparing = false;
+        self.compare_pods();
     }
 
     /// The ENIs that the kernel should know; of two that have an address the first one leads it out:

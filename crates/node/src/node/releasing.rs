@@ -78,6 +78,7 @@ impl Node {
         let dead: Vec<SandboxKey> =
             lost.iter().copied().filter(|sandbox| is_gone(sandbox)).cloned().collect();
         self.dead(&dead, now);
+        self.compared();
     }
 
     /// These have no link any more. One that is being added again meanwhile gets a new one.

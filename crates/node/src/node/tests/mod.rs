@@ -80,6 +80,7 @@ impl World {
     fn made_ready(mut self, addresses: u8) -> Self {
         let effects = self.first_look(addresses);
         self.converge(&effects);
+        self.handle(Event::PodsCompared { put_back: false, lost: Vec::new() });
         self
     }
 

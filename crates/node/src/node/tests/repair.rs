@@ -8,8 +8,16 @@ fn made(put_back: bool) -> HostMade {
     HostMade { put_back, ..HostMade::default() }
 }
 
-/// Answers the wish that is among the effects, if there is one.
+/// Answers the wish that is among the effects, if there is one, and the look at pods, which finds nothing.
 fn answer(world: &mut World, effects: &[Effect], result: Result<HostMade, String>) -> bool {
+    if effects.iter().any(|effect| matches!(effect, Effect::Mend(_))) {
+        compared(world, false);
+    }
+    answer_wish(world, effects, result)
+}
+
+/// Answers the wish alone.
+fn answer_wish(world: &mut World, effects: &[Effect], result: Result<HostMade, String>) -> bool {
     let generation = effects.iter().find_map(|effect| match effect {
         Effect::Converge { generation, .. } => Some(*generation),
         _ => None,
@@ -30,7 +38,12 @@ fn tick(world: &mut World) -> Vec<Effect> {
     world.handle(Event::Tick)
 }
 
-/// The time from a notice to the look.
+/// The pods have been compared.
+fn compared(world: &mut World, put_back: bool) -> Vec<Effect> {
+    world.handle(Event::PodsCompared { put_back, lost: Vec::new() })
+}
+
+/// The time from a notice to the look; whether that finds something of the host undone.
 fn notice(world: &mut World, put_back: bool) -> Duration {
     let told = world.now;
     world.handle(Event::Touched);
@@ -113,7 +126,7 @@ fn what_pods_lost_counts_as_a_fight_too() {
 
     for _ in 0..12 {
         notice(&mut world, false);
-        world.handle(Event::PodsCompared { put_back: true, lost: Vec::new() });
+        compared(&mut world, true);
     }
 
     assert!(told(&world));
@@ -157,6 +170,42 @@ fn pods_are_looked_at_although_the_node_wishes_all_the_time() {
     }
 
     assert!((3..=4).contains(&looks), "{looks} looks in two minutes");
+}
+
+/// What two minutes lead to while the kernel is slow to compare pods.
+fn two_minutes_without_an_answer(world: &mut World) -> usize {
+    let until = world.now.plus(Duration::from_secs(120));
+    let mut looks = 0;
+    while world.now < until {
+        let effects = tick(world);
+        looks += usize::from(mends(&effects));
+        answer_wish(world, &effects, Ok(made(false)));
+    }
+    looks
+}
+
+#[test]
+fn pods_are_compared_once_at_a_time_and_once_more_after_all_that_fell_due_meanwhile() {
+    let mut world = World::ready(4);
+    world.added("a");
+    assert_eq!(two_minutes_without_an_answer(&mut world), 1);
+
+    let effects = compared(&mut world, false);
+    assert!(mends(&effects), "{effects:?}");
+    assert!(!mends(&compared(&mut world, false)), "nothing more has fallen due");
+    assert_eq!(two_minutes_without_an_answer(&mut world), 1);
+}
+
+#[test]
+fn a_pod_that_is_found_gone_is_not_among_those_that_are_compared_next() {
+    let mut world = World::ready(4);
+    ["gone", "lives"].into_iter().for_each(|pod| world.added(pod));
+    two_minutes_without_an_answer(&mut world);
+
+    let lost = vec![host_if_of(&attachment("gone", "gone"))];
+    let effects = world.handle(Event::PodsCompared { put_back: false, lost });
+
+    assert!(mends(&effects), "{effects:?}");
 }
 
 #[test]

@@ -67,8 +67,8 @@ impl World {
     /// Pods are compared with what the kernel has of them. Nobody takes a pod's route here.
     pub(super) fn compare_pods(&mut self, pods: Vec<PodSpec>) -> Held {
         let gone = pods.into_iter().map(|pod| pod.host_if);
-        let lost: Vec<_> = gone.filter(|host_if| !self.links.contains_key(host_if)).collect();
-        if lost.is_empty() { Ok(()) } else { self.hear(Event::PodsCompared { put_back: false, lost }) }
+        let lost = gone.filter(|host_if| !self.links.contains_key(host_if)).collect();
+        self.hear(Event::PodsCompared { put_back: false, lost })
     }
 
     /// The packets of each live pod leave by the ENI that has its address (I16).
