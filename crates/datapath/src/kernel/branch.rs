@@ -96,6 +96,17 @@ fn table_of(host: &mut Socket, family: Family, table: TableId) -> Result<(Vec<Ro
     Ok((ways.filter_map(to_route).map(|(_, route)| route).collect(), told.iter().any(is_refusal)))
 }
 
+/// Whether a branch ENI's table leads to a pod. It may be another pod's by now, which has its number.
+pub(super) fn leads_to(pod: &PodSpec, table: TableId, host: &mut Socket) -> Result<bool, WireError> {
+    for family in families_of(pod) {
+        let (ways, _) = table_of(host, family, table)?;
+        if ways.iter().any(|way| pod.addresses.contains(&way.destination.ip())) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Packets of a family, in words after those.
 const fn of(family: Family) -> &'static str {
     match family {

@@ -101,8 +101,7 @@ pub struct Mended<'a> {
 pub struct Mending<'a> {
     /// Pods for which something was put back.
     pub mended: Vec<Mended<'a>>,
-    /// Pods of which the host has neither the link nor a route: their namespace is gone. Those that only their branch ENI's table leads to are
-    /// never among them.
+    /// Pods of which the host has neither the link nor a route: their namespace is gone.
     pub lost: Vec<&'a PodSpec>,
 }
 
@@ -141,11 +140,9 @@ struct Reached {
 }
 
 impl Reached {
-    /// Whether something leads to a pod: then somebody may have renamed its link, and it lives. Only our own table was looked at: one that is
-    /// reached by another, as with a strict branch ENI, may be.
-    fn may_lead_to(&self, pod: &PodSpec) -> bool {
-        pod.table_on_host() != TableId::PODS
-            || self.routes.iter().any(|(address, _)| pod.addresses.contains(address))
+    /// Whether our table leads to a pod.
+    fn leads_to(&self, pod: &PodSpec) -> bool {
+        self.routes.iter().any(|(address, _)| pod.addresses.contains(address))
     }
 }
 
@@ -415,8 +412,8 @@ impl Wirer {
         let (mut found, mut refused) = (Mending::default(), None);
         for pod in pods {
             let Some(veth) = veths.get(pod.host_if.as_str()) else {
-                // A link that cannot be looked for is taken to be there.
-                if !there.may_lead_to(pod) && !self.has_link(pod.host_if.as_str()).unwrap_or(true) {
+                // What cannot be looked for is taken to be there.
+                if !self.may_live(pod, &there).unwrap_or(true) {
                     found.lost.push(pod);
                 }
                 continue;
@@ -439,6 +436,18 @@ impl Wirer {
             None => Ok(found),
             Some(source) => Err(MendError { found, source }),
         }
+    }
+
+    /// Whether a pod may live whose host end is not among the veths: it has become something else, or somebody has renamed it, and a route leads
+    /// there.
+    fn may_live(&mut self, pod: &PodSpec, there: &Reached) -> Result<bool, WireError> {
+        let table = pod.table_on_host();
+        let is_led_to = match table {
+            TableId::PODS => there.leads_to(pod),
+            // Looked at for such pods alone: those that live have theirs looked at with what else their branch ENI needs.
+            _ => branch::leads_to(pod, table, &mut self.host)?,
+        };
+        Ok(is_led_to || self.has_link(pod.host_if.as_str())?)
     }
 
     /// Makes the host's part of a pod's wiring anew: a link that comes up lacks its routes, and one whose MTU was below that of IPv6 its settings.
