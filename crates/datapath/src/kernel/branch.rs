@@ -7,7 +7,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use netlink_packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
-use rtnetlink::LinkVlan;
+use rtnetlink::{LinkUnspec, LinkVlan};
 use rustix::io::Errno;
 use types::{Branch, BranchEni, BranchIpv4, Enforcing, Mac, TableId, VlanId};
 
@@ -190,6 +190,9 @@ fn place(branch: &Branch, trunks: &mut Trunks, host: &mut Socket) -> Result<IfIn
             if !link.up {
                 raise_trunk(branch.trunk, trunks, host)?;
             }
+            if let Some(mtu) = mtu_lost(&link, branch, host)? {
+                host.batch(vec![set_mtu(link.index, mtu)]).map_err(step("put back the VLAN's MTU"))?;
+            }
             Ok(link.index)
         }
         other => {
@@ -199,6 +202,19 @@ fn place(branch: &Branch, trunks: &mut Trunks, host: &mut Socket) -> Result<IfIn
             create(branch, trunks, host)
         }
     }
+}
+
+/// What the MTU of a VLAN's link should be, where it is less: the kernel takes it down with that of the trunk, and not up again. A trunk that
+/// others gave another MAC address is not known.
+fn mtu_lost(vlan: &LinkSeen, branch: &Branch, host: &mut Socket) -> Result<Option<u32>, WireError> {
+    let Some(below) = vlan.peer else { return Ok(None) };
+    let trunk = known(host.batch(vec![pod::get_link_at(below)]))?;
+    let trunk = trunk.filter(|trunk| trunk.mac == Some(branch.trunk));
+    Ok(trunk.map(|trunk| trunk.mtu).filter(|mtu| vlan.mtu < *mtu))
+}
+
+fn set_mtu(link: IfIndex, mtu: u32) -> Ask {
+    (RouteNetlinkMessage::SetLink(LinkUnspec::new_with_index(link.0).mtu(mtu).build()), 0)
 }
 
 /// The kernel takes VLANs down with their trunk, and refuses to bring one up before that. A trunk that others gave another MAC address is not
@@ -343,6 +359,9 @@ pub(super) fn differences(
     let mut found = Vec::new();
     if !vlan.up {
         found.push(format!("{name} was down"));
+    }
+    if let Some(mtu) = mtu_lost(&vlan, branch, host)? {
+        found.push(format!("the MTU of {name} was {}, not {mtu}", vlan.mtu));
     }
     let (table, mut routes) = (branch.eni.vlan.table(), BTreeSet::new());
     for family in Family::ALL {

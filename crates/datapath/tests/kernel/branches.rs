@@ -23,11 +23,22 @@ const ROUTER_IPV6: &str = "fe80:ec2::1";
 
 /// Whether the kernel has VLANs.
 pub(crate) fn no_vlan() -> Option<String> {
-    let script = "ip link add vprobe0 type veth peer name vprobe1 && ip link add link vprobe0 name vprobe.7 type vlan id 7";
-    let output = Command::new("unshare").args(["--net", "sh", "-c", script]).output();
+    lacks("VLANs", "vlan id 7")
+}
+
+/// Whether it has anything whose link stands on another as a VLAN's does.
+pub(crate) fn nothing_stacked() -> Option<String> {
+    no_vlan().and_then(|_| lacks("VLANs, nor MACVLANs", "macvlan"))
+}
+
+fn lacks(what: &str, kind: &str) -> Option<String> {
+    let script = format!(
+        "ip link add vprobe0 type veth peer name vprobe1 && ip link add link vprobe0 name vprobe.7 type {kind}"
+    );
+    let output = Command::new("unshare").args(["--net", "sh", "-c", &script]).output();
     match output {
         Ok(output) if output.status.success() => None,
-        Ok(output) => Some(format!("no VLANs: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        Ok(output) => Some(format!("no {what}: {}", String::from_utf8_lossy(&output.stderr).trim())),
         Err(error) => Some(format!("no `unshare` program: {error}")),
     }
 }
@@ -396,6 +407,38 @@ pub(crate) fn late_del() -> Outcome {
 
     assert!(stage.reaches(&pod, ROUTER)?);
     assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new());
+    Ok(())
+}
+
+/// The kernel takes the MTU of what stands on a trunk down with the trunk's, and not up again. Where it has no VLANs a MACVLAN stands in.
+pub(crate) fn mtu_follows_the_trunk() -> Outcome {
+    let vlan = no_vlan().is_none();
+    let stage = Stage::begin(vlan)?;
+    if !vlan {
+        ip("link del vlan.eth.7")?;
+        ip(&format!("link add link trunk0 name vlan.eth.7 address {BRANCH} type macvlan"))?;
+    }
+    let mut wirer = Wirer::open()?;
+    let pod = stage.pod(Enforcing::Strict)?;
+    pod.add(&mut wirer)?;
+    let mtu = || Ok::<_, Failed>(json("link show dev vlan.eth.7")?[0]["mtu"].as_u64());
+    assert_eq!((mtu()?, wirer.check(&pod.spec, pod.socket()?)?), (Some(9001), Vec::new()));
+
+    // Below that of IPv6 its settings go too.
+    for lowered in [1400, 1200] {
+        ip(&format!("link set trunk0 mtu {lowered}"))?;
+        assert_eq!(mtu()?, Some(lowered));
+        converge(&stage.spec)?;
+        assert_eq!(mtu()?, Some(lowered), "the kernel does it by itself");
+
+        let [mended] = &wirer.mend(std::slice::from_ref(&pod.spec))?.mended[..] else {
+            return Err(format!("{lowered}: not found").into());
+        };
+
+        let wrong = format!("the MTU of vlan.eth.7 was {lowered}, not 9001");
+        assert!(mended.what.contains(&wrong), "{:?}", mended.what);
+        assert_eq!((mtu()?, wirer.check(&pod.spec, pod.socket()?)?), (Some(9001), Vec::new()));
+    }
     Ok(())
 }
 

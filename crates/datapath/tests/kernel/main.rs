@@ -68,6 +68,8 @@ fn main() -> std::process::ExitCode {
         ("a_strict_branch_pod_has_a_vlan_that_the_kernel_made", branches::strict_with_vlan),
         ("a_standard_branch_pod_has_a_vlan_that_the_kernel_made", branches::standard_with_vlan),
     ];
+    let stacked: [(&str, Test); 1] =
+        [("a_vlan_whose_trunk_has_its_mtu_back_has_its_own_back", branches::mtu_follows_the_trunk)];
     let missing = entered.and_then(|()| has_veth()).err();
     if let Some(reason) = &missing {
         skipped(&tests.map(|(name, _)| name), reason);
@@ -76,6 +78,10 @@ fn main() -> std::process::ExitCode {
     if let Some(reason) = &no_vlan {
         skipped(&with_vlan.map(|(name, _)| name), reason);
     }
+    let nothing_stacked = missing.clone().or_else(branches::nothing_stacked);
+    if let Some(reason) = &nothing_stacked {
+        skipped(&stacked.map(|(name, _)| name), reason);
+    }
     let trial = |ignored: bool| {
         move |(name, test): (&'static str, Test)| {
             Trial::test(name, move || apart(test)).with_ignored_flag(ignored)
@@ -83,6 +89,7 @@ fn main() -> std::process::ExitCode {
     };
     let trials = tests.into_iter().map(trial(missing.is_some()));
     let trials = trials.chain(with_vlan.into_iter().map(trial(no_vlan.is_some())));
+    let trials = trials.chain(stacked.into_iter().map(trial(nothing_stacked.is_some())));
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }
 
