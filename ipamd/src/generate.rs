@@ -25,9 +25,9 @@ const FILES: &[File] = &[
     ("manifests/chart/values.schema.json", |_| Some(reference::chart_schema())),
 ];
 
-/// Files that the chart cannot read where they are, and where it has them.
+/// Files that the chart cannot read where they are, and where it has them. Helm makes what is in `crds` before it asks the API server what the templates' kinds are.
 const COPIES: &[(&str, &str)] = &[
-    ("manifests/crd-eniconfig.yaml", "manifests/chart/files/crd-eniconfig.yaml"),
+    ("manifests/crd-eniconfig.yaml", "manifests/chart/crds/eniconfig.yaml"),
     ("manifests/prometheusrule.yaml", "manifests/chart/files/prometheusrule.yaml"),
 ];
 

@@ -79,6 +79,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if .Values.cniConfig.enabled -}}
 {{- fail "cniConfig: the daemon writes the conflist from its settings; a file of your own is not supported" -}}
 {{- end -}}
+{{- if eq (toString .Values.crd.create) "false" -}}
+{{- fail "crd.create: no value keeps Helm from making the resource ENIConfig of this chart where there is none; --skip-crds does" -}}
+{{- end -}}
 {{- $known := dict "image" (list "repository" "tag" "override" "pullPolicy") "init.image" (list "override" "pullPolicy") -}}
 {{- range $path, $image := dict "image" .Values.image "init.image" .Values.init.image -}}
 {{- range $key, $value := omit $image "override" -}}
