@@ -279,6 +279,8 @@ impl Config {
         if self.imds_only {
             reader.errors.push(SettingError::Together { name, other: table::IMDS_ONLY.name });
         }
+        // A slip would make the strict mode of a standard one, in which pods lose their way to the internet.
+        reader.word(&Setting { support: Support::Strict, ..table::POD_SG_MODE });
     }
 
     fn read(reader: &mut Reader<'_>) -> Self {

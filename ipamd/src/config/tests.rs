@@ -262,6 +262,21 @@ fn security_groups_for_pods_need_a_cluster_and_ec2() {
 }
 
 #[test]
+fn an_enforcing_mode_that_cannot_be_stops_the_daemon_where_pods_may_have_branch_enis() {
+    let slip = ("POD_SECURITY_GROUP_ENFORCING_MODE", "standrad");
+    let inside =
+        [("ENABLE_POD_ENI", "true"), ("MY_NODE_NAME", "n"), ("KUBERNETES_SERVICE_HOST", "10.0.0.1"), slip];
+
+    let errors = parse(&inside).unwrap_err();
+
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    let said = errors[0].to_string();
+    assert!(said.starts_with("POD_SECURITY_GROUP_ENFORCING_MODE is \"standrad\""), "{said}");
+    // Nothing is bound to a branch ENI without it.
+    assert_eq!(parse(&[slip]).unwrap().warnings.len(), 1);
+}
+
+#[test]
 fn the_policy_mode_goes_to_the_agent_as_it_is_written() {
     let mode = |text| parse(&[("NETWORK_POLICY_ENFORCING_MODE", text)]).unwrap().policy_mode;
 
