@@ -8,6 +8,7 @@ pub mod allocator;
 pub mod bench;
 pub mod browser;
 pub mod cri;
+mod custom_kinds;
 pub mod demo;
 pub mod demo_kubernetes;
 pub mod fabric;

@@ -5,12 +5,22 @@ use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, RoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use serde::Serialize;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Kinds of other people's operators, and of the Go version's: only their form can be checked here.
-const FOREIGN: [&str; 3] = ["PodMonitor", "PrometheusRule", "ENIConfig"];
+use crate::custom_kinds::{EniConfig, MONITORING, PodMonitor, PrometheusRule};
+
+/// An object of a kind that the client has no type for.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Custom<S> {
+    api_version: String,
+    kind: String,
+    metadata: ObjectMeta,
+    spec: S,
+}
 
 /// The documents of a YAML file, each checked against its type.
 ///
@@ -33,17 +43,47 @@ pub(crate) fn check(document: &Value) -> Result<(), String> {
         "ClusterRoleBinding" => is::<ClusterRoleBinding>(document),
         "ConfigMap" => is::<ConfigMap>(document),
         "CustomResourceDefinition" => is::<CustomResourceDefinition>(document),
-        "DaemonSet" => is::<DaemonSet>(document),
-        "Deployment" => is::<Deployment>(document),
+        "DaemonSet" => is::<DaemonSet>(document).and_then(|()| containers(document)),
+        "Deployment" => is::<Deployment>(document).and_then(|()| containers(document)),
         "Event" => is::<Event>(document),
         "RoleBinding" => is::<RoleBinding>(document),
         "ServiceAccount" => is::<ServiceAccount>(document),
-        foreign if FOREIGN.contains(&foreign) => {
-            let named = document["apiVersion"].is_string() && document["metadata"]["name"].is_string();
-            if named { Ok(()) } else { Err("has no version or no name".to_owned()) }
-        }
+        "ENIConfig" => custom::<EniConfig>("crd.k8s.amazonaws.com/v1alpha1", document),
+        "PodMonitor" => custom::<PodMonitor>(MONITORING, document),
+        "PrometheusRule" => custom::<PrometheusRule>(MONITORING, document),
         other => Err(format!("{other:?} is a kind that nobody checks")),
     }
+}
+
+/// What no type says and the API server refuses all the same, of the containers of a workload.
+fn containers(workload: &Value) -> Result<(), String> {
+    let spec = &workload["spec"]["template"]["spec"];
+    let lists = ["initContainers", "containers"].map(|list| spec[list].as_array());
+    for container in lists.into_iter().flatten().flatten() {
+        let (name, security) = (&container["name"], &container["securityContext"]);
+        if security["privileged"] == true && security["allowPrivilegeEscalation"] == false {
+            return Err(format!("{name} is privileged, and may not escalate privileges"));
+        }
+        for probe in ["livenessProbe", "readinessProbe"] {
+            let handlers = ["exec", "grpc", "httpGet", "tcpSocket"];
+            let handlers = handlers.into_iter().filter(|kind| !container[probe][*kind].is_null()).count();
+            if handlers != 1 && !container[probe].is_null() {
+                return Err(format!("the {probe} of {name} has {handlers} handlers"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A kind of other people's operators, or of the Go version's, of which `S` has the `spec`.
+fn custom<S: DeserializeOwned + Serialize>(version: &str, document: &Value) -> Result<(), String> {
+    if document["apiVersion"] != version {
+        return Err(format!("is of {}, not of {version}", document["apiVersion"]));
+    }
+    if !document["metadata"]["name"].is_string() {
+        return Err("has no name".to_owned());
+    }
+    is::<Custom<S>>(document)
 }
 
 /// The types drop what they do not know: what comes back is compared with what went in.
@@ -100,6 +140,49 @@ mod tests {
         let wrong = DAEMON_SET.replace("containerPort: 61678", "containerPort: metrics");
         assert!(documents(&wrong).is_err());
         assert!(documents("kind: Pod\n").is_err());
+    }
+
+    #[test]
+    fn containers_that_the_api_server_refuses_are_found() {
+        for (old, new, said) in [
+            ("privileged: false", "privileged: true", "escalate"),
+            ("            exec: { command: [/ipamd, status] }\n", "", "0 handlers"),
+        ] {
+            let wrong = DAEMON_SET.replace(old, new);
+            let why = documents(&wrong).unwrap_err();
+            assert!(why.contains(said), "{why}");
+        }
+    }
+
+    /// An operator's resource has no type in the client: what is wrong with it would be found by the API server of who installs it.
+    #[test]
+    fn a_field_that_an_operator_does_not_know_or_cannot_read_is_refused() {
+        const RULE: &str = include_str!("../../manifests/prometheusrule.yaml");
+        const MONITOR: &str = include_str!("../../manifests/podmonitor.yaml");
+        let config = "apiVersion: crd.k8s.amazonaws.com/v1alpha1\nkind: ENIConfig\nmetadata: { name: a }\n\
+                      spec: { subnet: subnet-1, securityGroups: [sg-1] }\n";
+        documents(config).unwrap();
+        for (right, old, new) in [
+            (MONITOR, "podMetricsEndpoints", "podMetricsEndpoint"),
+            (MONITOR, "path:", "paths:"),
+            (MONITOR, "interval: 30s", "interval: 30 s"),
+            (MONITOR, "matchLabels", "matchLabel"),
+            (MONITOR, "labels: {", "label: {"),
+            (MONITOR, "port: metrics", "port: 61678"),
+            (MONITOR, "monitoring.coreos.com/v1", "monitoring.coreos.com/v2"),
+            (MONITOR, "  name: aws-node\n", ""),
+            (RULE, "      rules:", "      rule:"),
+            (RULE, "expr:", "expression:"),
+            (RULE, "for: 5m", "for: 5 minutes"),
+            (RULE, "{ severity: critical }", "{ severity: 1 }"),
+            (RULE, "annotations:", "annotation:"),
+            (config, "subnet:", "subnetId:"),
+            (config, "[sg-1]", "sg-1"),
+            (config, "v1alpha1", "v1"),
+        ] {
+            assert!(right.contains(old), "{old} is not there any more");
+            assert!(documents(&right.replacen(old, new, 1)).is_err(), "{new} was taken");
+        }
     }
 
     #[test]
@@ -161,7 +244,6 @@ mod tests {
     /// Migration removes the other DaemonSet first. Who does not is told of what stays, and the API server does not refuse half of what was applied.
     #[test]
     fn a_merge_into_the_go_versions_daemonset_is_valid_and_the_guide_names_what_stays_of_it() {
-        const INIT: &str = "/spec/template/spec/initContainers";
         const CONTAINERS: &str = "/spec/template/spec/containers";
         let ours = daemon_set(DAEMON_SET);
         let mut merged = daemon_set(include_str!("go-daemonset.yaml"));
@@ -170,16 +252,6 @@ mod tests {
 
         check(&merged).unwrap();
         let own = |path: &str| items(&ours, path).iter().map(|one| one["name"].clone()).collect::<Vec<_>>();
-        for container in items(&merged, INIT).iter().chain(items(&merged, CONTAINERS)) {
-            let security = &container["securityContext"];
-            let both = security["privileged"] == true && security["allowPrivilegeEscalation"] == false;
-            assert!(!both, "the API server refuses {container:#}");
-            for probe in ["livenessProbe", "readinessProbe"] {
-                let handlers = ["exec", "grpc", "httpGet", "tcpSocket"];
-                let handlers = handlers.into_iter().filter(|kind| !container[probe][*kind].is_null()).count();
-                assert!(handlers <= 1, "the API server refuses the {probe} of {container:#}");
-            }
-        }
         let guide = include_str!("../../manifests/MIGRATION.md");
         let mut stays: Vec<&Value> = items(&merged, CONTAINERS).iter().map(|one| &one["name"]).collect();
         let env = |of: &Value| items(of, &format!("{CONTAINERS}/0/env")).to_vec();
