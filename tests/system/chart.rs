@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_chart_without_values_is_the_manifest", default_is_manifest),
     ("the_charts_metrics_helper_is_that_of_the_manifest", helper_is_manifest),
     ("the_chart_takes_values_of_the_go_versions_chart", values_of_before),
+    ("the_go_versions_own_values_make_what_the_api_server_and_the_daemon_take", whole_values_of_before),
     ("the_chart_defines_eniconfigs_before_it_makes_any", definition),
     ("values_that_cannot_mean_the_same_are_refused_by_name", refused),
 ];
@@ -158,6 +159,28 @@ fn values_of_before() -> Outcome {
     ensure!(monitor["spec"]["podMetricsEndpoints"][1]["port"] == "agentmetrics", "{monitor:#}");
     let (ours, theirs) = (find(&documents, "PrometheusRule")?, &manifest("prometheusrule.yaml")?[0]);
     ensure!(ours["spec"] == theirs["spec"], "other alerts than the manifest's: {ours:#}");
+    Ok(())
+}
+
+/// `helm -f` with the values of before adds them to the defaults here. What comes of it the API server takes (`documents` looks), and the daemon too.
+fn whole_values_of_before() -> Outcome {
+    let values = concat!(env!("CARGO_MANIFEST_DIR"), "/system/go-values.yaml");
+    let images = "--set=init.image.override=example.com/cni:1,nodeAgent.image.override=example.com/agent:1";
+
+    let documents = rendered(&["--values", values, images])?;
+
+    let spec = &find(&documents, "DaemonSet")?["spec"]["template"]["spec"];
+    let (init, daemon) = (&spec["initContainers"][0], &spec["containers"][0]);
+    ensure!(init["securityContext"]["privileged"] == true, "not as it was asked for: {init:#}");
+    ensure!(daemon["securityContext"]["allowPrivilegeEscalation"] == false, "{daemon:#}");
+    ensure!(spec["containers"][1]["name"] == "aws-eks-nodeagent", "no agent in {spec:#}");
+    for container in [init, daemon] {
+        let text = |value: &Value| value.as_str().unwrap_or("told").to_owned();
+        let env = container["env"].as_array().into_iter().flatten();
+        let environment = env.map(|one| (text(&one["name"]).into(), text(&one["value"]).into())).collect();
+        let config = ipamd::config::Config::parse(&environment);
+        ensure!(config.as_ref().is_ok_and(|config| config.warnings.is_empty()), "{config:?}");
+    }
     Ok(())
 }
 

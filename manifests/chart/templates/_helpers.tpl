@@ -53,6 +53,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 {{- end -}}
 
+{{/* A container's. One that is privileged escalates by being that, and the API server refuses a manifest that says it may not: the default of
+     this chart, to which Helm adds `privileged: true` of values that were written for the Go version's. */}}
+{{- define "vpc-cni.securityContext" -}}
+{{- if (default dict .).privileged -}}
+{{- omit . "allowPrivilegeEscalation" | toYaml -}}
+{{- else -}}
+{{- toYaml . -}}
+{{- end -}}
+{{- end -}}
+
 {{/* A map as the environment of a container: texts, whatever YAML made of them. */}}
 {{- define "vpc-cni.env" -}}
 {{- range $name, $value := . }}

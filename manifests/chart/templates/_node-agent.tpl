@@ -20,7 +20,7 @@
     - --log-level={{ .logLevel }}
   ports: [{ name: agentmetrics, containerPort: {{ .metricsBindAddr }} }]
   securityContext:
-    {{- toYaml .securityContext | nindent 4 }}
+    {{- include "vpc-cni.securityContext" .securityContext | nindent 4 }}
   {{- with .resources }}
   resources:
     {{- toYaml . | nindent 4 }}
