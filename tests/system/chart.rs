@@ -199,6 +199,7 @@ fn definition() -> Outcome {
 }
 
 fn refused() -> Outcome {
+    let own = "--set=image.repository=example.com/cni";
     for (values, name) in [
         ("--set-string=env.ENABLE_PREFIX_DELEGATOIN=true", "ENABLE_PREFIX_DELEGATOIN"),
         ("--set-string=env.WARM_IP_TRAGET=5", "WARM_IP_TRAGET"),
@@ -217,14 +218,14 @@ fn refused() -> Outcome {
         ("--set=livenessProbe.httpGet.path=/livez,livenessProbe.httpGet.port=61679", "livenessProbe"),
         ("--set=readinessProbe.grpc.port=1", "readinessProbe"),
     ] {
-        match helm(&["template", "chart", values])? {
+        match helm(&["template", "chart", own, values])? {
             Ok(_) => return Err(LabError::Otherwise(format!("{values} was taken"))),
             Err(why) => ensure!(why.contains(name), "{values}: {why}"),
         }
     }
     let another =
         "--set=livenessProbe.httpGet.path=/livez,livenessProbe.httpGet.port=61679,livenessProbe.exec=null";
-    let another = helm(&["template", "chart", another])?;
+    let another = helm(&["template", "chart", own, another])?;
     ensure!(another.is_ok(), "{another:?}");
     let whole = "--set=image.override=example.com/cni:1,image.region=eu-west-1,init.image.override=example.com/cni:1,init.image.tag=1";
     let whole = helm(&["template", "chart", whole])?;
@@ -232,8 +233,13 @@ fn refused() -> Outcome {
         whole.is_ok(),
         "names that an override makes meaningless in the Go version's chart too: {whole:?}"
     );
+    // A name without a registry is one of Docker Hub's, where ours is nobody's.
+    let unnamed = helm(&["template", "chart"])?;
+    ensure!(unnamed.as_ref().is_err_and(|why| why.contains("image.override")), "{unnamed:?}");
+    let named = helm(&["template", "chart", own, "--set=image.tag=2"])?;
+    ensure!(named.as_ref().is_ok_and(|text| text.contains("image: example.com/cni:2")), "{named:?}");
     // What is not ours may be meant for the AWS SDK.
-    let foreign = helm(&["template", "chart", "--set-string=env.AWS_STS_REGIONAL_ENDPOINTS=regional"])?;
+    let foreign = helm(&["template", "chart", own, "--set-string=env.AWS_STS_REGIONAL_ENDPOINTS=regional"])?;
     ensure!(foreign.is_ok(), "{foreign:?}");
     Ok(())
 }

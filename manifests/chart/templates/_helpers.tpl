@@ -49,7 +49,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{- define "vpc-cni.image" -}}
 {{- with .Values.image -}}
-{{- default (printf "%s:%s" .repository (default $.Chart.AppVersion .tag)) .override -}}
+{{- if .override -}}
+{{- .override -}}
+{{- else -}}
+{{- $none := "image.override: name the image (or set image.repository and image.tag); none is published, manifests/guides/install.md says how to make one" -}}
+{{- printf "%s:%s" (required $none .repository) (default $.Chart.AppVersion .tag | toString) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 
