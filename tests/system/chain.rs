@@ -14,14 +14,20 @@ use lab::podman::{self, Podman};
 use lab::probe::{By, Echo, PORT, ask_at, ask_by};
 use serde_json::{Value, json};
 
-use crate::containerd::{NEIGHBOURS, conflist, cri, ours, start_chained};
+use crate::containerd::{NEIGHBOURS, conflist, cri, ours, start_chained, start_list};
 use crate::support::{Outcome, Setting, Test, ensure};
 
-pub(crate) const CONTAINERD: &[Test] =
-    &[("containerd_gives_pods_host_ports_and_bandwidth_by_the_plugins_after_ours", by_containerd)];
+pub(crate) const CONTAINERD: &[Test] = &[
+    ("containerd_gives_pods_host_ports_and_bandwidth_by_the_plugins_after_ours", by_containerd),
+    ("containerd_is_told_by_plugins_before_ours_that_they_come_after_another_and_nothing_is_left", too_early),
+];
 
 pub(crate) const PODMAN: &[Test] = &[
     ("podman_runs_a_container_with_host_ports_and_bandwidth_on_our_network", by_podman),
+    (
+        "podman_is_told_by_plugins_before_ours_that_they_come_after_another_and_nothing_is_left",
+        too_early_podman,
+    ),
     ("podman_is_told_why_ours_cannot_come_after_another_plugin_and_nothing_is_left", not_first),
 ];
 
@@ -54,6 +60,14 @@ pub(crate) fn without_podman() -> Option<String> {
 
 fn portmap() -> Value {
     json!({"type": "portmap", "snat": true, "capabilities": {"portMappings": true}})
+}
+
+/// What every container gets stands in the conflist.
+fn bandwidth() -> Value {
+    json!({
+        "type": "bandwidth",
+        "ingressRate": TO_POD.0, "ingressBurst": TO_POD.0, "egressRate": FROM_POD.0, "egressBurst": FROM_POD.0,
+    })
 }
 
 /// A host port reaches the pod from the internet and from the VPC, and the pod sees who asks.
@@ -157,14 +171,9 @@ fn podman_with(node: &Node, plugins: &[Value]) -> Result<Podman, LabError> {
 fn by_podman() -> Outcome {
     let setting = Setting::start(&[])?;
     let node = &setting.node;
-    // Podman knows no annotations for it: what every container gets stands in the conflist.
-    let bandwidth = json!({
-        "type": "bandwidth",
-        "ingressRate": TO_POD.0, "ingressBurst": TO_POD.0, "egressRate": FROM_POD.0, "egressBurst": FROM_POD.0,
-    });
     let mut first = ours(node);
     first["plainResult"] = true.into();
-    let podman = podman_with(node, &[first, portmap(), bandwidth])?;
+    let podman = podman_with(node, &[first, portmap(), bandwidth()])?;
 
     podman.start("web", &["--publish", &format!("{HOST_PORT}:{PORT}")])?;
 
@@ -187,6 +196,65 @@ fn by_podman() -> Outcome {
     cleared(node)?;
     let report = setting.accounts_for(&[])?;
     ensure!(report.addresses.cooling == 1, "{} addresses cool", report.addresses.cooling);
+    Ok(())
+}
+
+/// Links, policy rules and routes of the node.
+fn kernel(node: &Node) -> Result<String, LabError> {
+    let read = ["ip -oneline link show", "ip rule show", "ip route show table all"]
+        .map(|line| node.netns().read(line));
+    let words = read.into_iter().collect::<Result<Vec<_>, _>>()?.concat();
+    // A link's number of queued packets and the like are not what is asked.
+    Ok(words.lines().map(|line| line.split(" mtu ").next().unwrap_or(line)).collect::<Vec<_>>().join("\n"))
+}
+
+/// The runtime has not come to ours, and what it has undone leaves nothing: no address was ever a pod's.
+fn untouched(setting: &Setting, before: &str) -> Outcome {
+    cleared(&setting.node)?;
+    let after = kernel(&setting.node)?;
+    ensure!(after == before, "before:\n{before}\nafter:\n{after}");
+    let report = setting.accounts_for(&[])?;
+    ensure!(report.addresses.cooling == 0, "{} addresses cool", report.addresses.cooling);
+    Ok(())
+}
+
+/// These two work on what a plugin before them has made: as the first of the list they refuse, whatever comes after them.
+fn too_early() -> Outcome {
+    let setting = Setting::start(&[])?;
+    let node = &setting.node;
+    let before = kernel(node)?;
+    for plugin in [portmap(), bandwidth()] {
+        let containerd = start_list(node, &[plugin.clone(), ours(node)])?;
+        let sandbox = Sandbox {
+            name: "early".to_owned(),
+            uid: "uid-early".to_owned(),
+            ports: vec![(By::Tcp, HOST_PORT, PORT)],
+            ..Sandbox::default()
+        };
+
+        let error =
+            cri(containerd.run_sandbox(&sandbox)).err().map(|error| error.to_string()).unwrap_or_default();
+
+        ensure!(error.contains("must be called as chained plugin"), "{plugin}: containerd says {error}");
+        untouched(&setting, &before)?;
+    }
+    Ok(())
+}
+
+fn too_early_podman() -> Outcome {
+    let setting = Setting::start(&[])?;
+    let node = &setting.node;
+    let before = kernel(node)?;
+    for plugin in [portmap(), bandwidth()] {
+        let podman = podman_with(node, &[plugin.clone(), ours(node)])?;
+
+        let started = podman.start("early", &["--publish", &format!("{HOST_PORT}:{PORT}")]);
+
+        let error = started.err().map(|error| error.to_string()).unwrap_or_default();
+        ensure!(error.contains("must be called as chained plugin"), "{plugin}: podman says {error}");
+        podman.remove("early")?;
+        untouched(&setting, &before)?;
+    }
     Ok(())
 }
 

@@ -45,6 +45,11 @@ fn start(node: &Node) -> Result<Containerd, LabError> {
 
 /// The same with plugins of other people after ours in the conflist.
 pub(crate) fn start_chained(node: &Node, others: &[Value]) -> Result<Containerd, LabError> {
+    start_list(node, &[&[ours(node)], others].concat())
+}
+
+/// The same with these plugins, ours among them.
+pub(crate) fn start_list(node: &Node, plugins: &[Value]) -> Result<Containerd, LabError> {
     let directory = scratch()?;
     let (conf, bin) = (directory.join("net.d"), directory.join("bin"));
     for made in [&conf, &bin] {
@@ -53,11 +58,11 @@ pub(crate) fn start_chained(node: &Node, others: &[Value]) -> Result<Containerd,
     std::fs::copy(binary("AWS_CNI_BIN", "aws-cni")?, bin.join("aws-cni"))
         .map_err(LabError::doing("copy the plugin"))?;
     // containerd brings the loopback up with the reference plugin.
-    for other in ["loopback"].into_iter().chain(others.iter().filter_map(|other| other["type"].as_str())) {
+    let types = plugins.iter().filter_map(|plugin| plugin["type"].as_str());
+    for other in ["loopback"].into_iter().chain(types.filter(|other| *other != "aws-cni")) {
         link_plugin(&bin, other)?;
     }
-    let list = conflist(&[&[ours(node)], others].concat());
-    std::fs::write(conf.join("10-aws.conflist"), list.to_string())
+    std::fs::write(conf.join("10-aws.conflist"), conflist(plugins).to_string())
         .map_err(LabError::doing("write the conflist"))?;
     start_in(node, &directory, &conf, &bin)
 }
