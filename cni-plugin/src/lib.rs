@@ -97,7 +97,7 @@ fn serve(command: Command, parameters: &Parameters, config: &Config, patience: &
     let call = Call { patience: patience.of(command, config.timeout), trace: parameters.trace };
     let verb = verbs::question(command, parameters, config);
     let result = verb.as_ref().map_err(Clone::clone).and_then(|v| verbs::ask(v, config, &call));
-    Entry::new(command, verb.as_ref().ok(), &result, call.patience.spent()).append(&config.log);
+    Entry::new(command, verb.as_ref().ok(), &result, &call).append(&config.log);
     match result {
         Ok(Answer { stdout, .. }) => Outcome::succeeded(stdout),
         Err(failure) => Outcome::failed(config.version, &failure),

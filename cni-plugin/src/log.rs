@@ -11,6 +11,7 @@ use serde::Serialize;
 use types::Reason;
 use wire::{Failure, Verb};
 
+use crate::client::Call;
 use crate::environment::Command;
 use crate::sandbox_of;
 use crate::verbs::Answer;
@@ -49,6 +50,9 @@ pub(crate) struct Entry {
     error: Option<String>,
     /// How long the call took, in milliseconds.
     ms: u64,
+    /// The trace that the runtime's call belongs to, under the name that it has in the daemon's log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<String>,
 }
 
 impl Entry {
@@ -56,7 +60,7 @@ impl Entry {
         command: Command,
         verb: Option<&Verb>,
         result: &Result<Answer, Failure>,
-        spent: Duration,
+        call: &Call,
     ) -> Self {
         let about = verb.and_then(sandbox_of);
         let failure = result.as_ref().err();
@@ -68,7 +72,8 @@ impl Entry {
             outcome: result.as_ref().map_or("failed", |answer| answer.note),
             reason: failure.map(|f| f.reason),
             error: failure.map(|f| format!("{} ({})", f.message, f.details)),
-            ms: milliseconds(spent),
+            ms: milliseconds(call.patience.spent()),
+            trace_id: call.trace.map(|trace| trace.id().to_string()),
         }
     }
 
@@ -108,13 +113,27 @@ fn milliseconds(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::patience::Patience;
 
     fn sink(path: &Path, level: &str) -> Sink {
         Sink::new(Some(path.to_str().unwrap().to_owned()), Some(level))
     }
 
     fn entry(result: Result<Answer, Failure>) -> Entry {
-        Entry::new(Command::Status, None, &result, Duration::from_millis(3))
+        Entry::new(Command::Status, None, &result, &Call { patience: Patience::new(), trace: None })
+    }
+
+    #[test]
+    fn a_call_of_a_trace_names_it_as_the_daemon_does() {
+        let id = "0af7651916cd43dd8448eb211c80319c";
+        let trace = format!("00-{id}-b7ad6b7169203331-01").parse().ok();
+        let call = Call { patience: Patience::new(), trace };
+
+        let traced = Entry::new(Command::Status, None, &Ok(Answer::silent("ok")), &call);
+
+        assert_eq!(serde_json::to_value(traced).unwrap()["trace_id"], id);
+        let other = serde_json::to_value(entry(Ok(Answer::silent("ok")))).unwrap();
+        assert_eq!(other.get("trace_id"), None);
     }
 
     #[test]
@@ -127,7 +146,8 @@ mod tests {
 
         let text = fs::read_to_string(&path).unwrap();
         let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-        assert_eq!((&lines[0]["outcome"], &lines[0]["ms"]), (&"ok".into(), &3.into()));
+        assert_eq!(lines[0]["outcome"], "ok");
+        assert!(lines[0]["ms"].is_u64(), "{text}");
         assert_eq!((&lines[1]["outcome"], &lines[1]["reason"]), (&"failed".into(), &"busy".into()));
     }
 

@@ -136,8 +136,11 @@ fn del(verb: &Verb, detachment: &Detachment, config: &Config, call: &Call) -> Re
 fn try_del(verb: &Verb, config: &Config, call: &Call) -> Option<Result<Answer, Failure>> {
     match client::ask(&config.socket, verb, &[], call) {
         Ok(Reply::Done) => Some(Ok(Answer::silent("ok"))),
-        // A daemon of another version did not understand: the next one to start may.
-        Ok(Reply::Failed(Failure { reason: Reason::BadInput | Reason::UnsupportedVersion, .. })) => None,
+        // A daemon of another version did not understand, or it is stopping and serves nobody any more: the next one to start may.
+        Ok(Reply::Failed(Failure {
+            reason: Reason::BadInput | Reason::UnsupportedVersion | Reason::DaemonUnreachable,
+            ..
+        })) => None,
         Ok(Reply::Failed(failure)) if retry_mends(failure.reason) => Some(Err(failure)),
         Ok(Reply::Failed(_)) => Some(Ok(Answer::silent("refused"))),
         Err(AskError::Deadline) => Some(Err(AskError::Deadline.into())),

@@ -24,6 +24,7 @@ pub(crate) fn all() -> Named {
         del_fails_when_the_daemon_takes_too_long,
         del_fails_only_for_what_a_retry_mends,
         del_is_queued_when_the_daemon_does_not_understand,
+        del_is_queued_while_the_daemon_stops,
         del_does_not_fall_between_queue_and_starting_daemon,
         status_tells_what_is_wrong_with_the_daemon,
         a_daemon_that_is_full_may_say_so_without_reading,
@@ -136,6 +137,16 @@ fn del_is_queued_when_the_daemon_does_not_understand() {
 
         assert_eq!(node.queued().len(), 1);
     }
+}
+
+fn del_is_queued_while_the_daemon_stops() {
+    let node = Node::new();
+    let stopping = Failure::new(Reason::DaemonUnreachable, "the daemon is stopping");
+    let _daemon = node.daemon(Manner::Answers(Reply::Failed(stopping)));
+
+    node.call("DEL").run().is_silent_success();
+
+    assert_eq!(node.queued().len(), 1);
 }
 
 fn del_does_not_fall_between_queue_and_starting_daemon() {
