@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use types::Reason;
-use wire::{Failure, HEADER_BYTES, PROTOCOL, Reply, Request};
+use wire::{FRAME_BYTES_MAX, Failure, HEADER_BYTES, PROTOCOL, REPORT_BYTES_MAX, Reply, Request};
 
 use crate::node::CallId;
 
@@ -142,7 +142,11 @@ async fn connection(mut stream: UnixStream, calls: Result<mpsc::Sender<FromSocke
             Reply::Failed(Failure::new(Reason::Busy, message))
         }
     };
-    let frame = wire::encode(&answer).or_else(|error| {
+    let most = match answer {
+        Reply::Report(_) => REPORT_BYTES_MAX,
+        Reply::Added(_) | Reply::Done | Reply::Collected { .. } | Reply::Failed(_) => FRAME_BYTES_MAX,
+    };
+    let frame = wire::encode_within(&answer, most).or_else(|error| {
         tracing::error!(%error, "a reply does not fit into a frame");
         wire::encode(&Reply::Failed(Failure::new(Reason::Internal, "the reply is too long")))
     });

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use types::{NetworkCard, Reason};
-use wire::{AddressCount, Failure, HEADER_BYTES, PROTOCOL, Reply, Report, Request, Verb};
+use wire::{AddressCount, Failure, HEADER_BYTES, PROTOCOL, REPORT_BYTES_MAX, Reply, Report, Request, Verb};
 
 pub use node::status::blank;
 
@@ -19,41 +19,56 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// Whatever stands between us and a report, as a failure with its reason.
 pub fn fetch(socket: &Path) -> Result<Report, Failure> {
-    let unreachable = |error: io::Error| {
-        let message = format!("the daemon does not answer on {}", socket.display());
-        Failure::new(Reason::DaemonUnreachable, message).with_details(error.to_string())
-    };
-    let reply = exchange(socket).map_err(unreachable)?;
-    match reply {
+    match ask(socket, Verb::Report)? {
         Reply::Report(report) => Ok(*report),
         Reply::Failed(failure) => Err(failure),
-        Reply::Added(_) | Reply::Done | Reply::Collected { .. } => {
-            Err(Failure::new(Reason::Internal, "the daemon answered something else"))
-        }
+        Reply::Added(_) | Reply::Done | Reply::Collected { .. } => Err(something_else()),
     }
 }
 
-/// Asks whether the daemon is alive, for the liveness probe. One that has no place left for another request is: a restart would mend
-/// nothing, and would cut off all who wait for an address.
+/// Asks whether the daemon is alive, for the liveness probe: whatever the owner of its state answers says so, also that no ADD would be
+/// served. One that has no place left for another request is: a restart would mend nothing, and would cut off all who wait for an address.
 ///
 /// # Errors
 /// As `fetch`.
 pub fn alive(socket: &Path) -> Result<(), Failure> {
-    match fetch(socket) {
-        Err(failure) if failure.reason != Reason::Busy => Err(failure),
-        Ok(_) | Err(_) => Ok(()),
+    // Not the report: that grows with the node's pods, and nobody reads it here.
+    match ask(socket, Verb::Status)? {
+        Reply::Failed(failure) if !is_of_owner(failure.reason) => Err(failure),
+        Reply::Failed(_) | Reply::Done => Ok(()),
+        Reply::Added(_) | Reply::Collected { .. } | Reply::Report(_) => Err(something_else()),
     }
 }
 
-fn exchange(socket: &Path) -> io::Result<Reply> {
+/// Whether a refusal of STATUS is the owner's, or of a server that has no place left; not what the server says when there is no owner,
+/// or when it does not understand us.
+const fn is_of_owner(reason: Reason) -> bool {
+    !matches!(
+        reason,
+        Reason::DaemonUnreachable | Reason::DeadlineExceeded | Reason::BadInput | Reason::Internal
+    )
+}
+
+fn something_else() -> Failure {
+    Failure::new(Reason::Internal, "the daemon answered something else")
+}
+
+fn ask(socket: &Path, verb: Verb) -> Result<Reply, Failure> {
+    exchange(socket, verb).map_err(|error| {
+        let message = format!("the daemon does not answer on {}", socket.display());
+        Failure::new(Reason::DaemonUnreachable, message).with_details(error.to_string())
+    })
+}
+
+fn exchange(socket: &Path, verb: Verb) -> io::Result<Reply> {
     let patience_ms = u32::try_from(PATIENCE.as_millis()).unwrap_or(u32::MAX);
-    let request = Request { version: PROTOCOL, patience_ms, started_ns: 0, trace: None, verb: Verb::Report };
+    let request = Request { version: PROTOCOL, patience_ms, started_ns: 0, trace: None, verb };
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(&wire::encode(&request).map_err(io::Error::other)?)?;
     let mut header = [0; HEADER_BYTES];
     stream.read_exact(&mut header)?;
-    let mut body = vec![0; wire::frame_len(header).map_err(io::Error::other)?];
+    let mut body = vec![0; wire::frame_len_within(header, REPORT_BYTES_MAX).map_err(io::Error::other)?];
     stream.read_exact(&mut body)?;
     wire::decode(&body).map_err(io::Error::other)
 }
@@ -231,9 +246,61 @@ pub fn json(report: &Report) -> String {
 mod tests {
     use std::os::unix::net::UnixListener;
 
-    use types::Moment;
+    use tokio::net::UnixListener as TokioListener;
+    use tokio::sync::mpsc;
+    use types::{HostVeth, Moment, PodName, SandboxKey, VethPrefix};
+    use wire::PodReport;
 
     use super::*;
+    use crate::node::CallId;
+    use crate::server::{self, FromSocket};
+
+    /// What a node with 32 network cards tells that has 110 pods with an interface on each.
+    fn large() -> Report {
+        let pod = |number: usize| {
+            let name = format!("inference-of-a-large-model-{:04}", number / 32);
+            let (namespace, id) = ("machine-learning".to_owned(), format!("{:064x}", number / 32));
+            let pod = PodName { namespace, name };
+            PodReport {
+                sandbox: SandboxKey::new("aws-cni", &id, &format!("eth{}", number % 32)).unwrap(),
+                eni: Some("eni-0123456789abcdef0".parse().unwrap()),
+                vlan: None,
+                address: [10, 100, 200, 100].into(),
+                other: Some("2600:1f14:1234:5678:9abc::64c8:6464".parse().unwrap()),
+                host_if: HostVeth::of_pod(&VethPrefix::default(), &pod, 0).to_string(),
+                pod,
+                since: Moment(1_700_000_000_000_000_000),
+                reserved: false,
+            }
+        };
+        Report { pods: (0..32 * 110).map(pod).collect(), ..blank(Moment(0)) }
+    }
+
+    #[tokio::test]
+    async fn a_node_with_more_to_tell_than_a_request_may_be_long_tells_it_and_is_alive() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
+        let listener: TokioListener = server::bind(&socket, server::PRIVATE).unwrap();
+        let (calls, mut called) = mpsc::channel(1);
+        tokio::spawn(server::serve(listener, calls, CallId(0), 2));
+        let asking = tokio::task::spawn_blocking(move || (alive(&socket), fetch(&socket)));
+        let mut asked = Vec::new();
+        while asked.len() < 2 {
+            let Some(FromSocket::Call(call)) = called.recv().await else { continue };
+            let reply = match call.request.verb {
+                Verb::Report => Reply::Report(Box::new(large())),
+                Verb::Add(_) | Verb::Del(_) | Verb::Check(_) | Verb::Gc { .. } | Verb::Status => Reply::Done,
+            };
+            asked.push(call.request.verb);
+            drop(call.reply.send(reply));
+        }
+
+        let (alive, fetched) = asking.await.unwrap();
+        assert_eq!(alive, Ok(()));
+        assert!(wire::encode(&large()).is_err(), "it is as large as this is about");
+        assert!(fetched.unwrap() == large(), "the report comes whole");
+        assert_eq!(asked, [Verb::Status, Verb::Report]);
+    }
 
     /// What is thought of a daemon that says this.
     fn life_of(reply: Reply) -> Result<(), Failure> {
@@ -255,8 +322,10 @@ mod tests {
     fn a_daemon_that_is_only_busy_is_alive_and_one_that_stops_or_is_not_there_is_not() {
         let failed = |reason| Reply::Failed(Failure::new(reason, "x"));
 
-        assert_eq!(life_of(Reply::Report(Box::new(blank(Moment(0))))), Ok(()));
-        assert_eq!(life_of(failed(Reason::Busy)), Ok(()));
+        assert_eq!(life_of(Reply::Done), Ok(()));
+        for reason in [Reason::Busy, Reason::Starting, Reason::Denied] {
+            assert_eq!(life_of(failed(reason)), Ok(()));
+        }
         for reason in [Reason::DaemonUnreachable, Reason::Internal] {
             assert_eq!(life_of(failed(reason)).unwrap_err().reason, reason);
         }

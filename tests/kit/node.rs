@@ -367,7 +367,8 @@ impl Node {
             stream.write_all(&wire::encode(&request).map_err(std::io::Error::other)?)?;
             let mut header = [0; HEADER_BYTES];
             stream.read_exact(&mut header)?;
-            let mut body = vec![0; wire::frame_len(header).map_err(std::io::Error::other)?];
+            let length = wire::frame_len_within(header, wire::REPORT_BYTES_MAX);
+            let mut body = vec![0; length.map_err(std::io::Error::other)?];
             stream.read_exact(&mut body)?;
             wire::decode(&body).map_err(std::io::Error::other)
         };

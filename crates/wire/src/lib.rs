@@ -20,7 +20,10 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use types::{CniCode, DeviceIndex, PodName, Reason, SandboxKey, TableId, VethPrefix, VlanId};
 
-pub use frame::{FRAME_BYTES_MAX, FrameError, HEADER_BYTES, decode, encode, frame_len};
+pub use frame::{
+    FRAME_BYTES_MAX, FrameError, HEADER_BYTES, REPORT_BYTES_MAX, decode, encode, encode_within, frame_len,
+    frame_len_within,
+};
 pub use report::{
     AddressCount, AddressReport, CardReport, EniReport, Observed, PodReport, ReasonReport, Report, Waiting,
 };
