@@ -111,6 +111,17 @@ pub fn places(descriptors: Option<u64>) -> usize {
 
 /// Serves so many connections at once until the receiver of calls is gone. Requests are numbered from `first` on.
 pub async fn serve(listener: UnixListener, calls: mpsc::Sender<FromSocket>, first: CallId, most: usize) {
+    serve_patiently(listener, calls, first, most, READ_TIMEOUT).await;
+}
+
+/// The same with callers that may take so long to send their request.
+async fn serve_patiently(
+    listener: UnixListener,
+    calls: mpsc::Sender<FromSocket>,
+    first: CallId,
+    most: usize,
+    patience: Duration,
+) {
     let places = Arc::new(Semaphore::new(most));
     let mut id = first;
     while !calls.is_closed() {
@@ -120,7 +131,7 @@ pub async fn serve(listener: UnixListener, calls: mpsc::Sender<FromSocket>, firs
                 let calls = place.is_some().then(|| calls.clone());
                 id.0 += 1;
                 tokio::spawn(async move {
-                    connection(stream, calls.ok_or(most), id).await;
+                    connection(stream, calls.ok_or(most), id, patience).await;
                     drop(place);
                 });
             }
@@ -134,9 +145,14 @@ pub async fn serve(listener: UnixListener, calls: mpsc::Sender<FromSocket>, firs
 }
 
 /// One caller from first byte to last; or one too many, beside so many others.
-async fn connection(mut stream: UnixStream, calls: Result<mpsc::Sender<FromSocket>, usize>, id: CallId) {
+async fn connection(
+    mut stream: UnixStream,
+    calls: Result<mpsc::Sender<FromSocket>, usize>,
+    id: CallId,
+    patience: Duration,
+) {
     let answer = match calls {
-        Ok(calls) => answer(&mut stream, &calls, id).await,
+        Ok(calls) => answer(&mut stream, &calls, id, patience).await,
         Err(most) => {
             let message = format!("{most} requests are being served already");
             Reply::Failed(Failure::new(Reason::Busy, message))
@@ -157,16 +173,22 @@ async fn connection(mut stream: UnixStream, calls: Result<mpsc::Sender<FromSocke
 }
 
 /// Hands the request on and waits for the reply, or for the caller to hang up.
-async fn answer(stream: &mut UnixStream, calls: &mpsc::Sender<FromSocket>, id: CallId) -> Reply {
+async fn answer(
+    stream: &mut UnixStream,
+    calls: &mpsc::Sender<FromSocket>,
+    id: CallId,
+    patience: Duration,
+) -> Reply {
     let stopping = || Reply::Failed(Failure::new(Reason::DaemonUnreachable, "the daemon is stopping"));
-    let (request, descriptors) = match tokio::time::timeout(READ_TIMEOUT, receive(stream)).await {
+    let (request, descriptors) = match tokio::time::timeout(patience, receive(stream)).await {
         Ok(Ok(received)) => received,
         Ok(Err(refusal)) => {
             tracing::warn!(reason = %refusal.reason, "{}", refusal.message);
             return Reply::Failed(refusal);
         }
         Err(_elapsed) => {
-            return Reply::Failed(Failure::new(Reason::BadInput, "the request did not come in time"));
+            // Not `BadInput`: a plugin takes that for a daemon of another version, and leaves a DEL to the next one to start.
+            return Reply::Failed(Failure::new(Reason::DeadlineExceeded, "the request did not come in time"));
         }
     };
     let (reply, answer) = oneshot::channel();
@@ -268,6 +290,24 @@ fn with_descriptors(stream: &UnixStream, into: &mut [u8]) -> io::Result<(usize, 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_request_that_comes_too_slowly_is_told_to_come_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let (calls, _called) = mpsc::channel(1);
+        let listener = bind(&path, PRIVATE).unwrap();
+        tokio::spawn(serve_patiently(listener, calls, CallId(0), 1, Duration::from_millis(1)));
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+
+        let mut header = [0; HEADER_BYTES];
+        stream.read_exact(&mut header).await.unwrap();
+        let mut body = vec![0; wire::frame_len(header).unwrap()];
+        stream.read_exact(&mut body).await.unwrap();
+
+        let reply: Reply = wire::decode(&body).unwrap();
+        assert_eq!(reply.failure().map(|failure| failure.reason), Some(Reason::DeadlineExceeded));
+    }
 
     #[test]
     fn connections_leave_descriptors_for_everything_else() {
