@@ -331,7 +331,11 @@ pub(crate) async fn replay_and_bind(
     let queued = queue.list().map_err(RunError::local("list the delete queue"))?;
     for (number, entry) in (0..).zip(queued) {
         match entry.del {
-            Some(QueuedDel { detachment, started_ns }) => {
+            Err(error) => {
+                tracing::warn!(%error, file = %entry.path.display(), "a queued DEL cannot be read; it stays for the next start");
+                continue;
+            }
+            Ok(Some(QueuedDel { detachment, started_ns })) => {
                 let (reply, answer) = oneshot::channel();
                 let verb = Verb::Del(detachment);
                 let request =
@@ -343,7 +347,7 @@ pub(crate) async fn replay_and_bind(
                     continue;
                 }
             }
-            None => {
+            Ok(None) => {
                 tracing::warn!(file = %entry.path.display(), "a file in the delete queue is not a DEL; removed")
             }
         }
@@ -359,4 +363,49 @@ pub(crate) async fn replay_and_bind(
 /// Serves the socket, so many connections at once.
 pub(crate) async fn serve(listener: UnixListener, calls: mpsc::Sender<FromSocket>, most: usize) {
     server::serve(listener, calls, FIRST_FROM_SOCKET, most).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use types::{PodName, SandboxKey, VethPrefix};
+    use wire::Detachment;
+
+    use super::*;
+
+    fn queue_in(dir: &std::path::Path) -> PathBuf {
+        let queue = dir.join("delete-queue");
+        std::fs::create_dir(&queue).unwrap();
+        queue
+    }
+
+    #[tokio::test]
+    async fn a_queued_del_that_cannot_be_read_is_kept_and_what_is_none_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = queue_in(dir.path());
+        let sandbox = SandboxKey::new("aws-cni", "abc", "eth0").unwrap();
+        let (pod, veth_prefix) = (PodName::default(), VethPrefix::default());
+        let detachment = Detachment { sandbox, pod, veth_prefix, addresses: Vec::new() };
+        let del = serde_json::to_vec(&QueuedDel { detachment, started_ns: 7 }).unwrap();
+        std::fs::write(queue.join("a.delete"), &del).unwrap();
+        std::fs::write(queue.join("b.delete"), "not a DEL").unwrap();
+        // To be read it has to be followed, which ends nowhere: ELOOP.
+        std::os::unix::fs::symlink("c.delete", queue.join("c.delete")).unwrap();
+        let (calls, mut called) = mpsc::channel(1);
+        let owner = tokio::spawn(async move {
+            let mut asked = Vec::new();
+            while let Some(FromSocket::Call(call)) = called.recv().await {
+                asked.push(call.request.started_ns);
+                drop(call.reply.send(Reply::Done));
+            }
+            asked
+        });
+
+        let locked = LockedQueue::lock(&queue).await.unwrap();
+        drop(replay_and_bind(locked, dir.path().join("socket"), &calls).await.unwrap());
+
+        drop(calls);
+        assert_eq!(owner.await.unwrap(), [7]);
+        let is_there = |name: &str| queue.join(name).symlink_metadata().is_ok();
+        assert_eq!(["a.delete", "b.delete", "c.delete"].map(is_there), [false, false, true]);
+    }
 }

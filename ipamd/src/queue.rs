@@ -23,8 +23,8 @@ pub(crate) struct LockedQueue {
 pub(crate) struct Queued {
     /// The file; remove it when the DEL is done.
     pub(crate) path: PathBuf,
-    /// What it asks; `None` for a file that is not ours to understand.
-    pub(crate) del: Option<QueuedDel>,
+    /// What it asks; `None` for a file that is not ours to understand. One that could not be read may be a DEL all the same.
+    pub(crate) del: io::Result<Option<QueuedDel>>,
 }
 
 impl LockedQueue {
@@ -57,8 +57,8 @@ impl LockedQueue {
     }
 }
 
-fn read(path: &Path) -> Option<QueuedDel> {
+fn read(path: &Path) -> io::Result<Option<QueuedDel>> {
     let mut text = Vec::new();
-    File::open(path).ok()?.take(FILE_BYTES_MAX).read_to_end(&mut text).ok()?;
-    serde_json::from_slice(&text).ok()
+    File::open(path)?.take(FILE_BYTES_MAX).read_to_end(&mut text)?;
+    Ok(serde_json::from_slice(&text).ok())
 }
