@@ -17,10 +17,13 @@ pub(crate) fn until_stopped(
         .enable_all()
         .build()
         .map_err(RunError::local("start the runtime"))?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let mut stop = Stop::listen().map_err(RunError::local("listen to signals"))?;
         work(&mut stop).await
-    })
+    });
+    // To drop it would be to wait for whatever still blocks: names asked for while DNS is away, a program that gives credentials.
+    runtime.shutdown_background();
+    ended
 }
 
 /// SIGTERM and SIGINT, listened to from the first moment on: by default they do not end the first process of a container.
@@ -48,5 +51,38 @@ impl Stop {
             () = self.told() => None,
             done = work => Some(done),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_still_blocks_when_all_is_done_is_not_waited_for() {
+        let over = Arc::new(AtomicBool::new(false));
+        let (end, ended) = mpsc::channel::<()>();
+        let at_the_end = Arc::clone(&over);
+
+        until_stopped(async |_stop| {
+            let (begin, begun) = tokio::sync::oneshot::channel();
+            drop(tokio::task::spawn_blocking(move || {
+                begin.send(()).unwrap();
+                // It has an end, so that this test has one too.
+                let _time_or_end = ended.recv_timeout(Duration::from_secs(10));
+                at_the_end.store(true, Ordering::SeqCst);
+            }));
+            drop(begun.await);
+            Ok(())
+        })
+        .unwrap();
+
+        assert!(!over.load(Ordering::SeqCst));
+        drop(end);
     }
 }
