@@ -11,13 +11,12 @@ use node::clock::Jitter;
 use pool::Targets;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{mpsc, oneshot, watch};
-use types::PodName;
 
 use crate::app::{ClusterWriters, Owner, Parts, RunError, events, replay_and_bind, serve};
 use crate::clock::Clock;
 use crate::cloud::Imds;
 use crate::cloud_tasks::CloudTasks;
-use crate::cluster::{self, Annotations, Door, Features, Myself, PodRef, annotating, announcing};
+use crate::cluster::{self, Annotations, Door, Features, Own, annotating, announcing};
 use crate::config::{self, Config};
 use crate::families::Families;
 use crate::grpc;
@@ -111,7 +110,7 @@ async fn daemon(config: Config, alone: Alone, stop: &mut Stop) -> Result<(), Run
     let pod_if_prefixes = node.veth_prefixes();
     let Settings { eni_mtu, pod_mtu, .. } = settings;
     watch(Ours { ports: ports.into(), pod_if_prefixes, mtu: eni_mtu, pod_mtu }, &sender);
-    let cluster = of_cluster(&config, clock, &metrics, &sender).await;
+    let cluster = of_cluster(&config, clock, &metrics, &sender);
     let witnesses = (metrics.clone(), cluster.notes.clone());
     let record = Recording::new(&dir, config.families);
     let keeper = HostKeeper::new(host, netfilter, nat, metrics.clone(), record, former);
@@ -169,8 +168,8 @@ fn serve_http(config: &Config, metrics: &Metrics, readers: &Readers) {
     }
 }
 
-/// Listens to the API server and makes those who write to it.
-async fn of_cluster(
+/// Listens to the API server and makes those who write to it. None of that is waited for: pods are served without the API server.
+fn of_cluster(
     config: &Config,
     clock: Clock,
     metrics: &Metrics,
@@ -178,15 +177,12 @@ async fn of_cluster(
 ) -> ClusterWriters {
     let door = config.cluster.clone().map(Door::new);
     tokio::spawn(cluster::watch(config.clone(), door.clone(), events.clone()));
-    writers(config, door, clock, metrics).await
+    writers(config, door, clock, metrics)
 }
 
 /// Those who write to the API server, where there is one.
-async fn writers(config: &Config, door: Option<Door>, clock: Clock, metrics: &Metrics) -> ClusterWriters {
+fn writers(config: &Config, door: Option<Door>, clock: Clock, metrics: &Metrics) -> ClusterWriters {
     let Some(door) = door else { return ClusterWriters::default() };
-    let namespace = door.namespace().await.unwrap_or_default();
-    let name = config.pod_name.clone().unwrap_or_default();
-    let pod = PodRef::of(&PodName { namespace, name }, config.pod_uid.as_deref().unwrap_or_default());
     let node = config.node_name.clone().unwrap_or_default();
     let (features, wanted) = watch::channel(Features::new());
     if cluster::is_object_name(&node) {
@@ -197,7 +193,9 @@ async fn writers(config: &Config, door: Option<Door>, clock: Clock, metrics: &Me
         true => annotating(door.clone(), node.clone(), clock, metrics),
         false => Annotations::default(),
     };
-    ClusterWriters { notes: announcing(door, Myself { pod, node }, clock, metrics), annotations, features }
+    let (name, uid) =
+        (config.pod_name.clone().unwrap_or_default(), config.pod_uid.clone().unwrap_or_default());
+    ClusterWriters { notes: announcing(door, Own { name, uid, node }, clock, metrics), annotations, features }
 }
 
 /// The network policy agent, where it has a say.

@@ -7,7 +7,7 @@ mod features;
 
 pub(crate) use annotations::{Annotations, annotating};
 pub use announcer::Notes;
-pub(crate) use announcer::announcing;
+pub(crate) use announcer::{Own, announcing};
 pub(crate) use api::{Door, Served, watch};
 pub(crate) use features::keep as keep_features;
 pub use node::cluster::{
