@@ -25,12 +25,13 @@ use crate::grpc::backend::Backend;
 use crate::hold::{self, Hold};
 use crate::host::{HostKeeper, NatSettings, Recording};
 use crate::install::Publisher;
+use crate::listening::{AGAIN, until_bound};
 use crate::lock::{self, DaemonLock};
 use crate::metrics::Metrics;
 use crate::node::{AUDIT_EVERY, Event, GLANCE_EVERY, REPAIR_EVERY, Remembered, Settings};
 use crate::queue::LockedQueue;
 use crate::readers::{Readers, readers};
-use crate::server::{self, FromSocket, chain};
+use crate::server::{self, FromSocket};
 use crate::start::{self, Started};
 use crate::stop::{Stop, until_stopped};
 use crate::web::{Introspection, serve_introspection, serve_metrics};
@@ -70,9 +71,10 @@ async fn alone(config: &Config) -> Result<Alone, RunError> {
 }
 
 /// Listens to what others change in the kernel. Without that it is seen at the next round.
-fn watch(ours: Ours, events: &mpsc::Sender<Event>) {
-    for watch in [Watch::routes(ours.clone()), Watch::netfilter(ours)] {
-        if let Err(error) = watch.and_then(|watch| workers::watching(watch, events.clone())) {
+fn watch(ours: &Ours, events: &mpsc::Sender<Event>) {
+    for open in [Watch::routes, Watch::netfilter] {
+        let ours = ours.clone();
+        if let Err(error) = workers::watching(move || open(ours.clone()), AGAIN, events.clone()) {
             tracing::warn!(%error, "what others change is seen at the next round only");
         }
     }
@@ -109,7 +111,7 @@ async fn daemon(config: Config, alone: Alone, stop: &mut Stop) -> Result<(), Run
     ];
     let pod_if_prefixes = node.veth_prefixes();
     let Settings { eni_mtu, pod_mtu, .. } = settings;
-    watch(Ours { ports: ports.into(), pod_if_prefixes, mtu: eni_mtu, pod_mtu }, &sender);
+    watch(&Ours { ports: ports.into(), pod_if_prefixes, mtu: eni_mtu, pod_mtu }, &sender);
     let cluster = of_cluster(&config, clock, &metrics, &sender);
     let witnesses = (metrics.clone(), cluster.notes.clone());
     let record = Recording::new(&dir, config.families);
@@ -204,15 +206,17 @@ fn policy_agent(config: &Config, metrics: &Metrics, events: &mpsc::Sender<Event>
     Some(PolicyAgent::new(socket, mode, metrics.clone(), events.clone()))
 }
 
-/// Serves gRPC. That it cannot be had is no reason not to serve pods.
+/// Serves gRPC, once its socket is to be had. That it is not is no reason not to serve pods.
 fn serve_grpc(config: &Config, cloud: Arc<CloudTasks>, readers: Readers, calls: mpsc::Sender<FromSocket>) {
     let policy_mode = config.policy_mode.clone().unwrap_or_default();
     let (multi_nic, veth_prefix) = (config.multi_nic, config.veth_prefix.clone());
     let backend = Backend { policy_mode, multi_nic, veth_prefix, cloud, readers, calls, served: 0.into() };
-    match server::bind(&grpc::socket_in(&config.run_dir), GRPC_MODE) {
-        Ok(listener) => drop(tokio::spawn(grpc::server::serve(listener, backend))),
-        Err(error) => tracing::warn!(error = chain(&error), "gRPC is not served"),
-    }
+    let socket = grpc::socket_in(&config.run_dir);
+    tokio::spawn(async move {
+        let bind = || std::future::ready(server::bind(&socket, GRPC_MODE));
+        let listener = until_bound("gRPC", AGAIN, bind).await;
+        grpc::server::serve(listener, backend).await;
+    });
 }
 
 /// Says that a daemon runs here, and tells whether one did since the node started: the directory goes with the node, as the state

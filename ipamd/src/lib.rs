@@ -26,6 +26,7 @@ mod checkpointing;
 mod cloud_tasks;
 mod estate;
 pub mod host;
+mod listening;
 mod lock;
 mod memory;
 mod queue;

@@ -115,25 +115,46 @@ fn mend(wirer: &mut Wirer, metrics: &Metrics, pods: &[PodSpec]) -> (bool, Vec<Ho
     (!mended.is_empty(), lost.into_iter().map(|pod| pod.host_if.clone()).collect())
 }
 
-/// Starts a thread that tells what others change of ours. It ends with the process.
-pub(crate) fn watching(mut watch: Watch, events: mpsc::Sender<Event>) -> std::io::Result<()> {
+/// Starts a thread that tells what others change of ours, and opens its socket again, after a pause, where the kernel gives none or takes
+/// it away. It ends with the process.
+pub(crate) fn watching(
+    open: impl Fn() -> std::io::Result<Watch> + Send + 'static,
+    again: Duration,
+    events: mpsc::Sender<Event>,
+) -> std::io::Result<()> {
+    // Before this returns, so that nothing is missed that is changed from then on.
+    let mut opened = open();
     let watching = move || {
-        loop {
-            // What was changed together is one notice: the rest of it would look like an answer to the look that follows.
-            let told = watch.wait().and_then(|()| {
-                std::thread::sleep(WATCH_PAUSE);
-                watch.read_on()
-            });
-            if let Err(error) = told {
-                tracing::warn!(%error, "what others change is seen at the next round only");
-                return;
+        let mut told = false;
+        while let Some(error) = opened.map_or_else(Some, |watch| follow(watch, told, &events)) {
+            if !told {
+                tracing::warn!(%error, "what others change is seen at the next round only, until the kernel tells it again");
+                told = true;
             }
-            if events.blocking_send(Event::Touched).is_err() {
-                return;
-            }
+            std::thread::sleep(again);
+            opened = open();
         }
     };
     std::thread::Builder::new().name("watching".to_owned()).spawn(watching).map(drop)
+}
+
+/// Tells what others change, until the kernel does not (why), or nobody listens any more. What was changed while there was no watch is
+/// looked for first.
+fn follow(mut watch: Watch, missed: bool, events: &mpsc::Sender<Event>) -> Option<std::io::Error> {
+    if missed {
+        events.blocking_send(Event::Touched).ok()?;
+    }
+    loop {
+        // What was changed together is one notice: the rest of it would look like an answer to the look that follows.
+        let told = watch.wait().and_then(|()| {
+            std::thread::sleep(WATCH_PAUSE);
+            watch.read_on()
+        });
+        if let Err(error) = told {
+            return Some(error);
+        }
+        events.blocking_send(Event::Touched).ok()?;
+    }
 }
 
 fn add(wirer: &mut Wirer, pods: &[PodSpec], [netns, socket]: [OwnedFd; 2]) -> Result<(), Failure> {
@@ -266,7 +287,28 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use datapath::Ours;
+
     use super::*;
+
+    #[test]
+    fn a_watch_that_the_kernel_gives_later_is_had_later_and_what_was_missed_is_looked_for() {
+        let (ports, pod_if_prefixes) = (BTreeSet::new(), BTreeSet::new());
+        let ours = Ours { ports, pod_if_prefixes, mtu: 9001, pod_mtu: 9001 };
+        let tries = AtomicU32::new(0);
+        let open = move || match tries.fetch_add(1, Ordering::Relaxed) {
+            0 | 1 => Err(std::io::Error::other("no memory")),
+            _ => Watch::routes(ours.clone()),
+        };
+        let (sender, mut events) = mpsc::channel(8);
+
+        watching(open, Duration::from_millis(1), sender).unwrap();
+
+        assert!(matches!(events.blocking_recv(), Some(Event::Touched)));
+    }
 
     #[test]
     fn a_state_file_that_could_not_be_started_is_started_with_the_first_change() {

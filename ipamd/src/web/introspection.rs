@@ -9,18 +9,20 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use wire::Report;
 
 use super::bounded::Bounded;
-use super::{enis, everywhere, page, settings};
+use super::{Place, enis, page, serve_at, settings};
 use crate::config::{Config, IntrospectionBind};
 use crate::families::Families;
+use crate::listening::{AGAIN, until_bound};
 use crate::readers::Readers;
 use crate::server;
 
 /// Mode of the socket where it is one in the file system: the Go version's support scripts run as root.
 const SOCKET_MODE: u32 = 0o660;
+/// What the log calls it.
+const WHAT: &str = "introspection";
 /// What there is to ask; the first four are the Go version's.
 const COMMANDS: [&str; 9] = [
     "/v1/enis",
@@ -56,24 +58,20 @@ impl Introspection {
     }
 }
 
-/// Serves introspection until the process ends. A place that cannot be had is no reason not to serve pods.
+/// Serves introspection until the process ends. A place that cannot be had yet is no reason not to serve pods.
 pub(crate) async fn serve_introspection(at: IntrospectionBind, introspection: Introspection) {
     let app = router(introspection);
-    let served = match at {
-        IntrospectionBind::Address(at) => over_tcp(TcpListener::bind(at).await, app).await,
-        IntrospectionBind::Everywhere(port) => over_tcp(everywhere(port).await, app).await,
-        IntrospectionBind::Socket(path) => match server::bind(&path, SOCKET_MODE) {
-            Ok(listener) => axum::serve(Bounded::new(listener), app).await,
-            Err(error) => Err(std::io::Error::other(error)),
-        },
-    };
-    if let Err(error) = served {
-        tracing::warn!(error = server::chain(&error), "introspection is not served");
+    match at {
+        IntrospectionBind::Address(at) => serve_at(WHAT, Place::Address(at), app, AGAIN).await,
+        IntrospectionBind::Everywhere(port) => serve_at(WHAT, Place::Everywhere(port), app, AGAIN).await,
+        IntrospectionBind::Socket(path) => {
+            let bind = || std::future::ready(server::bind(&path, SOCKET_MODE));
+            let listener = until_bound(WHAT, AGAIN, bind).await;
+            if let Err(error) = axum::serve(Bounded::new(listener), app).await {
+                tracing::warn!(%error, "introspection is not served any more");
+            }
+        }
     }
-}
-
-async fn over_tcp(listener: std::io::Result<TcpListener>, app: Router) -> std::io::Result<()> {
-    axum::serve(Bounded::new(listener?), app).await
 }
 
 fn router(introspection: Introspection) -> Router {

@@ -7,6 +7,7 @@ mod page;
 mod settings;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -15,6 +16,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 
+use crate::listening::{AGAIN, until_bound};
 use crate::metrics::{Format, Metrics};
 use crate::readers::Readers;
 use bounded::Bounded;
@@ -32,16 +34,29 @@ pub(crate) async fn serve_metrics(at: Option<SocketAddr>, metrics: Metrics, read
 
 /// The same for anything that is read: at an address, or else at a port of all addresses.
 pub(crate) async fn serve_bounded(at: Option<SocketAddr>, port: u16, app: Router) {
-    let listener = match at {
-        Some(at) => TcpListener::bind(at).await,
-        None => everywhere(port).await,
+    let at = at.map_or(Place::Everywhere(port), Place::Address);
+    serve_at("metrics", at, app, AGAIN).await;
+}
+
+/// Where something is served over TCP.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    Address(SocketAddr),
+    /// A port of all addresses.
+    Everywhere(u16),
+}
+
+/// Serves something at a place as soon as that is to be had.
+async fn serve_at(what: &str, place: Place, app: Router, again: Duration) {
+    let bind = || async move {
+        match place {
+            Place::Address(at) => TcpListener::bind(at).await,
+            Place::Everywhere(port) => everywhere(port).await,
+        }
     };
-    let served = match listener {
-        Ok(listener) => axum::serve(Bounded::new(listener), app).await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = served {
-        tracing::warn!(%error, "metrics are not served");
+    let listener = until_bound(what, again, bind).await;
+    if let Err(error) = axum::serve(Bounded::new(listener), app).await {
+        tracing::warn!(%error, what, "not served any more");
     }
 }
 
@@ -67,4 +82,30 @@ pub(crate) fn metrics_as_asked(asked: &HeaderMap, open_metrics: String) -> Respo
     let format = Format::wanted(&accept.join(","));
     let headers = [(header::CONTENT_TYPE, format.media_type()), (header::VARY, "Accept")];
     (headers, format.of(open_metrics)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_that_another_holds_is_served_once_it_is_free() {
+        let another = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let at = another.local_addr().unwrap();
+        let serving = tokio::spawn(async move {
+            serve_at("nothing", Place::Address(at), Router::new(), Duration::from_millis(1)).await;
+        });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(!serving.is_finished(), "given up");
+
+        drop(another);
+
+        while TcpStream::connect(at).await.is_err() {
+            assert!(!serving.is_finished(), "given up");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        serving.abort();
+    }
 }
