@@ -36,6 +36,10 @@ struct Want {
     arrived: u64,
     /// How often others were faster since it was last tried without that.
     conflicts: u32,
+    /// How often in a row it was refused.
+    refused: u32,
+    /// When it may be tried again.
+    not_before: Moment,
 }
 
 /// The request; `node` is the name of ours.
@@ -66,6 +70,7 @@ fn ask(change: &PodIp, node: &str) -> Ask {
 struct Book {
     wants: BTreeMap<PodName, Want>,
     arrived: u64,
+    /// How often in a row nothing could be written, and when something may be tried again.
     failures: u32,
     not_before: Moment,
 }
@@ -75,8 +80,10 @@ struct Book {
 enum Written {
     /// It is there, or never can be.
     Settled,
-    /// It is to be repeated.
+    /// It is to be repeated, and so would be any other: nobody answers, or all are told to come later.
     Later,
+    /// It is to be repeated; of others' that says nothing.
+    Refused,
     /// Likewise, as somebody else was faster.
     Conflict,
     /// Likewise and at once: it was the wrong object.
@@ -92,14 +99,14 @@ impl Book {
             None if self.wants.len() >= PODS_MAX => return false,
             None => change,
         };
-        self.insert(change, 0);
+        self.insert(Want { change, arrived: 0, conflicts: 0, refused: 0, not_before: Moment(0) });
         true
     }
 
-    fn insert(&mut self, change: PodIp, conflicts: u32) {
+    /// Puts something behind all the others.
+    fn insert(&mut self, want: Want) {
         self.arrived += 1;
-        let (name, arrived) = (change.pod.name.clone(), self.arrived);
-        self.wants.insert(name, Want { change, arrived, conflicts });
+        self.wants.insert(want.change.pod.name.clone(), Want { arrived: self.arrived, ..want });
     }
 
     /// Takes out what is to be written now, first come first.
@@ -107,35 +114,39 @@ impl Book {
         if self.not_before > now {
             return None;
         }
-        let first = self.wants.values().min_by_key(|want| want.arrived);
+        let due = self.wants.values().filter(|want| want.not_before <= now);
+        let first = due.min_by_key(|want| want.arrived);
         let name = first.map(|want| want.change.pod.name.clone())?;
         self.wants.remove(&name)
     }
 
     /// Takes in how it went.
-    fn written(&mut self, Want { change, conflicts, .. }: Want, how: Written, now: Moment) {
-        let conflicts = match how {
-            Written::Settled => return (self.failures, self.not_before) = (0, now),
-            Written::Later => 0,
-            Written::Conflict | Written::Again => conflicts.saturating_add(1),
-        };
+    fn written(&mut self, mut want: Want, how: Written, now: Moment) {
         match how {
             Written::Later => {
                 self.not_before = now.plus(doubled(PAUSE, self.failures));
                 self.failures = self.failures.saturating_add(1);
             }
-            Written::Conflict => self.not_before = now.plus(PAUSE.0),
-            Written::Again | Written::Settled => {}
+            // Somebody answers.
+            Written::Settled | Written::Refused | Written::Conflict | Written::Again => {
+                (self.failures, self.not_before) = (0, now);
+            }
         }
-        let change = match self.wants.remove(&change.pod.name) {
-            Some(later) => change.then(later.change),
-            None => change,
+        (want.conflicts, want.refused, want.not_before) = match how {
+            Written::Settled => return,
+            Written::Later => (0, want.refused, now),
+            Written::Refused => (0, want.refused.saturating_add(1), now.plus(doubled(PAUSE, want.refused))),
+            Written::Conflict => (want.conflicts.saturating_add(1), 0, now.plus(PAUSE.0)),
+            Written::Again => (want.conflicts.saturating_add(1), 0, now),
         };
-        self.insert(change, conflicts);
+        if let Some(later) = self.wants.remove(&want.change.pod.name) {
+            want.change = want.change.then(later.change);
+        }
+        self.insert(want);
     }
 
     fn next(&self) -> Option<Moment> {
-        (!self.wants.is_empty()).then_some(self.not_before)
+        self.wants.values().map(|want| want.not_before.max(self.not_before)).min()
     }
 }
 
@@ -227,8 +238,10 @@ fn outcome(want: &Want, answer: Result<Value, Refusal>) -> (Written, ClusterWrit
         return (Written::Settled, ClusterWrite::Refused);
     }
     tracing::warn!(%pod, "a pod's annotation is written later: {refusal}");
-    let counted = if refusal.is_final() { ClusterWrite::Refused } else { ClusterWrite::Away };
-    (Written::Later, counted)
+    match refusal.is_final() {
+        true => (Written::Refused, ClusterWrite::Refused),
+        false => (Written::Later, ClusterWrite::Away),
+    }
 }
 
 #[cfg(test)]
@@ -276,6 +289,37 @@ mod tests {
         let want = book.due(later.plus(PAUSE.0 * 2)).unwrap();
         assert_eq!(want.change, said("a", 1, false));
         assert_eq!(book.next(), None);
+    }
+
+    #[test]
+    fn a_pod_that_may_not_be_written_to_holds_up_no_other() {
+        let refused = |code: u16| Err(Refusal::with(code));
+        let mut book = Book::default();
+        book.want(said("forbidden", 1, true));
+        let mut now = NOW;
+        for pause in [1, 2, 4] {
+            let want = book.due(now).unwrap();
+            let (how, _) = outcome(&want, refused(403));
+            book.written(want, how, now);
+            book.want(said("other", 2, true));
+
+            let want = book.due(now).unwrap();
+            assert_eq!(want.change, said("other", 2, true));
+            let (how, _) = outcome(&want, Ok(Value::Null));
+            book.written(want, how, now);
+            let then = now.plus(Duration::from_secs(pause));
+            assert_eq!((book.due(now), book.next()), (None, Some(then)), "the pauses of the one grow");
+            now = then;
+        }
+
+        for code in [0, 429, 503] {
+            book.want(said("other", 2, true));
+            let want = book.due(now).unwrap();
+            let (how, _) = outcome(&want, refused(code));
+            book.written(want, how, now);
+            assert_eq!(book.due(now), None, "{code} is said to all");
+            now = book.next().unwrap();
+        }
     }
 
     #[test]
