@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ipnetwork::Ipv4Network;
+use node::clock::{Jitter, doubled};
 use pool::{Action, ActionId, EniSeen, Outcome, Role, Wanted};
 use tokio::sync::{OnceCell, mpsc, watch};
 use types::{DeviceIndex, EniId, InstanceTable, Ipv6Prefix, Mac, NetworkCard, SecurityGroupId, SubnetId};
@@ -23,6 +24,9 @@ use crate::server::chain;
 
 /// Pause between attempts to read instance metadata at start; grows to the second value.
 const IDENTITY_RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// The same where it is EC2 that is asked, for the limits of an instance type that is not in the table: what it denies or throttles it
+/// denies and throttles for all nodes of that type.
+const LIMITS_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 /// A call to create an ENI that is not answered: attempts under one token, and the pause between them.
 const CREATE_ATTEMPTS: u32 = 3;
 const CREATE_RETRY: Duration = Duration::from_secs(1);
@@ -37,6 +41,31 @@ const RANGE_RETRY: Duration = Duration::from_millis(250);
 
 /// Pause between two readings of what only instance metadata tells; local, and EC2 is asked only when it changes.
 const WATCH_EVERY: Duration = Duration::from_secs(10);
+
+/// How long the next attempt to find out who we are waits.
+#[derive(Debug)]
+struct Patience {
+    jitter: Jitter,
+    /// Attempts in a row that instance metadata did not answer, and that EC2 did not.
+    failed: (u32, u32),
+}
+
+impl Patience {
+    const fn new(jitter: Jitter) -> Self {
+        Self { jitter, failed: (0, 0) }
+    }
+
+    /// After another attempt has failed; `of_ec2`: EC2 has been asked.
+    fn pause(&mut self, of_ec2: bool) -> Duration {
+        let (pauses, failed) = match of_ec2 {
+            false => (IDENTITY_RETRY, &mut self.failed.0),
+            true => (LIMITS_RETRY, &mut self.failed.1),
+        };
+        let pause = doubled(pauses, *failed);
+        *failed = failed.saturating_add(1);
+        if of_ec2 { self.jitter.around(pause) } else { pause }
+    }
+}
 
 fn not_asked() -> CloudError {
     CloudError::new(CloudErrorKind::Denied, "EC2", "it is not to be asked")
@@ -104,14 +133,16 @@ impl CloudTasks {
     /// Finds out who we are, tries until it knows, and then watches what only instance metadata tells.
     pub(crate) async fn identify(self: Arc<Self>) {
         let (began, working) = (self.clock.now(), self.metrics.begin(Work::Init));
-        let mut pause = IDENTITY_RETRY.0;
+        let node = self.config.node_name.as_deref().unwrap_or_default();
+        let mut patience = Patience::new(Jitter::of_node(node, began));
+        // Made once: it has what it has learnt of credentials, endpoints and its own pace.
+        let client = OnceCell::new();
         let facts = loop {
-            match self.facts().await {
+            match self.facts(&client).await {
                 Ok(facts) => break facts,
                 Err(error) => drop(self.events.send(Event::Unidentified(error)).await),
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(IDENTITY_RETRY.1);
+            tokio::time::sleep(patience.pause(client.initialized())).await;
         };
         drop(working);
         self.metrics.initialised(self.clock.now().since(began));
@@ -121,13 +152,15 @@ impl CloudTasks {
         }
     }
 
-    async fn facts(&self) -> Result<Facts, CloudError> {
+    /// Who we are; `client` is that of EC2, as soon as it is known of which region.
+    async fn facts(&self, client: &OnceCell<Ec2>) -> Result<Facts, CloudError> {
         let identity = self.imds.identity().await?;
         let ec2 = match self.config.imds_only {
             true => None,
             false => {
                 let (metrics, notes) = (self.metrics.clone(), self.notes.clone());
-                Some(Ec2::connect(&self.config, &identity.region, metrics, notes).await)
+                let connect = || Ec2::connect(&self.config, &identity.region, metrics, notes);
+                Some(client.get_or_init(connect).await.clone())
             }
         };
         let known = Known { ec2, estate: self.estate(&identity), identity };
@@ -592,5 +625,35 @@ async fn do_chore(ec2: &Ec2, chore: Chore) -> Result<(), CloudError> {
             tracing::info!(%eni, ?tags, "tagging an ENI");
             forgive(ec2.tag(&eni, &tags).await, GONE)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use types::Moment;
+
+    use super::*;
+
+    #[test]
+    fn what_ec2_does_not_tell_is_asked_for_ever_less_and_not_by_all_nodes_at_once() {
+        let pauses = |name| {
+            let mut patience = Patience::new(Jitter::of_node(name, Moment(7)));
+            (0..20).map(|_| patience.pause(true)).collect::<Vec<_>>()
+        };
+        let (one, other) = (pauses("node-1"), pauses("node-2"));
+
+        let minute = Duration::from_secs(60);
+        assert!(one[0] < minute / 30, "{one:?}");
+        assert!(one[10..].iter().all(|pause| (minute * 5 / 2..minute * 8).contains(pause)), "{one:?}");
+        assert!(one.iter().zip(&other).all(|(one, other)| one != other), "{one:?} {other:?}");
+    }
+
+    #[test]
+    fn instance_metadata_is_asked_again_within_seconds_however_long_it_takes() {
+        let mut patience = Patience::new(Jitter::of_node("node-1", Moment(7)));
+        let pauses: Vec<_> = (0..20).map(|_| patience.pause(false)).collect();
+
+        assert_eq!((pauses[0], pauses[19]), IDENTITY_RETRY);
+        assert!(patience.pause(true) < Duration::from_secs(2), "its own pauses say nothing of those of EC2");
     }
 }
