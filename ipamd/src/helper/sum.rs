@@ -22,6 +22,8 @@ enum Kind {
     Mean,
 }
 
+/// Addresses by range, of both families.
+const PER_CIDR: &str = "awscni_assigned_ip_per_cidr";
 /// Figures as CloudWatch names them, from what metrics, and how.
 const FIGURES: [(&str, &str, Kind); 20] = [
     ("addReqCount", "awscni_add_ip_req_count", Kind::Count),
@@ -41,7 +43,7 @@ const FIGURES: [(&str, &str, Kind); 20] = [
     ("maxIPAddresses", "awscni_ip_max", Kind::Gauge),
     ("podENIErr", "awscni_pod_eni_error_count", Kind::Count),
     ("reconcileCount", "awscni_reconcile_count", Kind::Count),
-    ("totalAssignedIPv4sPerCidr", "awscni_assigned_ip_per_cidr", Kind::Gauge),
+    ("totalAssignedIPv4sPerCidr", PER_CIDR, Kind::Gauge),
     ("totalIPAddresses", "awscni_total_ip_addresses", Kind::Gauge),
     ("totalIPv4Prefixes", "awscni_total_ipv4_prefixes", Kind::Gauge),
 ];
@@ -60,6 +62,12 @@ pub(crate) fn is_summed(metric: &str) -> bool {
 fn counts(metric: &str) -> bool {
     let is = |(_, source, kind): &(&str, &str, Kind)| *source == metric && *kind == Kind::Count;
     metric == SUM || metric == COUNT || FIGURES.iter().any(is)
+}
+
+/// Whether a sample is of IPv6, in a metric of which CloudWatch's figure is one of IPv4.
+fn is_of_ipv6(metric: &str, labels: &str) -> bool {
+    // No other label's value has a colon.
+    metric == PER_CIDR && labels.contains(':')
 }
 
 /// What is known of the nodes after a round.
@@ -178,10 +186,13 @@ fn told(after: &Memory, came: Option<&BTreeMap<&'static str, f64>>, longest: Opt
             Kind::Gauge => {
                 let all = heard.iter().flat_map(|scrape| scrape.iter());
                 // An empty sum of floats is -0.
-                let sum =
-                    all.filter(|((metric, _), _)| metric == source).fold(0.0, |sum, (_, value)| sum + value);
+                let (mut sum, mut of_figure) = (0.0, 0.0);
+                for ((_, labels), value) in all.filter(|((metric, _), _)| metric == source) {
+                    sum += value;
+                    of_figure += if is_of_ipv6(source, labels) { 0.0 } else { *value };
+                }
                 round.sums.insert(source, Sum::Gauge(sum));
-                Some(sum)
+                Some(of_figure)
             }
             Kind::Count => {
                 round.sums.insert(source, Sum::Count(of(&after.totals, source)));
@@ -234,6 +245,15 @@ mod tests {
         assert_eq!(of(&rounds, "eniMaxAvailable"), [Some(11.0)]);
         assert_eq!(of(&rounds, "totalAssignedIPv4sPerCidr"), [Some(3.0)]);
         assert_eq!(of(&rounds, "ipamdActionInProgress"), [Some(0.0)]);
+    }
+
+    #[test]
+    fn the_figure_of_ipv4_has_none_of_ipv6_and_the_metric_has_both() {
+        let page = "awscni_assigned_ip_per_cidr{cidr=\"10.0.2.16/28\"} 2\nawscni_assigned_ip_per_cidr{cidr=\"2600:1f14::/80\"} 5\n";
+        let rounds = rounds(&[&[("a", Some(page))]]);
+
+        assert_eq!(of(&rounds, "totalAssignedIPv4sPerCidr"), [Some(2.0)]);
+        assert_eq!(rounds[0].sums[PER_CIDR], Sum::Gauge(7.0));
     }
 
     #[test]

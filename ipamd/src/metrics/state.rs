@@ -9,7 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use types::{Ipv6Prefix, NetworkCard, Prefix, Reason};
-use wire::{AddressCount, EniReport, Observed, Report};
+use wire::{AddressCount, EniReport, Observed, PodReport, Report};
 
 use super::ReasonLabel;
 use super::original::{FnLabel, Unsuffixed};
@@ -107,7 +107,7 @@ fn addresses(all: &mut Registry, report: &Report) {
     for family in ["ipv4", "ipv6"] {
         drop(families.get_or_create(&FamilyLabel { family }));
     }
-    for address in told(report) {
+    for address in report.pods.iter().flat_map(told) {
         let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
         families.get_or_create(&FamilyLabel { family }).inc();
     }
@@ -119,9 +119,9 @@ const fn by_state(count: AddressCount) -> [(&'static str, u32); 4] {
     [("free", free), ("reserved", reserved), ("assigned", assigned), ("cooling", cooling)]
 }
 
-/// The addresses that pods know as theirs.
-fn told(report: &Report) -> impl Iterator<Item = IpAddr> {
-    report.pods.iter().flat_map(|pod| std::iter::once(pod.address).chain(pod.other))
+/// The addresses that a pod knows as its own.
+fn told(pod: &PodReport) -> impl Iterator<Item = IpAddr> + use<> {
+    std::iter::once(pod.address).chain(pod.other)
 }
 
 /// The ENIs that pods can use: what others hold is in no count, as the Go version does not know of it.
@@ -175,11 +175,13 @@ fn originals(all: &mut Registry, report: &Report) {
     all.register("awscni_build_info", "The daemon that runs", build);
 }
 
-/// How many addresses pods have of each prefix, those of which they have none included; and each single address they have.
+/// How many addresses pods have of each prefix, those of which they have none included; and each single address they have. What is of a
+/// branch ENI is of no range of the pool, and what is promised to an ADD no pod has: neither is in `awscni_assigned_ip_addresses` either.
 fn per_range(report: &Report) -> BTreeMap<String, u32> {
     let prefixes: BTreeSet<Prefix> = report.enis.iter().flat_map(|eni| eni.delegated.clone()).collect();
     let mut ranges: BTreeMap<String, u32> = prefixes.iter().map(|prefix| (prefix.to_string(), 0)).collect();
-    for address in told(report) {
+    let of_pool = report.pods.iter().filter(|pod| pod.vlan.is_none() && !pod.reserved);
+    for address in of_pool.flat_map(told) {
         let range = match address {
             IpAddr::V4(v4) if prefixes.contains(&Prefix::of(v4)) => Prefix::of(v4).to_string(),
             IpAddr::V4(v4) => format!("{v4}/32"),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use types::{Moment, NetworkCard, PodName, Prefix, SandboxKey};
+use types::{Moment, NetworkCard, PodName, Prefix, SandboxKey, VlanId};
 use wire::{AddressCount, CardReport, EniReport, Observed, PodReport, Waiting};
 
 use super::*;
@@ -239,6 +239,19 @@ fn ranges_count_what_pods_have_of_them_in_both_families() {
             "ipamd_pod_addresses{family=\"ipv6\"} 1",
         ],
     );
+}
+
+#[test]
+fn ranges_count_neither_branch_enis_nor_what_is_only_promised() {
+    let mut report = node();
+    let of_branch = PodReport { vlan: Some(VlanId::new(7).unwrap()), ..pod("10.0.9.9", None) };
+    let promised = PodReport { reserved: true, ..pod("10.0.2.33", None) };
+    report.pods.extend([of_branch, promised]);
+
+    let text = Metrics::default().text(&report).unwrap();
+
+    assert!(!text.contains("awscni_assigned_ip_per_cidr{cidr=\"10.0.9.9/32\"}"), "{text}");
+    has(&text, &["awscni_assigned_ip_per_cidr{cidr=\"10.0.2.32/28\"} 0"]);
 }
 
 #[test]
