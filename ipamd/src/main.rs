@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
 use ipamd::config::{self, Config, DEFAULT_RUN_DIR, Helper, SettingError, Switches};
 use ipamd::hold::{Hold, Word};
-use ipamd::install::Sources;
+use ipamd::install::{IMAGE_PLUGIN, Sources};
 use ipamd::tools::{self, Tool};
 
 /// Exit code for settings that cannot be (`EX_USAGE`).
@@ -54,7 +54,7 @@ enum Command {
     /// `loopback`, the plugin serves under that name. The conflist is not among them: `ipamd run` writes it once pods can be served.
     Install {
         /// The plugin.
-        #[arg(long, default_value = "/aws-cni")]
+        #[arg(long, default_value = IMAGE_PLUGIN)]
         plugin: PathBuf,
         /// A directory with plugins of other people; it need not be there.
         #[arg(long, default_value = "/plugins")]

@@ -20,6 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("doctor_names_what_is_missing_altogether", missing),
     ("doctor_compares_the_state_with_the_runtime_and_its_command_mends_it", runtime),
     ("doctor_compares_the_state_with_ec2", ec2),
+    ("doctor_names_what_leads_the_runtime_elsewhere_and_its_commands_mend_it", elsewhere),
     ("explain_tells_the_way_that_packets_take", explained),
     ("a_bundle_has_no_secrets_and_is_judged_as_the_node_was", bundled),
 ];
@@ -53,9 +54,21 @@ fn cache(directory: &Path, pod: &Pod) -> Result<PathBuf, LabError> {
     Ok(path)
 }
 
+/// A directory of plugins with ours in it, as the installer leaves it.
+fn installed() -> Result<PathBuf, LabError> {
+    let bin = scratch("bin")?;
+    std::fs::copy(binary("AWS_CNI_BIN", "aws-cni")?, bin.join("aws-cni")).map_err(io("copy the plugin"))?;
+    Ok(bin)
+}
+
 /// Starts a node with pods and waits until it has the ENI that it keeps free for more.
 fn start(pods: u32) -> Result<(Setting, Vec<Pod>), LabError> {
-    let setting = Setting::start(&[])?;
+    start_with(pods, &[])
+}
+
+/// The same with these settings.
+fn start_with(pods: u32, settings: &[(&str, &str)]) -> Result<(Setting, Vec<Pod>), LabError> {
+    let setting = Setting::start(settings)?;
     let pods_added = setting.pods(0..pods)?;
     // An m5.large has nine addresses for pods on each ENI.
     let enis = usize::try_from(pods.div_ceil(9) + 1).unwrap_or(usize::MAX);
@@ -92,15 +105,20 @@ pub(crate) fn mend(node: &Node, verdict: &Value) -> Outcome {
 }
 
 fn well() -> Outcome {
-    let (setting, pods) = start(12)?;
+    let bin = installed()?.display().to_string();
+    let (setting, pods) = start_with(12, &[("HOST_CNI_BIN_PATH", bin.as_str())])?;
+    setting.node.wait_for("the conflist", |_| setting.node.conflist().exists())?;
+    let plugin = binary("AWS_CNI_BIN", "aws-cni")?.display().to_string();
     let results = scratch("results")?;
     pods.iter().try_for_each(|pod| cache(&results, pod).map(drop))?;
 
-    let (code, verdict) = doctor(&setting.node, &["--cloud", "--cni-cache", &results.display().to_string()])?;
+    let results = results.display().to_string();
+    let words = ["--cloud", "--cni-cache", results.as_str(), "--plugin", plugin.as_str()];
+    let (code, verdict) = doctor(&setting.node, &words)?;
 
     ensure!(code == Some(0), "exit code {code:?}: {verdict:#}");
     ensure!(codes(&verdict).is_empty() && verdict["skipped"] == json!([]), "not well: {verdict:#}");
-    ensure!(verdict["compared"].as_array().is_some_and(|all| all.len() == 6), "compared: {verdict:#}");
+    ensure!(verdict["compared"].as_array().is_some_and(|all| all.len() == 8), "compared: {verdict:#}");
     let output = setting.node.tool(&["doctor", "--cni-cache", "/nowhere"], &[])?;
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.success() && text.contains("nothing is wrong"), "as text: {text}");
@@ -262,6 +280,76 @@ fn ec2() -> Outcome {
     let what = findings(&verdict).next().and_then(|finding| finding["what"].as_str()).unwrap_or_default();
     ensure!(what.contains(&pod.name) && what.contains(eni.as_str()), "names neither pod nor ENI: {what}");
     Ok(())
+}
+
+/// What is found, with the plugin of the image at hand.
+fn found(node: &Node, more: &[&str]) -> Result<(BTreeSet<String>, Value), LabError> {
+    let plugin = binary("AWS_CNI_BIN", "aws-cni")?.display().to_string();
+    let (_, verdict) = doctor(node, &[&["--plugin", plugin.as_str()], more].concat())?;
+    Ok((codes(&verdict).into_iter().map(str::to_owned).collect(), verdict))
+}
+
+/// Checks that one thing alone is found.
+fn only(node: &Node, code: &str) -> Result<Value, LabError> {
+    let (found, verdict) = found(node, &[])?;
+    ensure_only(&found, code, &verdict)?;
+    Ok(verdict)
+}
+
+fn ensure_only(found: &BTreeSet<String>, code: &str, verdict: &Value) -> Outcome {
+    ensure!(*found == BTreeSet::from([code.to_owned()]), "not {code} alone: {verdict:#}");
+    Ok(())
+}
+
+fn nothing(node: &Node) -> Outcome {
+    let (found, verdict) = found(node, &[])?;
+    ensure!(found.is_empty(), "not mended: {verdict:#}");
+    Ok(())
+}
+
+fn elsewhere() -> Outcome {
+    let bin = installed()?;
+    let bin_path = bin.display().to_string();
+    let settings = [("HOST_CNI_BIN_PATH", bin_path.as_str())];
+    let (setting, _pods) = start_with(1, &settings)?;
+    let node = &setting.node;
+    node.wait_for("the conflist", |_| node.conflist().exists())?;
+    nothing(node)?;
+    let ours = node.conflist();
+    let other = ours.with_file_name("05-other.conflist");
+    let write = |path: &Path, text: &str| std::fs::write(path, text).map_err(io("write a file"));
+
+    // Another CNI's stands before it; the archive tells that too, and not what the other says.
+    write(&other, &format!(r#"{{"name":"other","plugins":[{{"type":"flannel","token":"{SECRET}"}}]}}"#))?;
+    let verdict = only(node, "conflist-shadowed")?;
+    let place = scratch("bundle")?;
+    text(node, &["bundle", "--out", "/run/lab/bundle/b.tar.gz"])?;
+    node.shell("cd /run/lab/bundle && tar -xzf b.tar.gz")?;
+    let (saved, verdict_of_saved) = found(node, &["--state", &place.display().to_string()])?;
+    ensure_only(&saved, "conflist-shadowed", &verdict_of_saved)?;
+    let secrets = node.shell("cd /run/lab/bundle/ipamd && grep -rl hunter2 . || true")?;
+    let names = node.shell("cat /run/lab/bundle/ipamd/networks.txt")?;
+    ensure!(secrets.is_empty() && names.contains("/05-other.conflist\n"), "{secrets} {names}");
+    ensure!(place.join("ipamd/10-aws.conflist").exists(), "our conflist is not in the archive");
+    mend(node, &verdict)?;
+    nothing(node)?;
+
+    // Somebody changes it, or takes it away: a daemon that starts anew writes it.
+    write(&ours, r#"{"cniVersion":"0.4.0","name":"aws-cni","plugins":[]}"#)?;
+    only(node, "conflist-differs")?;
+    std::fs::remove_file(&ours).map_err(io("remove the conflist"))?;
+    only(node, "conflist-missing")?;
+    node.stop_daemon()?;
+    node.start_daemon(&settings)?;
+    node.wait_ready()?;
+    node.wait_for("the conflist", |_| node.conflist().exists())?;
+    nothing(node)?;
+
+    // An older plugin.
+    write(&bin.join("aws-cni"), "older")?;
+    only(node, "plugin-differs")?;
+    installed()?;
+    nothing(node)
 }
 
 fn text(node: &Node, words: &[&str]) -> Result<String, LabError> {

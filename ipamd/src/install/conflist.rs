@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::files::{self, Outcome};
 use super::{CONFLIST, PLUGIN};
@@ -123,6 +123,24 @@ fn wanted(install: &Install) -> Vec<Chained> {
     std::iter::once(portmap).chain(bandwidth).chain(tuning).collect()
 }
 
+/// What was published, as it is kept in the run directory for those who look at the node without the daemon: [`crate::tools`].
+/// The daemon itself never reads it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    /// The conflist's file, as the daemon knows it.
+    pub file: PathBuf,
+    /// What was written there.
+    pub conflist: String,
+    /// Where the plugin is for the runtime, as the daemon knows it.
+    pub plugin: PathBuf,
+}
+
+/// Where that is.
+#[must_use]
+pub fn published_file(run_dir: &Path) -> PathBuf {
+    run_dir.join("conflist.json")
+}
+
 /// Puts the conflist in place.
 #[derive(Debug, Clone)]
 pub struct Publisher {
@@ -166,11 +184,23 @@ impl Publisher {
     fn write(&self, path: &Path) -> io::Result<Outcome> {
         let bin = &self.config.install.bin_dir;
         let (text, warnings) = render(&self.config, &|name| bin.join(name).exists());
+        self.write_down(path, &text);
         let outcome = files::put(path, text.as_bytes(), 0o644)?;
         for warning in warnings {
             tracing::warn!("{warning}");
         }
         Ok(outcome)
+    }
+
+    /// Nothing depends on it: what cannot be written is told.
+    fn write_down(&self, path: &Path, text: &str) {
+        let plugin = self.config.install.bin_dir.join(PLUGIN);
+        let published = Published { file: path.to_owned(), conflist: text.to_owned(), plugin };
+        let file = published_file(&self.config.run_dir);
+        let bytes = serde_json::to_vec(&published).map_err(io::Error::from);
+        if let Err(error) = bytes.and_then(|bytes| files::put(&file, &bytes, 0o600)) {
+            tracing::warn!(%error, file = %file.display(), "cannot write down what the runtime should find");
+        }
     }
 }
 
@@ -253,10 +283,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_published_is_written_down_for_those_who_look_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        let settings = [("IPAMD_RUN_DIR", text(dir.path())), ("HOST_CNI_BIN_PATH", "/host/bin".to_owned())];
+        let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let path = dir.path().join(CONFLIST);
+
+        Publisher::new(&config(&settings)).write(&path).unwrap();
+
+        let told = std::fs::read(published_file(dir.path())).unwrap();
+        let Published { file, conflist, plugin } = serde_json::from_slice(&told).unwrap();
+        assert_eq!((file, plugin), (path.clone(), PathBuf::from("/host/bin/aws-cni")));
+        assert_eq!(conflist, std::fs::read_to_string(path).unwrap());
+    }
+
+    #[test]
     fn a_conflist_of_others_is_replaced_and_our_own_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(CONFLIST);
-        let publisher = Publisher::new(&config(&[("HOST_CNI_BIN_PATH", "/nowhere")]));
+        let run_dir = dir.path().to_str().unwrap();
+        let settings = [("HOST_CNI_BIN_PATH", "/nowhere"), ("IPAMD_RUN_DIR", run_dir)];
+        let publisher = Publisher::new(&config(&settings));
         std::fs::write(&path, r#"{"cniVersion":"0.4.0","name":"aws-cni","plugins":[]}"#).unwrap();
 
         let outcomes = [publisher.write(&path).unwrap(), publisher.write(&path).unwrap()];

@@ -13,13 +13,15 @@ use datapath::{desired, put_sysctl_below};
 
 use crate::config::{Config, Install};
 
-pub use conflist::{Publisher, render};
+pub use conflist::{Published, Publisher, published_file, render};
 pub use files::Outcome;
 
 /// The file by which runtimes find us; the Go version's has the same name, so that one replaces the other.
 pub const CONFLIST: &str = "10-aws.conflist";
+/// Where our image has the plugin.
+pub const IMAGE_PLUGIN: &str = "/aws-cni";
 /// The plugin's file.
-const PLUGIN: &str = "aws-cni";
+pub(crate) const PLUGIN: &str = "aws-cni";
 /// The plugin that containerd runs for every sandbox beside those of the conflist. Ours serves under this name where the node has none.
 const LOOPBACK: &str = "loopback";
 /// Plugins of other people that pods or the conflist need and that an image may bring.

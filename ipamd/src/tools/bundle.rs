@@ -16,9 +16,11 @@ use types::Moment;
 use super::evidence::Evidence;
 use super::finding::Verdict;
 use super::look::LIVE_FILE;
+use super::networks::OF_HOST;
 use super::{dump, redact, saved};
 use crate::config::Environment;
 use crate::host::record_file;
+use crate::install::{CONFLIST, published_file};
 use crate::{cluster, memory, store};
 
 /// The end of a log that is taken, in bytes.
@@ -27,8 +29,6 @@ const LOG_BYTES_MAX: u64 = 2 * 1024 * 1024;
 const PART_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Logs at usual places on a node, beside the one that a setting names.
 const LOGS: [&str; 2] = ["/var/log/aws-routed-eni/ipamd.log", "/var/log/aws-routed-eni/plugin.log"];
-/// Where the daemon's container has the node's directories of logs, by our manifests.
-const OF_HOST: &str = "/host";
 /// Says of what the archive lacks why it does.
 const MISSING: &str = "missing.txt";
 
@@ -69,6 +69,7 @@ pub fn parts(
         let table = nftables.table.as_deref().unwrap_or("our table is not there\n");
         parts.push(part("nftables.txt", format!("{table}\n{}", chains.collect::<String>())));
     }
+    parts.extend(of_runtime(evidence));
     let mut missing = String::new();
     parts.extend(of_directory(evidence, &mut missing));
     for log in logs {
@@ -82,6 +83,20 @@ pub fn parts(
     }
     parts.push(part(MISSING, missing));
     parts.iter_mut().for_each(|part| part.text.truncate(PART_BYTES_MAX));
+    parts
+}
+
+/// What of us the runtime finds: our conflist, and the names of what stands beside it.
+fn of_runtime(evidence: &Evidence) -> Vec<Part> {
+    let Some(networks) = evidence.live.networks.seen() else { return Vec::new() };
+    let names = networks.files.iter().map(|file| {
+        let leads = if file.leads_here { " (names us)" } else { "" };
+        format!("{}/{}{leads}\n", networks.dir.display(), super::words::plain(&file.name))
+    });
+    let mut parts = vec![part("networks.txt", names.collect::<String>())];
+    if let Some(Ok(there)) = &networks.there {
+        parts.push(part(CONFLIST, json(there)));
+    }
     parts
 }
 
@@ -105,6 +120,8 @@ fn of_directory(evidence: &Evidence, missing: &mut String) -> Vec<Part> {
     }
     let record = record_file(Path::new("")).display().to_string();
     parts.extend(evidence.saved.record.as_ref().map(|wanted| part(&record, json(wanted))));
+    let published = published_file(Path::new("")).display().to_string();
+    parts.extend(evidence.saved.published.as_ref().map(|written| part(&published, json(written))));
     let instance = memory::file(Path::new("")).display().to_string();
     match saved::json::<memory::Written>(&memory::file(&evidence.dir)) {
         Ok(Some(written)) => parts.push(part(&instance, redact::log(&json(&written)))),

@@ -16,6 +16,7 @@ use super::finding::Verdict;
 use super::look::{self, CNI_CACHE, Whom};
 use super::{bundle, explain, judge, redact, saved, status};
 use crate::config::{DEFAULT_RUN_DIR, Environment};
+use crate::install::IMAGE_PLUGIN;
 
 /// Nothing could be told.
 const NOT_TOLD: u8 = 2;
@@ -94,6 +95,9 @@ pub struct NodeArgs {
     /// Where the container runtime keeps results of plugins.
     #[arg(long, default_value = CNI_CACHE)]
     cni_cache: PathBuf,
+    /// The plugin as the daemon's image has it, with which the node's is compared.
+    #[arg(long, default_value = IMAGE_PLUGIN)]
+    plugin: PathBuf,
     /// Look at a copy of the daemon's directory, or at a bundle that was unpacked (`tar -xzf`), instead of this node.
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
@@ -105,7 +109,8 @@ impl NodeArgs {
     /// # Errors
     /// In words, when there is nothing saved where somebody says that there is.
     fn look(&self, cloud: bool) -> Result<Evidence, String> {
-        let whom = Whom { run_dir: self.run_dir.clone(), cni_cache: self.cni_cache.clone(), cloud };
+        let (run_dir, cni_cache) = (self.run_dir.clone(), self.cni_cache.clone());
+        let whom = Whom { run_dir, cni_cache, plugin: self.plugin.clone(), cloud };
         match &self.state {
             Some(named) => Ok(look::directory(&saved::directory(named)?)),
             None => Ok(look::node(&whom)),

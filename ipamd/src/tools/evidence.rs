@@ -11,11 +11,13 @@ use datapath::HostSeen;
 use ipnetwork::Ipv4Network;
 use pool::Owner;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use types::{EniId, Mac, Moment, PodName, SandboxKey};
 use wire::Report;
 use wire::queue::QueuedDel;
 
 use crate::host::HostRecord;
+use crate::install::Published;
 
 /// Name of the network in the installed conflist: that of our sandboxes.
 pub const NETWORK: &str = "aws-cni";
@@ -46,6 +48,8 @@ pub struct Saved {
     pub set_aside: Vec<String>,
     /// What the daemon wants the host's kernel to hold, if it has written that down.
     pub record: Option<HostRecord>,
+    /// What of us the runtime should find, if the daemon has written that down.
+    pub published: Option<Published>,
     /// DELs that wait.
     pub queue: Vec<QueuedDel>,
     /// Files in the queue that are none.
@@ -111,6 +115,10 @@ pub struct Live {
     pub legacy: Look<BTreeSet<String>>,
     /// The runtime's cache of what plugins told it.
     pub runtime: Look<Vec<RuntimeSandbox>>,
+    /// What leads the runtime to us: its directory of networks.
+    pub networks: Look<Networks>,
+    /// And the plugin.
+    pub plugin: Look<PluginSeen>,
     /// EC2.
     pub cloud: Look<Vec<CloudEni>>,
     /// The run directory's files.
@@ -137,6 +145,48 @@ pub struct RuntimeSandbox {
     pub pod: PodName,
     /// The addresses it was told.
     pub addresses: Vec<IpAddr>,
+}
+
+/// The runtime's directory of networks, of which it takes the first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Networks {
+    /// The directory, on the node.
+    pub dir: PathBuf,
+    /// Its networks, in the runtime's order.
+    pub files: Vec<NetworkFile>,
+    /// Our conflist, as the daemon has written it.
+    pub written: Value,
+    /// As it is there, or why it cannot be read; `None` where it is missing. What others have put into it is left out.
+    pub there: Option<Result<Value, String>>,
+}
+
+/// A file that a runtime takes for a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkFile {
+    /// Its name.
+    pub name: String,
+    /// Whether it names our plugin or our conflist.
+    pub leads_here: bool,
+}
+
+/// The plugin that the runtime executes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PluginSeen {
+    /// Where, on the node.
+    pub at: PathBuf,
+    /// What the daemon's image has.
+    pub of_image: Sum,
+    /// What is there.
+    pub there: Option<Sum>,
+}
+
+/// What a file is known by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sum {
+    /// Its length.
+    pub bytes: u64,
+    /// Its SHA-256, in hexadecimal.
+    pub sha256: String,
 }
 
 /// An ENI that EC2 says is attached to this instance.

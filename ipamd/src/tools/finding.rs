@@ -68,6 +68,14 @@ codes! {
     DelsQueued = "dels-queued", Warning;
     /// Files in the delete queue are no DELs.
     QueueForeign = "queue-foreign", Warning;
+    /// The conflist that the daemon has written is not there.
+    ConflistMissing = "conflist-missing", Broken;
+    /// The conflist is not what the daemon has written.
+    ConflistDiffers = "conflist-differs", Broken;
+    /// The runtime takes another network than ours.
+    ConflistShadowed = "conflist-shadowed", Broken;
+    /// The plugin on the node is not the image's, or is missing.
+    PluginDiffers = "plugin-differs", Broken;
     /// A pod that holds an address has no host link.
     PodLinkMissing = "pod-link-missing", Broken;
     /// A pod's host link is down.

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use types::{Moment, PodName, Prefix, SandboxKey};
 
 use super::evidence::{CloudEni, Evidence, Live, Look, NETWORK, Nftables, RuntimeSandbox};
-use super::saved;
+use super::{networks, saved};
 use crate::cloud::{Ec2, EniRecord, Imds};
 use crate::cluster::Notes;
 use crate::config;
@@ -39,6 +39,8 @@ pub struct Whom {
     pub run_dir: PathBuf,
     /// The runtime's cache of results.
     pub cni_cache: PathBuf,
+    /// The plugin, as the image has it.
+    pub plugin: PathBuf,
     /// Whether EC2 and instance metadata are asked.
     pub cloud: bool,
 }
@@ -79,6 +81,8 @@ fn with_all(why: &Look<()>) -> Live {
         nftables: same(why),
         legacy: same(why),
         runtime: same(why),
+        networks: same(why),
+        plugin: same(why),
         cloud: same(why),
         ..Live::default()
     }
@@ -119,6 +123,8 @@ pub fn node(whom: &Whom) -> Evidence {
             .map_or_else(|error| Look::Failed(error.to_string()), Look::Seen),
         host,
         runtime: sandboxes(&whom.cni_cache),
+        networks: networks::networks(saved.published.as_ref()),
+        plugin: networks::plugin(saved.published.as_ref(), &whom.plugin),
         cloud,
         files: saved::files(&whom.run_dir),
     };

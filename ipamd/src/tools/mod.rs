@@ -6,6 +6,7 @@
 //! | `evidence.rs` | what is known of a node, as one value |
 //! | `saved.rs` | reads a run directory or an unpacked archive |
 //! | `look.rs` | asks the daemon, the kernel, the runtime's cache and EC2 |
+//! | `networks.rs` | what leads the runtime to us, on the node's disk |
 //! | `judge/` | from what is known to what is wrong; pure |
 //! | `finding.rs` | what is wrong, how that is seen, and the command that mends it |
 //! | `explain.rs` | one pod's address and the way of its packets; pure |
@@ -24,6 +25,7 @@ pub mod saved;
 
 mod cli;
 mod dump;
+mod networks;
 mod redact;
 mod status;
 mod words;

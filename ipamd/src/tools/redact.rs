@@ -98,6 +98,8 @@ pub(super) fn evidence(evidence: &mut Evidence) {
         unseen(&mut live.host),
         unseen(&mut live.nftables),
         unseen(&mut live.runtime),
+        unseen(&mut live.networks),
+        unseen(&mut live.plugin),
         unseen(&mut live.cloud),
     ];
     let lines = unseen.into_iter().flatten().chain(&mut saved.troubles).chain(&mut saved.damage);

@@ -17,6 +17,7 @@ use wire::queue::{FILES_MAX, LOCK_FILE, QueuedDel, SUFFIX};
 use super::evidence::{FileSeen, Saved};
 use super::look::LIVE_FILE;
 use crate::host::record_file;
+use crate::install::published_file;
 use crate::node::replay;
 use crate::store::{Loaded, READ_BYTES_MAX};
 
@@ -102,6 +103,10 @@ pub fn read(dir: &Path, now: Moment) -> Saved {
     }
     match json(&record_file(dir)) {
         Ok(record) => saved.record = record,
+        Err(trouble) => saved.troubles.push(trouble),
+    }
+    match json(&published_file(dir)) {
+        Ok(published) => saved.published = published,
         Err(trouble) => saved.troubles.push(trouble),
     }
     let is_set_aside = |name: &String| name.starts_with("state.damaged-");

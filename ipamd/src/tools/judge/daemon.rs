@@ -153,7 +153,7 @@ fn permissions(evidence: &Evidence, verdict: &mut Verdict) {
     for file in &evidence.live.files {
         let (what, forbidden) = match file.name.as_str() {
             "" | "delete-queue" => ("changed", OTHERS_WRITE),
-            "state" | "host.json" | "aws-cni.sock" => ("read or changed", OTHERS_MAY),
+            "state" | "host.json" | "conflist.json" | "aws-cni.sock" => ("read or changed", OTHERS_MAY),
             _ => continue,
         };
         let path = evidence.run_dir().join(&file.name).display().to_string();

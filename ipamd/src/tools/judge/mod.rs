@@ -6,12 +6,14 @@
 //! | `host.rs` | what the host's kernel holds with what the daemon wants it to hold |
 //! | `branches.rs` | the branch ENIs of the state's pods with links, tables and rules of the kernel |
 //! | `pods.rs` | the state's sandboxes with links, and with what the runtime knows |
+//! | `networks.rs` | the conflist and the plugin on the node with what the daemon has written and its image has |
 //! | `cloud.rs` | the state with EC2 |
 
 mod branches;
 mod cloud;
 mod daemon;
 mod host;
+mod networks;
 mod pods;
 #[cfg(test)]
 pub(super) mod tests;
@@ -24,6 +26,7 @@ use super::finding::Verdict;
 pub fn judge(evidence: &Evidence) -> Verdict {
     let mut verdict = Verdict { failed: evidence.saved.troubles.clone(), ..Verdict::default() };
     daemon::judge(evidence, &mut verdict);
+    networks::judge(evidence, &mut verdict);
     host::judge(evidence, &mut verdict);
     branches::judge(evidence, &mut verdict);
     pods::judge(evidence, &mut verdict);

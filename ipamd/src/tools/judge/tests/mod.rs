@@ -26,6 +26,7 @@ use crate::host::{HostRecord, NatSettings};
 use crate::node::HostWish;
 
 mod branches;
+mod networks;
 
 const NOW: Moment = Moment(1_000_000_000);
 /// Pods on the primary and on the secondary ENI.
@@ -157,6 +158,8 @@ pub(in super::super) fn well() -> Evidence {
         }),
         legacy: Look::Seen(BTreeSet::new()),
         runtime: Look::Seen(runtime.collect()),
+        networks: Look::Seen(networks::well()),
+        plugin: Look::Seen(networks::plugin()),
         cloud: Look::Seen(cloud.collect()),
         files: vec![
             FileSeen { name: String::new(), mode: 0o755, uid: 0, bytes: 0 },
@@ -218,7 +221,7 @@ fn of_a_node_that_is_well_nothing_is_found() {
 
     assert_eq!(verdict.findings, []);
     assert_eq!((verdict.exit_code(), verdict.skipped.len()), (0, 0), "{verdict:#?}");
-    assert_eq!(verdict.compared.len(), 6, "{:#?}", verdict.compared);
+    assert_eq!(verdict.compared.len(), 8, "{:#?}", verdict.compared);
 }
 
 #[test]
@@ -614,7 +617,7 @@ const HARMS_ELSEWHERE: &[fn(&mut Evidence)] = &[
 
 #[test]
 fn of_every_finding_it_is_said_what_to_do() {
-    let harms = HARMS_OF_KERNEL.iter().chain(HARMS_ELSEWHERE).chain(branches::HARMS);
+    let harms = HARMS_OF_KERNEL.iter().chain(HARMS_ELSEWHERE).chain(branches::HARMS).chain(networks::HARMS);
 
     // Each is looked at there.
     let codes: BTreeSet<Code> = harms.flat_map(found).map(|finding| finding.code).collect();
@@ -634,7 +637,7 @@ fn what_could_not_be_looked_at_is_neither_well_nor_ill() {
     evidence.live = Live::default();
     evidence.saved = Saved { has_state: true, ..Saved::default() };
     let verdict = judge(&evidence);
-    assert_eq!((verdict.exit_code(), verdict.skipped.len()), (0, 4), "{verdict:#?}");
+    assert_eq!((verdict.exit_code(), verdict.skipped.len()), (0, 6), "{verdict:#?}");
 }
 
 #[test]
