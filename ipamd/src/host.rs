@@ -54,6 +54,12 @@ impl HostRecord {
     pub fn nat_spec(&self, links: &BTreeMap<Mac, LinkSeen>) -> Result<Option<NatSpec>, MarkError> {
         nat_spec(&self.wish, &self.nat, links)
     }
+
+    /// The IPv6 table's content; `None` where there is to be none.
+    #[must_use]
+    pub fn egress_spec(&self) -> Option<EgressSpec> {
+        egress_spec(&self.wish, &self.nat)
+    }
 }
 
 /// Ranges of the Go version's egress plugin.
@@ -214,11 +220,7 @@ impl HostKeeper {
 
     /// IPv6 by the node's address: its table, or none. What was changed, in words.
     fn egress(&mut self, wish: &HostWish) -> Result<Option<String>, String> {
-        let spec = wish.ipv6_egress.and_then(|node_address| {
-            let local = Ipv6Network::new(Ipv6Prefix::LOCAL.first(), Ipv6Prefix::LENGTH).ok()?;
-            Some(EgressSpec { local, node_address, ports: self.settings.ipv6_ports })
-        });
-        let told = match spec {
+        let told = match egress_spec(wish, &self.settings) {
             Some(spec) => self.netfilter.put(egress_ruleset(&spec)).map(|steps| {
                 let told = format!("by {}: {}", spec.node_address, steps.join(", "));
                 (!steps.is_empty()).then_some(told)
@@ -306,6 +308,13 @@ fn guarded(seen: &HostSeen, local: Option<Ipv4Network>) -> BTreeSet<Family> {
     let is_of = |route: &Route| ranges.iter().any(|range| range.contains(route.destination.ip()));
     let routes = seen.routes.iter().map(|seen| &seen.route);
     routes.filter(|route| is_of(route)).map(Route::family).collect()
+}
+
+/// The IPv6 table's content; `None` where pods have no IPv6 by the node's address.
+fn egress_spec(wish: &HostWish, settings: &NatSettings) -> Option<EgressSpec> {
+    let node_address = wish.ipv6_egress?;
+    let local = Ipv6Network::new(Ipv6Prefix::LOCAL.first(), Ipv6Prefix::LENGTH).ok()?;
+    Some(EgressSpec { local, node_address, ports: settings.ipv6_ports })
 }
 
 /// The table's content; `None` while the primary ENI's link is not there.

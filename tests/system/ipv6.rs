@@ -1,5 +1,6 @@
 //! Pods with IPv6 addresses: beside IPv4 ones, or alone.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
 use lab::LabError;
@@ -9,8 +10,10 @@ use lab::node::Node;
 use lab::probe::{Echo, ask, ask_at};
 use lab::runtime::Pod;
 use node::families::ipv6_among;
+use serde_json::Value;
 use types::Reason;
 
+use crate::doctor::{doctor, findings, mend};
 use crate::support::{Outcome, Setting, Test, ensure, neighbour};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -25,6 +28,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_prefix_that_somebody_else_has_asked_for_stays", prefix_of_others),
     ("without_ipv6_in_the_subnet_a_dual_stack_pod_is_told_so", no_ipv6),
     ("doctor_finds_nothing_on_nodes_with_ipv6_that_are_well", well),
+    ("doctor_names_what_of_ipv6_is_broken_and_its_commands_mend_it", broken),
 ];
 
 const DUAL: &[(&str, &str)] = &[("ENABLE_IPv4", "true"), ("ENABLE_IPv6", "true")];
@@ -52,12 +56,58 @@ fn well() -> Outcome {
         let ipv6 = add(node, &mut pod)?;
         node.wait_for("the ENIs of one pod", |report| report.enis.len() == enis)?;
 
-        let output = node.tool(&["doctor"], &[])?;
+        let output = node.tool(&["doctor", "--cloud"], &[])?;
 
         ensure!(output.status.success(), "{settings:?}: {}", String::from_utf8_lossy(&output.stdout));
         let output = node.tool(&["explain", "pod", "web"], &[])?;
         let said = String::from_utf8_lossy(&output.stdout);
         ensure!(said.contains(&ipv6.to_string()) && !said.contains("MISSING"), "{settings:?}: {said}");
+    }
+    Ok(())
+}
+
+/// The codes of what is found.
+fn codes(node: &Node, words: &[&str]) -> Result<(BTreeSet<String>, Value), LabError> {
+    let (_, verdict) = doctor(node, words)?;
+    let codes = findings(&verdict).filter_map(|finding| finding["code"].as_str()).map(str::to_owned);
+    Ok((codes.collect(), verdict))
+}
+
+fn broken() -> Outcome {
+    for (settings, enis, wrong) in [
+        (DUAL, 2, vec!["address-not-in-ec2", "daemon-down", "pod-link-off", "pod-route-missing"]),
+        (ONLY, 1, vec!["address-not-in-ec2", "daemon-down", "pod-link-off", "pod-route-missing"]),
+        (EGRESS, 2, vec!["daemon-down", "nftables-missing", "pod-link-off", "pod-route-missing"]),
+    ] {
+        let setting = Setting::start(settings)?;
+        let node = &setting.node;
+        let mut pod = Pod::create("web", "sandbox")?;
+        let _told = pod.add_any(node)?;
+        let report = node.wait_for("the ENIs of one pod", |report| report.enis.len() == enis)?;
+        let primary = report.enis.iter().find(|eni| eni.device.0 == 0);
+        let (primary, link) = (primary.map(|eni| eni.id.clone()), report.pods[0].host_if.clone());
+        // It would put things back within a second.
+        node.kill_daemon();
+        node.shell(&format!(
+            "ip -6 route flush table 51200; ip link set {link} mtu 1400; ip link set {link} address 02:00:00:00:00:99"
+        ))?;
+        let refused = |error| LabError::Otherwise(format!("EC2 refuses: {error:?}"));
+        match (report.ipv6_prefix, primary) {
+            (Some(prefix), Some(primary)) => {
+                let range = prefix.to_string().parse();
+                let range = range.map_err(|error| LabError::Otherwise(format!("{prefix}: {error}")))?;
+                setting.fabric.ec2().unassign_ipv6(&primary, &[range]).map_err(refused)?;
+            }
+            (_, _) => node.netns().nft("delete table ip6 aws-vpc-cni\n")?,
+        }
+
+        let (found, verdict) = codes(node, &["--cloud"])?;
+
+        let want: BTreeSet<String> = wrong.into_iter().map(str::to_owned).collect();
+        ensure!(found == want, "{settings:?}: {verdict:#}");
+        mend(node, &verdict)?;
+        let (left, verdict) = codes(node, &[])?;
+        ensure!(left == BTreeSet::from(["daemon-down".to_owned()]), "{settings:?}, not mended: {verdict:#}");
     }
     Ok(())
 }

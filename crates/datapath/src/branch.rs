@@ -22,6 +22,10 @@ use crate::seen::HostSeen;
 /// Where rules by incoming link stand: before the node's own addresses.
 pub const PRIORITY: u32 = 10;
 
+/// Metric of the routes that refuse what nothing else in a branch ENI's table leads out: the last of all, as the kernel's documentation of
+/// VRFs has it.
+pub(crate) const LAST_METRIC: u32 = 4_278_198_272;
+
 /// A rule for the packets of one pod.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct BranchRule {
@@ -101,6 +105,8 @@ pub enum BranchLack {
     Down,
     /// A route of the branch ENI's table.
     Route(Route),
+    /// The route that ends the branch ENI's table: without it what nothing else there leads out goes by the main table.
+    Refusal(Family),
     /// A rule, in the words of `ip rule`.
     Rule(Family, String),
 }
@@ -133,6 +139,11 @@ pub fn branch_lacks(pod: &PodSpec, host: &HostSeen) -> Vec<BranchLack> {
             lacks.extend(wanted.filter(|route| !there(route)).map(BranchLack::Route));
         }
     }
+    let table = branch.eni.vlan.table();
+    let families: BTreeSet<Family> = pod.addresses.iter().map(|address| Family::of(*address)).collect();
+    let unrefused =
+        |family: &Family| host.refusals.as_ref().is_some_and(|it| !it.contains(&(*family, table)));
+    lacks.extend(families.into_iter().filter(unrefused).map(BranchLack::Refusal));
     let there = |family: Family, words: &str| {
         host.rules.iter().any(|seen| seen.family == family && seen.to_string() == words)
     };
@@ -167,11 +178,20 @@ impl BranchLack {
                 Some(format!("{first}ip link set {name} up"))
             }
             Self::Route(route) => Some(Op::AddRoute(*route).command(names)),
+            Self::Refusal(family) => Some(refuse(*family, branch.eni.vlan.table())),
             Self::Rule(family, words) => {
                 Some(format!("ip{} rule add {words} protocol {PROTOCOL}", family.option()))
             }
         }
     }
+}
+
+/// The command that ends a branch ENI's table.
+fn refuse(family: Family, table: TableId) -> String {
+    let family = family.option();
+    format!(
+        "ip{family} route replace unreachable default table {table} metric {LAST_METRIC} proto {PROTOCOL}"
+    )
 }
 
 /// The VLAN's link with its routes out. A strict check of sources, as a node's settings may have it, would drop what comes in by it.
@@ -279,7 +299,9 @@ pref 1536 from 10.0.20.9 lookup 107
             ours: None,
         };
         let rules = rules(pod, branch).iter().map(rule).collect();
-        HostSeen { links, rules, routes, addresses: Vec::new() }
+        let table = branch.eni.vlan.table();
+        let refusals = pod.addresses.iter().map(|address| (Family::of(*address), table)).collect();
+        HostSeen { links, rules, routes, addresses: Vec::new(), refusals: Some(refusals) }
     }
 
     /// What is missing once something was taken, with the commands that put it back.
@@ -321,6 +343,12 @@ pref 1536 from 10.0.20.9 lookup 107
             commands(|host| host.links.iter_mut().for_each(|link| link.up = false)),
             ["ip link set ens7 up && ip link set vlan.eth.7 up"]
         );
+        assert_eq!(
+            commands(|host| host.refusals = Some(BTreeSet::new())),
+            ["ip route replace unreachable default table 107 metric 4278198272 proto 86"]
+        );
+        // Who did not ask says nothing.
+        assert_eq!(commands(|host| host.refusals = None), [""; 0]);
         let made = "ip link add link ens7 name vlan.eth.7 address 02:00:00:00:00:07 type vlan id 7 \
                     && echo 2 > /proc/sys/net/ipv4/conf/vlan.eth.7/rp_filter && ip link set vlan.eth.7 up \
                     && ip route replace 10.0.16.1/32 dev vlan.eth.7 scope link table 107 proto 86 \

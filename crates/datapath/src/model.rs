@@ -76,7 +76,8 @@ pub struct LinkSeen {
 
 impl LinkSeen {
     /// The MTU with which a host end was made, if we have made it.
-    pub(crate) const fn made_with_mtu(&self) -> Option<u32> {
+    #[must_use]
+    pub const fn made_with_mtu(&self) -> Option<u32> {
         if self.group & !MTU_BITS == MADE_GROUPS { Some(self.group & MTU_BITS) } else { None }
     }
 }

@@ -60,6 +60,9 @@ pub struct HostSeen {
     pub routes: Vec<RouteSeen>,
     /// Its IPv4 addresses that are not link-local.
     pub addresses: Vec<Address>,
+    /// The tables that end with a refusal of ours, as those of branch ENIs do; `None` where that was not asked.
+    #[serde(default)]
+    pub refusals: Option<BTreeSet<(Family, TableId)>>,
 }
 
 impl HostSeen {

@@ -38,6 +38,9 @@ pub(super) fn text(host: &HostSeen) -> String {
             &format!("{}{via} dev {} table {}{maker}", route.destination, name(route.link), route.table),
         );
     }
+    for (family, table) in host.refusals.iter().flatten() {
+        say(&mut out, &format!("ip{} unreachable default table {table}  (ours)", family.option()));
+    }
     out
 }
 

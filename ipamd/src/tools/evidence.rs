@@ -12,7 +12,7 @@ use ipnetwork::Ipv4Network;
 use pool::Owner;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use types::{EniId, Mac, Moment, PodName, SandboxKey};
+use types::{EniId, Ipv6Prefix, Mac, Moment, PodName, SandboxKey};
 use wire::Report;
 use wire::queue::QueuedDel;
 
@@ -134,6 +134,18 @@ pub struct Nftables {
     pub differences: Option<Vec<String>>,
     /// Chains of all IPv4 tables: table and name.
     pub chains: BTreeSet<(String, String)>,
+    /// Our IPv6 table, where there should be one.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Table>,
+}
+
+/// The table by which pods with IPv4 addresses reach IPv6.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Ipv6Table {
+    /// Whether there is one.
+    pub is_there: bool,
+    /// What it would take to make it what it should be.
+    pub differences: Vec<String>,
 }
 
 /// A sandbox of ours that the runtime knows.
@@ -200,6 +212,9 @@ pub struct CloudEni {
     pub primary_address: Ipv4Addr,
     /// What pods can have of it, prefixes as they are.
     pub sources: BTreeSet<Ipv4Network>,
+    /// IPv6 prefixes delegated to it; `None` in archives that are older than the question.
+    #[serde(default)]
+    pub ipv6: Option<BTreeSet<Ipv6Prefix>>,
     /// Whether it has our tag.
     pub ours: bool,
 }

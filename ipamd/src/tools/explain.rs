@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr};
 
-use datapath::netfilter::{TABLE, ruleset};
+use datapath::netfilter::{Ruleset, TABLE, egress_ruleset, ruleset};
 use datapath::{
     BranchLack, EniSpec, Family, HostSeen, LinkSeen, Rule, RulePriority, Selector, branch_lacks,
     branch_rules, desired,
@@ -50,7 +50,7 @@ pub fn pod(evidence: &Evidence, name: &str) -> Result<String, Unexplained> {
     if out.is_empty() { Err(Unexplained(unknown(evidence, &asked))) } else { Ok(plain(&out)) }
 }
 
-/// The nftables table that the daemon wants, as a script that `nft -f` takes, in the place of the one that is there.
+/// The nftables tables that the daemon wants, as a script that `nft -f` takes, in the place of those that are there.
 ///
 /// # Errors
 /// When the daemon has not told what it wants, or the primary ENI has no link.
@@ -62,7 +62,11 @@ pub fn nftables(evidence: &Evidence) -> Result<String, Unexplained> {
     let host = evidence.live.host.seen().ok_or_else(|| unexplained("the links of the host are not known"))?;
     let spec = record.nat_spec(&host.by_mac()).map_err(|error| Unexplained(error.to_string()))?;
     let spec = spec.ok_or_else(|| unexplained("the primary ENI has no link"))?;
-    Ok(format!("add table ip {TABLE}\ndelete table ip {TABLE}\n{}", ruleset(&spec)))
+    let anew = |family: &str, ruleset: Ruleset| {
+        format!("add table {family} {TABLE}\ndelete table {family} {TABLE}\n{ruleset}")
+    };
+    let ipv6 = record.egress_spec().map(|spec| anew("ip6", egress_ruleset(&spec))).unwrap_or_default();
+    Ok(anew("ip", ruleset(&spec)) + &ipv6)
 }
 
 /// Why a pod has no address yet, and the numbers.
@@ -237,6 +241,14 @@ impl<'a> Explained<'a> {
         for lack in &lacks {
             if let BranchLack::Route(route) = lack {
                 writeln!(out, "    route      to {} MISSING in table {table}", route.destination)?;
+            }
+            if let BranchLack::Refusal(family) = lack {
+                let past = "what its routes do not lead out goes past its security groups";
+                writeln!(
+                    out,
+                    "    route      ip{} unreachable default MISSING in table {table}: {past}",
+                    family.option()
+                )?;
             }
         }
         let by = gateways.join(" and ");

@@ -80,6 +80,8 @@ codes! {
     PodLinkMissing = "pod-link-missing", Broken;
     /// A pod's host link is down.
     PodLinkDown = "pod-link-down", Broken;
+    /// A pod's host link has another MAC address or MTU than it was made with.
+    PodLinkOff = "pod-link-off", Broken;
     /// The trunk ENI by which pods with a branch ENI are reached is not there.
     TrunkMissing = "trunk-missing", Broken;
     /// A pod's branch ENI has no link.

@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use datapath::netfilter::{Netfilter, ruleset};
-use datapath::{Host, HostSeen, desired, read_sysctl};
+use datapath::netfilter::{EgressSpec, Netfilter, NetfilterError, egress_ruleset, ruleset};
+use datapath::{Family, Host, HostSeen, desired, read_sysctl};
 use ipnetwork::{IpNetwork, Ipv4Network};
 use serde::Deserialize;
 use types::{Moment, PodName, Prefix, SandboxKey};
 
-use super::evidence::{CloudEni, Evidence, Live, Look, NETWORK, Nftables, RuntimeSandbox};
+use super::evidence::{CloudEni, Evidence, Ipv6Table, Live, Look, NETWORK, Nftables, RuntimeSandbox};
 use super::{networks, saved};
 use crate::cloud::{Ec2, EniRecord, Imds};
 use crate::cluster::Notes;
@@ -153,7 +153,14 @@ fn nftables(record: Option<&HostRecord>, host: Option<&HostSeen>) -> Look<Nftabl
             (None, _) | (_, None) => None,
         };
         let differences = spec.map(|spec| netfilter.differences(&ruleset(&spec))).transpose();
+        let egress = record.and_then(HostRecord::egress_spec);
+        let mut ipv6 = |spec: EgressSpec| {
+            let differences = netfilter.differences(&egress_ruleset(&spec))?;
+            Ok(Ipv6Table { is_there: netfilter.is_there(Family::V6)?, differences })
+        };
+        let ipv6 = egress.map(&mut ipv6).transpose();
         Ok(Nftables {
+            ipv6: ipv6.map_err(|error: NetfilterError| failed(&error))?,
             table: netfilter.told().map_err(|error| failed(&error))?,
             differences: differences.map_err(|error| failed(&error))?,
             chains: netfilter.chains().map_err(|error| failed(&error))?,
@@ -256,6 +263,7 @@ async fn ask_ec2() -> Result<Vec<CloudEni>, String> {
         id: record.id,
         mac: record.mac,
         primary_address: record.primary_address,
+        ipv6: Some(record.ipv6_prefixes),
     });
     Ok(enis.collect())
 }

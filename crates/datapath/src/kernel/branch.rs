@@ -18,12 +18,9 @@ use super::socket::{Ask, Socket};
 use super::sysctl::LinkSettings;
 use super::wirer::{WireError, all_of, known, routes_of, settle, step};
 use crate::PROTOCOL;
-use crate::branch::{BranchRule, BranchSelector, PRIORITY, rules, ways_out};
+use crate::branch::{BranchRule, BranchSelector, LAST_METRIC, PRIORITY, rules, ways_out};
 use crate::model::{Family, IfIndex, LinkSeen, PodSpec, Route, RulePriority};
 
-/// Metric of the routes that refuse what nothing else in a branch ENI's table leads out: the last of all, as the kernel's documentation of
-/// VRFs has it.
-const LAST_METRIC: u32 = 4_278_198_272;
 /// How often a rule of one table is removed: more copies than anybody makes.
 const COPIES_MAX: u32 = 64;
 
@@ -83,7 +80,7 @@ fn refuse(family: Family, table: TableId) -> RouteMessage {
 }
 
 /// Whether the kernel told that route.
-fn is_refusal(message: &RouteMessage) -> bool {
+pub(super) fn is_refusal(message: &RouteMessage) -> bool {
     message.header.kind == RouteType::Unreachable
         && message.header.destination_prefix_length == 0
         && message.attributes.contains(&RouteAttribute::Priority(LAST_METRIC))

@@ -1,6 +1,6 @@
 //! The host part: links, addresses, routes and rules. Blocking, and never on the path of an ADD or DEL.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::route::{RouteMessage, RouteType};
@@ -11,7 +11,7 @@ use types::{Mac, TableId};
 use super::answer::Answer;
 use super::message::number_of;
 use super::socket::{Socket, SocketError};
-use super::{KernelError, Refusal, leftovers, message, sysctl};
+use super::{KernelError, Refusal, branch, leftovers, message, sysctl};
 use crate::desired;
 use crate::diff::{Op, diff, halves};
 use crate::leftovers::{Former, Leftovers, removable};
@@ -61,6 +61,9 @@ pub struct Host {
     socket: Socket,
     port: u32,
 }
+
+/// Unicast routes, and the tables that end with a refusal.
+type Routes = (Vec<RouteSeen>, BTreeSet<(Family, TableId)>);
 
 impl Host {
     /// Opens a socket in the network namespace of the calling thread.
@@ -249,12 +252,10 @@ impl Host {
             RouteNetlinkMessage::NewLink(message) => Some(message::to_link(message)),
             _ => None,
         });
-        Ok(HostSeen {
-            links: links.collect(),
-            rules: self.rules()?,
-            routes: self.routes()?,
-            addresses: self.addresses()?,
-        })
+        let links = links.collect();
+        let (routes, refusals) = self.routes()?;
+        let (rules, addresses) = (self.rules()?, self.addresses()?);
+        Ok(HostSeen { links, rules, routes, addresses, refusals: Some(refusals) })
     }
 
     fn rules(&mut self) -> Result<Vec<RuleSeen>, KernelError> {
@@ -269,20 +270,23 @@ impl Host {
         Ok(rules)
     }
 
-    fn routes(&mut self) -> Result<Vec<RouteSeen>, KernelError> {
-        let mut routes = Vec::new();
+    fn routes(&mut self) -> Result<Routes, KernelError> {
+        let (mut routes, mut refusals) = (Vec::new(), BTreeSet::new());
         for family in Family::ALL {
             let mut ask = RouteMessage::default();
             ask.header.address_family = number_of(family);
             let dump = self.dump_of(family, "routes", &RouteNetlinkMessage::GetRoute(ask))?;
-            routes.extend(dump.iter().filter_map(|message| match message {
-                RouteNetlinkMessage::NewRoute(message) if message.header.kind == RouteType::Unicast => {
-                    message::to_route(message).map(|(maker, route)| RouteSeen { maker, route })
+            for message in dump {
+                let RouteNetlinkMessage::NewRoute(message) = message else { continue };
+                let told = message::to_route(&message);
+                if message.header.kind == RouteType::Unicast {
+                    routes.extend(told.map(|(maker, route)| RouteSeen { maker, route }));
+                } else if branch::is_refusal(&message) {
+                    refusals.extend(told.map(|(_, route)| (family, route.table)));
                 }
-                _ => None,
-            }));
+            }
         }
-        Ok(routes)
+        Ok((routes, refusals))
     }
 
     fn addresses(&mut self) -> Result<Vec<Address>, KernelError> {

@@ -182,6 +182,14 @@ impl Netfilter {
         Ok(observe(self.socket()?, Family::V4)?.map(|(table, _)| table.to_string()))
     }
 
+    /// Whether there is a table of a family.
+    ///
+    /// # Errors
+    /// When the socket fails or the kernel refuses to tell.
+    pub fn is_there(&mut self, family: Family) -> Result<bool, NetfilterError> {
+        Ok(observe(self.socket()?, family)?.is_some())
+    }
+
     /// The chains of all IPv4 tables, others' too: table and name.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
 use std::time::Duration;
 
-use datapath::{Mending, NodeSpec, PROTOCOL, TrunkSpec, Wirer};
+use datapath::{BranchLack, Host, Mending, NodeSpec, PROTOCOL, TrunkSpec, Wirer, branch_lacks};
 use libtest_mimic::Failed;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use types::{Branch, BranchEni, BranchIpv4, Enforcing, HostVeth, Mac, PodName, VethPrefix, VlanId};
@@ -264,6 +264,11 @@ fn never_by_main(wirer: &mut Wirer, pod: &Pod) -> Outcome {
     opens.extend(ipv6().then_some("-6 route del unreachable default table 107 metric 4278198272"));
     for open in opens {
         ip(open)?;
+        // Whoever looks at all of the host sees it too, and the command that is told closes it.
+        let (lack, command) = refusal_lacked(pod)?.ok_or(open)?;
+        ip(command.strip_prefix("ip ").ok_or("no ip")?)?;
+        assert_eq!(refusal_lacked(pod)?, None, "{lack:?}: {command}");
+        ip(open)?;
         let [mended] = &wirer.mend(std::slice::from_ref(&pod.spec))?.mended[..] else {
             return Err(open.into());
         };
@@ -271,6 +276,14 @@ fn never_by_main(wirer: &mut Wirer, pod: &Pod) -> Outcome {
         assert_eq!(wirer.check(&pod.spec, pod.socket()?)?, Vec::<String>::new(), "{open}");
     }
     ip("link del aside0").map(drop)
+}
+
+/// Whether the host lacks a route that closes the pod's table, and the command that puts it there.
+fn refusal_lacked(pod: &Pod) -> Result<Option<(BranchLack, String)>, Failed> {
+    let seen = Host::open()?.look()?;
+    let lack = branch_lacks(&pod.spec, &seen).into_iter().find(|lack| matches!(lack, BranchLack::Refusal(_)));
+    let branch = pod.spec.branch.as_ref().ok_or("no branch ENI")?;
+    Ok(lack.and_then(|lack| Some((lack.clone(), lack.command(branch, &seen, &seen.names())?))))
 }
 
 /// A trunk that others took down comes up with the VLAN, which the kernel would refuse before.

@@ -73,6 +73,12 @@ fn finding(
                 format!("ip{} route show table {table} {}", route.family().option(), route.destination);
             (Code::RouteMissing, what, seen)
         }
+        BranchLack::Refusal(family) => {
+            let what = format!(
+                "table {table} of {pod}'s branch ENI does not end with a refusal: what its routes do not lead out goes past its security groups"
+            );
+            (Code::RouteMissing, what, format!("ip{} route show table {table}", family.option()))
+        }
         BranchLack::Rule(family, words) => {
             let past = "its packets go past its security groups";
             let what = format!("there is no rule `{words}` for {pod}: {past}");

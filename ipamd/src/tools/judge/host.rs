@@ -10,7 +10,7 @@ use datapath::{
 };
 use types::{HostVeth, TableId, VethPrefix};
 
-use super::super::evidence::{Evidence, Nftables};
+use super::super::evidence::{Evidence, Ipv6Table, Nftables};
 use super::super::finding::{Code, Finding, Verdict};
 use super::super::words::word;
 use crate::host::HostRecord;
@@ -48,6 +48,7 @@ pub(super) fn judge(evidence: &Evidence, verdict: &mut Verdict) {
     sysctls(evidence, record, host, verdict);
     if let Some(nftables) = nftables {
         table(evidence, nftables, verdict);
+        ipv6_table(evidence, nftables, verdict);
     }
 }
 
@@ -264,26 +265,50 @@ fn table(evidence: &Evidence, nftables: &Nftables, verdict: &mut Verdict) {
     if steps.is_empty() {
         return;
     }
-    let mut finding = match &nftables.table {
+    let finding = match &nftables.table {
         None => {
             let what = format!(
                 "the nftables table {TABLE} is not there: pods of secondary ENIs leave by the wrong one, and nothing is translated"
             );
             Finding::new(Code::NftablesMissing, what).seen(format!("nft list table ip {TABLE}"))
         }
-        Some(_) => {
-            let what = format!("the nftables table {TABLE} is not what was written");
-            let told = steps.iter().take(STEPS_MAX).cloned();
-            told.fold(Finding::new(Code::NftablesDiffers, what), |finding, step| {
-                finding.seen(format!("it takes: {step}"))
-            })
-        }
+        Some(_) => differs(&format!("the nftables table {TABLE}"), steps),
     };
-    if steps.len() > STEPS_MAX && nftables.table.is_some() {
-        finding = finding.seen(format!("and {} more steps", steps.len() - STEPS_MAX));
+    verdict.findings.push(finding.repair(mending(evidence)));
+}
+
+/// The table by which pods with IPv4 addresses reach IPv6, where there should be one.
+fn ipv6_table(evidence: &Evidence, nftables: &Nftables, verdict: &mut Verdict) {
+    let Some(Ipv6Table { is_there, differences }) = &nftables.ipv6 else { return };
+    verdict.compared.push(format!("nftables: table ip6 {TABLE}"));
+    if differences.is_empty() {
+        return;
     }
-    let command = format!("ipamd explain nftables{} | nft -f -", evidence.run_dir_option());
-    verdict.findings.push(finding.repair(command));
+    let table = format!("the nftables table ip6 {TABLE}");
+    let finding = if *is_there {
+        differs(&table, differences)
+    } else {
+        let what = format!("{table} is not there: pods do not reach IPv6, and nobody keeps others from them");
+        Finding::new(Code::NftablesMissing, what).seen(format!("nft list table ip6 {TABLE}"))
+    };
+    verdict.findings.push(finding.repair(mending(evidence)));
+}
+
+/// The command that puts our tables in place.
+fn mending(evidence: &Evidence) -> String {
+    format!("ipamd explain nftables{} | nft -f -", evidence.run_dir_option())
+}
+
+fn differs(table: &str, steps: &[String]) -> Finding {
+    let told = steps.iter().take(STEPS_MAX).cloned();
+    let finding = told.fold(
+        Finding::new(Code::NftablesDiffers, format!("{table} is not what was written")),
+        |finding, step| finding.seen(format!("it takes: {step}")),
+    );
+    match steps.len().checked_sub(STEPS_MAX) {
+        None | Some(0) => finding,
+        Some(more) => finding.seen(format!("and {more} more steps")),
+    }
 }
 
 /// Rules and routes that the Go version makes, and others' rules among ours.

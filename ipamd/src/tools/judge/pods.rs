@@ -60,8 +60,9 @@ fn links(evidence: &Evidence, host: &HostSeen, verdict: &mut Verdict) {
                 let what = format!("the host link {name} of {} is down", owner.pod);
                 let finding = Finding::new(Code::PodLinkDown, what).seen(format!("ip link show {name}"));
                 verdict.findings.push(finding.repair(format!("ip link set {name} up")));
+                verdict.findings.extend(as_made(owner, link));
             }
-            Some(_) => {}
+            Some(link) => verdict.findings.extend(as_made(owner, link)),
         }
     }
     let owned: BTreeSet<&str> =
@@ -76,6 +77,27 @@ fn links(evidence: &Evidence, host: &HostSeen, verdict: &mut Verdict) {
             verdict.findings.push(finding.repair(format!("ip link del {}", word(&link.name))));
         }
     }
+}
+
+/// MAC address and MTU of a host end that we have made: the pod knows the one as its gateway's, and has the other too.
+fn as_made(owner: &Owner, link: &LinkSeen) -> Option<Finding> {
+    let (name, mtu, mac) = (owner.host_if.as_str(), link.made_with_mtu()?, owner.host_if.mac());
+    let other_mac = link.mac.is_some_and(|other| other != mac);
+    // What does not fit into a group's number is not known.
+    let other_mtu = mtu != 0 && link.mtu != mtu;
+    let (what, command) = match (other_mac, other_mtu) {
+        (false, false) => return None,
+        (true, false) => ("another MAC address", format!("address {mac}")),
+        (false, true) => ("another MTU", format!("mtu {mtu}")),
+        (true, true) => ("another MAC address and MTU", format!("address {mac} mtu {mtu}")),
+    };
+    let has = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
+    let what = format!("the host link {name} of {} has {what} than it was made with", owner.pod);
+    let finding =
+        Finding::new(Code::PodLinkOff, what).seen(format!("ip link show {name}: {has}, MTU {}", link.mtu));
+    let finding =
+        finding.seen(format!("made with {mac}, MTU {mtu}, by its name and its group {}", link.group));
+    Some(finding.repair(format!("ip link set {name} {command}")))
 }
 
 fn unplaced(evidence: &Evidence, owner: &Owner, address: Ipv4Addr, verdict: &mut Verdict) {

@@ -25,6 +25,9 @@ fn lay(host: &mut HostSeen, pod: &PodSpec) {
             BranchLack::Trunk => host.links.push(link(4, "ens7", Some(mac(9)), 9001, None)),
             BranchLack::Link => host.links.push(link(6, "vlan.eth.7", Some(mac(7)), 9001, Some(4))),
             BranchLack::Route(route) => host.routes.push(RouteSeen { maker: Maker::We, route }),
+            BranchLack::Refusal(family) => {
+                host.refusals.as_mut().unwrap().insert((family, TableId(107)));
+            }
             BranchLack::Rule(family, words) => {
                 let (priority, text) = words.strip_prefix("pref ").unwrap().split_once(' ').unwrap();
                 let (priority, text) = (priority.parse().unwrap(), text.to_owned());
@@ -54,6 +57,7 @@ fn with_branch(enforcing: Enforcing) -> Evidence {
     record.wish.node.trunk = Some(TrunkSpec { mac: mac(9), mtu: 9001 });
     record.wish.node.strict_branches = enforcing == Enforcing::Strict;
     let mut seen = host(record, &evidence.saved.owners);
+    seen.refusals = Some(BTreeSet::new());
     let (owner, address) = evidence.saved.owners.last().unwrap();
     lay(&mut seen, &record.families.pod_spec(owner, *address, 0));
     evidence.live.host = Look::Seen(seen);
@@ -124,6 +128,13 @@ fn what_the_kernel_lacks_of_a_branch_eni_is_found_with_the_command_that_puts_it_
                 format!("ip route replace 10.0.20.9/32 dev {by_pod} scope link table 107 proto 86")
             ),
         ]
+    );
+    assert_eq!(
+        changed(|host| host.refusals = Some(BTreeSet::new())),
+        [(
+            Code::RouteMissing,
+            "ip route replace unreachable default table 107 metric 4278198272 proto 86".to_owned()
+        )]
     );
     let of_vlan = |host: &mut HostSeen, change: fn(&mut LinkSeen)| {
         host.links.iter_mut().filter(|link| link.name == "vlan.eth.7").for_each(change);
@@ -204,11 +215,13 @@ fn explain_tells_a_branch_enis_link_trunk_rules_and_what_of_them_is_missing() {
         host.rules.retain(|rule| rule.priority != 1536 || !rule.text.contains("10.0.20.9"));
         host.routes.retain(|seen| seen.route.table != TableId(107) || seen.route.via.is_none());
         host.links.retain(|link| link.name != "ens7");
+        host.refusals = Some(BTreeSet::new());
     });
     let text = explain::pod(&evidence, "10.0.20.9").unwrap();
     for words in [
         "pref 1536 from 10.0.20.9 lookup 107  MISSING",
         "to 0.0.0.0/0 MISSING in table 107",
+        "ip unreachable default MISSING in table 107",
         "WHICH HAS NO LINK",
     ] {
         assert!(text.contains(words), "no {words} in\n{text}");

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use datapath::netfilter::SnatPorts;
 use datapath::{
-    EniSpec, Family, HostSeen, IfIndex, LinkSeen, Maker, Marks, NodeSpec, Route, RouteSeen, RuleSeen, desired,
+    EniSpec, Family, HostSeen, IfIndex, LinkSeen, Maker, Marks, NodeSpec, PodSpec, Route, RouteSeen,
+    RuleSeen, desired,
 };
 use pool::{Further, Owner};
 use proptest::prelude::*;
@@ -26,8 +27,11 @@ use crate::host::{HostRecord, NatSettings};
 use crate::node::HostWish;
 
 mod branches;
+mod ipv6;
 mod networks;
 
+/// The group of host ends that we have made, without their MTU (`PodSpec::group`).
+const MADE: u32 = 0x5653_0000;
 const NOW: Moment = Moment(1_000_000_000);
 /// Pods on the primary and on the secondary ENI.
 pub(in super::super) const PODS: [(&str, Ipv4Addr); 2] =
@@ -137,6 +141,7 @@ pub(in super::super) fn well() -> Evidence {
         mac: eni.mac,
         primary_address: eni.primary_address,
         sources: eni.sources.clone(),
+        ipv6: Some(BTreeSet::new()),
         ours: true,
     });
     let sysctl = |path: &str, value: &str| (path.to_owned(), value.to_owned());
@@ -155,6 +160,7 @@ pub(in super::super) fn well() -> Evidence {
             table: Some("table".to_owned()),
             differences: Some(Vec::new()),
             chains: BTreeSet::new(),
+            ipv6: None,
         }),
         legacy: Look::Seen(BTreeSet::new()),
         runtime: Look::Seen(runtime.collect()),
@@ -476,6 +482,32 @@ fn links_without_pods_and_pods_without_links_are_found() {
 }
 
 #[test]
+fn a_pods_host_link_that_is_not_as_it_was_made_is_found_and_one_of_others_is_left_alone() {
+    let (veth, mtu) = (owner("web").host_if, 9001);
+    let with = |group: u32, other: Mac, mtu: u32| {
+        move |e: &mut Evidence| {
+            set_host(e, |host| {
+                (host.links[2].group, host.links[2].mac, host.links[2].mtu) = (group, Some(other), mtu)
+            });
+        }
+    };
+    let made = MADE | mtu;
+    assert_eq!(PodSpec { mtu, ..pod_of(&well()) }.group(), made);
+    assert_eq!(found(with(made, veth.mac(), mtu)), []);
+    is(with(made, mac(9), mtu), Code::PodLinkOff, &format!("ip link set {veth} address {}", veth.mac()));
+    is(with(made, veth.mac(), 1500), Code::PodLinkOff, &format!("ip link set {veth} mtu 9001"));
+    is(with(made, mac(9), 1500), Code::PodLinkOff, &format!("address {} mtu 9001", veth.mac()));
+    // The Go version's MAC addresses are random, and nobody knows what MTU they had.
+    assert_eq!(found(with(0, mac(9), 1500)), []);
+}
+
+/// What the first pod should have.
+fn pod_of(evidence: &Evidence) -> PodSpec {
+    let (owner, address) = &evidence.saved.owners[0];
+    evidence.saved.record.as_ref().unwrap().families.pod_spec(owner, *address, 0)
+}
+
+#[test]
 fn sandboxes_that_one_side_alone_knows_are_found() {
     is(
         |e| set(&mut e.live.runtime, |known| drop(known.remove(0))),
@@ -532,6 +564,7 @@ fn what_ec2_has_otherwise_is_found() {
         mac: mac(2),
         primary_address: [10, 0, 0, 60].into(),
         sources: BTreeSet::new(),
+        ipv6: Some(BTreeSet::new()),
         ours,
     };
     is(|e| set(&mut e.live.cloud, |enis| enis.push(stranger(true))), Code::EniUnknown, "kubectl");
@@ -550,6 +583,7 @@ fn what_ec2_has_otherwise_is_found() {
 /// Something of the kernel's is not what it should be: one harm for each code about that.
 const HARMS_OF_KERNEL: &[fn(&mut Evidence)] = &[
     |e| set_host(e, |host| host.links[2].up = false),
+    |e| set_host(e, |host| (host.links[2].group, host.links[2].mtu) = (MADE | 9001, 1500)),
     |e| set_host(e, |host| host.links[1].mac = None),
     |e| set_host(e, |host| host.links[1].up = false),
     |e| set_host(e, |host| host.addresses.clear()),
