@@ -246,7 +246,6 @@ pub fn json(report: &Report) -> String {
 mod tests {
     use std::os::unix::net::UnixListener;
 
-    use tokio::net::UnixListener as TokioListener;
     use tokio::sync::mpsc;
     use types::{HostVeth, Moment, PodName, SandboxKey, VethPrefix};
     use wire::PodReport;
@@ -280,7 +279,7 @@ mod tests {
     async fn a_node_with_more_to_tell_than_a_request_may_be_long_tells_it_and_is_alive() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("socket");
-        let listener: TokioListener = server::bind(&socket, server::PRIVATE).unwrap();
+        let listener = server::bind(&socket, server::PRIVATE).unwrap();
         let (calls, mut called) = mpsc::channel(1);
         tokio::spawn(server::serve(listener, calls, CallId(0), 2));
         let asking = tokio::task::spawn_blocking(move || (alive(&socket), fetch(&socket)));

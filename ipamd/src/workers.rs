@@ -125,12 +125,18 @@ pub(crate) fn watching(
     // Before this returns, so that nothing is missed that is changed from then on.
     let mut opened = open();
     let watching = move || {
-        let mut told = false;
-        while let Some(error) = opened.map_or_else(Some, |watch| follow(watch, told, &events)) {
-            if !told {
+        let mut missed = false;
+        loop {
+            let news = missed.then_some(Event::Touched);
+            let (error, was_there) = match opened {
+                Ok(watch) => (follow(watch, news, &events), true),
+                Err(error) => (Some(error), false),
+            };
+            let Some(error) = error else { return };
+            if was_there || !missed {
                 tracing::warn!(%error, "what others change is seen at the next round only, until the kernel tells it again");
-                told = true;
             }
+            missed = true;
             std::thread::sleep(again);
             opened = open();
         }
@@ -138,11 +144,12 @@ pub(crate) fn watching(
     std::thread::Builder::new().name("watching".to_owned()).spawn(watching).map(drop)
 }
 
-/// Tells what others change, until the kernel does not (why), or nobody listens any more. What was changed while there was no watch is
-/// looked for first.
-fn follow(mut watch: Watch, missed: bool, events: &mpsc::Sender<Event>) -> Option<std::io::Error> {
-    if missed {
-        events.blocking_send(Event::Touched).ok()?;
+/// Tells what others change, until the kernel does not (why), or nobody listens any more. `missed`: what there is to tell of the time
+/// without a watch.
+fn follow(mut watch: Watch, missed: Option<Event>, events: &mpsc::Sender<Event>) -> Option<std::io::Error> {
+    if let Some(missed) = missed {
+        tracing::info!("the kernel tells again what others change");
+        events.blocking_send(missed).ok()?;
     }
     loop {
         // What was changed together is one notice: the rest of it would look like an answer to the look that follows.
