@@ -412,8 +412,10 @@ impl Wirer {
         let (mut found, mut refused) = (Mending::default(), None);
         for pod in pods {
             let Some(veth) = veths.get(pod.host_if.as_str()) else {
+                // Its MAC address is of its name, and stays with a link that somebody renames.
+                let is_renamed = veths.values().any(|veth| veth.mac == Some(pod.host_if.mac()));
                 // What cannot be looked for is taken to be there.
-                if !self.may_live(pod, &there).unwrap_or(true) {
+                if !is_renamed && !self.may_live(pod, &there).unwrap_or(true) {
                     found.lost.push(pod);
                 }
                 continue;
@@ -438,8 +440,7 @@ impl Wirer {
         }
     }
 
-    /// Whether a pod may live whose host end is not among the veths: it has become something else, or somebody has renamed it, and a route leads
-    /// there.
+    /// Whether a pod may live whose host end is not among the veths: it has become something else, or a route leads to the pod.
     fn may_live(&mut self, pod: &PodSpec, there: &Reached) -> Result<bool, WireError> {
         let table = pod.table_on_host();
         let is_led_to = match table {

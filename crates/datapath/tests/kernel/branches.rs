@@ -342,12 +342,16 @@ fn mended_in_part(stage: &Stage, wirer: &mut Wirer, pod: &Pod) -> Outcome {
 /// One whose link somebody has renamed lives.
 fn told_as_gone(wirer: &mut Wirer, pod: &Pod) -> Outcome {
     let pods = [pod.spec.clone()];
+    let mac = pod.spec.host_if.mac();
     let own = format!("{}/32 dev elsewhere table 107 proto {PROTOCOL}", pod.spec.addresses[0]);
     ip(&format!("link set {} down", pod.name()))?;
     ip(&format!("link set {} name elsewhere", pod.name()))?;
     ip("link set elsewhere up")?;
+    assert_eq!(wirer.mend(&pods)?, Mending::default(), "it has the MAC address of its name");
+
+    ip("link set elsewhere address 02:00:00:00:00:99")?;
     ip(&format!("route replace {own}"))?;
-    assert_eq!(wirer.mend(&pods)?, Mending::default());
+    assert_eq!(wirer.mend(&pods)?, Mending::default(), "a route leads to it");
 
     ip(&format!("route del {own}"))?;
     ip("route add 10.0.20.8/32 dev elsewhere table 107")?;
@@ -355,7 +359,7 @@ fn told_as_gone(wirer: &mut Wirer, pod: &Pod) -> Outcome {
     assert_eq!((found.mended, found.lost), (Vec::new(), vec![&pod.spec]));
 
     ip("link set elsewhere down")?;
-    ip(&format!("link set elsewhere name {}", pod.name()))?;
+    ip(&format!("link set elsewhere name {} address {mac}", pod.name()))?;
     assert_eq!(wirer.mend(&pods)?.mended.len(), 1);
     Ok(())
 }

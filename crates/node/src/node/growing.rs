@@ -324,6 +324,10 @@ impl Node {
         }
         let Some(plan) = self.plan(now) else { return };
         self.plan_again = plan.look_again;
+        if plan.actions.is_empty() && self.cloud.calls.is_empty() {
+            // The pause that EC2 wanted is over, and nobody waits for that any more.
+            self.cloud.forget(CloudErrorKind::Throttled);
+        }
         let allowed = plan.actions.into_iter().filter(|planned| self.is_due(&planned.action, now));
         for planned in allowed.collect::<Vec<_>>() {
             tracing::info!(why = %planned.why, "{}", planned.action);

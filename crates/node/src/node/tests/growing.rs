@@ -200,3 +200,18 @@ fn an_ipv6_prefix_that_was_asked_for_before_ec2_was_busy_does_not_cut_the_pause_
     assert!(!asks(&effects), "{effects:?}");
     assert!(asks(&pass(&mut world, 2)), "once the pause is over");
 }
+
+#[test]
+fn that_ec2_was_busy_is_told_no_longer_once_nothing_is_wanted_of_it() {
+    let (mut world, first, second) = with_two_calls();
+    throttled(&mut world, first);
+    gives(&mut world, second, [10, 0, 1, 10]);
+    world.node.settings.targets = Targets { warm_eni: 0, warm_ip: Some(0), ..world.node.settings.targets };
+    let effects = cards::look(&mut world, [4, 4]);
+    world.converge(&effects);
+    assert_eq!(world.node.report(world.now).trouble, Some(Reason::Throttled));
+
+    pass(&mut world, 60);
+
+    assert_eq!(world.node.report(world.now).trouble, None);
+}
