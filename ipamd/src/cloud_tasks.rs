@@ -13,7 +13,7 @@ use types::{DeviceIndex, EniId, InstanceTable, Ipv6Prefix, Mac, NetworkCard, Sec
 
 use crate::clock::Clock;
 use crate::cloud::{
-    CloudError, CloudErrorKind, ConnectionTracking, Ec2, EniRecord, Identity, Imds, Inventory, NewEni,
+    CloudError, CloudErrorKind, ConnectionTracking, Ec2, EniRecord, Identity, Imds, Inventory, LIMITS, NewEni,
 };
 use crate::cluster::Notes;
 use crate::config::Config;
@@ -138,11 +138,16 @@ impl CloudTasks {
         // Made once: it has what it has learnt of credentials, endpoints and its own pace.
         let client = OnceCell::new();
         let facts = loop {
-            match self.facts(&client).await {
+            let of_ec2 = match self.facts(&client).await {
                 Ok(facts) => break facts,
-                Err(error) => drop(self.events.send(Event::Unidentified(error)).await),
-            }
-            tokio::time::sleep(patience.pause(client.initialized())).await;
+                Err(error) => {
+                    // Of EC2 nothing else is asked here.
+                    let of_ec2 = error.call() == LIMITS;
+                    drop(self.events.send(Event::Unidentified(error)).await);
+                    of_ec2
+                }
+            };
+            tokio::time::sleep(patience.pause(of_ec2)).await;
         };
         drop(working);
         self.metrics.initialised(self.clock.now().since(began));

@@ -148,7 +148,7 @@ fn uninstall() -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
-    done(ipamd::install::uninstall(&config.install).map(|was_there| {
+    done(ipamd::install::uninstall(&config).map(|was_there| {
         let said = if was_there { "the conflist is gone" } else { "there was no conflist" };
         say(&mut std::io::stdout(), said);
     }))

@@ -410,6 +410,8 @@ impl Ec2 {
     }
 }
 
+/// The call that tells what an instance type can hold.
+pub(crate) const LIMITS: &str = Call::DescribeInstanceTypes.name();
 /// The call that lists ENIs.
 const DESCRIBE: Call = Call::DescribeNetworkInterfaces;
 

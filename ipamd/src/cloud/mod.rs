@@ -25,6 +25,7 @@ use types::{
 
 pub(crate) use cloudwatch::{CloudWatch, MetricPoint};
 pub use ec2::Ec2;
+pub(crate) use ec2::LIMITS;
 pub use imds::Imds;
 pub use node::cloud::{CloudError, CloudErrorKind, ConnectionTracking, Effect};
 

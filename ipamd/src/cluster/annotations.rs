@@ -70,8 +70,9 @@ fn ask(change: &PodIp, node: &str) -> Ask {
 struct Book {
     wants: BTreeMap<PodName, Want>,
     arrived: u64,
-    /// How often in a row nothing could be written, and when something may be tried again.
+    /// How often in a row nobody has answered, how often in a row it was forbidden, and when something may be tried again.
     failures: u32,
+    refusals: u32,
     not_before: Moment,
 }
 
@@ -82,9 +83,9 @@ enum Written {
     Settled,
     /// It is to be repeated, and so would be any other: nobody answers, or all are told to come later.
     Later,
-    /// It is to be repeated; of others' that says nothing.
+    /// It is to be repeated. Others' may be forbidden too, or not: the first that succeeds tells.
     Refused,
-    /// Likewise, as somebody else was faster.
+    /// It is to be repeated, as somebody else was faster; of others' that says nothing.
     Conflict,
     /// Likewise and at once: it was the wrong object.
     Again,
@@ -127,10 +128,14 @@ impl Book {
                 self.not_before = now.plus(doubled(PAUSE, self.failures));
                 self.failures = self.failures.saturating_add(1);
             }
-            // Somebody answers.
-            Written::Settled | Written::Refused | Written::Conflict | Written::Again => {
-                (self.failures, self.not_before) = (0, now);
+            // Where the right is missing for all, each pod's own pauses would be a stream of refusals.
+            Written::Refused => {
+                (self.failures, self.not_before) = (0, now.plus(doubled(PAUSE, self.refusals)));
+                self.refusals = self.refusals.saturating_add(1);
             }
+            Written::Settled => (self.failures, self.refusals, self.not_before) = (0, 0, now),
+            // Somebody answers.
+            Written::Conflict | Written::Again => (self.failures, self.not_before) = (0, now),
         }
         (want.conflicts, want.refused, want.not_before) = match how {
             Written::Settled => return,
@@ -292,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_may_not_be_written_to_holds_up_no_other() {
+    fn a_pod_that_may_not_be_written_to_holds_up_others_for_a_moment_only() {
         let refused = |code: u16| Err(Refusal::with(code));
         let mut book = Book::default();
         book.want(said("forbidden", 1, true));
@@ -303,8 +308,9 @@ mod tests {
             book.written(want, how, now);
             book.want(said("other", 2, true));
 
-            let want = book.due(now).unwrap();
-            assert_eq!(want.change, said("other", 2, true));
+            let moment = now.plus(PAUSE.0);
+            assert_eq!((book.due(now), book.next()), (None, Some(moment)));
+            let want = book.wants.remove(&said("other", 2, true).pod.name).unwrap();
             let (how, _) = outcome(&want, Ok(Value::Null));
             book.written(want, how, now);
             let then = now.plus(Duration::from_secs(pause));
@@ -320,6 +326,24 @@ mod tests {
             assert_eq!(book.due(now), None, "{code} is said to all");
             now = book.next().unwrap();
         }
+    }
+
+    #[test]
+    fn where_the_right_is_missing_for_all_pods_one_is_tried_after_ever_longer_pauses() {
+        let mut book = Book::default();
+        for pod in 0..50 {
+            book.want(said(&format!("pod-{pod}"), pod, true));
+        }
+        let (mut now, mut tried) = (NOW, 0);
+        while now < NOW.plus(Duration::from_secs(3_600)) {
+            while let Some(want) = book.due(now) {
+                tried += 1;
+                let (how, _) = outcome(&want, Err(Refusal::with(403)));
+                book.written(want, how, now);
+            }
+            now = book.next().unwrap();
+        }
+        assert!(tried < 25, "{tried} attempts in an hour");
     }
 
     #[test]

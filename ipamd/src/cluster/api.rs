@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::fmt;
 use std::fmt::Debug;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,8 +53,12 @@ const DENIED: Duration = Duration::from_secs(600);
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long a single request may take.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How long a list may say nothing; the API server gives one up after a minute.
-const LIST: Duration = Duration::from_secs(30);
+/// How long a list may say nothing: somewhat longer than the API server's minute, after which it gives one up itself. Whoever gives up sooner
+/// begins anew what had nearly come, just when the API server is slow for all.
+const LIST: Duration = Duration::from_secs(65);
+/// How long it takes until a list that says nothing yet, or a client that is not there yet, is told as a trouble.
+const SLOW: Duration = Duration::from_secs(30);
+const SILENCE: &str = "the API server does not answer";
 /// How long a connection may say nothing: longer than a watch lasts, which the API server ends after 290 seconds, and whose client gives it
 /// up after 295. What is left for this is a watch that never begins.
 const SILENT: Duration = Duration::from_secs(300);
@@ -227,7 +232,9 @@ pub(crate) async fn watch(config: Config, door: Option<Door>, events: mpsc::Send
     let (sender, names) = latest::channel(None);
     let post = Post { events, names: sender };
     let client = loop {
-        match door.client().await {
+        // A program that gives the credentials may take its time. It is not run twice: nothing ends the first run.
+        let silence = post.tell(News::Trouble("there is no client for the API server yet".to_owned()));
+        match saying_if_slow(door.client(), silence).await {
             Ok(client) => break client.clone(),
             Err(error) => {
                 let trouble = format!("there is no client for the API server: {}", chain(&*error));
@@ -346,7 +353,7 @@ async fn keep_following<K>(
 {
     let mut backoff = watcher::DefaultBackoff::default();
     while !post.events.is_closed() {
-        let ended = follow(objects.clone(), list.clone(), &mut backoff, &mut read, post).await;
+        let ended = follow(objects.clone(), list.clone(), &mut backoff, &mut read, &trouble, post).await;
         let mut pause = backoff.next().unwrap_or(CLIENT_AGAIN);
         if let Some(end) = ended.filter(|end| end.code() != GONE) {
             post.tell(trouble(end.to_string())).await;
@@ -378,9 +385,19 @@ impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failed(error) => f.write_str(&error.source().map_or_else(|| error.to_string(), chain)),
-            Self::Silent => write!(f, "the API server does not answer within {LIST:?}"),
+            Self::Silent => f.write_str(SILENCE),
         }
     }
+}
+
+/// Waits for an answer, and says so if it takes long.
+async fn saying_if_slow<T>(answer: impl Future<Output = T>, say: impl Future<Output = bool>) -> T {
+    let mut answer = pin!(answer);
+    if let Ok(told) = tokio::time::timeout(SLOW, &mut answer).await {
+        return told;
+    }
+    say.await;
+    answer.await
 }
 
 /// Tells what objects say until something goes wrong: what.
@@ -389,6 +406,7 @@ async fn follow<K>(
     list: watcher::Config,
     backoff: &mut watcher::DefaultBackoff,
     read: &mut impl FnMut(watcher::Event<K>) -> Option<News>,
+    trouble: &impl Fn(String) -> News,
     post: &Post,
 ) -> Option<End>
 where
@@ -401,7 +419,8 @@ where
         let told = if listed {
             stream.next().await
         } else {
-            match tokio::time::timeout(LIST, stream.next()).await {
+            let silence = post.tell(trouble(SILENCE.to_owned()));
+            match tokio::time::timeout(LIST, saying_if_slow(stream.next(), silence)).await {
                 Ok(told) => told,
                 Err(_elapsed) => return Some(End::Silent),
             }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use datapath::{desired, put_sysctl_below};
 
-use crate::config::{Config, Install};
+use crate::config::Config;
 
 pub use conflist::{Published, Publisher, published_file, render};
 pub use files::Outcome;
@@ -129,13 +129,18 @@ fn sysctls(config: &Config, root: &Path, say: &mut dyn FnMut(&str)) -> Result<()
     Ok(())
 }
 
-/// Takes the conflist away: the runtime then starts no new pods here, and those that are there stay as they are. Tells whether
-/// there was one.
+/// Takes the conflist away: the runtime then starts no new pods here, and those that are there stay as they are. What was written down of it
+/// goes too, so that nobody misses it. Tells whether there was one.
 ///
 /// # Errors
 /// As the file system says.
-pub fn uninstall(install: &Install) -> Result<bool, InstallError> {
-    let path = install.conf_dir.join(CONFLIST);
+pub fn uninstall(config: &Config) -> Result<bool, InstallError> {
+    let was_there = remove(config.install.conf_dir.join(CONFLIST))?;
+    remove(published_file(&config.run_dir))?;
+    Ok(was_there)
+}
+
+fn remove(path: PathBuf) -> Result<bool, InstallError> {
     match std::fs::remove_file(&path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -171,6 +176,7 @@ mod tests {
         let own = own.iter().map(|(name, path)| ((*name).into(), path.into()));
         let given = settings.iter().map(|(name, text)| (name.into(), text.into()));
         let config = Config::parse(&own.chain(given).collect()).unwrap();
+        let config = Config { run_dir: at(""), ..config };
         let sources = Sources { plugin: at("aws-cni"), neighbours: at("image"), sysctls: at("sys") };
         Host { _dir: dir, config, sources }
     }
@@ -272,9 +278,11 @@ mod tests {
         let host = host(&[]);
         run(&host).unwrap();
         fs::write(host.config.install.conf_dir.join(CONFLIST), "{}").unwrap();
+        fs::write(published_file(&host.config.run_dir), "{}").unwrap();
 
-        assert!(uninstall(&host.config.install).unwrap());
-        assert!(!uninstall(&host.config.install).unwrap());
+        assert!(uninstall(&host.config).unwrap());
+        assert!(!published_file(&host.config.run_dir).exists(), "doctor would miss the conflist");
+        assert!(!uninstall(&host.config).unwrap());
         assert!(host.config.install.bin_dir.join("aws-cni").exists());
     }
 }

@@ -39,7 +39,7 @@ pub(super) fn text(host: &HostSeen) -> String {
         );
     }
     for (family, table) in host.refusals.iter().flatten() {
-        say(&mut out, &format!("ip{} unreachable default table {table}  (ours)", family.option()));
+        say(&mut out, &format!("ip{} unreachable default table {table}", family.option()));
     }
     out
 }

@@ -65,7 +65,8 @@ pub(super) fn networks(published: Option<&Published>) -> Look<Networks> {
         ending.is_some_and(|ending| ENDINGS.contains(&ending)) && !dir.join(name).is_dir()
     };
     let files = names.into_iter().filter(is_taken);
-    let files = files.map(|name| NetworkFile { leads_here: leads_here(&dir.join(&name)), name }).collect();
+    let leads_here = |name: &str| leads_here(&dir.join(name), &on_node(dir));
+    let files = files.map(|name| NetworkFile { leads_here: leads_here(&name), name }).collect();
     let written = serde_json::from_str(&published.conflist).unwrap_or_default();
     let there = match followed(&file, NETWORK_BYTES_MAX) {
         Ok(None) => None,
@@ -76,19 +77,22 @@ pub(super) fn networks(published: Option<&Published>) -> Look<Networks> {
     Look::Seen(Networks { dir: on_node(dir), files, written, there })
 }
 
-/// Whether a network of others calls our plugin in the end: in its own chain, as a copy of ours, or by the name of our file.
-fn leads_here(path: &Path) -> bool {
+/// Whether a network of others calls our plugin in the end: in its own chain, as a copy of ours, or by the name of our network, of our file or
+/// of the directory `dir`, of which it takes what comes after it.
+fn leads_here(path: &Path, dir: &Path) -> bool {
     let bytes = followed(path, NETWORK_BYTES_MAX).ok().flatten().unwrap_or_default();
-    serde_json::from_slice(&bytes).is_ok_and(|network| names_us(&network))
+    serde_json::from_slice(&bytes).is_ok_and(|network| names_us(&network, dir))
 }
 
-fn names_us(network: &Value) -> bool {
+fn names_us(network: &Value, dir: &Path) -> bool {
     match network {
-        Value::String(text) => Path::new(text).file_name().is_some_and(|name| name == CONFLIST),
-        Value::Array(all) => all.iter().any(names_us),
-        Value::Object(map) => {
-            map.get("type").is_some_and(|kind| kind == PLUGIN) || map.values().any(names_us)
+        // Plugin and network have one name.
+        Value::String(text) => {
+            let path = Path::new(text);
+            text == PLUGIN || on_node(path) == dir || path.file_stem() == Path::new(CONFLIST).file_stem()
         }
+        Value::Array(all) => all.iter().any(|it| names_us(it, dir)),
+        Value::Object(map) => map.values().any(|it| names_us(it, dir)),
         Value::Null | Value::Bool(_) | Value::Number(_) => false,
     }
 }
@@ -202,6 +206,21 @@ mod tests {
         ];
         assert_eq!(names, want);
         assert_eq!(seen.there, Some(Ok(seen.written.clone())));
+    }
+
+    #[test]
+    fn a_network_that_calls_others_names_ours_by_file_network_or_directory() {
+        let dir = Path::new("/etc/cni/net.d");
+        let multus = |network: &str| json!({"type": "multus", "clusterNetwork": network});
+
+        for ours in
+            ["/etc/cni/net.d/10-aws.conflist", "10-aws", "aws-cni", "/host/etc/cni/net.d", "/etc/cni/net.d/"]
+        {
+            assert!(names_us(&multus(ours), dir), "{ours}");
+        }
+        for other in ["/etc/cni/net.d/10-flannel.conflist", "cilium", "/etc/cni", ""] {
+            assert!(!names_us(&multus(other), dir), "{other}");
+        }
     }
 
     #[test]
