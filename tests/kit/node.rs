@@ -33,6 +33,8 @@ const INTROSPECTION_PORT: u16 = 61679;
 const CONF_DIR: &str = "net.d";
 /// How long what happens at once may take on a busy machine.
 const SOON: Duration = Duration::from_secs(10);
+/// How long what waits for more than a minute may take.
+const LONG: Duration = Duration::from_secs(100);
 /// How long the daemon may take until it is ready.
 const READY: Duration = Duration::from_secs(30);
 /// How long it may take to stop.
@@ -445,6 +447,14 @@ impl Node {
     /// When it does not come true in time.
     pub fn wait_for_soon(&self, what: &str, is: impl Fn(&Report) -> bool) -> Result<Report, LabError> {
         self.wait_within(SOON, what, is)
+    }
+
+    /// The same for what takes longer than a round.
+    ///
+    /// # Errors
+    /// When it does not come true in time.
+    pub fn wait_for_long(&self, what: &str, is: impl Fn(&Report) -> bool) -> Result<Report, LabError> {
+        self.wait_within(LONG, what, is)
     }
 
     fn wait_within(

@@ -166,9 +166,10 @@ fn silent() -> Outcome {
     stage.setting.accounts_for(&pods)?;
     stage.hears("the API server does not answer")?;
 
-    // Who waits for an answer still does: nobody tells it that the server is another one now.
+    // Who waits for an answer still does, until it gives up after 65 s: nobody tells it that the server is another one now.
     stage.api.set_weather(ApiWeather::Fair);
-    stage.hears("schedulable")
+    let says = |line: &String| line.contains("schedulable");
+    stage.node().wait_for_long("schedulable", |report| report.cluster.iter().any(says)).map(drop)
 }
 
 fn proxied() -> Outcome {
