@@ -140,10 +140,9 @@ pub fn branch_lacks(pod: &PodSpec, host: &HostSeen) -> Vec<BranchLack> {
         }
     }
     let table = branch.eni.vlan.table();
-    let families: BTreeSet<Family> = pod.addresses.iter().map(|address| Family::of(*address)).collect();
     let unrefused =
         |family: &Family| host.refusals.as_ref().is_some_and(|it| !it.contains(&(*family, table)));
-    lacks.extend(families.into_iter().filter(unrefused).map(BranchLack::Refusal));
+    lacks.extend(pod.families().into_iter().filter(unrefused).map(BranchLack::Refusal));
     let there = |family: Family, words: &str| {
         host.rules.iter().any(|seen| seen.family == family && seen.to_string() == words)
     };

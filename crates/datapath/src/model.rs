@@ -178,6 +178,11 @@ impl PodSpec {
         MADE_GROUPS | self.mtu & MTU_BITS
     }
 
+    /// The families of its addresses.
+    pub(crate) fn families(&self) -> BTreeSet<Family> {
+        self.addresses.iter().map(|address| Family::of(*address)).collect()
+    }
+
     /// Whether it has an IPv6 address.
     #[must_use]
     pub fn has_ipv6(&self) -> bool {

@@ -95,7 +95,7 @@ fn table_of(host: &mut Socket, family: Family, table: TableId) -> Result<(Vec<Ro
 
 /// Whether a branch ENI's table leads to a pod. It may be another pod's by now, which has its number.
 pub(super) fn leads_to(pod: &PodSpec, table: TableId, host: &mut Socket) -> Result<bool, WireError> {
-    for family in families_of(pod) {
+    for family in pod.families() {
         let (ways, _) = table_of(host, family, table)?;
         if ways.iter().any(|way| pod.addresses.contains(&way.destination.ip())) {
             return Ok(true);
@@ -110,11 +110,6 @@ const fn of(family: Family) -> &'static str {
         Family::V4 => "",
         Family::V6 => " of IPv6",
     }
-}
-
-/// The families of a pod.
-fn families_of(pod: &PodSpec) -> BTreeSet<Family> {
-    pod.addresses.iter().map(|address| Family::of(*address)).collect()
 }
 
 /// A rule that the kernel told, if it may lead to or from a branch ENI, and whether we made it.
@@ -163,7 +158,7 @@ pub(super) fn make(
     if branch.is_strict() && seen.is_none() {
         forget(pod, host)?;
     }
-    let refusals = families_of(pod).into_iter().map(|family| refuse(family, branch.eni.vlan.table()));
+    let refusals = pod.families().into_iter().map(|family| refuse(family, branch.eni.vlan.table()));
     let refusals = refusals.map(|route| (RouteNetlinkMessage::NewRoute(route), PUT)).collect();
     host.batch(refusals).map_err(step("close the branch ENI's table"))?;
     for rule in rules(pod, branch) {
@@ -226,7 +221,7 @@ fn raise_trunk(trunk: Mac, trunks: &mut Trunks, host: &mut Socket) -> Result<(),
 
 /// Removes all rules by the link of a pod that is just being wired. Which there are is not asked: no dump is on the path of an ADD.
 fn forget(pod: &PodSpec, host: &mut Socket) -> Result<(), WireError> {
-    for family in families_of(pod) {
+    for family in pod.families() {
         let mut by_link = plain_rule(family, PRIORITY, TableId(0));
         by_link.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Table(_)));
         by_link.attributes.push(RuleAttribute::Iifname(pod.host_if.to_string()));
@@ -295,7 +290,7 @@ pub(super) fn remove(pod: &PodSpec, branch: &Branch, host: &mut Socket) -> Resul
         None => {}
     }
     let table = branch.eni.vlan.table();
-    for family in families_of(pod) {
+    for family in pod.families() {
         for priority in [PRIORITY, RulePriority::Steering.number()] {
             remove_all(&plain_rule(family, priority, table), host)?;
         }
@@ -364,7 +359,7 @@ pub(super) fn differences(
     for family in Family::ALL {
         let (ways, refuses) = table_of(host, family, table)?;
         routes.extend(ways);
-        if !refuses && families_of(pod).contains(&family) {
+        if !refuses && pod.families().contains(&family) {
             found.push(format!("table {table} let packets{} go on to the main table", of(family)));
         }
     }
